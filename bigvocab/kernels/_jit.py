@@ -1,0 +1,132 @@
+"""The one decorator of every kernel, and the folder that keeps their machine code between runs.
+
+Numba's own cache stamps only the file a kernel stands in, so a change in a helper of another file would go unseen. Here the folder's
+name is a hash over the sources of all kernels and the versions of Numba and llvmlite; a folder that cannot be written, or that another
+user could write, means no cache, never an error.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import llvmlite
+import numba
+from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLocator
+
+_SOURCES = Path(__file__).parent
+_on_compile: list[Callable[[str], None]] = []
+
+
+def on_compile(callback: Callable[[str], None]) -> None:
+    """Call `callback(name)` before a kernel is compiled because no machine code of it is kept."""
+    _on_compile.append(callback)
+
+
+def _stamp() -> str:
+    """Hash of everything that machine code depends on, but for the processor, which Numba's own key holds."""
+    digest = hashlib.sha256(f"{numba.__version__} {llvmlite.__version__}".encode())
+    for source in sorted(_SOURCES.glob("*.py")):
+        digest.update(source.name.encode() + b"\0" + source.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _candidate_folders() -> list[Path]:
+    """Where machine code may be kept, best first. HOME may be unset, and a user may have no home at all."""
+    if chosen := os.environ.get("BIGVOCAB_CACHE_DIR"):
+        return [Path(chosen)]
+    from platformdirs import user_cache_path
+
+    user = os.getuid() if hasattr(os, "getuid") else "user"
+    return [user_cache_path("bigvocab"), Path(tempfile.gettempdir()) / f"bigvocab-{user}"]
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether `folder` can be made and written, and by nobody else: what lies in it is unpickled and run."""
+    if not folder.is_absolute():
+        return False
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        status = folder.stat()
+        if hasattr(os, "getuid") and (status.st_uid != os.getuid() or status.st_mode & stat.S_IWOTH):
+            return False
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
+
+
+def _find_folder() -> Path | None:
+    stamp = _stamp()
+    return next((folder / stamp for folder in map(lambda f: f / "kernels", _candidate_folders()) if _is_ours(folder)), None)
+
+
+_folder = _find_folder()
+
+
+class _Locator(_CacheLocator):
+    """Tells Numba where the machine code of one kernel is kept."""
+
+    def __init__(self, py_func: Any) -> None:
+        self._py_func = py_func
+
+    def get_cache_path(self) -> str:
+        return str(_folder)
+
+    def get_source_stamp(self) -> str:
+        return "in the folder's name"
+
+    def get_disambiguator(self) -> str:
+        return str(self._py_func.__code__.co_firstlineno)
+
+    @classmethod
+    def from_function(cls, py_func: Any, py_file: str) -> _Locator:
+        return cls(py_func)
+
+
+class _KernelCacheImpl(CompileResultCacheImpl):
+    _locator_classes = [_Locator]
+
+
+class _KernelCache(FunctionCache):
+    """Numba's cache of one kernel, which falls back to compiling when a kept file is damaged or the disk is full."""
+
+    _impl_class = _KernelCacheImpl
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        try:
+            found = super().load_overload(sig, target_context)
+        except Exception:  # a truncated or foreign file can raise anything when unpickled
+            found = None
+        if found is None:
+            for callback in _on_compile:
+                callback(self._py_func.__name__)
+        return found
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        try:
+            super().save_overload(sig, data)
+        except OSError:
+            self.disable()
+
+
+def jit(function: Callable[..., Any]) -> Any:
+    """Compile `function` at its first call and keep the machine code.
+
+    `nogil`: threads of one process share the rows. No fastmath flag at all: the order of every sum is written out in the kernels, so that
+    the same bits come from every processor, and a NaN stays a NaN. `error_model="numpy"`: x / 0 is inf, not an exception that stops vectorisation.
+    """
+    dispatcher = numba.njit(nogil=True, error_model="numpy")(function)
+    if _folder is not None:
+        dispatcher._cache = _KernelCache(function)
+    return dispatcher
+
+
+def inline(function: Callable[..., Any]) -> Any:
+    """Compile `function` into its callers; it has no machine code of its own to keep."""
+    return numba.njit(nogil=True, error_model="numpy", inline="never")(function)

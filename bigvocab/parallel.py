@@ -1,0 +1,93 @@
+"""Threads that share rows: a plain pool, because kernels release the GIL.
+
+Numba's own threads die after fork or under concurrent callers, depending on the layer; a pool of Python threads does neither, and one row
+is always worked by one thread in one order, so results do not depend on how many there are.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+_lock = threading.Lock()
+_pools: dict[int, ThreadPoolExecutor] = {}
+_inside = threading.local()
+
+
+def usable_cores() -> int:
+    """How many cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def resolve_threads(num_threads: int | None) -> int:
+    """The number of threads meant by `num_threads`: None is all usable cores."""
+    from bigvocab.errors import BigvocabError
+
+    if num_threads is None:
+        return usable_cores()
+    if isinstance(num_threads, bool) or not isinstance(num_threads, int):
+        raise TypeError(f"num_threads: expected a positive int or None, got {type(num_threads).__name__}")
+    if num_threads < 1:
+        raise BigvocabError(f"num_threads: expected a positive int or None, got {num_threads}")
+    return num_threads
+
+
+def _pool(workers: int) -> ThreadPoolExecutor:
+    with _lock:
+        if workers not in _pools:
+            _pools[workers] = ThreadPoolExecutor(workers, thread_name_prefix="bigvocab")
+        return _pools[workers]
+
+
+def _forget_pools() -> None:
+    """A forked child has the pools' objects but not their threads."""
+    global _lock
+    _lock = threading.Lock()
+    _pools.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_pools)
+
+
+def run(task: Callable[[int, int], None], count: int, step: int, num_threads: int | None = None) -> None:
+    """Call `task(start, stop)` for consecutive ranges of at most `step` that cover `range(count)`, on `num_threads` threads.
+
+    The first exception of a task is raised here, after those under way have ended; ranges not yet begun are left out.
+    """
+    step = max(1, step)
+    threads = min(resolve_threads(num_threads), -(-count // step))
+    if threads <= 1 or getattr(_inside, "task", False):
+        for start in range(0, count, step):
+            task(start, min(start + step, count))
+        return
+    starts = iter(range(0, count, step))
+    turn = threading.Lock()
+    stopped = threading.Event()
+
+    def work() -> None:
+        _inside.task = True
+        try:
+            while not stopped.is_set():
+                with turn:
+                    start = next(starts, None)
+                if start is None:
+                    return
+                task(start, min(start + step, count))
+        except BaseException:
+            stopped.set()
+            raise
+        finally:
+            _inside.task = False
+
+    pool = _pool(threads)
+    futures = [pool.submit(work) for _ in range(threads)]
+    try:
+        for future in futures:
+            future.result()
+    finally:  # also on Ctrl-C: no task may go on writing into arrays that the caller gave up
+        stopped.set()
+        for future in futures:
+            future.cancel() or future.exception()
