@@ -63,7 +63,8 @@ def _is_ours(folder: Path) -> bool:
 
 def _find_folder() -> Path | None:
     stamp = _stamp()
-    return next((folder / stamp for folder in map(lambda f: f / "kernels", _candidate_folders()) if _is_ours(folder)), None)
+    folders = (folder / "kernels" for folder in _candidate_folders())
+    return next((folder / stamp for folder in folders if _is_ours(folder)), None)
 
 
 _folder = _find_folder()
@@ -118,8 +119,9 @@ class _KernelCache(FunctionCache):
 def jit(function: Callable[..., Any]) -> Any:
     """Compile `function` at its first call and keep the machine code.
 
-    `nogil`: threads of one process share the rows. No fastmath flag at all: the order of every sum is written out in the kernels, so that
-    the same bits come from every processor, and a NaN stays a NaN. `error_model="numpy"`: x / 0 is inf, not an exception that stops vectorisation.
+    `nogil`: threads of one process share the rows. No fastmath flag at all: the order of every sum is written out in the
+    kernels, so that the same bits come from every processor, and a NaN stays a NaN. `error_model="numpy"`: x / 0 is inf,
+    not an exception that stops vectorisation.
     """
     dispatcher = numba.njit(nogil=True, error_model="numpy")(function)
     if _folder is not None:
@@ -129,4 +131,4 @@ def jit(function: Callable[..., Any]) -> Any:
 
 def inline(function: Callable[..., Any]) -> Any:
     """Compile `function` into its callers; it has no machine code of its own to keep."""
-    return numba.njit(nogil=True, error_model="numpy", inline="never")(function)
+    return numba.njit(nogil=True, error_model="numpy", forceinline=True)(function)

@@ -1,0 +1,445 @@
+"""The main path: batches of labels set the row ranges, logits follow by slice, kernels make losses, exact sums make the report."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bigvocab import checks, parallel
+from bigvocab.errors import BigvocabError
+from bigvocab.labels import LabelBatch, Labels, read_labels
+from bigvocab.matrix import Matrix, as_matrix
+from bigvocab.output import LossWriter, replacing, write_text
+from bigvocab.report import Report
+from bigvocab.row_results import ROW_RESULTS, num_classes_of
+from bigvocab.rows import Tiles
+from bigvocab.tally import RowResult, Tally
+
+METRICS = ("accuracy", "rank", "logsumexp", "entropy", "predicted")
+NONFINITE = ("error", "skip", "keep")
+SCHEMA_VERSION = 1
+_BLOCK_BYTES = 256 << 20  # of logits between two looks at progress, memory and the files' sizes
+_PERPLEXITY_LOSSES = ("sparse-softmax", "softmax", "sampled-softmax")
+
+
+class Evaluator:
+    """Losses of batches, and the report of all of them: exact sums, so that splits, orders, merges and threads do not show.
+
+    Args:
+        loss: the name of the loss.
+        weights, biases: an output layer (V, D) and (V,); `update` then takes hidden states (N, D) for logits.
+        ignore_index, label_smoothing, class_weights, logit_scale, softcap: as in `sparse_softmax_cross_entropy`.
+        metrics: by-products to keep, of accuracy, rank, logsumexp, entropy, predicted.
+        top_k: the k of the accuracies.
+        nonfinite: "error" names the first row with a NaN, +inf or no finite logit; "skip" leaves such rows out; "keep" lets them through.
+        threads: None is all usable cores.
+        label_column, weight_column, group_column, bytes_column: columns of the batches of `update_batch`.
+
+    >>> import numpy as np
+    >>> ev = Evaluator(top_k=(1,))
+    >>> ev.update(np.array([[0.0, 0.0], [2.0, 0.0]]), np.array([1, 0])).round(6)
+    array([0.693147, 0.126928])
+    >>> round(ev.report()["perplexity"], 6)
+    1.506884
+    """
+
+    def __init__(
+        self,
+        *,
+        loss: str = "sparse-softmax",
+        ignore_index: int | None = None,
+        label_smoothing: float = 0.0,
+        class_weights: Any = None,
+        logit_scale: float = 1.0,
+        softcap: float | None = None,
+        num_classes: int | None = None,
+        metrics: str | Iterable[str] = METRICS[:3],
+        top_k: int | str | Iterable[int] = (1, 5),
+        nonfinite: str = "error",
+        threads: int | None = None,
+        label_column: str | None = None,
+        weight_column: str | None = None,
+        group_column: str | None = None,
+        bytes_column: str | None = None,
+    ) -> None:
+        self.loss = _one_of("loss", loss, tuple(ROW_RESULTS))
+        self.ignore_index = checks.index_or_none("ignore_index", ignore_index)
+        self.label_smoothing = checks.in_unit_interval("label_smoothing", label_smoothing)
+        self.class_weights = _vector(class_weights)
+        self.logit_scale = checks.positive("logit_scale", logit_scale)
+        self.softcap = None if softcap is None else checks.positive("softcap", softcap)
+        self.num_classes = checks.index_or_none("num_classes", num_classes)
+        self.metrics = _metrics(metrics)
+        self.top_k = _top_k(top_k) if "accuracy" in self.metrics else ()
+        self.nonfinite = _one_of("nonfinite", nonfinite, NONFINITE)
+        self.num_threads = parallel.resolve_threads(threads)
+        self.columns = {"label": label_column, "weight": weight_column, "group": group_column, "bytes": bytes_column}
+        self.logits_name, self.label_name = "logits", "labels"
+        self._tally = Tally(self.top_k)
+        self._seen = 0
+
+    def wants(self, metric: str) -> bool:
+        """Whether this by-product was asked for."""
+        return metric in self.metrics
+
+    # ---- batches
+
+    def update(
+        self, logits: Any, labels: Any, weights: npt.ArrayLike | None = None, groups: Sequence[Any] | None = None
+    ) -> npt.NDArray[np.float64]:
+        """Add a batch and return the loss of each row, unweighted; NaN where the row is ignored or skipped.
+
+        Args:
+            logits: (N, V) of any type, layout or source of `open_matrix`.
+            labels: (N,) integers, or what the loss takes.
+            weights: (N,) weight of each row.
+            groups: (N,) names; the report has figures for each.
+        """
+        matrix = as_matrix(logits)
+        batch = self._batch(labels, weights, groups, len(matrix))
+        losses = np.empty(len(matrix))
+        results = list(self._results(matrix, batch))  # all, before anything is added: a batch counts whole or not at all
+        for part, rows in results:
+            self._tally.add(rows, part.groups, part.num_bytes)
+            start = part.first_row - batch.first_row
+            losses[start : start + len(rows)] = np.where(rows.counted, rows.loss, np.nan)
+        self._seen += len(matrix)
+        return losses
+
+    def _batch(self, labels: Any, weights: Any, groups: Any, rows: int) -> LabelBatch:
+        """A label batch from arrays; row numbers in messages count from the start of this batch."""
+        ids = checks.as_integers("labels", labels)
+        checks.one_per_row("labels", ids, rows)
+        values = None
+        if weights is not None:
+            values = np.asarray(weights)
+            if values.dtype.kind not in "fiub":
+                raise TypeError(f"weights: expected real numbers, got {values.dtype}")
+            values = np.broadcast_to(values.astype(np.float64), (rows,)) if values.ndim == 0 else values.astype(np.float64)
+            checks.one_per_row("weights", values, rows)
+        coded = None
+        if groups is not None:
+            names, codes = np.unique(np.asarray([str(name) for name in groups], dtype=object).astype(str), return_inverse=True)
+            checks.one_per_row("groups", codes, rows)
+            coded = (codes.astype(np.int32), [str(name) for name in names])
+        return LabelBatch(0, ids, weights=values, groups=coded)
+
+    def _results(self, matrix: Matrix, batch: LabelBatch) -> Iterable[tuple[LabelBatch, RowResult]]:
+        """The results of the rows of one label batch, part by part as the files lie."""
+        start, stop = batch.first_row, batch.first_row + len(batch)
+        for first, tiles in matrix.row_parts(start, stop):
+            part = _slice(batch, first - start, first - start + len(tiles[0][1]))
+            yield part, self._evaluate(tiles, part)
+
+    def _evaluate(self, tiles: Tiles, batch: LabelBatch) -> RowResult:
+        if self.num_classes is not None:
+            tiles = _first_classes(tiles, self.num_classes, self.logits_name)
+        return ROW_RESULTS[self.loss](self, tiles, batch)
+
+    def update_batch(self, batch: Any) -> Any:
+        """Add a pyarrow RecordBatch or Table and return the same kind with a column `loss` appended: for map_batches and mapInArrow.
+
+        Logits are the column `logits` (FixedSizeList or fixed_shape_tensor of floats), labels the column `label_column`.
+        """
+        from bigvocab.batches import arrays_of, with_losses
+
+        logits, labels = arrays_of(batch, self.columns)
+        matrix = as_matrix(logits)
+        results = [self._results(matrix, part) for part in labels]
+        losses = np.full(len(matrix), np.nan)
+        done = [pair for result in results for pair in result]
+        for part, rows in done:
+            self._tally.add(rows, part.groups, part.num_bytes)
+            losses[part.first_row : part.first_row + len(rows)] = np.where(rows.counted, rows.loss, np.nan)
+        return with_losses(batch, losses)
+
+    # ---- the whole
+
+    def merge(self, other: Evaluator) -> None:
+        """Add all that `other` has seen; both must have the same options."""
+        if not isinstance(other, Evaluator):
+            raise TypeError(f"merge: expected an Evaluator, got {type(other).__name__}")
+        mine, theirs = self.options(), other.options()
+        if differing := [name for name in mine if mine[name] != theirs[name]]:
+            name = differing[0]
+            raise BigvocabError(f"merge: {name} is {mine[name]!r} here and {theirs[name]!r} there; expected the same options")
+        self._tally.merge(other._tally)
+
+    def options(self) -> dict[str, Any]:
+        """What decides the figures: evaluators merge only where all of it is equal."""
+        names = ("loss", "ignore_index", "label_smoothing", "logit_scale", "softcap", "num_classes", "metrics", "top_k", "nonfinite")
+        options = {name: getattr(self, name) for name in names}
+        options["class_weights"] = None if self.class_weights is None else np.asarray(self.class_weights).tolist()
+        return options
+
+    def report(self) -> Report:
+        """The report of all rows so far."""
+        figures = self._tally.figures(perplexity=self.loss in _PERPLEXITY_LOSSES)
+        return Report({"schema_version": SCHEMA_VERSION, "loss": self.loss, **figures, "versions": versions()})
+
+
+def evaluate(
+    *,
+    labels: Any,
+    logits: Any,
+    output: str | os.PathLike[str] | None = None,
+    report: str | os.PathLike[str] | None = None,
+    vocab_shards: bool = False,
+    shape: Any = None,
+    dtype: str | None = None,
+    offset: int = 0,
+    chunk_rows: int | None = None,
+    max_memory: int | str | None = None,
+    progress: Callable[[int, int, int], None] | None = None,
+    **options: Any,
+) -> Report:
+    """Evaluate logits in files, or arrays, against labels in files, or arrays, in bounded memory.
+
+    Args:
+        labels: a path, a list of paths, or an array.
+        logits: (N, V): a path, a glob, a folder, a list of paths, or an array; see `open_matrix` for shape, dtype, offset, vocab_shards.
+        output: path of losses.parquet, one line per row.
+        report: path of report.json.
+        chunk_rows: rows of a block; None chooses by `max_memory`. No figure depends on it.
+        max_memory: bytes, or "512M", of logits mapped at a time.
+        progress: called with (rows done, rows in all, bytes of logits read).
+        options: those of `Evaluator`.
+
+    Raises:
+        BigvocabError: bad values, named by file and row; FormatError: files that are not what they say. No output is left then.
+
+    >>> import numpy as np
+    >>> evaluate(logits=np.zeros((2, 4), np.float32), labels=[1, 3])["perplexity"]
+    4.0
+    """
+    started = time.perf_counter()
+    evaluator = Evaluator(**options)
+    matrix = as_matrix(logits, vocab_shards=vocab_shards, **_given(shape=shape, dtype=dtype, offset=offset))
+    ids = _open_labels(labels, evaluator)
+    evaluator.logits_name = matrix.files[0]["path"] if matrix.files else "logits"
+    evaluator.label_name = ids.path if ids.files else "labels"
+    _check_job(evaluator, matrix, ids)
+    block = block_rows(matrix, chunk_rows, max_memory)
+    with contextlib.ExitStack() as stack:
+        writer = _open_writer(stack, output, evaluator, matrix, ids)
+        if report is not None:
+            stack.enter_context(_writable(report))
+        read = _stream(evaluator, matrix, ids, block, writer, progress)
+        if writer is not None:
+            writer.close()
+    figures = evaluator.report().to_dict()
+    made = figures.pop("versions")
+    seconds = time.perf_counter() - started
+    rates = {"seconds": seconds, "rows_per_second": len(matrix) / seconds, "bytes_per_second": read / seconds}
+    result = Report({**figures, "inputs": [*matrix.files, *ids.files], **rates, "versions": made})
+    if report is not None:
+        write_text(report, result.to_json() + "\n")
+    return result
+
+
+def block_rows(matrix: Matrix, chunk_rows: int | None, max_memory: int | str | None) -> int:
+    """Rows of a block: as asked for, or as many as the memory for mapped logits allows."""
+    if chunk_rows is not None:
+        if isinstance(chunk_rows, bool) or not isinstance(chunk_rows, int):
+            raise TypeError(f"chunk_rows: expected a positive int or None, got {type(chunk_rows).__name__}")
+        if chunk_rows < 1:
+            raise BigvocabError(f"chunk_rows: got {chunk_rows}, expected at least 1")
+        return chunk_rows
+    row_bytes = matrix.nbytes // max(1, len(matrix))
+    budget = _BLOCK_BYTES if max_memory is None else min(parse_bytes("max_memory", max_memory), 4 * _BLOCK_BYTES)
+    return max(1, budget // max(1, row_bytes))
+
+
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+def parse_bytes(name: str, value: int | str) -> int:
+    """A number of bytes from an int, or from text such as "512M" (binary units)."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        number = value
+    elif isinstance(value, str):
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:I?B)?\s*", value.upper())
+        if not match:
+            raise BigvocabError(f"{name}: got {value!r}, expected bytes such as 512M or 2G")
+        number = int(float(match[1]) * _UNITS[match[2]])
+    else:
+        raise TypeError(f"{name}: expected bytes as an int or text such as '512M', got {type(value).__name__}")
+    if number < 1 << 20:
+        raise BigvocabError(f"{name}: got {value!r}, expected at least 1M")
+    return number
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the figures depend on."""
+    import numba
+    import pyarrow
+
+    import bigvocab
+
+    return {
+        "bigvocab": bigvocab.__version__,
+        "numba": numba.__version__,
+        "numpy": np.__version__,
+        "pyarrow": pyarrow.__version__,
+    }
+
+
+def _open_labels(labels: Any, evaluator: Evaluator) -> Labels:
+    columns = {f"{role}_column": name for role, name in evaluator.columns.items()}
+    if isinstance(labels, Labels):
+        return labels
+    if isinstance(labels, list | tuple) and not (labels and isinstance(labels[0], str | os.PathLike)):
+        labels = np.asarray(labels)
+    return read_labels(labels, **columns)
+
+
+def _check_job(evaluator: Evaluator, matrix: Matrix, labels: Labels) -> None:
+    """All that can be known to be wrong before any work: counts of rows, kinds of labels, labels out of range."""
+    if len(matrix) != labels.num_rows:
+        raise BigvocabError(
+            f"{evaluator.label_name}: {labels.num_rows:,} rows of labels, "
+            f"but {evaluator.logits_name} has {len(matrix):,} rows; expected as many"
+        )
+    if labels.kind != "id":
+        raise BigvocabError(f"{evaluator.label_name}: expected one integer label a row for {evaluator.loss}")
+    if len(matrix) == 0:
+        raise BigvocabError(f"{evaluator.logits_name}: no rows, so there is nothing to evaluate")
+    classes = evaluator.num_classes or matrix.shape[1]
+    if evaluator.class_weights is not None:
+        checks.class_vector("class_weights", evaluator.class_weights, classes)
+    kept = 0
+    for batch in labels:
+        ids = checks.labels_in_range(
+            batch.labels,
+            classes,
+            ignore_index=evaluator.ignore_index,
+            ignored=batch.ignored,
+            name=evaluator.label_name,
+            first_row=batch.first_row,
+        )
+        kept += int(np.count_nonzero(ids >= 0))
+    if not kept:
+        raise BigvocabError(f"{evaluator.label_name}: all {labels.num_rows:,} rows are ignored, so there is nothing to evaluate")
+
+
+@contextlib.contextmanager
+def _writable(path: str | os.PathLike[str]) -> Any:
+    """Fail now, not after hours, if `path` cannot be written."""
+    target = os.path.abspath(path)
+    if os.path.isdir(target) or not os.access(os.path.dirname(target), os.W_OK):
+        raise BigvocabError(f"{path}: cannot be written: expected a file in a folder that exists and can be written")
+    yield
+
+
+def _open_writer(
+    stack: contextlib.ExitStack, output: Any, evaluator: Evaluator, matrix: Matrix, labels: Labels
+) -> LossWriter | None:
+    if output is None:
+        return None
+    read = [file["path"] for file in [*matrix.files, *labels.files]]
+    if any(os.path.exists(path) and os.path.exists(output) and os.path.samefile(path, output) for path in read):
+        raise BigvocabError(f"{output}: is one of the files that are read; choose another output")
+    temporary = stack.enter_context(replacing(output))
+    weight, group = (evaluator.columns[role] is not None for role in ("weight", "group"))
+    writer = LossWriter(temporary, evaluator.metrics, weight=weight, group=group)
+    return writer
+
+
+def _stream(
+    evaluator: Evaluator,
+    matrix: Matrix,
+    labels: Labels,
+    block: int,
+    writer: LossWriter | None,
+    progress: Callable[[int, int, int], None] | None,
+) -> int:
+    """The one loop: label batches, row blocks, results, tallies. Returns the bytes of logits read."""
+    row_bytes = matrix.nbytes // max(1, len(matrix))
+    if progress is not None:
+        progress(0, len(matrix), 0)
+    for batch in labels:
+        for start in range(0, len(batch), block):
+            rows = _slice(batch, start, min(start + block, len(batch)))
+            stop = rows.first_row + len(rows)
+            matrix.check()
+            for part, result in evaluator._results(matrix, rows):
+                evaluator._tally.add(result, part.groups, part.num_bytes)
+                if writer is not None:
+                    writer.write(part.first_row, result, part.weights, part.groups)
+            matrix.release(rows.first_row, stop)
+            if progress is not None:
+                progress(stop, len(matrix), stop * row_bytes)
+    matrix.check()
+    return len(matrix) * row_bytes
+
+
+def _slice(batch: LabelBatch, start: int, stop: int) -> LabelBatch:
+    """Rows `start` to `stop` of a batch of one label a row."""
+    if start == 0 and stop == len(batch):
+        return batch
+
+    def cut(values: Any) -> Any:
+        return None if values is None else values[start:stop]
+
+    groups = None if batch.groups is None else (batch.groups[0][start:stop], batch.groups[1])
+    return LabelBatch(
+        batch.first_row + start,
+        batch.labels[start:stop],
+        ignored=cut(batch.ignored),
+        weights=cut(batch.weights),
+        groups=groups,
+        num_bytes=cut(batch.num_bytes),
+    )
+
+
+def _first_classes(tiles: Tiles, num_classes: int, name: str) -> Tiles:
+    """The tiles of the first `num_classes` classes: the others are padding."""
+    if not 1 <= num_classes <= num_classes_of(tiles):
+        raise BigvocabError(f"num_classes: got {num_classes:,}, but {name} has {num_classes_of(tiles):,} classes")
+    return [(first, tile[:, : num_classes - first]) for first, tile in tiles if first < num_classes]
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None and value != 0}
+
+
+def _one_of(name: str, value: str, expected: Sequence[str]) -> str:
+    if value not in expected:
+        raise BigvocabError(f"{name}: got {value!r}, expected one of {', '.join(expected)}")
+    return value
+
+
+def _metrics(metrics: str | Iterable[str]) -> tuple[str, ...]:
+    names = [part.strip() for part in metrics.split(",") if part.strip()] if isinstance(metrics, str) else list(metrics)
+    return tuple(metric for metric in METRICS if metric in [_one_of("metrics", name, METRICS) for name in names])
+
+
+def _top_k(values: int | str | Iterable[int]) -> tuple[int, ...]:
+    """The k of the accuracies, rising."""
+    if isinstance(values, str):
+        values = [int(part) if re.fullmatch(r"\s*\d+\s*", part) else -1 for part in values.split(",") if part.strip()]
+    found = [values] if isinstance(values, int) else list(values)
+    if any(isinstance(k, bool) or not isinstance(k, int | np.integer) for k in found):
+        raise TypeError(f"top_k: expected integers, got {found!r}")
+    if any(k < 1 for k in found):
+        raise BigvocabError(f"top_k: expected integers of at least 1, such as 1,5, got {min(found)}")
+    return tuple(sorted({int(k) for k in found}))
+
+
+def _vector(values: Any) -> Any:
+    """Numbers from a path (.npy, text with one number a line, or what `open_matrix` reads) or an array; None stays None."""
+    if not isinstance(values, str | os.PathLike):
+        return None if values is None else np.asarray(values)
+    if str(values).lower().endswith((".txt", ".csv")):
+        try:
+            return np.loadtxt(values, dtype=np.float64, ndmin=1)
+        except (OSError, ValueError) as error:
+            raise BigvocabError(f"{values}: expected one number a line: {error}") from None
+    return np.asarray(as_matrix(values)).reshape(-1)

@@ -1,0 +1,67 @@
+"""One file in memory: opened, mapped read-only, and watched for changes while it is read."""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import stat
+import sys
+
+from bigvocab.errors import BigvocabError, FormatError
+from bigvocab.formats.paths import Source
+
+_DONTNEED = getattr(mmap, "MADV_DONTNEED", None)
+
+
+class MappedFile:
+    """A file mapped whole and read-only; its size, inode and time of change are those at opening."""
+
+    def __init__(self, source: Source):
+        self.path, self.shown, self.selector = source
+        self.suffix = os.path.splitext(self.path)[1].lower()
+        try:
+            status = os.stat(self.path)  # before opening: a FIFO would wait for its writer
+            if not stat.S_ISREG(status.st_mode):
+                raise BigvocabError(f"{self.shown}: not a regular file, so it cannot be memory-mapped")
+            with open(self.path, "rb") as stream:
+                status = os.fstat(stream.fileno())
+                if status.st_size == 0:
+                    raise FormatError(f"{self.shown}: empty file (0 bytes)")
+                # a kept descriptor for each file would meet the limit of 1,024 at a thousand shards
+                untracked = {"trackfd": False} if sys.version_info >= (3, 13) else {}
+                self.buffer = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ, **untracked)
+        except OSError as error:
+            hint = "; raise the limit (ulimit -n)" if error.errno == errno.EMFILE else ""
+            raise BigvocabError(f"{self.shown}: cannot open: {error.strerror or error}{hint}") from error
+        self.size = len(self.buffer)
+        self.identity = self._identity(status)
+
+    @staticmethod
+    def _identity(status: os.stat_result) -> tuple[int, int, int, int]:
+        return status.st_size, status.st_mtime_ns, status.st_ino, status.st_dev
+
+    def check(self) -> None:
+        """Raise FormatError if the file has shrunk, was written to or was replaced since it was opened."""
+        try:
+            status = os.stat(self.path)
+        except OSError as error:
+            raise FormatError(f"{self.shown}: is gone while it is read: {error.strerror}") from error
+        if status.st_size != self.size:
+            verb = "shrank" if status.st_size < self.size else "grew"
+            raise FormatError(f"{self.shown}: {verb} while it is read, from {self.size} to {status.st_size} bytes")
+        if self._identity(status) != self.identity:
+            raise FormatError(f"{self.shown}: was written to or replaced while it is read")
+
+    def release(self, start: int, stop: int) -> None:
+        """Tell the system that the pages from the one of byte `start` up to the one of byte `stop` are not needed now.
+
+        The first goes although earlier rows may share it: whoever still reads those only faults it in once more.
+        """
+        if _DONTNEED is None:
+            return
+        start -= start % mmap.PAGESIZE
+        if stop < self.size:
+            stop -= stop % mmap.PAGESIZE
+        if start < stop:
+            self.buffer.madvise(_DONTNEED, start, stop - start)

@@ -1,0 +1,74 @@
+"""The grid a matrix is made of: parts (rows that lie together) and shards (the parts of one range of classes)."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from bigvocab.formats.layout import Layout
+from bigvocab.formats.mapped import MappedFile
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+class Part(NamedTuple):
+    """Consecutive rows that lie together; `file` is None for an array in memory."""
+
+    first: int
+    stop: int
+    array: Array
+    file: MappedFile | None
+    offset: int
+
+
+@dataclass
+class Shard:
+    """The parts, in order, of one range of classes; `starts` are their first rows."""
+
+    first_class: int
+    parts: list[Part]
+    starts: list[int]
+
+    def part_of(self, row: int) -> Part:
+        """The part that holds a row."""
+        return self.parts[bisect_right(self.starts, row) - 1]
+
+
+def native(view: Array, dtype: np.dtype[Any]) -> Array:
+    """The view itself, but for byte-swapped bfloat16, which NumPy cannot name: that is copied."""
+    if view.dtype == dtype:
+        return view
+    copy = view.astype(np.uint16).view(dtype)
+    copy.flags.writeable = False
+    return copy
+
+
+def make_shard(first_class: int, parts: list[Part]) -> Shard:
+    """The shard of these parts; parts without rows (an empty file, an empty record batch) are left out."""
+    parts = [part for part in parts if part.first < part.stop]
+    return Shard(first_class, parts, [part.first for part in parts])
+
+
+def release_rows(file: MappedFile, part: Part, start: int, stop: int) -> None:
+    """Let go of the pages of rows start to stop of the matrix, which lie in this part."""
+    if part.array.flags.c_contiguous:
+        row_bytes = part.array.nbytes // len(part.array)
+        file.release(part.offset + (start - part.first) * row_bytes, part.offset + (stop - part.first) * row_bytes)
+    else:  # in Fortran order every row touches the pages of all columns
+        file.release(part.offset, part.offset + part.array.nbytes)
+
+
+def make_parts(file: MappedFile, layout: Layout, first: int) -> list[Part]:
+    """Views of the map for each part of a layout, whose first row is row `first` of the matrix."""
+    parts = []
+    for offset, rows in layout.parts:
+        shape = (rows, *layout.shape[1:])
+        if rows:
+            order = "F" if layout.fortran else "C"
+            array: Array = np.ndarray(shape, layout.stored.raw, file.buffer, offset, order=order)
+            parts.append(Part(first, first + rows, array, file, offset))
+        first += rows
+    return parts

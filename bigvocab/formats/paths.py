@@ -1,0 +1,103 @@
+"""From what a user names to files in order: globs, folders in natural order, and `file::tensor`."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from bigvocab.errors import BigvocabError
+
+SUFFIXES = {
+    ".npy": "npy",
+    ".safetensors": "safetensors",
+    ".arrow": "arrow",
+    ".arrows": "arrow",
+    ".feather": "arrow",
+    ".ipc": "arrow",
+    ".parquet": "parquet",
+    ".pq": "parquet",
+}
+FOLDER_SUFFIXES = (".npy", ".safetensors", ".arrow", ".arrows", ".feather", ".ipc")
+RAW_SUFFIXES = (".bin", ".dat", ".raw")
+
+
+class Source(NamedTuple):
+    """One file: its absolute path, what messages call it, and the tensor or column asked for."""
+
+    path: str
+    shown: str
+    selector: str | None
+
+
+def natural_key(path: str) -> tuple[Any, ...]:
+    """Sort key that puts part-2 before part-10, folder by folder."""
+    names = path.split(os.sep)
+    return tuple(
+        tuple(int(s) if s.isascii() and s.isdigit() else s for s in re.split(r"([0-9]+)", name)) for name in names
+    ), path
+
+
+def split_selector(path: str) -> tuple[str, str | None]:
+    """Split `file::name`; a file whose own name holds `::` is found first."""
+    if "::" not in path or os.path.exists(path):
+        return path, None
+    splits = [(path[: found.start()], path[found.end() :]) for found in re.finditer("::", path)]
+    file, selector = next((split for split in splits if os.path.exists(split[0])), splits[0])
+    if not selector:
+        raise BigvocabError(f"{path}: expected the name of a tensor or column after '::'")
+    return file, selector
+
+
+def _hidden(name: str, pattern: str = "") -> bool:
+    """Hidden files, and Spark's _SUCCESS and the like, unless the pattern itself begins so."""
+    return name.startswith((".", "_")) and not pattern.startswith(name[0])
+
+
+def _folder(path: str, suffixes: tuple[str, ...]) -> list[str]:
+    try:
+        with os.scandir(path) as entries:
+            names = [e.name for e in entries if not _hidden(e.name) and e.is_file()]
+    except OSError as error:
+        raise BigvocabError(f"{path}: cannot list the folder: {error.strerror}") from error
+    names = [name for name in names if os.path.splitext(name)[1].lower() in suffixes]
+    if not names:
+        raise BigvocabError(f"{path}: no file with a known suffix in this folder (looked for {', '.join(suffixes)})")
+    return [os.path.join(path, name) for name in sorted(names, key=natural_key)]
+
+
+def _expand(path: str, suffixes: tuple[str, ...]) -> list[str]:
+    if os.path.isdir(path):
+        return _folder(path, suffixes)
+    if os.path.lexists(path) or not glob.has_magic(path):
+        return [path]  # opening says what is wrong with it
+    pattern = os.path.basename(path)
+    found = [file for file in glob.glob(path, recursive=True) if os.path.isfile(file)]
+    found = [file for file in found if not _hidden(os.path.basename(file), pattern)]
+    if not found:
+        raise BigvocabError(f"{path}: no file matches this pattern")
+    return sorted(found, key=natural_key)
+
+
+def _as_texts(path: Any) -> Iterator[str]:
+    for item in path if isinstance(path, list | tuple) else [path]:
+        if not isinstance(item, str | os.PathLike):
+            raise TypeError(f"path: expected a str, an os.PathLike or a list of them, got {type(item).__name__}")
+        text = os.fsdecode(item)
+        if not text or "\0" in text:
+            raise BigvocabError(f"path: expected the name of a file, got {text!r}")
+        yield text
+
+
+def expand(path: Any, *, raw: bool = False) -> list[Source]:
+    """The files meant by a path, a glob, a folder (both in natural order) or a list of these, in its own order."""
+    sources = []
+    for text in _as_texts(path):
+        place, selector = split_selector(text)
+        for file in _expand(place, RAW_SUFFIXES if raw else FOLDER_SUFFIXES):
+            sources.append(Source(os.path.abspath(file), file, selector))
+    if not sources:
+        raise BigvocabError("path: got an empty list, expected at least one file")
+    return sources

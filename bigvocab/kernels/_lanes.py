@@ -1,0 +1,413 @@
+"""Vectors of numbers for kernels: Numba types `<32 x float>` and `<16 x double>` with the few operations the losses need.
+
+Written out, a loop has the order of its sums in the source: no fastmath flag may reorder it, and no compiler has to find out by itself that it can be
+vectorised. LLVM splits a vector into whatever registers the processor has, so AVX2 and AVX-512 machines, whose instructions differ, return the same bits.
+float16 arrays come as int16 and bfloat16 as uint16, and are widened in the load (NumPy's own conversion runs at 1 GB/s).
+"""
+
+from __future__ import annotations
+
+import math
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic, models, register_model
+
+F32, F64, I16, I32 = ir.FloatType(), ir.DoubleType(), ir.IntType(16), ir.IntType(32)
+_ELEMENTS = {"float": F32, "double": F64, "int": I32}
+
+
+class Lanes(types.Type):
+    """A vector of `count` numbers of one kind: "float", "double" or "int"."""
+
+    def __init__(self, kind: str, count: int) -> None:
+        self.kind, self.count = kind, count
+        super().__init__(name=f"Lanes({kind} x {count})")
+
+
+@register_model(Lanes)
+class _LanesModel(models.PrimitiveModel):
+    def __init__(self, dmm, fe_type):
+        super().__init__(dmm, fe_type, ir.VectorType(_ELEMENTS[fe_type.kind], fe_type.count))
+
+
+FLOATS, DOUBLES = Lanes("float", 32), Lanes("double", 16)
+
+
+def lanes_of(dtype: types.Type) -> Lanes:
+    """The vector that elements of an array of `dtype` are loaded into."""
+    return DOUBLES if dtype == types.float64 else FLOATS
+
+
+def _ir(lanes):
+    return ir.VectorType(_ELEMENTS[lanes.kind], lanes.count)
+
+
+def _constant(lanes, value):
+    return ir.Constant(_ir(lanes), [value] * lanes.count)
+
+
+def _scalar(lanes):
+    return {"float": types.float32, "double": types.float64, "int": types.int32}[lanes.kind]
+
+
+def _splat(builder, scalar, count):
+    empty = ir.Constant(ir.VectorType(scalar.type, count), ir.Undefined)
+    first = builder.insert_element(empty, scalar, ir.Constant(I32, 0))
+    return builder.shuffle_vector(first, empty, ir.Constant(ir.VectorType(I32, count), [0] * count))
+
+
+_SUFFIX = {"float": "f32", "double": "f64", "half": "f16"}
+
+
+def _suffix(kind):
+    """How LLVM names a vector type in the name of an intrinsic function."""
+    element = _SUFFIX.get(str(kind.element)) or str(kind.element)
+    return f"v{kind.count}{element}"
+
+
+def _function(builder, name, result, arguments):
+    """The LLVM function `name`, declared once a module."""
+    known = builder.module.globals.get(name)
+    return known or ir.Function(builder.module, ir.FunctionType(result, [a.type for a in arguments]), name)
+
+
+def _call(builder, name, arguments, result=None):
+    """Call the LLVM intrinsic `name` for vectors like the first argument."""
+    full = f"{name}.{_suffix(arguments[0].type)}"
+    return builder.call(_function(builder, full, result or arguments[0].type, arguments), arguments)
+
+
+def _pieces(builder, vector, size):
+    """The registers of `size` numbers that a vector is made of."""
+    count = vector.type.count
+    for start in range(0, count, size):
+        yield builder.shuffle_vector(vector, vector, ir.Constant(ir.VectorType(I32, size), list(range(start, start + size))))
+
+
+def _joined(builder, parts):
+    while len(parts) > 1:
+        size = 2 * parts[0].type.count
+        order = ir.Constant(ir.VectorType(I32, size), list(range(size)))
+        parts = [builder.shuffle_vector(a, b, order) for a, b in zip(parts[::2], parts[1::2], strict=True)]
+    return parts[0]
+
+
+def _has(context, *features):
+    """Whether the processor that the code is made for has these features (NUMBA_CPU_FEATURES is honoured)."""
+    return all(f"+{feature}" in context.codegen().magic_tuple()[2].split(",") for feature in features)
+
+
+# ---- loads
+
+
+def _widened(builder, dtype, raw, count):
+    """Stored bits as float or double lanes."""
+    if dtype == types.uint16:  # bfloat16 is the upper half of a float
+        wide = builder.zext(raw, ir.VectorType(I32, count))
+        shifted = builder.shl(wide, ir.Constant(wide.type, [16] * count))
+        return builder.bitcast(shifted, ir.VectorType(F32, count))
+    if dtype == types.int16:
+        return builder.fpext(builder.bitcast(raw, ir.VectorType(ir.HalfType(), count)), ir.VectorType(F32, count))
+    return raw
+
+
+def _pointer(context, builder, array_type, array, index, count):
+    """Address of `count` elements from `index` on, as a pointer to a vector, and the size of one element."""
+    from numba.np import arrayobj
+
+    data = arrayobj.make_array(array_type)(context, builder, array).data
+    element = context.get_data_type(array_type.dtype)
+    address = builder.gep(data, [index])
+    return builder.bitcast(address, ir.VectorType(element, count).as_pointer()), context.get_abi_sizeof(element)
+
+
+@intrinsic
+def load(typingctx, array, index):
+    """The elements from `index` on, all within the array."""
+    lanes = lanes_of(array.dtype)
+
+    def codegen(context, builder, signature, args):
+        pointer, size = _pointer(context, builder, array, args[0], args[1], lanes.count)
+        return _widened(builder, array.dtype, builder.load(pointer, align=size), lanes.count)
+
+    return lanes(array, types.intp), codegen
+
+
+@intrinsic
+def load_part(typingctx, array, index, stop, fill):
+    """The elements from `index` to `stop`, fewer than a whole vector, and `fill` in the lanes behind."""
+    lanes = lanes_of(array.dtype)
+
+    def codegen(context, builder, signature, args):
+        pointer, size = _pointer(context, builder, array, args[0], args[1], lanes.count)
+        left = builder.trunc(builder.sub(args[2], args[1]), I32)
+        number = ir.Constant(ir.VectorType(I32, lanes.count), list(range(lanes.count)))
+        mask = builder.icmp_signed("<", number, _splat(builder, left, lanes.count))
+        stored = pointer.type.pointee
+        arguments = [pointer, ir.Constant(I32, size), mask, ir.Constant(stored, None)]
+        raw = builder.call(_function(builder, f"llvm.masked.load.{_suffix(stored)}.p0", stored, arguments), arguments)
+        return builder.select(mask, _widened(builder, array.dtype, raw, lanes.count), _splat(builder, args[3], lanes.count))
+
+    return lanes(array, types.intp, types.intp, _scalar(lanes)), codegen
+
+
+@intrinsic
+def load_scalar(typingctx, array, index):
+    """One element as float64, exactly."""
+
+    def codegen(context, builder, signature, args):
+        pointer, size = _pointer(context, builder, array, args[0], args[1], 1)
+        value = builder.extract_element(_widened(builder, array.dtype, builder.load(pointer, align=size), 1), ir.Constant(I32, 0))
+        return value if value.type == F64 else builder.fpext(value, F64)
+
+    return types.float64(array, types.intp), codegen
+
+
+@intrinsic
+def width(typingctx, array):
+    """How many elements of `array` are loaded at once."""
+    lanes = lanes_of(array.dtype)
+    return types.intp(array), lambda context, builder, signature, args: ir.Constant(ir.IntType(64), lanes.count)
+
+
+# ---- arithmetic
+
+
+@intrinsic
+def splat(typingctx, scalar, like):
+    """A vector like `like` with `scalar` in every lane."""
+
+    def codegen(context, builder, signature, args):
+        return _splat(builder, args[0], like.count)
+
+    return like(_scalar(like), like), codegen
+
+
+@intrinsic
+def zeros_for(typingctx, array):
+    """Zeros in the vector that elements of `array` are loaded into."""
+    lanes = lanes_of(array.dtype)
+    return lanes(array), lambda context, builder, signature, args: _constant(lanes, 0.0)
+
+
+@intrinsic
+def sums_for(typingctx, array):
+    """Zeros to sum blocks of vectors of `array` in: as many float64."""
+    lanes = Lanes("double", lanes_of(array.dtype).count)
+    return lanes(array), lambda context, builder, signature, args: _constant(lanes, 0.0)
+
+
+@intrinsic
+def floor_value(typingctx, array):
+    """-inf in the type of one lane of `array`."""
+    lanes = lanes_of(array.dtype)
+    return _scalar(lanes)(array), lambda context, builder, signature, args: ir.Constant(_ELEMENTS[lanes.kind], -math.inf)
+
+
+@intrinsic
+def like_lane(typingctx, value, array):
+    """`value` rounded to the type of one lane of `array`."""
+    scalar = _scalar(lanes_of(array.dtype))
+
+    def codegen(context, builder, signature, args):
+        return builder.fptrunc(args[0], F32) if scalar == types.float32 else args[0]
+
+    return scalar(types.float64, array), codegen
+
+
+@intrinsic
+def widen(typingctx, lanes):
+    """The same lanes as float64."""
+
+    def codegen(context, builder, signature, args):
+        wide = ir.VectorType(F64, lanes.count)
+        return args[0] if args[0].type == wide else builder.fpext(args[0], wide)
+
+    return Lanes("double", lanes.count)(lanes), codegen
+
+
+def _binary(operation):
+    @intrinsic
+    def apply(typingctx, a, b):
+        return a(a, a), lambda context, builder, signature, args: getattr(builder, operation)(*args)
+
+    return apply
+
+
+add, sub, mul, div = _binary("fadd"), _binary("fsub"), _binary("fmul"), _binary("fdiv")
+
+
+@intrinsic
+def fma(typingctx, a, b, c):
+    """a * b + c, rounded once."""
+    return a(a, a, a), lambda context, builder, signature, args: _call(builder, "llvm.fma", args)
+
+
+@intrinsic
+def absolute(typingctx, a):
+    """|a|."""
+    return a(a), lambda context, builder, signature, args: _call(builder, "llvm.fabs", args)
+
+
+@intrinsic
+def larger(typingctx, x, top):
+    """max(x, top) that keeps `top` where x is NaN: one instruction, because it is the processor's own rule."""
+
+    def codegen(context, builder, signature, args):
+        return builder.select(builder.fcmp_ordered(">", *args), *args)
+
+    return x(x, x), codegen
+
+
+@intrinsic
+def at_least(typingctx, x, low):
+    """max(x, low) that lets a NaN in x through."""
+
+    def codegen(context, builder, signature, args):
+        return builder.select(builder.fcmp_ordered("<", *args), args[1], args[0])
+
+    return x(x, x), codegen
+
+
+@intrinsic
+def at_most(typingctx, x, high):
+    """min(x, high) that lets a NaN in x through."""
+
+    def codegen(context, builder, signature, args):
+        return builder.select(builder.fcmp_ordered(">", *args), args[1], args[0])
+
+    return x(x, x), codegen
+
+
+@intrinsic
+def where_finite(typingctx, x, yes, no):
+    """`yes` in the lanes where x is finite, `no` in the others."""
+
+    def codegen(context, builder, signature, args):
+        size = _call(builder, "llvm.fabs", [args[0]])
+        return builder.select(builder.fcmp_ordered("<", size, _constant(x, math.inf)), args[1], args[2])
+
+    return x(x, x, x), codegen
+
+
+@intrinsic
+def keep_first(typingctx, x, count):
+    """The first `count` lanes of x, and zeros."""
+
+    def codegen(context, builder, signature, args):
+        number = ir.Constant(ir.VectorType(I32, x.count), list(range(x.count)))
+        mask = builder.icmp_signed("<", number, _splat(builder, builder.trunc(args[1], I32), x.count))
+        return builder.select(mask, args[0], _constant(x, 0.0))
+
+    return x(x, types.intp), codegen
+
+
+def _counting(comparison):
+    @intrinsic
+    def count(typingctx, x, y):
+        def codegen(context, builder, signature, args):
+            held = builder.fcmp_ordered(comparison, *args)
+            bits = builder.bitcast(held, ir.IntType(x.count))
+            return builder.zext(builder.ctpop(bits), ir.IntType(64))
+
+        return types.int64(x, x), codegen
+
+    return count
+
+
+count_greater, count_equal = _counting(">"), _counting("==")
+
+
+def _any(comparison):
+    @intrinsic
+    def test(typingctx, x, y):
+        def codegen(context, builder, signature, args):
+            held = builder.fcmp_ordered(comparison, *args)
+            return _call(builder, "llvm.vector.reduce.or", [held], ir.IntType(1))
+
+        return types.boolean(x, x), codegen
+
+    return test
+
+
+any_greater, any_at_least = _any(">"), _any(">=")
+
+
+# ---- from lanes to one number
+
+
+def _folded(builder, vector, combine):
+    """Fold the upper half on the lower one until one lane is left: the same tree on every processor."""
+    while vector.type.count > 1:
+        lower, upper = _pieces(builder, vector, vector.type.count // 2)
+        vector = combine(lower, upper)
+    return builder.extract_element(vector, ir.Constant(I32, 0))
+
+
+@intrinsic
+def total(typingctx, lanes):
+    """Sum of all lanes."""
+
+    def codegen(context, builder, signature, args):
+        return _folded(builder, args[0], builder.add if lanes.kind == "int" else builder.fadd)
+
+    return _scalar(lanes)(lanes), codegen
+
+
+@intrinsic
+def largest(typingctx, lanes):
+    """Greatest of all lanes; none of them is NaN."""
+
+    def codegen(context, builder, signature, args):
+        return _folded(builder, args[0], lambda a, b: builder.select(builder.fcmp_ordered(">", a, b), a, b))
+
+    return _scalar(lanes)(lanes), codegen
+
+
+# ---- 2 ** t
+
+
+@intrinsic
+def fraction(typingctx, t):
+    """t - floor(t), in [0, 1]."""
+
+    def codegen(context, builder, signature, args):
+        if t.kind == "float" and _has(context, "avx512f", "avx512dq"):
+            reduce = "llvm.x86.avx512.mask.reduce.ps.512"
+            return _scaled(builder, args, 16, reduce, lambda v: [v, ir.Constant(I32, 9), v, _all(16), ir.Constant(I32, 4)])
+        return builder.fsub(args[0], _call(builder, "llvm.floor", args))
+
+    return t(t), codegen
+
+
+@intrinsic
+def times_power(typingctx, p, t):
+    """p * 2**floor(t) for p in [1, 2]; t of -126 (-1022) or less may give anything that vanishes beside 1."""
+
+    def codegen(context, builder, signature, args):
+        if _has(context, "avx512f"):
+            kind, size = ("ps", 16) if p.kind == "float" else ("pd", 8)
+            scalef = f"llvm.x86.avx512.mask.scalef.{kind}.512"
+            return _scaled(builder, args, size, scalef, lambda v, w: [v, w, v, _all(size), ir.Constant(I32, 4)])
+        bits, shift, low = (32, 23, -126.0) if p.kind == "float" else (64, 52, -1022.0)
+        integers = ir.VectorType(ir.IntType(bits), p.count)
+        clamped = builder.select(builder.fcmp_ordered("<", args[1], _constant(p, low)), _constant(p, low), args[1])
+        exponent = builder.fptosi(_call(builder, "llvm.floor", [clamped]), integers)
+        moved = builder.shl(exponent, ir.Constant(integers, [shift] * p.count))
+        return builder.bitcast(builder.add(builder.bitcast(args[0], integers), moved), args[0].type)
+
+    return p(p, p), codegen
+
+
+def _all(size):
+    return ir.Constant(ir.IntType(size), -1)
+
+
+def _scaled(builder, vectors, size, name, arguments):
+    """Apply the instruction `name` of one register to every register of the vectors."""
+    parts = []
+    for pieces in zip(*(_pieces(builder, vector, size) for vector in vectors), strict=True):
+        values = arguments(*pieces)
+        parts.append(builder.call(_function(builder, name, values[0].type, values), values))
+    return _joined(builder, parts)

@@ -1,0 +1,334 @@
+"""Row statistics of logits in one pass: maximum, sum of exponentials and, when asked, rank, ties, argmax, entropy and sum.
+
+How a row is read. Blocks of 2,048 classes, counted from the first one of the tile. In a block, every lane sums
+2**(x c - reference) in float32 (float64 for float64 input), where c = scale / ln 2; across blocks, sums are float64. The
+reference is the first finite maximum seen, not the row's: a sum of exponentials is free of scale, so it only has to keep
+clear of overflow, and a block is read again only when its maximum lies more than 2**60 above the reference. Thus one pass
+over memory finds maximum and sum together. At the end the sum is put in terms of the exact maximum in float64, with the
+constant c as it was rounded to float32, so that this rounding cancels where it would matter (large |x|).
+
+A tile is any range of classes: a whole row, one file of a vocab-sharded set, or one tile of a linear head. The statistics of several tiles of a row merge.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from bigvocab.kernels import _lanes as v
+from bigvocab.kernels._exp import LN2, LOG2E, exp2
+from bigvocab.kernels._jit import inline, jit
+
+BLOCK = 2048
+
+# Columns of the statistics, float64, one line per row. MAX is the greatest raw logit, SUM the sum of exp(g(x) - g(MAX)) with
+# g(x) = softcap(scale x), SHIFTED the sum of (g(x) - g(MAX)) exp(g(x) - g(MAX)), TOTAL the sum of g(x).
+MAX, SUM, ARGMAX, SHIFTED, TOTAL, GREATER, EQUAL = range(7)
+COLUMNS = 7
+
+# What is wanted beside maximum and sum, added up.
+RANK, ENTROPY, PREDICTED, LOGIT_SUM = 1, 2, 4, 8
+
+SKIP, NO_LABEL = -1, -2  # in place of a label: leave the row out; read it, but it has no label
+_FARTHEST = 60.0  # 2**60 times 2,048 is far from float32's largest
+_PRECISE = 2.0**20  # exponents beyond this have too few bits behind the point
+
+
+@inline
+def _lanes_at(x, i, stop, size):
+    """The lanes from `i` on; behind `stop` they are -inf."""
+    if i + size <= stop:
+        return v.load(x, i)
+    return v.load_part(x, i, stop, v.floor_value(x))
+
+
+@inline
+def _block_max(x, start, stop):
+    top = v.splat(v.floor_value(x), v.zeros_for(x))
+    size = v.width(x)
+    for i in range(start, stop, size):
+        top = v.larger(_lanes_at(x, i, stop, size), top)
+    return v.largest(top)
+
+
+@inline
+def _add_lanes(logits, held, c, r, low, y, ranked, entropy):
+    """Add one vector of logits to what a block holds: (sum of 2**t, maximum, sum of t 2**t, logits above, at the label's)."""
+    sums, top, shifted, greater, equal = held
+    t = v.fma(logits, c, r)
+    if entropy:
+        t = v.at_least(t, low)
+    e = exp2(t)
+    if entropy:
+        shifted = v.fma(t, e, shifted)
+    if ranked:
+        greater += v.count_greater(logits, y)
+        equal += v.count_equal(logits, y)
+    return v.add(sums, e), v.larger(logits, top), shifted, greater, equal
+
+
+@inline
+def _block(x, start, stop, factor, reference, label, ranked, entropy):
+    """What `_add_lanes` says of one block; the last vector stands apart, so that the loop has no branch."""
+    zero = v.zeros_for(x)
+    c, r, y = v.splat(factor, zero), v.splat(-reference, zero), v.splat(label, zero)
+    low = v.splat(v.like_lane(-126.0, x), zero)
+    held = (zero, v.splat(v.floor_value(x), zero), zero, 0, 0)
+    size = v.width(x)
+    whole = stop - (stop - start) % size
+    for i in range(start, whole, size):
+        held = _add_lanes(v.load(x, i), held, c, r, low, y, ranked, entropy)
+    if whole < stop:
+        rest = v.load_part(x, whole, stop, v.floor_value(x))
+        held = _add_lanes(rest, held, c, r, low, y, ranked, entropy)
+    return held
+
+
+@inline
+def _block_counts(x, start, stop, label):
+    y = v.splat(label, v.zeros_for(x))
+    size = v.width(x)
+    greater, equal = 0, 0
+    for i in range(start, stop, size):
+        logits = _lanes_at(x, i, stop, size)
+        greater += v.count_greater(logits, y)
+        equal += v.count_equal(logits, y)
+    return greater, equal
+
+
+@inline
+def _block_total(x, start, stop, totals):
+    """Add the logits of a block, in float64: in float32 the sum of a million equal logits would drift."""
+    size = v.width(x)
+    for i in range(start, stop, size):
+        if i + size <= stop:
+            totals = v.add(totals, v.widen(v.load(x, i)))
+        else:
+            totals = v.add(totals, v.widen(v.load_part(x, i, stop, v.like_lane(0.0, x))))
+    return totals
+
+
+@inline
+def _padding(x, label):
+    """Lanes behind the last class, which hold -inf and so count as ties of a label at -inf."""
+    return -x.size % v.width(x) if label == -np.inf else 0
+
+
+@inline
+def _first_at(x, start, stop, value):
+    """Position of the first logit equal to `value`, which is there."""
+    for i in range(start, stop):
+        if v.load_scalar(x, i) == value:
+            return i
+    return start
+
+
+@inline
+def _merge(stats, top, total, shifted, gap):
+    """Add a tile's (max, sum, shifted sum) to the row's; `gap` = g(higher max) - g(lower max)."""
+    lower = math.exp(-gap)
+    if top > stats[MAX]:
+        stats[SHIFTED] = lower * (stats[SHIFTED] - gap * stats[SUM]) if stats[SUM] > 0 else 0.0
+        stats[SUM] = stats[SUM] * lower if stats[SUM] > 0 else 0.0
+        stats[SHIFTED] += shifted
+        stats[SUM] += total
+    else:
+        stats[SHIFTED] += lower * (shifted - gap * total)
+        stats[SUM] += total * lower
+
+
+@inline
+def _row(x, label, scale, want, first_class, stats):
+    """Add the classes of `x` to the row's statistics; False where its logits are too large for this method."""
+    factor = v.like_lane(scale * LOG2E, x)
+    c = np.float64(factor)
+    lane_label = v.like_lane(label, x)
+    nothing = v.floor_value(x)
+    reference, limit = v.like_lane(-1e30, x), nothing
+    started = False
+    sums, shifted_sums, totals = v.sums_for(x), v.sums_for(x), v.sums_for(x)
+    greater, equal = 0, 0
+    best, best_start = nothing, 0
+    near = True  # whether the label's logit was reached in the block before: then count in the same pass
+    for start in range(0, x.size, BLOCK):
+        stop = min(start + BLOCK, x.size)
+        if not started:
+            first = _block_max(x, start, stop)
+            if first > nothing:
+                started = True
+                reference = v.like_lane(np.float64(first) * c, x)
+                if not abs(np.float64(reference)) < _PRECISE:
+                    return False
+                limit = v.like_lane((np.float64(reference) + _FARTHEST) / c, x)
+        counted = want & RANK and (near or want & ENTROPY)
+        if want & ENTROPY:
+            block = _block(x, start, stop, factor, reference, lane_label, True, True)
+        elif counted:
+            block = _block(x, start, stop, factor, reference, lane_label, True, False)
+        else:
+            block = _block(x, start, stop, factor, reference, lane_label, False, False)
+        top = block[1]
+        if want & RANK:
+            near = v.any_at_least(top, v.splat(lane_label, top))
+            if counted:
+                greater += block[3]
+                equal += block[4]
+            elif near:
+                above, at = _block_counts(x, start, stop, lane_label)
+                greater += above
+                equal += at
+        if v.any_greater(top, v.splat(limit, top)):
+            moved = v.like_lane(np.float64(v.largest(top)) * c, x)
+            if not abs(np.float64(moved)) < _PRECISE:
+                return False
+            gap = np.float64(reference) - np.float64(moved)
+            scaling = v.splat(2.0**gap, sums)
+            shifted_sums = v.mul(v.fma(v.splat(gap, sums), sums, shifted_sums), scaling)
+            sums = v.mul(sums, scaling)
+            reference = moved
+            limit = v.like_lane((np.float64(reference) + _FARTHEST) / c, x)
+            block = _block(x, start, stop, factor, reference, lane_label, True, True)
+        sums = v.add(sums, v.widen(block[0]))
+        shifted_sums = v.add(shifted_sums, v.widen(block[2]))
+        if want & LOGIT_SUM:
+            totals = _block_total(x, start, stop, totals)
+        if v.any_greater(top, v.splat(best, top)):
+            best = v.largest(top)
+            best_start = start
+    total, shifted = v.total(sums), v.total(shifted_sums)
+    top = np.float64(best)
+    if not total < np.inf:
+        stats[SUM] = np.nan
+        return True
+    if started:
+        above = top * c - np.float64(reference)  # exponent of the maximum, in the terms of the sum
+        lower = 2.0**-above
+        total = max(total * lower, 1.0)
+        shifted = LN2 * (shifted * lower - above * total)
+        gap = scale * abs(top - stats[MAX])
+        if want & PREDICTED and top > stats[MAX]:
+            stats[ARGMAX] = first_class + _first_at(x, best_start, min(best_start + BLOCK, x.size), top)
+        _merge(stats, top, total, shifted, gap)
+        stats[MAX] = max(top, stats[MAX])
+    stats[TOTAL] += scale * v.total(totals)
+    stats[GREATER] += greater
+    stats[EQUAL] += equal - _padding(x, label)
+    return True
+
+
+@inline
+def _transformed(x, scale, softcap):
+    """g(x) = softcap tanh(scale x / softcap), or scale x where softcap is 0; -inf, a masked class, stays -inf."""
+    y = scale * x
+    return softcap * math.tanh(y / softcap) if softcap > 0 and abs(x) < np.inf else y
+
+
+@inline
+def _transformed_lanes(x, scale, softcap):
+    y = v.mul(v.splat(scale, x), x)
+    if softcap > 0:
+        one = v.splat(1.0, x)
+        u = v.at_least(v.mul(y, v.splat(2.0 * LOG2E / softcap, x)), v.splat(-200.0, x))
+        e = exp2(v.at_most(u, v.splat(200.0, x)))
+        capped = v.mul(v.splat(softcap, x), v.div(v.sub(e, one), v.add(e, one)))
+        return v.where_finite(x, capped, y)
+    return y
+
+
+@inline
+def _has_nan(x):
+    for i in range(x.size):
+        if math.isnan(v.load_scalar(x, i)):
+            return True
+    return False
+
+
+@jit
+def _row_wide(x, label, scale, softcap, want, first_class, stats):
+    """As `_row`, in float64 and two passes: for softcaps, for logits beyond 2**20, and to tell NaN from +inf."""
+    lane_label = v.like_lane(label, x)
+    top = v.splat(v.floor_value(x), v.zeros_for(x))
+    size = v.width(x)
+    for i in range(0, x.size, size):
+        top = v.larger(_lanes_at(x, i, x.size, size), top)
+    greater, equal = _block_counts(x, 0, x.size, lane_label)
+    best = np.float64(v.largest(top))
+    if best == np.inf:
+        stats[MAX], stats[SUM] = np.inf, np.nan if _has_nan(x) or math.isnan(stats[SUM]) else 1.0
+        return
+    highest = _transformed(best, scale, softcap) if best > -np.inf else 0.0
+    sums, shifted_sums, totals = v.sums_for(x), v.sums_for(x), v.sums_for(x)
+    base, log2e, low = v.splat(highest, sums), v.splat(LOG2E, sums), v.splat(-1022.0, sums)
+    for i in range(0, x.size, size):
+        y = _transformed_lanes(v.widen(_lanes_at(x, i, x.size, size)), scale, softcap)
+        if want & LOGIT_SUM:
+            inside = y if i + size <= x.size else v.keep_first(y, x.size - i)
+            totals = v.add(totals, inside)
+        t = v.at_least(v.mul(v.sub(y, base), log2e), low)
+        e = exp2(t)
+        sums = v.add(sums, e)
+        shifted_sums = v.fma(t, e, shifted_sums)
+    total = v.total(sums)
+    if math.isnan(total):
+        stats[SUM] = np.nan
+        return
+    if best > -np.inf:
+        gap = abs(highest - _transformed(stats[MAX], scale, softcap))
+        if want & PREDICTED and best > stats[MAX]:
+            stats[ARGMAX] = first_class + _first_at(x, 0, x.size, best)
+        _merge(stats, best, max(total, 1.0), LN2 * v.total(shifted_sums), gap)
+        stats[MAX] = max(best, stats[MAX])
+    stats[TOTAL] += v.total(totals)
+    stats[GREATER] += greater
+    stats[EQUAL] += equal - _padding(x, label)
+
+
+@jit
+def clear_statistics(stats):
+    """The statistics of no class at all."""
+    stats[:] = 0.0
+    stats[:, MAX] = -np.inf
+    stats[:, ARGMAX] = -1.0
+
+
+@jit
+def rows_gather(logits, labels, span, label_logits):
+    """Put the logit of each row's label into `label_logits` where this tile has it; span = (first class, classes)."""
+    first_class, classes = span
+    for r in range(labels.size):
+        k = labels[r] - first_class
+        if labels[r] >= 0 and 0 <= k < classes:
+            label_logits[r] = v.load_scalar(logits[r], k)
+
+
+@jit
+def rows_softmax(logits, labels, label_logits, transform, want, span, stats):
+    """Add a tile of logits to the rows' statistics.
+
+    logits (n, at least classes); span = (first class, classes), the rest is padding; labels (n,) int64, SKIP or NO_LABEL; label_logits (n,) float64, raw, of all rows that have a label;
+    transform = (scale, softcap or 0); want = RANK | ENTROPY | PREDICTED | LOGIT_SUM; stats (n, COLUMNS).
+    """
+    scale, softcap = transform
+    first_class, classes = span
+    for r in range(labels.size):
+        if labels[r] == SKIP:
+            continue
+        x = logits[r, :classes]
+        label = label_logits[r] if labels[r] >= 0 else np.nan
+        if softcap > 0 or not _row(x, label, scale, want, first_class, stats[r]):
+            _row_wide(x, label, scale, softcap, want, first_class, stats[r])
+
+
+@jit
+def rows_weighted_sum(logits, labels, class_weights, transform, out):
+    """Add S_c w_c g(x_c) of a tile of logits to `out` (n,), in float64; a class of weight 0 adds 0, even at -inf."""
+    scale, softcap = transform
+    for r in range(labels.size):
+        if labels[r] == SKIP:
+            continue
+        x, total = logits[r], 0.0
+        for c in range(class_weights.size):
+            if class_weights[c] != 0:
+                total += class_weights[c] * _transformed(v.load_scalar(x, c), scale, softcap)
+        out[r] += total

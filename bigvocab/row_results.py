@@ -1,0 +1,109 @@
+"""What each loss makes of a block of rows: one short function for each name, found in the dict ROW_RESULTS.
+
+A function takes the evaluator (its options), the rows' logits as tiles and the batch of labels, and returns a RowResult: losses, weights and the by-products
+that make sense for it. Tallies, files and reports need to know nothing else of a loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bigvocab import checks
+from bigvocab.errors import BigvocabError
+from bigvocab.losses import sparse_softmax_formula
+from bigvocab.rows import RowStatistics, Tiles, softmax_rows, wanted
+from bigvocab.tally import RowResult
+
+if TYPE_CHECKING:
+    from bigvocab.evaluator import Evaluator
+    from bigvocab.labels import LabelBatch
+
+Floats = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
+
+
+def num_classes_of(tiles: Tiles) -> int:
+    """The classes of all tiles together."""
+    first, tile = tiles[-1]
+    return first + tile.shape[1]
+
+
+def sparse_softmax(evaluator: Evaluator, tiles: Tiles, batch: LabelBatch) -> RowResult:
+    """Softmax cross-entropy of one class per row, with every by-product."""
+    classes = num_classes_of(tiles)
+    labels = checks.labels_in_range(
+        batch.labels,
+        classes,
+        ignore_index=evaluator.ignore_index,
+        ignored=batch.ignored,
+        name=evaluator.label_name,
+        first_row=batch.first_row,
+    )
+    formula = sparse_softmax_formula(classes, evaluator.label_smoothing, evaluator.class_weights)
+    scale, softcap, threads = evaluator.logit_scale, evaluator.softcap or 0.0, evaluator.num_threads
+    want = wanted(
+        rank=evaluator.wants("rank") or evaluator.wants("accuracy"),
+        entropy=evaluator.wants("entropy"),
+        predicted=evaluator.wants("predicted"),
+        logit_sum=formula.needs_logit_sum,
+    )
+    rows = softmax_rows(tiles, labels, want=want, scale=scale, softcap=softcap, num_threads=threads)
+    ignored = labels < 0
+    weights, weighted = batch.weights, None
+    if formula.class_weights is not None:
+        sums = formula.weighted_sums(tiles, labels, scale, softcap, threads)
+        weighted = formula.weighted_losses(rows, labels, sums)
+    result = _result(evaluator, batch, formula.losses(rows), weighted, rows.finite, ignored, lambda i: _fault(rows, i))
+    if formula.class_weights is not None:
+        seen = np.where(ignored, 0.0, formula.class_weights[labels])
+        result.weight = seen if weights is None else seen * weights
+    if evaluator.wants("rank") or evaluator.wants("accuracy"):
+        result.figures |= {"rank": rows.rank, "tied": rows.tied}
+    for name in ("predicted", "logsumexp", "entropy"):
+        if evaluator.wants(name):
+            result.figures[name] = getattr(rows, name)
+    return result
+
+
+def _fault(rows: RowStatistics, row: int) -> str:
+    """What is wrong with a row that is not finite."""
+    if np.isnan(rows._column("SUM")[row]):
+        return "holds a NaN"
+    return "holds +inf" if rows._column("MAX")[row] > 0 else "has no finite logit: every class is masked"
+
+
+def _result(
+    evaluator: Evaluator,
+    batch: LabelBatch,
+    loss: Floats,
+    weighted: Floats | None,
+    finite: Bools,
+    ignored: Bools,
+    fault: Callable[[int], str],
+) -> RowResult:
+    """Weights applied, ignored rows set apart, rows that are not finite dealt with as `nonfinite` says.
+
+    `weighted` is the loss as class weights make it, where there are any. A row of weight 0 is never read: it may hold anything.
+    """
+    weights = batch.weights
+    bad = ~finite & ~ignored
+    if weights is not None:
+        bad &= weights != 0
+    if evaluator.nonfinite == "error" and bad.any():
+        row = int(np.argmax(bad))
+        raise BigvocabError(
+            f"{evaluator.logits_name}: row {batch.first_row + row:,} {fault(row)}; expected finite logits "
+            '(nonfinite="skip" leaves such rows out and counts them, "keep" lets them through)'
+        )
+    counted = ~ignored & ~bad if evaluator.nonfinite == "skip" else ~ignored
+    value: Any = loss if weighted is None else weighted
+    if weights is not None:
+        value = np.where(weights == 0, 0.0, weights * np.where(weights == 0, 0.0, value))
+    return RowResult(loss, value, weights, counted, ignored, bad)
+
+
+ROW_RESULTS: dict[str, Callable[[Evaluator, Any, LabelBatch], RowResult]] = {"sparse-softmax": sparse_softmax}

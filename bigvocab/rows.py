@@ -1,0 +1,187 @@
+"""Statistics of rows of logits: the kernels' sums, and the figures that are read from them.
+
+Logits come as tiles: a list of (first class, 2-D array), one for a plain matrix, several where classes are split over files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bigvocab import parallel
+from bigvocab.checks import BFLOAT16
+
+Tiles = Sequence[tuple[int, npt.NDArray[Any]]]
+
+_CHUNK_BYTES = 4 << 20  # of logits per turn of a thread: enough to hide the turn's cost, small enough to share evenly
+_COPY_BYTES = 8 << 20  # of a tile that has to be copied because its rows do not lie in one piece
+_CANONICAL = {"float16": np.int16, "bfloat16": np.uint16}
+
+
+def kernel_view(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """`array` as kernels take it: read-only, C-contiguous, native, aligned; float16 as int16, bfloat16 as uint16.
+
+    Columns left out of a wider array come back as padding behind each row: a kernel is told how many classes to read.
+    """
+    if not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("="))
+    if _rows_in_one_piece(array) and array.shape[0] > 1:
+        array = np.lib.stride_tricks.as_strided(array, (len(array), array.strides[0] // array.itemsize), writeable=False)
+    view = np.require(array, requirements=["C", "A"])
+    if view.dtype.name in _CANONICAL:
+        view = view.view(_CANONICAL[view.dtype.name])
+    view = view.view()
+    view.flags.writeable = False
+    return view
+
+
+def _rows_in_one_piece(array: npt.NDArray[Any]) -> bool:
+    """Whether kernels can read the rows where they lie."""
+    row, element = array.strides
+    width = array.shape[1] * array.itemsize
+    right = element == array.itemsize or array.shape[1] == 1
+    return right and row >= width and row % array.itemsize == 0 and array.flags.aligned and array.dtype.isnative
+
+
+def pieces(tiles: Tiles, start: int, stop: int) -> Iterator[tuple[tuple[int, int], npt.NDArray[Any]]]:
+    """The tiles of rows `start` to `stop` as ((first class, classes), kernel view); those that need a copy in bounded parts."""
+    for first_class, tile in tiles:
+        if _rows_in_one_piece(tile):
+            yield (first_class, tile.shape[1]), kernel_view(tile[start:stop])
+            continue
+        width = max(4096, _COPY_BYTES // (tile.itemsize * max(1, stop - start)) // 4096 * 4096)
+        for c in range(0, tile.shape[1], width):
+            part = kernel_view(tile[start:stop, c : c + width])
+            yield (first_class + c, part.shape[1]), part
+
+
+def chunk_rows(tiles: Tiles, num_threads: int, rows: int) -> int:
+    """How many rows one thread takes at a turn; a row's result does not depend on it."""
+    row_bytes = sum(tile.shape[1] * tile.itemsize for _, tile in tiles)
+    step = max(1, _CHUNK_BYTES // row_bytes)
+    if not all(_rows_in_one_piece(tile) for _, tile in tiles):
+        step = max(step, 64)  # columns apart in memory: read some rows' worth of each
+    return max(1, min(step, -(-rows // num_threads)))
+
+
+@dataclass
+class RowStatistics:
+    """What one pass over rows of logits left, as columns; g(x) = softcap tanh(scale x / softcap), or scale x."""
+
+    columns: npt.NDArray[np.float64]
+    label_logits: npt.NDArray[np.float64]
+    scale: float = 1.0
+    softcap: float = 0.0
+
+    def _column(self, name: str) -> npt.NDArray[np.float64]:
+        from bigvocab.kernels import softmax
+
+        return self.columns[:, getattr(softmax, name)]
+
+    def transformed(self, logits: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """g of raw logits; -inf, a masked class, stays -inf."""
+        y = logits if self.scale == 1.0 else self.scale * logits
+        if self.softcap:
+            y = np.where(np.isinf(y), y, self.softcap * np.tanh(y / self.softcap))
+        return y
+
+    @property
+    def finite(self) -> npt.NDArray[np.bool_]:
+        """False for a row with a NaN or +inf, or with every class masked."""
+        return np.isfinite(self._column("SUM")) & np.isfinite(self._column("MAX"))
+
+    @property
+    def logsumexp(self) -> npt.NDArray[np.float64]:
+        """log S exp(g(x))."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return self.transformed(self._column("MAX")) + np.log(self._column("SUM"))
+
+    @property
+    def label_loss(self) -> npt.NDArray[np.float64]:
+        """logsumexp - g(label's logit), never below 0; NaN for a NaN row or +inf at the label, inf for +inf elsewhere."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            highest = self.transformed(self._column("MAX"))
+            return (highest - self.transformed(self.label_logits)) + np.log(self._column("SUM"))
+
+    @property
+    def logit_sum(self) -> npt.NDArray[np.float64]:
+        """S g(x)."""
+        return self._column("TOTAL")
+
+    @property
+    def entropy(self) -> npt.NDArray[np.float64]:
+        """Entropy of the softmax, in nats."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            total = self._column("SUM")
+            return np.maximum(np.log(total) - self._column("SHIFTED") / total, 0.0)
+
+    @property
+    def rank(self) -> npt.NDArray[np.int64]:
+        """1 + the number of classes with a strictly greater logit."""
+        return self._column("GREATER").astype(np.int64) + 1
+
+    @property
+    def tied(self) -> npt.NDArray[np.bool_]:
+        """Whether another class has the label's logit."""
+        return self._column("EQUAL") > 1
+
+    @property
+    def predicted(self) -> npt.NDArray[np.int64]:
+        """The lowest id among the greatest logits."""
+        return self._column("ARGMAX").astype(np.int64)
+
+
+def wanted(*, rank: bool = False, entropy: bool = False, predicted: bool = False, logit_sum: bool = False) -> int:
+    """The kernels' number for the by-products that are asked for."""
+    from bigvocab.kernels import softmax as k
+
+    asked = {k.RANK: rank, k.ENTROPY: entropy, k.PREDICTED: predicted, k.LOGIT_SUM: logit_sum}
+    return sum(bit for bit, yes in asked.items() if yes)
+
+
+def softmax_rows(
+    tiles: Tiles,
+    labels: npt.NDArray[np.int64],
+    *,
+    want: int = 0,
+    scale: float = 1.0,
+    softcap: float = 0.0,
+    num_threads: int | None = None,
+) -> RowStatistics:
+    """Statistics of rows of logits; a label of -1 leaves its row out, -2 reads a row that has no label."""
+    from bigvocab.kernels import softmax
+
+    rows = len(labels)
+    labels = np.ascontiguousarray(labels)
+    label_logits = np.full(rows, np.nan)
+    columns = np.empty((rows, softmax.COLUMNS))
+    threads = parallel.resolve_threads(num_threads)
+
+    def work(start: int, stop: int) -> None:
+        softmax.clear_statistics(columns[start:stop])
+        mine, logits_of_mine, stats = labels[start:stop], label_logits[start:stop], columns[start:stop]
+        for first_class, tile in tiles:
+            _gather(tile, first_class, start, mine, logits_of_mine)
+        for span, piece in pieces(tiles, start, stop):
+            softmax.rows_softmax(piece, mine, logits_of_mine, (scale, softcap), want, span, stats)
+
+    parallel.run(work, rows, chunk_rows(tiles, threads, rows), threads)
+    return RowStatistics(columns, label_logits, scale, softcap)
+
+
+def _gather(
+    tile: npt.NDArray[Any], first_class: int, start: int, labels: npt.NDArray[np.int64], out: npt.NDArray[np.float64]
+) -> None:
+    """Put the label's logit of each row that this tile holds it of into `out`."""
+    from bigvocab.kernels import softmax
+
+    if _rows_in_one_piece(tile):
+        softmax.rows_gather(kernel_view(tile[start : start + len(labels)]), labels, (first_class, tile.shape[1]), out)
+        return
+    here = np.flatnonzero((labels >= 0) & (labels >= first_class) & (labels < first_class + tile.shape[1]))
+    picked = tile[start + here, labels[here] - first_class]
+    out[here] = picked.astype(picked.dtype.newbyteorder("=") if picked.dtype != BFLOAT16 else BFLOAT16).astype(np.float64)

@@ -1,0 +1,70 @@
+"""The true classes of rows, as the samplers and the sampled losses take them: a matrix, or ragged rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bigvocab.checks import as_integers
+from bigvocab.errors import BigvocabError
+
+
+class TrueClasses:
+    """True classes as flat int64 `ids`, row after row, and the `shape` in which a value for each is given back.
+
+    Args:
+        true_classes: (N, T) integers, or a pair (offsets (N + 1,), ids) for ragged rows: row i has ids[offsets[i] : offsets[i + 1]].
+        name: what messages call it.
+    """
+
+    def __init__(self, true_classes: Any, name: str = "true_classes") -> None:
+        self.name = name
+        self._offsets: npt.NDArray[np.int64] | None = None
+        if isinstance(true_classes, tuple) and len(true_classes) == 2:
+            self._offsets = np.ascontiguousarray(as_integers(f"{name} offsets", true_classes[0]))
+            ids = as_integers(f"{name} ids", true_classes[1])
+            self._check_offsets(self._offsets, ids)
+        else:
+            ids = as_integers(name, true_classes)
+            if ids.ndim != 2:
+                raise BigvocabError(f"{name}: expected shape (N, T) or a pair (offsets, ids), got shape {ids.shape}")
+        self.shape = ids.shape
+        self.ids = np.ascontiguousarray(ids).reshape(-1)
+
+    def _check_offsets(self, offsets: npt.NDArray[np.int64], ids: npt.NDArray[np.int64]) -> None:
+        if offsets.ndim != 1 or ids.ndim != 1 or offsets.size == 0:
+            raise BigvocabError(
+                f"{self.name}: a pair is (offsets (N + 1,), ids), got shapes {offsets.shape} and {ids.shape}; "
+                "a matrix is (N, T)"
+            )
+        if offsets[0] != 0 or offsets[-1] != ids.size:
+            raise BigvocabError(
+                f"{self.name}: offsets go from {offsets[0]} to {offsets[-1]}, expected 0 to {ids.size}, the number of ids"
+            )
+        falls = offsets[1:] < offsets[:-1]
+        if falls.any():
+            row = int(np.argmax(falls))
+            raise BigvocabError(f"{self.name}: offsets of row {row} fall from {offsets[row]} to {offsets[row + 1]}")
+
+    @property
+    def offsets(self) -> npt.NDArray[np.int64]:
+        """Where each row begins and ends in `ids`, (N + 1,)."""
+        if self._offsets is None:
+            num_rows, num_true = self.shape
+            self._offsets = np.arange(num_rows + 1, dtype=np.int64) * num_true
+        return self._offsets
+
+    def row_of(self, at: int) -> int:
+        """The row in which id number `at` stands."""
+        return int(np.searchsorted(self.offsets, at, side="right")) - 1
+
+    def check_range(self, range_max: int) -> None:
+        """Raise for the first id outside [0, range_max)."""
+        ids = self.ids
+        if ids.size and (ids.min() < 0 or ids.max() >= range_max):
+            at = int(np.argmax((ids < 0) | (ids >= range_max)))
+            raise BigvocabError(
+                f"{self.name}: row {self.row_of(at)} is {ids[at]}, expected a class in [0, {range_max:,})"
+            )

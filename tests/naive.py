@@ -1,0 +1,374 @@
+"""The oracle: every loss and figure in its slowest and plainest form, float64, row by row, with nothing of the package.
+
+Labels that are a set of ids per row are a CSR pair `(offsets, ids)`, an (N, T) array or a list of lists. Rows never
+share arithmetic: a NaN stays in its row. `call(name, ...)` takes the public functions' own arguments, so a test can
+compare both with one dict.
+"""
+
+import math
+
+import numpy as np
+
+
+def total(values):
+    """The exact sum, rounded once; infinities and NaN as in ordinary addition."""
+    values = list(values)
+    try:
+        return math.fsum(values)
+    except (OverflowError, ValueError):  # fsum refuses inf - inf and sums beyond the largest float
+        return sum(values)
+
+
+def times(a, b):
+    """a * b where 0 * inf is 0: a class or an example that does not count adds nothing."""
+    return 0.0 if (a == 0 or b == 0) and not (math.isnan(a) or math.isnan(b)) else a * b
+
+
+def floats(array):
+    """A (nested) list of Python floats of any input type."""
+    return np.asarray(array, dtype=np.float64).tolist()
+
+
+def id_rows(labels):
+    """The ids of each row, as lists of ints."""
+    if isinstance(labels, tuple):
+        offsets, ids = (np.asarray(part).tolist() for part in labels)
+        return [ids[start:stop] for start, stop in zip(offsets[:-1], offsets[1:], strict=True)]
+    return [[int(label) for label in row] for row in labels]
+
+
+def smooth(label, label_smoothing, num_classes):
+    """The target probability after smoothing: (1 - e) z + e / V."""
+    return (1 - label_smoothing) * label + label_smoothing / num_classes
+
+
+# Rows
+
+
+def _head(row):
+    """The maximum m of a row and r with log sum exp = m + log1p(r); NaN for a row that has no sum."""
+    peak = max(row)
+    if any(math.isnan(x) for x in row):
+        return math.nan, math.nan
+    if math.isinf(peak):
+        return peak, 0.0
+    at = row.index(peak)
+    return peak, total(math.exp(x - peak) for i, x in enumerate(row) if i != at)
+
+
+def log_sum_exp(row):
+    """log sum_j exp(x_j)."""
+    peak, rest = _head(row)
+    return peak + math.log1p(rest)
+
+
+def negative_log_likelihoods(row):
+    """lse - x_j for every class j of one row, accurate even where it is 1e-300."""
+    peak, rest = _head(row)
+    return [(peak - x) + math.log1p(rest) for x in row]
+
+
+def softplus(x):
+    """log(1 + exp(x)) = -log sigmoid(-x)."""
+    return max(x, 0.0) + math.log1p(math.exp(-abs(x)))
+
+
+def sigmoid_term(x, label, pos_weight=1.0):
+    """The loss of one logit: q z softplus(-x) + (1 - z) softplus(x)."""
+    return times(pos_weight * label, softplus(-x)) + times(1.0 - label, softplus(x))
+
+
+# Losses, one value a row (softmax family) or an element (sigmoid family)
+
+
+def sparse_softmax_cross_entropy(logits, labels, label_smoothing=0.0, class_weights=None):
+    """(1 - e) w_y nll_y + (e / V) sum_c w_c nll_c, nll_c = lse - x_c, as PyTorch."""
+    losses = []
+    for row, label in zip(floats(logits), np.asarray(labels).tolist(), strict=True):
+        nll = negative_log_likelihoods(row)
+        weight = [1.0] * len(row) if class_weights is None else floats(class_weights)
+        loss = times(1 - label_smoothing, times(weight[label], nll[label]))
+        if label_smoothing:
+            loss += label_smoothing / len(row) * total(times(w, n) for w, n in zip(weight, nll, strict=True))
+        losses.append(loss)
+    return np.array(losses, dtype=np.float64)
+
+
+def softmax_cross_entropy(logits, labels, label_smoothing=0.0):
+    """sum_j z_j (lse - x_j); a class with z = 0 adds nothing, whatever its logit."""
+    losses = []
+    for row, label in zip(floats(logits), floats(labels), strict=True):
+        nll = negative_log_likelihoods(row)
+        z = [smooth(value, label_smoothing, len(row)) for value in label]
+        lost = all(math.isnan(n) for n in nll)
+        losses.append(math.nan if lost else total(a * n for a, n in zip(z, nll, strict=True) if a != 0))
+    return np.array(losses, dtype=np.float64)
+
+
+def sigmoid_cross_entropy(logits, labels, label_smoothing=0.0):
+    """max(x, 0) - x z + log1p(exp(-|x|)) for each element, with its limits at +-inf; z smoothed towards 1/2."""
+    return weighted_sigmoid_cross_entropy(
+        logits, smooth(np.asarray(labels, dtype=np.float64), label_smoothing, num_classes=2), pos_weight=1.0
+    )
+
+
+def weighted_sigmoid_cross_entropy(logits, labels, pos_weight):
+    """q z softplus(-x) + (1 - z) softplus(x) for each element; q a scalar or one per class."""
+    logits = np.asarray(logits, dtype=np.float64)
+    labels, pos_weight = (np.broadcast_to(np.asarray(a, dtype=np.float64), logits.shape) for a in (labels, pos_weight))
+    elements = zip(logits.ravel().tolist(), labels.ravel().tolist(), pos_weight.ravel().tolist(), strict=True)
+    return np.array([sigmoid_term(*element) for element in elements], dtype=np.float64).reshape(logits.shape)
+
+
+def sparse_sigmoid_cross_entropy(logits, labels, pos_weight=None):
+    """Sigmoid cross-entropy summed over the classes, the listed ids being positive and all others negative."""
+    losses = []
+    for row, positive in zip(floats(logits), id_rows(labels), strict=True):
+        positive = set(positive)
+        q = np.broadcast_to(np.asarray(1.0 if pos_weight is None else pos_weight, dtype=np.float64), len(row)).tolist()
+        losses.append(total(sigmoid_term(x, float(j in positive), q[j]) for j, x in enumerate(row)))
+    return np.array(losses, dtype=np.float64)
+
+
+def log_loss(predictions, labels, epsilon=1e-7):
+    """-z log(p + eps) - (1 - z) log(1 - p + eps) for each element: eps is added, not a clamp."""
+
+    def log(p):
+        return math.log(p) if p else -math.inf
+
+    predictions, labels = np.asarray(predictions, dtype=np.float64), np.asarray(labels, dtype=np.float64)
+    losses = [
+        -times(z, log(p + epsilon)) - times(1 - z, log(1 - p + epsilon))
+        for p, z in zip(predictions.ravel().tolist(), labels.ravel().tolist(), strict=True)
+    ]
+    return np.array(losses, dtype=np.float64).reshape(predictions.shape)
+
+
+# Linear head and sampled losses
+
+
+def soften(logit, logit_scale=1.0, softcap=None):
+    """softcap(scale * x): the scale first, then c tanh(x / c)."""
+    scaled = logit_scale * logit
+    return scaled if softcap is None else softcap * math.tanh(scaled / softcap)
+
+
+def dot(x, w, bias=0.0):
+    """x . w + bias, rounded once from exact products' rounded values."""
+    return total([a * b for a, b in zip(x, w, strict=True)] + [bias])
+
+
+def linear_logits(inputs, weights, biases=None, logit_scale=1.0, softcap=None, num_classes=None):
+    """softcap(scale * (x . w + b)) for every class below num_classes."""
+    layer = floats(weights)[:num_classes]
+    bias = [0.0] * len(layer) if biases is None else floats(biases)[:num_classes]
+    return np.array(
+        [[soften(dot(x, w, b), logit_scale, softcap) for w, b in zip(layer, bias, strict=True)] for x in floats(inputs)]
+    ).reshape(-1, len(layer))
+
+
+def layer_row(weights, class_id, partition_strategy="div"):
+    """The output layer's row of one class, from a whole layer or from its list of shards."""
+    if not isinstance(weights, list):
+        return floats(weights[class_id])
+    count, size = len(weights), sum(len(shard) for shard in weights)
+    if partition_strategy == "mod":
+        return floats(weights[class_id % count][class_id // count])
+    for shard in range(count):  # "div": the first size % count shards hold one class more
+        rows = size // count + (shard < size % count)
+        if class_id < rows:
+            return floats(weights[shard][class_id])
+        class_id -= rows
+    raise IndexError("the class is past the last shard")
+
+
+def sampled_logits(
+    weights,
+    biases,
+    labels,
+    inputs,
+    sampled_values,
+    remove_accidental_hits,
+    subtract_log_q=True,
+    partition_strategy="div",
+):
+    """For each row the logits of its true labels, and those of the candidates that are no accidental hit."""
+    true_ids = id_rows(labels)
+    candidates, true_counts, sampled_counts = (np.asarray(part).tolist() for part in sampled_values[:3])
+    if not isinstance(labels, tuple):  # (N, T), or (N, 1) for every label of a row
+        true_counts = [c * len(ids) if len(c) == 1 else c for c, ids in zip(true_counts, true_ids, strict=True)]
+        true_counts = [count for row in true_counts for count in row]
+    true_counts = iter(true_counts)
+
+    def logit(x, class_id, count):
+        score = dot(x, layer_row(weights, class_id, partition_strategy), float(biases[class_id]))
+        return score - math.log(count) if subtract_log_q else score
+
+    rows = []
+    for x, ids in zip(floats(inputs), true_ids, strict=True):
+        true = [logit(x, label, next(true_counts)) for label in ids]
+        rest = [
+            logit(x, candidate, count)
+            for candidate, count in zip(candidates, sampled_counts, strict=True)
+            if not (remove_accidental_hits and candidate in ids)
+        ]
+        rows.append((true, rest))
+    return rows
+
+
+def sampled_softmax_loss(weights, biases, labels, inputs, sampled_values, remove_accidental_hits=True, **options):
+    """lse([t, s]) - mean(t) for each row."""
+    losses = []
+    for true, rest in sampled_logits(
+        weights, biases, labels, inputs, sampled_values, remove_accidental_hits, **options
+    ):
+        losses.append(total(negative_log_likelihoods(true + rest)[: len(true)]) / len(true))
+    return np.array(losses, dtype=np.float64)
+
+
+def nce_loss(
+    weights, biases, labels, inputs, sampled_values, remove_accidental_hits=False, true_label="uniform", **options
+):
+    """sum_k [softplus(t_k) - t_k z] + sum_j softplus(s_j) for each row, z = 1/T ("uniform") or 1 ("one")."""
+    losses = []
+    for true, rest in sampled_logits(
+        weights, biases, labels, inputs, sampled_values, remove_accidental_hits, **options
+    ):
+        z = 1.0 if true_label == "one" else 1.0 / len(true)
+        losses.append(total([sigmoid_term(t, z) for t in true] + [softplus(s) for s in rest]))
+    return np.array(losses, dtype=np.float64)
+
+
+# Expected counts of the samplers
+
+
+def log_uniform_probability(class_id, range_max):
+    """P(class) = log((c + 2) / (c + 1)) / log(V + 1)."""
+    return math.log1p(1.0 / (class_id + 1)) / math.log1p(range_max)
+
+
+def unigram_probabilities(unigrams, distortion=1.0):
+    """P(class) = w^distortion / sum."""
+    powers = [w**distortion if w else 0.0 for w in floats(unigrams)]
+    return [power / total(powers) for power in powers]
+
+
+def expected_count(probability, num_sampled, num_tries):
+    """How often a class is expected in the sample: p S if no draw was rejected, else 1 - (1 - p)^tries."""
+    if num_tries == num_sampled:
+        return probability * num_sampled
+    return -math.expm1(num_tries * math.log1p(-probability))
+
+
+# Figures of a row
+
+
+def logsumexp(logits):
+    """log sum_j exp(x_j) of each row."""
+    return np.array([log_sum_exp(row) for row in floats(logits)], dtype=np.float64)
+
+
+def rank(logits, labels):
+    """1 + the number of classes whose logit is strictly greater than the label's."""
+    pairs = zip(floats(logits), np.asarray(labels).tolist(), strict=True)
+    return np.array([1 + sum(x > row[y] for x in row) for row, y in pairs], dtype=np.int64)
+
+
+def tied(logits, labels):
+    """Whether another class has the very logit of the label."""
+    pairs = zip(floats(logits), np.asarray(labels).tolist(), strict=True)
+    return np.array([row.count(row[y]) > 1 for row, y in pairs], dtype=bool)
+
+
+def argmax(logits):
+    """The lowest id among the greatest logits."""
+    return np.array([row.index(max(row)) for row in floats(logits)], dtype=np.int64)
+
+
+def top_k_hits(logits, labels, k):
+    """Whether the label's rank is at most k."""
+    return rank(logits, labels) <= k
+
+
+def entropy(logits):
+    """-sum_j p_j log p_j of each row's softmax, in nats."""
+    rows = (negative_log_likelihoods(row) for row in floats(logits))
+    return np.array([total(times(math.exp(-n), n) for n in row) for row in rows], dtype=np.float64)
+
+
+# Figures of a corpus
+
+
+def compute_weighted_loss(
+    losses, weights=1.0, reduction="sum_by_nonzero_weights", ignored=None, denominator_weights=1.0
+):
+    """Losses weighted and reduced; an example ignored or of weight 0 adds nothing, nothing to average gives NaN.
+
+    `denominator_weights` are weights already inside the losses (PyTorch's class weights of the labels): they enter the
+    mean's denominator alone.
+    """
+    losses = np.asarray(losses, dtype=np.float64)
+    weight, below = (np.broadcast_to(np.asarray(w, np.float64), losses.shape) for w in (weights, denominator_weights))
+    kept = ~np.broadcast_to(np.asarray(False if ignored is None else ignored), losses.shape).ravel()
+    rows = list(
+        zip(losses.ravel().tolist(), weight.ravel().tolist(), below.ravel().tolist(), kept.tolist(), strict=True)
+    )
+    weighted = [w * loss if w != 0 and keep else 0.0 for loss, w, _, keep in rows]
+    if reduction == "none":
+        return np.array(weighted, dtype=np.float64).reshape(losses.shape)
+    divisor = {
+        "sum": lambda: 1.0,
+        "mean": lambda: total(w * b for _, w, b, keep in rows if keep),
+        "sum_over_batch_size": lambda: sum(keep for *_, keep in rows),
+        "sum_by_nonzero_weights": lambda: sum(w != 0 and keep for _, w, _, keep in rows),
+    }[reduction]()
+    return total(weighted) / divisor if divisor else math.nan
+
+
+def perplexity(losses, weights=1.0):
+    """exp of the corpus mean."""
+    return math.exp(compute_weighted_loss(losses, weights, "mean"))
+
+
+def stderr(losses):
+    """The standard error of the mean: the standard deviation (n - 1) over sqrt n."""
+    losses = floats(losses)
+    mean = total(losses) / len(losses)
+    return math.sqrt(total((loss - mean) ** 2 for loss in losses) / (len(losses) - 1) / len(losses))
+
+
+def perplexity_stderr(losses):
+    """The delta method: perplexity times the mean's standard error."""
+    return perplexity(losses) * stderr(losses)
+
+
+def bits_per_byte(losses, num_bytes):
+    """Sum of the losses in bits over the sum of bytes."""
+    return total(floats(losses)) / total(floats(num_bytes)) / math.log(2)
+
+
+# The public functions' own arguments
+
+
+def call(function, *, weights=None, ignore_index=None, reduction=None, **arguments):
+    """What the public function of this name must return for these arguments (sizes and threads change nothing)."""
+    arguments = {k: v for k, v in arguments.items() if k not in ("num_threads", "num_sampled", "num_true", "seed")}
+    if function in ("sampled_softmax_loss", "nce_loss"):
+        arguments.pop("num_classes", None)
+        return globals()[function](weights, **arguments)
+    if function == "compute_weighted_loss":
+        options = {} if reduction is None else {"reduction": reduction}
+        return compute_weighted_loss(weights=1.0 if weights is None else weights, **arguments, **options)
+    if function == "linear_cross_entropy":
+        head = ("inputs", "biases", "logit_scale", "softcap", "num_classes")
+        logits = linear_logits(weights=weights, **{k: arguments.pop(k) for k in head if k in arguments})
+        function, weights, arguments = "sparse_softmax_cross_entropy", None, {"logits": logits, **arguments}
+    ignored, below = None, 1.0
+    if function == "sparse_softmax_cross_entropy":
+        labels = np.asarray(arguments["labels"])
+        ignored = np.zeros(labels.shape, bool) if ignore_index is None else labels == ignore_index
+        arguments["labels"] = np.where(ignored, 0, labels).astype(np.int64)
+        if arguments.get("class_weights") is not None:
+            below = np.asarray(arguments["class_weights"], dtype=np.float64)[arguments["labels"]]
+    losses = globals()[function](**arguments)
+    return compute_weighted_loss(losses, 1.0 if weights is None else weights, reduction or "none", ignored, below)
