@@ -363,6 +363,14 @@ def batch_rows(rows: int, size: int) -> int:
     return max(1, min(MAX_ROWS, MAX_BYTES * rows // max(1, size)))
 
 
+def decoded_rows(kind: pa.DataType) -> int:
+    """How many rows of such labels to decode at once: few of lists, whose lengths are not known before."""
+    kind = _plain_type(kind)
+    if types.is_fixed_size_list(kind):
+        return batch_rows(1, 8 * kind.list_size)
+    return min(MAX_ROWS, 4096) if _is_any_list(kind) else MAX_ROWS
+
+
 def gathered(pieces: Iterable[list[pa.Array]]) -> Iterator[list[pa.Array]]:
     """Small pieces joined, because a file of many small record batches would make many small row blocks."""
     held: list[list[pa.Array]] = []

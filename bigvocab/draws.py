@@ -1,4 +1,4 @@
-"""From the random stream to candidates: seeds, the words of one call, the loop that keeps unique draws, expected counts."""
+"""From the random stream to candidates: seeds, the words of one call, the loop over unique draws, expected counts."""
 
 from __future__ import annotations
 

@@ -48,6 +48,7 @@ class LabelBatch:
 
 # (names of columns, start, stop) -> (first row, record batch): all with rows in the range, and perhaps more
 _Batches = Callable[[list[str], int, int], Iterator[tuple[int, pa.RecordBatch]]]
+_Opened = tuple[pa.Schema, int, _Batches]  # what an opener finds: schema, number of rows, batches
 
 
 class _Part(NamedTuple):
@@ -59,6 +60,9 @@ class _Part(NamedTuple):
     num_bytes: int
     stamp: tuple[int, int] | None = None  # size and time of change; None in memory
 
+    def columns(self) -> list[tuple[str, str]]:
+        return [(field.name, str(field.type)) for field in self.schema]
+
     def check(self) -> None:
         """Refuse a file that has changed: its mapped pages may be gone, and touching those kills the process."""
         if self.stamp is None:
@@ -69,9 +73,6 @@ class _Part(NamedTuple):
             raise FormatError(f"{self.path}: vanished while it was read: {error.strerror}") from error
         if stamp != self.stamp:
             raise FormatError(f"{self.path}: changed while it was read ({self.stamp[0]} bytes before, {stamp[0]} now)")
-
-
-_Opened = tuple[pa.Schema, int, _Batches]  # what an opener finds: schema, number of rows, batches
 
 
 def _stamp(stat: os.stat_result) -> tuple[int, int]:
@@ -99,15 +100,15 @@ def _open_parquet(path: str, form: str) -> _Opened:
         schema, metadata = parquet.schema_arrow, parquet.metadata
     counts = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
     if min(counts, default=0) < 0 or sum(counts) != metadata.num_rows:
-        raise FormatError(f"{path}: corrupt Parquet: {metadata.num_rows} rows, but its row groups have {counts}")
+        raise FormatError(f"{path}: corrupt Parquet: {metadata.num_rows} rows, but its row groups have {sum(counts)}")
 
     def batches(names: list[str], start: int, stop: int) -> Iterator[tuple[int, pa.RecordBatch]]:
         groups = list(_overlapping(counts, start, stop))
         row = groups[0][1] if groups else 0
         # not mapped, so that a file cut short is an error; buffered, so that a column chunk is never held whole
-        with pa.OSFile(path) as file, pq.ParquetFile(file, buffer_size=1 << 20) as parquet:
-            size = _parquet_batch_size(metadata, names[0])
-            for batch in parquet.iter_batches(size, [i for i, _ in groups], names, use_threads=False):
+        with pa.OSFile(path) as file, pq.ParquetFile(file, buffer_size=1 << 20, pre_buffer=False) as parquet:
+            rows = _columns.decoded_rows(schema.field(names[0]).type)
+            for batch in parquet.iter_batches(rows, [i for i, _ in groups], names, use_threads=False):
                 if row >= stop:
                     break
                 yield row, batch.select(names)
@@ -116,42 +117,37 @@ def _open_parquet(path: str, form: str) -> _Opened:
     return schema, metadata.num_rows, batches
 
 
-def _parquet_batch_size(metadata: Any, name: str) -> int:
-    """Rows to decode at a time, judged by the number of values in the label column."""
-    leaves = [i for i in range(metadata.num_columns) if f"{metadata.schema.column(i).path}.".startswith(f"{name}.")]
-    groups = map(metadata.row_group, range(metadata.num_row_groups))
-    values = sum(group.column(i).num_values for group in groups for i in leaves)
-    return _columns.batch_rows(metadata.num_rows, 8 * values)
-
-
 def _open_ipc(path: str, form: str) -> _Opened:
-    is_file = form == "Arrow IPC file"
-    with pa.memory_map(path) as source:
-        reader = pa.ipc.open_file(source) if is_file else pa.ipc.open_stream(source)
-        source.seek(8 if is_file else 0)  # a file is a stream behind its magic
-        messages = (m for m in pa.ipc.MessageReader.open_stream(source) if m.type == "record batch")
-        # without fields nothing is decompressed: only the metadata of each message is read
-        counts = [pa.ipc.read_record_batch(message, pa.schema([])).num_rows for message in messages]
-        schema = reader.schema
-        if min(counts, default=0) < 0 or (is_file and reader.num_record_batches != len(counts)):
-            raise FormatError(f"{path}: corrupt {form}: its footer contradicts its {len(counts)} record batches")
+    stream = _ipc_stream(path, form)
+    # without fields nothing is decompressed: only the metadata of each message is read
+    messages = (m for m in pa.ipc.MessageReader.open_stream(stream) if m.type == "record batch")
+    counts = [pa.ipc.read_record_batch(message, pa.schema([])).num_rows for message in messages]
+    stream.seek(0)
+    schema = pa.ipc.open_stream(stream).schema
+    promised = pa.ipc.open_file(pa.memory_map(path)).num_record_batches if form == "Arrow IPC file" else len(counts)
+    if min(counts, default=0) < 0 or promised != len(counts):
+        raise FormatError(f"{path}: corrupt {form}: footer of {promised} record batches, got {len(counts)}")
 
     def batches(names: list[str], start: int, stop: int) -> Iterator[tuple[int, pa.RecordBatch]]:
         options = pa.ipc.IpcReadOptions(included_fields=[schema.get_field_index(name) for name in names])
-        with pa.memory_map(path) as source:
-            if is_file:
-                reader = pa.ipc.open_file(source, options=options)
-                for i, row in _overlapping(counts, start, stop):
-                    yield row, reader.get_batch(i).select(names)
-            else:
-                row = 0
-                for batch in pa.ipc.open_stream(source, options=options):
-                    if row >= stop:
-                        break
-                    yield row, batch.select(names)
-                    row += len(batch)
+        row = 0
+        for batch in pa.ipc.open_stream(_ipc_stream(path, form), options=options):
+            if row >= stop:
+                break
+            yield row, batch.select(names)
+            row += len(batch)
 
     return schema, sum(counts), batches
+
+
+def _ipc_stream(path: str, form: str) -> pa.BufferReader:
+    """The mapped stream; in a file it lies between magic and footer (the file reader would copy whole batches)."""
+    with pa.memory_map(path) as source:
+        whole = source.read_buffer()
+    if form == "Arrow IPC file":
+        footer = int.from_bytes(whole[-10:-6].to_pybytes(), "little")
+        whole = whole[8 : max(8, whole.size - 10 - footer)]
+    return pa.BufferReader(whole)
 
 
 def _open_npy(path: str, form: str) -> _Opened:
@@ -218,7 +214,9 @@ def _open_file(path: str) -> _Part:
     for magic, (form, opener) in _OPENERS.items():
         if head.startswith(magic):
             with _reading(path, form):
-                return _Part(path, form, *opener(path, form), stat.st_size, _stamp(stat))
+                part = _Part(path, form, *opener(path, form), stat.st_size, _stamp(stat))
+                part.columns()  # names that are no text fail here
+                return part
     raise FormatError(f"{path}: begins with {head!r}; expected {_SUPPORTED}")
 
 
@@ -228,8 +226,7 @@ def _find_files(path: Any) -> tuple[list[str], str | None]:
     if not text or "\0" in text:
         raise BigvocabError(f"labels: expected the name of a file, got {text!r}")
     if os.path.isdir(text):
-        found = glob.glob(os.path.join(glob.escape(text), "[!._]*"))
-        found = [name for name in found if name.lower().endswith(_SUFFIXES)]
+        found = [f for f in glob.glob(os.path.join(glob.escape(text), "[!._]*")) if f.lower().endswith(_SUFFIXES)]
     elif os.path.exists(text) or not glob.has_magic(text):
         return [text], column
     else:
@@ -285,17 +282,14 @@ class Labels:
             if chosen != self._chosen:
                 types = [p.schema.field(chosen.label).type for p in (part, first)]
                 raise BigvocabError(f"{part.path}: expected labels of {types[1]}, as in {first.path}, got {types[0]}")
-        more = len(self._parts) - 1
-        self.path = first.path + (f" and {more} more" if more else "")
+        self.path = first.path + (f" and {len(self._parts) - 1} more" if len(self._parts) > 1 else "")
         self.num_rows = sum(part.num_rows for part in self._parts)
-        self.columns = [(field.name, str(field.type)) for field in first.schema]
+        self.columns = first.columns()
         self.files = [{"path": part.path, "rows": part.num_rows, "bytes": part.num_bytes} for part in self._parts]
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Files travel by absolute path and are opened anew; arrays travel whole."""
-        source = self._source
-        if self._parts[0].stamp is not None:
-            source = [os.path.abspath(part.path) for part in self._parts]
+        source = [os.path.abspath(part.path) for part in self._parts] if self._parts[0].stamp else self._source
         return Labels, (source, {**self._options, "label": self._chosen.label})
 
     def __iter__(self) -> Iterator[LabelBatch]:
@@ -309,15 +303,14 @@ class Labels:
         return self._batches(start, stop)
 
     def _batches(self, start: int, stop: int) -> Iterator[LabelBatch]:
-        counts = [part.num_rows for part in self._parts]
-        for i, origin in _overlapping(counts, start, stop):
+        for i, origin in _overlapping([part.num_rows for part in self._parts], start, stop):
             part = self._parts[i]
-            row, end = max(start, origin), min(stop, origin + counts[i])
+            row, end = max(start, origin), min(stop, origin + part.num_rows)
             for arrays in _columns.gathered(self._pieces(part, origin, row, end)):
                 yield self._convert(part, arrays, row)
                 row += len(arrays[0])
             if row != end:
-                raise FormatError(f"{part.path}: expected {counts[i]} rows, as its metadata says, got {row - origin}")
+                raise FormatError(f"{part.path}: expected {part.num_rows} rows, as promised, got {row - origin}")
 
     def _pieces(self, part: _Part, origin: int, start: int, stop: int) -> Iterator[list[pa.Array]]:
         """The columns of rows `start` to `stop` of all, checked and cut to a good size."""
@@ -402,7 +395,6 @@ def read_labels(
         "num_bytes": bytes_column,
         "probability": probability_column,
     }
-    for name in options.values():
-        if not isinstance(name, str | None):
-            raise TypeError(f"labels: expected the name of a column, got {name!r}")
+    if wrong := [name for name in options.values() if not isinstance(name, str | None)]:
+        raise TypeError(f"labels: expected the name of a column, got {wrong[0]!r}")
     return Labels(path, options)

@@ -312,7 +312,7 @@ def open_matrix(
 
 
 def as_matrix(value: Any, **options: Any) -> Matrix:
-    """A Matrix from a Matrix, an array (or what NumPy makes one of), or a path, for which `open_matrix` gets `options`."""
+    """A Matrix from a Matrix, from an array, or from a path, with `options` as `open_matrix` takes them."""
     if isinstance(value, Matrix):
         return value
     if isinstance(value, str | os.PathLike) or (

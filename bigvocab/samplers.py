@@ -1,8 +1,8 @@
 """The five candidate samplers of sampled softmax and NCE, with the very draws of TensorFlow.
 
-A sampler knows the probability of each class in one draw, and how words of the random stream make a draw; how draws become candidates,
-unique or not, and expected counts is the same for all. Sources: Jean et al. 2015, doi:10.3115/v1/P15-1001, and TensorFlow's "Candidate
-Sampling Algorithms Reference".
+A sampler knows the probability of each class in one draw, and how words of the random stream make a draw; how draws
+become candidates, unique or not, and expected counts is the same for all. Sources: Jean et al. 2015,
+doi:10.3115/v1/P15-1001, and TensorFlow's "Candidate Sampling Algorithms Reference".
 """
 
 from __future__ import annotations
@@ -19,7 +19,17 @@ from bigvocab.checks import as_integers, real
 from bigvocab.draws import MAX_INT32, MAX_TRIES, Stream, draw_all, draw_unique, expected_count, integer
 from bigvocab.errors import BigvocabError
 from bigvocab.kernels import random as kernels
-from bigvocab.true_classes import TrueClasses
+from bigvocab.true_classes import TrueClasses, compute_accidental_hits
+
+__all__ = [
+    "AllCandidateSampler",
+    "FixedUnigramSampler",
+    "LearnedUnigramSampler",
+    "LogUniformSampler",
+    "SampledValues",
+    "UniformSampler",
+    "compute_accidental_hits",
+]
 
 _Ids = npt.NDArray[np.int64]
 _Floats = npt.NDArray[np.float64]
@@ -60,7 +70,7 @@ class _Sampler:
         if outside.any():
             at = int(np.argmax(outside))
             raise BigvocabError(f"ids: row {at} is {array.flat[at]}, expected a class in [0, {self.range_max:,})")
-        return self._probability(array)
+        return np.asarray(self._probability(array))
 
     def sample(
         self, true_classes: Any, num_sampled: int, *, unique: bool = True, seed: int | tuple[int, int], step: int = 0
@@ -79,8 +89,8 @@ class _Sampler:
             step: 0 for the first call of a TensorFlow op, 1 for its second, ...
 
         Returns:
-            SampledValues: sampled_candidates (S,) int64, true_expected_count (N, T) float64 (flat, one an id, for ragged
-            rows), sampled_expected_count (S,) float64, num_tries.
+            SampledValues: sampled_candidates (S,) int64, true_expected_count (N, T) float64 (for ragged rows flat, one
+            an id), sampled_expected_count (S,) float64, num_tries.
 
         Raises:
             BigvocabError: num_sampled below 1 or too many for unique draws, a true class out of range or of weight 0,
@@ -255,19 +265,18 @@ class FixedUnigramSampler(_Sampler):
         self.range_max = len(drawn)
         if range_max is not None and integer("range_max", range_max, 1, MAX_INT32) != self.range_max:
             raise BigvocabError(
-                f"range_max: got {range_max}, but {source} with {num_reserved_ids} reserved ids has {self.range_max} ids in shard "
-                f"{shard} of {num_shards}"
+                f"range_max: got {range_max}, but {source} with {num_reserved_ids} reserved ids "
+                f"has {self.range_max} ids in shard {shard} of {num_shards}"
             )
         self._num_positive = int(np.count_nonzero(drawn))
         if self._num_positive == 0:
             raise BigvocabError(f"{source}: all {self.range_max} weights of shard {shard} of {num_shards} are 0")
         self._table = kernels.build_alias(drawn)
-        exact[drawn == 0] = 0.0
-        exact /= exact.sum()
-        self._probabilities = exact
+        self._probabilities = exact * (drawn > 0)
+        self._probabilities /= self._probabilities.sum()
 
     def _probability(self, ids: _Ids) -> _Floats:
-        return np.asarray(self._probabilities[ids])
+        return self._probabilities[ids]
 
     def _fill(self, pairs: np.ndarray, start: int, draws: np.ndarray) -> tuple[int, int]:
         return kernels.alias_draws(pairs, start, self._table, draws)
@@ -365,42 +374,11 @@ class AllCandidateSampler(_Sampler):
         seed: int | tuple[int, int] = 0,
         step: int = 0,
     ) -> SampledValues:
-        """The first `num_sampled` classes, with expected counts 1; a true class must be one of them. No seed is needed."""
+        """The first `num_sampled` classes, with expected counts 1; a true class must be one of them. No seed counts."""
         rows = TrueClasses(true_classes)
         num_sampled = integer("num_sampled", num_sampled, 1, self.range_max)
         rows.check_range(num_sampled)
         return SampledValues(np.arange(num_sampled), np.ones(rows.shape), np.ones(num_sampled), num_sampled)
-
-
-def compute_accidental_hits(true_classes: Any, sampled_candidates: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Where a candidate is one of the true classes of a row: candidates[positions[i]] is in true_classes[rows[i]].
-
-    All positions of a repeated candidate are hits; a true class repeated in a row is one.
-
-    >>> rows, positions = compute_accidental_hits([[1, 2], [5, 5], [3, 9]], [5, 2, 2, 7])
-    >>> rows.tolist(), positions.tolist()
-    ([0, 0, 1], [1, 2, 0])
-
-    Args:
-        true_classes: (N, T) integers, or a pair (offsets (N + 1,), ids) for ragged rows.
-        sampled_candidates: (S,) integers.
-
-    Returns:
-        (rows, positions), int64, rows ascending and positions ascending within a row.
-
-    Raises:
-        BigvocabError: shapes that do not fit, a negative candidate; TypeError: what should be integers is not.
-    """
-    rows = TrueClasses(true_classes)
-    candidates = as_integers("sampled_candidates", sampled_candidates)
-    if candidates.ndim != 1:
-        raise BigvocabError(f"sampled_candidates: expected shape (S,), got {candidates.shape}")
-    if candidates.size and candidates.min() < 0:
-        at = int(np.argmax(candidates < 0))
-        raise BigvocabError(f"sampled_candidates: row {at} is {candidates[at]}, expected a class >= 0")
-    hits = kernels.accidental_hits(rows.offsets, rows.ids, np.ascontiguousarray(candidates))
-    hits.sort()
-    return np.divmod(hits, max(1, candidates.size))
 
 
 def _as_weights(unigrams: Any) -> np.ndarray:
@@ -426,7 +404,8 @@ def _distort(source: str, weights: np.ndarray, distortion: float) -> tuple[np.nd
         if not drawn.max() * np.float32(len(drawn)) < np.inf:
             at = int(drawn.argmax())
             raise BigvocabError(
-                f"{source}: weight {weights[at]} of word {at}, to the power {distortion} and times {len(drawn)} words, exceeds float32"
+                f"{source}: weight {weights[at]} of word {at}, to the power {distortion} and times {len(drawn)} words, "
+                "is past the largest float32"
             )
     return exact, drawn
 

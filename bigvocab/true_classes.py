@@ -1,4 +1,4 @@
-"""The true classes of rows, as the samplers and the sampled losses take them: a matrix, or ragged rows."""
+"""The true classes of rows, as the samplers and the sampled losses take them, and the candidates that hit them."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ import numpy.typing as npt
 
 from bigvocab.checks import as_integers
 from bigvocab.errors import BigvocabError
+from bigvocab.kernels import random as kernels
 
 
 class TrueClasses:
     """True classes as flat int64 `ids`, row after row, and the `shape` in which a value for each is given back.
 
     Args:
-        true_classes: (N, T) integers, or a pair (offsets (N + 1,), ids) for ragged rows: row i has ids[offsets[i] : offsets[i + 1]].
+        true_classes: (N, T) integers, or a pair (offsets (N + 1,), ids) for ragged rows, where row i has
+            ids[offsets[i] : offsets[i + 1]].
         name: what messages call it.
     """
 
@@ -41,7 +43,8 @@ class TrueClasses:
             )
         if offsets[0] != 0 or offsets[-1] != ids.size:
             raise BigvocabError(
-                f"{self.name}: offsets go from {offsets[0]} to {offsets[-1]}, expected 0 to {ids.size}, the number of ids"
+                f"{self.name}: offsets go from {offsets[0]} to {offsets[-1]}, expected 0 to {ids.size}, "
+                "the number of ids"
             )
         falls = offsets[1:] < offsets[:-1]
         if falls.any():
@@ -68,3 +71,36 @@ class TrueClasses:
             raise BigvocabError(
                 f"{self.name}: row {self.row_of(at)} is {ids[at]}, expected a class in [0, {range_max:,})"
             )
+
+
+def compute_accidental_hits(
+    true_classes: Any, sampled_candidates: Any
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Where a candidate is one of the true classes of a row: candidates[positions[i]] is in true_classes[rows[i]].
+
+    All positions of a repeated candidate are hits; a true class repeated in a row is one.
+
+    >>> rows, positions = compute_accidental_hits([[1, 2], [5, 5], [3, 9]], [5, 2, 2, 7])
+    >>> rows.tolist(), positions.tolist()
+    ([0, 0, 1], [1, 2, 0])
+
+    Args:
+        true_classes: (N, T) integers, or a pair (offsets (N + 1,), ids) for ragged rows.
+        sampled_candidates: (S,) integers.
+
+    Returns:
+        (rows, positions), int64, rows ascending and positions ascending within a row.
+
+    Raises:
+        BigvocabError: shapes that do not fit, a negative candidate; TypeError: what should be integers is not.
+    """
+    rows = TrueClasses(true_classes)
+    candidates = as_integers("sampled_candidates", sampled_candidates)
+    if candidates.ndim != 1:
+        raise BigvocabError(f"sampled_candidates: expected shape (S,), got {candidates.shape}")
+    if candidates.size and candidates.min() < 0:
+        at = int(np.argmax(candidates < 0))
+        raise BigvocabError(f"sampled_candidates: row {at} is {candidates[at]}, expected a class >= 0")
+    hits = kernels.accidental_hits(rows.offsets, rows.ids, np.ascontiguousarray(candidates))
+    hits.sort()
+    return np.divmod(hits, max(1, candidates.size))

@@ -26,8 +26,8 @@ def read_vocab_weights(path: str | os.PathLike[str]) -> np.ndarray:
         (words,) float64, each >= 0 and finite.
 
     Raises:
-        FormatError: a blank line, a last field that is no number, a negative, NaN or infinite weight, each with its line
-            number; or no line at all. TensorFlow skips a blank line, which shifts every later id.
+        FormatError: a blank line, a last field that is no number, a negative, NaN or infinite weight, each with its
+            line number; or no line at all. TensorFlow skips a blank line, which shifts every later id.
     """
     path = Path(path)
     data = np.fromfile(path, np.uint8)

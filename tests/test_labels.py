@@ -706,6 +706,15 @@ def test_corrupt_buffers():
         list(bv.read_labels(pa.table({"label": [1, 2], "g": text}), group_column="g"))
 
 
+@pytest.mark.parametrize("form", ["file", "stream"])
+def test_column_name_that_is_no_text(form, tmp_path):
+    path = write(pa.table({"label": [1], "title": [2]}), form, tmp_path / "y")
+    whole = (tmp_path / "y").read_bytes()
+    (tmp_path / "y").write_bytes(whole.replace(b"title", b"tit\xffe"))
+    with pytest.raises(FormatError, match="y: truncated or corrupt Arrow IPC"):
+        bv.read_labels(path)
+
+
 @pytest.mark.parametrize("form", ["file", "stream", "parquet", "npy"])
 def test_file_that_changes_while_read(form, tmp_path):
     path = tmp_path / "y"
@@ -769,6 +778,21 @@ def test_no_copy_where_there_are_no_nulls():
     soft = np.ones((10, 4), np.float32)
     (batch,) = bv.read_labels(soft)
     assert np.shares_memory(batch.labels, soft)
+
+
+@pytest.mark.parametrize("form", ["file", "stream", "parquet"])
+@pytest.mark.parametrize("options", [{}, {"group_column": "g"}])
+def test_memory_is_bounded(options, form, tmp_path):
+    """One record batch or row group of 32 MB: Arrow is mapped, Parquet is decoded piece by piece."""
+    n = 2_000_000
+    values = np.random.default_rng(0).integers(0, 2**60, n)
+    path = write(pa.table({"label": values, "g": np.arange(n) % 7}), form, tmp_path / "y", n)
+    found = bv.read_labels(path, label_column="label", **options)
+    before, most = pa.total_allocated_bytes(), 0
+    for batch in found:
+        most = max(most, pa.total_allocated_bytes() - before)
+        assert batch.labels[0] == values[batch.first_row]
+    assert most < (8 << 20 if form == "parquet" else 2 << 20)
 
 
 @pytest.mark.parametrize("form", FORMATS)

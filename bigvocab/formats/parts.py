@@ -47,8 +47,7 @@ def native(view: Array, dtype: np.dtype[Any]) -> Array:
 
 
 def make_shard(first_class: int, parts: list[Part]) -> Shard:
-    """The shard of these parts; parts without rows (an empty file, an empty record batch) are left out."""
-    parts = [part for part in parts if part.first < part.stop]
+    """The shard of these parts."""
     return Shard(first_class, parts, [part.first for part in parts])
 
 
@@ -62,13 +61,13 @@ def release_rows(file: MappedFile, part: Part, start: int, stop: int) -> None:
 
 
 def make_parts(file: MappedFile, layout: Layout, first: int) -> list[Part]:
-    """Views of the map for each part of a layout, whose first row is row `first` of the matrix."""
+    """Views of the map for each part of a layout, from row `first` of the matrix on; empty parts are left out."""
     parts = []
     for offset, rows in layout.parts:
         shape = (rows, *layout.shape[1:])
         if rows:
-            order = "F" if layout.fortran else "C"
-            array: Array = np.ndarray(shape, layout.stored.raw, file.buffer, offset, order=order)
+            raw = layout.stored.raw
+            array: Array = np.ndarray(shape, raw, file.buffer, offset, order="F" if layout.fortran else "C")
             parts.append(Part(first, first + rows, array, file, offset))
         first += rows
     return parts

@@ -1,8 +1,8 @@
 """TensorFlow's random stream and what the samplers draw from it.
 
 The stream is Philox4x32-10 (Salmon et al. 2011, doi:10.1145/2063384.2063405). It is kept as pairs of 32-bit words, the
-earlier word in the low half of a uint64, so that a 64-bit draw is one pair. A kernel `*_draws` turns words from `start` on
-into draws until either runs out, and returns (draws made, words used by them).
+earlier word in the low half of a uint64, so that a 64-bit draw is one pair. A kernel `*_draws` turns words from `start`
+on into draws until either runs out, and returns (draws made, words used by them).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 @jit
 def philox_pairs(pairs, key, high, block):
-    """Fill `pairs` with the stream from block number `block` on, two pairs a block; `high` is the counter's upper half."""
+    """Fill `pairs` with the stream from block number `block` on, 2 pairs a block; `high`: upper half of the counter."""
     for i in range(pairs.size // 2):
         low = block + np.uint64(i)
         c0, c1, c2, c3 = low & _LOW, low >> _32, high & _LOW, high >> _32
@@ -93,7 +93,7 @@ def log_uniform_draws(pairs, start, log_range, range_max, draws):
 
 @jit
 def alias_draws(pairs, start, table, draws):
-    """Two words a draw or more: a 23-bit fraction and a bucket, which gives itself below its threshold, else its alias."""
+    """Two words a draw or more: a 23-bit fraction and a bucket; below the bucket's threshold itself, else its alias."""
     num_words, index, used, made = 2 * pairs.size, start, start, 0
     bound = np.uint64(table.shape[0])
     while made < draws.size and index + 1 < num_words:
@@ -109,7 +109,7 @@ def alias_draws(pairs, start, table, draws):
 
 @jit
 def build_alias(weights):
-    """Alias table of float32 weights, (V, 2) uint32: threshold on a 23-bit fraction, and alias (Vose 1991, 10.1109/32.92917).
+    """Alias table of float32 weights (Vose 1991, doi:10.1109/32.92917): (V, 2) uint32, threshold and alias.
 
     Every rounding is TensorFlow's: w * V in float32, the rest in float64, the probability stored as float32. A fraction
     u = k / 2^23 is below p just where k < ceil(p 2^23), so integers are compared.
@@ -140,7 +140,7 @@ def build_alias(weights):
 
 @inline
 def _pair_buckets(mass, aliases, stack, num_low, top_high):
-    """Fill each bucket below 1 from the last one above, which may fall below 1 itself and is then the next to be filled."""
+    """Fill each bucket below 1 from the last one above, which may fall below 1 and is then the next to be filled."""
     if num_low > 0 and top_high < stack.size:
         low, high = stack[num_low - 1], stack[top_high]
         num_low, top_high = num_low - 1, top_high + 1
@@ -190,7 +190,7 @@ def power_float32(weights, exponent, powers):
 
 @jit
 def build_count_tree(weights):
-    """Tree of int32 sums: entry i, from 1, holds those of (i - lowbit(i), i] (Fenwick 1994, doi:10.1002/spe.4380240306)."""
+    """Tree of int32 sums: entry i, from 1, is that of (i - lowbit(i), i] (Fenwick 1994, 10.1002/spe.4380240306)."""
     tree = weights.copy()
     for i in range(1, tree.size + 1):
         parent = i + (i & -i)
@@ -312,7 +312,7 @@ def _walk_hits(offsets, ids, slots, heads, following, hits):
 
 @jit
 def accidental_hits(offsets, ids, candidates):
-    """Number row * S + position of each candidate that is a true label of the row; positions within a row in no order."""
+    """Number row * S + position of each candidate that is a true label of the row; those of a row in no order."""
     num_slots = 2
     while num_slots < 2 * candidates.size:
         num_slots *= 2

@@ -1,0 +1,403 @@
+"""The command `bigvocab`: a thin shell over the library, and the only place that imports click.
+
+Nothing slow is imported before a command runs, so that --help is quick. An option that is not given is not passed on, so
+its default is the library's. Exit codes: 0 done, 1 the data is wrong or the work failed, 2 the command is wrong, 3 a
+--fail-if held, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+import bigvocab
+from bigvocab.errors import BigvocabError
+
+if TYPE_CHECKING:
+    from bigvocab.conditions import Condition
+    from bigvocab.report import Report
+
+LOSSES = ("sparse-softmax", "softmax", "sigmoid", "weighted-sigmoid", "sparse-sigmoid", "log-loss")
+METRICS = ("accuracy", "rank", "logsumexp", "entropy", "predicted")
+# Options that mean something to these losses alone.
+ONLY_WITH = {
+    "class_weights": ("sparse-softmax",),
+    "label_smoothing": ("sparse-softmax", "softmax", "sigmoid"),
+    "probability_column": ("softmax",),
+    "pos_weight": ("weighted-sigmoid", "sparse-sigmoid"),
+    "epsilon": ("log-loss",),
+    "softcap": LOSSES[:-1],
+    "logit_scale": LOSSES[:-1],
+}
+_ASCII = str.maketrans({"±": "+/-", "…": "~"})
+
+
+# ---- how commands look, fail and print
+
+
+class _Option(click.Option):
+    """An option that stands under a heading of its own in the help."""
+
+    def __init__(self, *args: Any, section: str, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.section = section
+
+
+class _Command(click.Command):
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            if (record := parameter.get_help_record(ctx)) is not None:
+                sections.setdefault(getattr(parameter, "section", "Help"), []).append(record)
+        for heading, records in sections.items():
+            with formatter.section(heading):
+                formatter.write_dl(records, col_max=28)
+
+
+class _Commands(click.Group):
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command; what it may raise becomes one line and an exit code."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            _fail("interrupted", 130)
+        except MemoryError:
+            _fail("error: out of memory; --max-memory, --chunk-rows and --threads bound what is used")
+        except OSError as error:
+            name = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
+            _fail(f"error: {name}{error.strerror or error}")
+        except (BigvocabError, TypeError) as error:
+            if os.environ.get("BIGVOCAB_TRACEBACK"):
+                raise
+            _fail(f"error: {error}")
+
+
+def _say(text: str) -> None:
+    """One line on stderr."""
+    from bigvocab.numerals import printable
+
+    click.echo("bigvocab: " + printable(" ".join(text.splitlines())), err=True)
+
+
+def _fail(text: str, code: int = 1) -> NoReturn:
+    _say(text)
+    raise click.exceptions.Exit(code)
+
+
+def _print(text: str) -> None:
+    """The result on stdout. A reader that has left is no error."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        text = text.translate(_ASCII).encode(encoding, "backslashreplace").decode(encoding)
+    try:
+        click.echo(text)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError:  # what is still buffered would raise it again when Python ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _print_tables(items: Iterable[Any]) -> None:
+    """What rich can print: in colours and as wide as the window on a terminal, as plain text elsewhere."""
+    from bigvocab.report import plain_text
+
+    if sys.stdout is None or not sys.stdout.isatty():
+        _print(plain_text(items))
+        return
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    console.width = min(console.width, 100)
+    with console.capture() as captured:
+        console.print(*items, sep="\n", end="")
+    _print(captured.get().rstrip("\n"))
+
+
+# ---- kinds of options
+
+
+def _option(section: str, *names: str, **kwargs: Any) -> Callable[[Any], Any]:
+    return click.option(*names, cls=_Option, section=section, **kwargs)
+
+
+class _Number(click.FloatRange):
+    """A finite number in a range."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if number - number != 0:
+            self.fail(f"{value} is no finite number.", param, ctx)
+        return number
+
+    def _describe_range(self) -> str:
+        return ""  # the help says it in words
+
+
+def _metrics(ctx: click.Context, param: click.Parameter, value: str) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(name.strip() for name in value.split(",") if name.strip()))
+    if unknown := [name for name in names if name not in METRICS]:
+        raise click.BadParameter(f"{unknown[0]!r} is not one of {', '.join(METRICS)}.")
+    return names
+
+
+def _ks(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, ...]:
+    try:
+        ks = tuple(dict.fromkeys(int(k) for k in value.split(",")))
+    except ValueError:
+        ks = (0,)
+    if min(ks) < 1:
+        raise click.BadParameter(f"expected whole numbers from 1 on, such as 1,5, got {value!r}.")
+    return ks
+
+
+def _number_or_path(ctx: click.Context, param: click.Parameter, value: str | None) -> float | str | None:
+    try:
+        return None if value is None else float(value)
+    except ValueError:
+        return value
+
+
+def _conditions(ctx: click.Context, param: click.Parameter, texts: Sequence[str]) -> list[Condition]:
+    from bigvocab.conditions import parse_condition
+
+    return [_as_usage("--fail-if", parse_condition, text) for text in texts]
+
+
+def _as_usage(option: str, function: Callable[..., Any], *args: Any) -> Any:
+    """Call a check of the library; what it refuses here is a wrong command, not wrong data."""
+    try:
+        return function(*args)
+    except BigvocabError as error:
+        raise click.BadParameter(str(error), param_hint=f"'{option}'") from None
+
+
+def _with(options: Sequence[Callable[[Any], Any]]) -> Callable[[Any], Any]:
+    def decorate(function: Any) -> Any:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+# ---- options
+
+DATA, COLUMNS, LOSS, FIGURES = "Data", "Columns of the labels", "Loss", "Figures"
+RUNNING, RESULT = "Running", "Result"
+# fmt: off
+RAW = [
+    _option(DATA, "--shape", metavar="N,V", help="Shape of raw binary; -1,V: as many rows as there are."),
+    _option(DATA, "--dtype", metavar="TYPE", help="float16, bfloat16, float32 or float64, of raw binary."),
+    _option(DATA, "--offset", type=click.IntRange(0), metavar="BYTES", help="Bytes to skip in each raw file."),
+]
+FORMAT = _option(RESULT, "--format", "form", type=click.Choice(["table", "json"]), default="table",
+                 help="A table for people, or JSON.")
+EVAL = [
+    _option(DATA, "--logits", multiple=True, metavar="PATH", help="Logits: file, quoted glob or folder; repeatable."),
+    _option(DATA, "--labels", metavar="PATH", required=True, help="Labels: Arrow IPC, Parquet or .npy."),
+    _option(DATA, "--inputs", multiple=True, metavar="PATH", help="Hidden states, in place of logits; repeatable."),
+    _option(DATA, "--weights", multiple=True, metavar="PATH", help="Output layer for --inputs; repeatable."),
+    _option(DATA, "--biases", metavar="PATH", help="Biases of the output layer."),
+    _option(DATA, "--vocab-shards", is_flag=True, help="Several files are split by classes, not rows."),
+    *RAW,
+    _option(COLUMNS, "--label-column", metavar="NAME", help="Class, or list of classes, of the row."),
+    _option(COLUMNS, "--probability-column", metavar="NAME", help="Probabilities of the listed classes."),
+    _option(COLUMNS, "--weight-column", metavar="NAME", help="Weight of the row."),
+    _option(COLUMNS, "--group-column", metavar="NAME", help="Group of the row: figures for each group."),
+    _option(COLUMNS, "--bytes-column", metavar="NAME", help="Bytes of text behind the label: bits per byte."),
+    _option(LOSS, "--loss", type=click.Choice(LOSSES), metavar="NAME", default=LOSSES[0],
+            help=f"{', '.join(LOSSES[:-1])} or {LOSSES[-1]}."),
+    _option(LOSS, "--ignore-index", type=int, metavar="ID", help="Rows with this label count in no figure."),
+    _option(LOSS, "--label-smoothing", type=_Number(0, 1), metavar="E", help="Share spread over all classes."),
+    _option(LOSS, "--class-weights", metavar="PATH", help="One weight per class (sparse-softmax)."),
+    _option(LOSS, "--pos-weight", metavar="X|PATH", callback=_number_or_path,
+            help="Weight of positives, or one per class (sigmoid)."),
+    _option(LOSS, "--epsilon", type=_Number(0), metavar="E", help="Added inside the logarithms (log-loss)."),
+    _option(LOSS, "--logit-scale", type=_Number(0, min_open=True), metavar="S", help="Multiplies all logits."),
+    _option(LOSS, "--softcap", type=_Number(0, min_open=True), metavar="C", help="Then logits become C tanh(x / C)."),
+    _option(LOSS, "--num-classes", type=click.IntRange(1), metavar="V", help="Classes that count; others are padding."),
+    _option(FIGURES, "--metrics", metavar="NAMES", default=",".join(METRICS[:3]), callback=_metrics, show_default=True,
+            help=f"Of {', '.join(METRICS)}."),
+    _option(FIGURES, "--top-k", metavar="K,...", default="1,5", callback=_ks, show_default=True,
+            help="The k of the accuracies."),
+    _option(FIGURES, "--nonfinite", type=click.Choice(["error", "skip", "keep"]), metavar="WAY", default="error",
+            help="Rows with a NaN or +inf: error (default), skip or keep."),
+    _option(RUNNING, "--chunk-rows", type=click.IntRange(1), metavar="N", help="Rows of a block; changes no figure."),
+    _option(RUNNING, "--threads", type=click.IntRange(1), metavar="N", help="Default: all cores; changes no figure."),
+    _option(RUNNING, "--max-memory", metavar="512M", help="Most memory for mapped logits."),
+    _option(RUNNING, "--quiet", "-q", is_flag=True, help="No progress bar and no messages."),
+    _option(RESULT, "--output", metavar="PATH", help="Write the loss of every row, as Parquet."),
+    _option(RESULT, "--report", metavar="PATH", help="Write the report, as JSON."),
+    FORMAT,
+    _option(RESULT, "--fail-if", "conditions", metavar="CONDITION", multiple=True, callback=_conditions,
+            help="Exit with 3 if it holds: 'perplexity > 20', 'accuracy.1 < 0.3'; names as in the JSON; repeatable."),
+]
+# fmt: on
+
+HELP = {"help_option_names": ["-h", "--help"]}
+EVAL_EPILOG = """\b
+Examples:
+  bigvocab eval --logits logits.npy --labels labels.parquet
+  bigvocab eval --logits 'part-*.npy' --labels labels.arrow --group-column book
+  bigvocab eval --logits logits.bin --shape 1000,262144 --dtype bfloat16 \\
+      --labels labels.npy --fail-if 'perplexity > 20'
+"""
+INSPECT_EPILOG = """\b
+Examples:
+  bigvocab inspect logits.npy labels.parquet
+  bigvocab inspect model.safetensors::lm_head.weight
+  bigvocab inspect logits.bin --shape 1000,262144 --dtype bfloat16
+"""
+
+
+# ---- commands
+
+
+@click.group(cls=_Commands, context_settings=HELP)
+@click.version_option(bigvocab.__version__, "-V", "--version", message="bigvocab %(version)s")
+def cli() -> None:
+    """Exact, streaming losses of models with huge vocabularies, on ordinary machines."""
+
+
+@cli.command("eval", cls=_Command, epilog=EVAL_EPILOG, context_settings={"allow_extra_args": True})
+@_with(EVAL)
+@click.pass_context
+def eval_(ctx: click.Context, form: str, quiet: bool, conditions: list[Condition], **options: Any) -> None:
+    """Evaluate logits against labels: exact loss, perplexity, accuracy and ranks."""
+    _check_together(ctx, options, conditions)
+    report = _evaluate(options, quiet)
+    if form == "json":
+        _print(report.to_json())
+    else:
+        _print_tables([report])
+    _judge(report, conditions)
+
+
+def _check_together(ctx: click.Context, options: dict[str, Any], conditions: list[Condition]) -> None:
+    """Refuse options that do not go together, before anything slow is imported."""
+    if ctx.args:
+        hint = "a glob must be quoted: --logits 'part-*.npy'"
+        raise click.UsageError(f"Got unexpected extra argument ({ctx.args[0]}); {hint}")
+    faults = [
+        (not options["logits"] and not options["inputs"], "Missing option '--logits' (or '--inputs' and '--weights')."),
+        (options["logits"] and options["inputs"], "'--logits' and '--inputs' exclude each other."),
+        (options["inputs"] and not options["weights"], "'--inputs' needs '--weights', the output layer."),
+        (options["weights"] and not options["inputs"], "'--weights' needs '--inputs', the hidden states."),
+        (options["biases"] and not options["inputs"], "'--biases' needs '--inputs' and '--weights'."),
+        (options["loss"] == "weighted-sigmoid" and options["pos_weight"] is None, "This loss needs '--pos-weight'."),
+        (options["output"] and options["output"] == options["report"], "'--output' and '--report' are the same file."),
+        *_raw_faults(options),
+    ]
+    for name, losses in ONLY_WITH.items():
+        wrong = options[name] is not None and options["loss"] not in losses
+        faults.append((wrong, f"'{_flag(name)}' goes with {', '.join(losses)}, not with {options['loss']}."))
+    source = ctx.get_parameter_source("top_k")
+    lacks = "accuracy" not in options["metrics"] and source is not click.core.ParameterSource.DEFAULT
+    faults.append((lacks, "'--top-k' needs accuracy in '--metrics'."))
+    for wrong, message in faults:
+        if wrong:
+            raise click.UsageError(message)
+    columns = [role for role in ("group", "bytes") if options[f"{role}_column"] is not None]
+    for condition in conditions:
+        from bigvocab.conditions import check_name
+
+        asked = (options["loss"], options["metrics"], options["top_k"], columns)
+        _as_usage("--fail-if", check_name, condition.name, *asked)
+
+
+def _raw_faults(options: dict[str, Any]) -> list[tuple[Any, str]]:
+    return [
+        (options["shape"] and not options["dtype"], "'--shape' means raw binary, which needs '--dtype' as well."),
+        (options["offset"] and not options["shape"], "'--offset' is for raw binary: it needs '--shape' and '--dtype'."),
+    ]
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _evaluate(options: dict[str, Any], quiet: bool) -> Report:
+    from bigvocab.progress import Display
+
+    given = {name: value for name, value in options.items() if value not in (None, (), False) or name == "metrics"}
+    for name in ("logits", "inputs", "weights"):
+        if name in given:
+            given[name] = given[name][0] if len(given[name]) == 1 else list(given[name])
+    with Display(quiet=quiet) as display:
+        from bigvocab.evaluator import evaluate, parse_bytes
+
+        _check_raw(given)
+        if "max_memory" in given:
+            _as_usage("--max-memory", parse_bytes, "max_memory", given["max_memory"])
+        display.watch_compiler()
+        return evaluate(**given, progress=display.update)
+
+
+def _check_raw(options: dict[str, Any]) -> None:
+    from bigvocab.formats.layout import parse_dtype, parse_shape
+
+    _as_usage("--dtype", parse_dtype, options.get("dtype"))
+    if options.get("shape"):
+        _as_usage("--shape", parse_shape, options["shape"])
+
+
+def _judge(report: Report, conditions: list[Condition]) -> None:
+    """Exit with 3 if a condition holds; with 2 if its figure is not in the report."""
+    codes = []
+    for condition in conditions:
+        try:
+            verdict = condition.verdict(report.figure(condition.name))
+        except KeyError:
+            _say(f"error: --fail-if: the report has no figure {condition.name!r}")
+            codes.append(2)
+        except BigvocabError as error:
+            _say(f"error: --fail-if: {error}")
+            codes.append(2)
+        else:
+            if verdict is not None:
+                _say(f"failed: {verdict}")
+                codes.append(3)
+    if codes:
+        raise click.exceptions.Exit(min(codes))
+
+
+@cli.command("inspect", cls=_Command, epilog=INSPECT_EPILOG)
+@click.argument("paths", nargs=-1, required=True, metavar="PATH...")
+@_with([*RAW, FORMAT])
+def inspect_(paths: tuple[str, ...], form: str, **options: Any) -> None:
+    """Show what files hold: shape, dtype, rows, columns, bytes, and whether a quick sample is finite."""
+    for wrong, message in _raw_faults(options):
+        if wrong:
+            raise click.UsageError(message)
+    from bigvocab.inspection import inspect_path, rendered
+
+    _check_raw(options)
+    given = {name: value for name, value in options.items() if value is not None}
+    found = [entry for path in paths for entry in inspect_path(path, **given)]
+    opened = [entry for entry in found if "error" not in entry]
+    if form == "json":
+        _print(json.dumps(found, indent=2))
+    elif opened:
+        _print_tables(item for entry in opened for item in rendered(entry))
+    for entry in found:
+        if "error" in entry:
+            _say(f"error: {entry['error']}")
+    if len(opened) < len(found):
+        raise click.exceptions.Exit(1)
+
+
+def main() -> None:
+    """Run the command; a polite end by a signal cleans up as Ctrl-C does."""
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, lambda number, frame: sys.exit(128 + number))
+    cli(prog_name="bigvocab")

@@ -1,0 +1,269 @@
+"""What `bigvocab inspect` finds in files: shape, dtype, columns, bytes, and whether a quick sample is finite.
+
+A file may be a matrix, a table of labels, or both (an Arrow file with a FixedSizeList column), so both doors are tried:
+`open_matrix` and the readers of labels. What neither opens is an error, in the words of the door that fits the file.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from bigvocab.errors import BigvocabError
+from bigvocab.formats.mapped import MappedFile
+from bigvocab.formats.paths import SUFFIXES, Source, expand, natural_key, split_selector
+from bigvocab.formats.safetensors import _check_offsets, _header
+from bigvocab.labels import _open_source, read_labels
+from bigvocab.matrix import Matrix, open_matrix
+from bigvocab.numerals import count, counted, fixed, printable, size
+from bigvocab.report import pairs_table
+
+_SAMPLE_ROWS = 64
+_SAMPLE_BYTES = 64 << 20
+_SAMPLE_CLASSES = 4096  # of a matrix in Fortran order, where a row is spread over as many pages as there are classes
+_MOST_SHOWN = 100
+_FORMATS = {"npy": ".npy", "safetensors": ".safetensors", "arrow": "Arrow IPC", "parquet": "Parquet"}
+
+
+def inspect_path(
+    path: str, *, shape: Any = None, dtype: str | None = None, offset: int = 0
+) -> Iterator[dict[str, Any]]:
+    """What lies at a path or glob, as a dict for JSON; a folder whose files are no one matrix or table gives one for each.
+
+    A file that cannot be opened has the key `error`. The other arguments are those of `open_matrix`.
+    """
+    try:
+        yield {"path": path, **_inspect(path, shape, dtype, offset)}
+    except (BigvocabError, TypeError) as error:
+        names = sorted(os.listdir(path), key=natural_key) if os.path.isdir(path) and shape is None else []
+        files = [name for name in names if os.path.splitext(name)[1].lower() in SUFFIXES and not name.startswith(".")]
+        if not files:
+            yield {"path": path, "error": str(error)}
+        for name in files:
+            yield from inspect_path(os.path.join(path, name), dtype=dtype, offset=offset)
+
+
+def _inspect(path: str, shape: Any, dtype: str | None, offset: int) -> dict[str, Any]:
+    if shape is not None:
+        return {"format": "raw binary", **_matrix(open_matrix(path, shape=shape, dtype=dtype, offset=offset))}
+    kind, (place, selector) = _kind(path), split_selector(path)
+    if kind == "safetensors" and selector is None and os.path.isfile(place):
+        tensors = _tensors(place)
+        if len(tensors) > 1:
+            return {"format": _FORMATS[kind], "tensors": tensors, "bytes": os.path.getsize(place)}
+    if kind == "parquet":
+        return _table(path)
+    found: dict[str, Any] = {}
+    if kind in ("npy", "arrow"):
+        try:
+            found = _table(path)
+        except BigvocabError:
+            found = {}  # the other door says why, or opens
+    try:
+        matrix = open_matrix(path, dtype=dtype, offset=offset)
+    except BigvocabError:
+        if found:
+            return found
+        raise
+    if kind == "npy" or found.get("labels", {}).get("kind") == "dense":
+        found = {name: found[name] for name in ("columns",) if name in found and kind == "arrow"}
+    return {"format": _FORMATS.get(kind or "", "unknown"), **found, **_matrix(matrix)}
+
+
+def _kind(path: str) -> str | None:
+    """The format of the first file meant, by its first bytes, else by its name."""
+    place = split_selector(path)[0]
+    if not os.path.isdir(place):
+        place = expand(path)[0].path
+        if os.path.isfile(place):
+            with open(place, "rb") as file:
+                head = file.read(6)
+            magic = {b"ARROW1": "arrow", b"\xff\xff\xff\xff": "arrow", b"PAR1": "parquet", b"\x93NUMPY": "npy"}
+            if found := [kind for start, kind in magic.items() if head.startswith(start)]:
+                return found[0]
+        return SUFFIXES.get(os.path.splitext(place)[1].lower())
+    kinds = {SUFFIXES.get(os.path.splitext(name)[1].lower()) for name in os.listdir(place)} - {None}
+    return kinds.pop() if len(kinds) == 1 else None
+
+
+# ---- matrices
+
+
+def _matrix(matrix: Matrix) -> dict[str, Any]:
+    rows = matrix[0 : min(2, len(matrix))]
+    found: dict[str, Any] = {"shape": list(matrix.shape), "dtype": matrix.dtype.name}
+    if not matrix.dtype.isnative:
+        found["byte_order"] = "swapped"
+    if matrix.ndim == 2 and len(rows) > 1 and not rows.flags.c_contiguous:
+        found["order"] = "fortran"
+    if len(matrix.files) > 1:
+        found["files"] = len(matrix.files)
+    found["bytes"] = sum(file["bytes"] for file in matrix.files)
+    if len(matrix):
+        found["sample"] = _sample(matrix, "order" in found)
+    return found
+
+
+def _sample(matrix: Matrix, fortran: bool) -> dict[str, Any]:
+    """A look at the first, middle and last rows."""
+    if matrix.ndim == 1:
+        blocks = [np.asarray(matrix[: _SAMPLE_BYTES // 8])]
+        found: dict[str, Any] = {"elements": len(blocks[0])}
+    else:
+        blocks = [matrix[start:stop] for start, stop in _spots(len(matrix), matrix.nbytes // len(matrix))]
+        if fortran:
+            blocks = [block[:, :_SAMPLE_CLASSES] for block in blocks]
+        found = {"rows": sum(map(len, blocks))}
+        if fortran and matrix.shape[1] > _SAMPLE_CLASSES:
+            found["classes"] = _SAMPLE_CLASSES
+    counts = {"nan": 0, "plus_inf": 0, "minus_inf": 0}
+    low, high = np.inf, -np.inf
+    for block in blocks:
+        values = block.astype(np.float64 if block.dtype.itemsize == 8 else np.float32)
+        counts["nan"] += int(np.count_nonzero(np.isnan(values)))
+        counts["plus_inf"] += int(np.count_nonzero(np.isposinf(values)))
+        counts["minus_inf"] += int(np.count_nonzero(np.isneginf(values)))
+        finite = np.isfinite(values)
+        low = min(low, float(values.min(initial=np.inf, where=finite)))
+        high = max(high, float(values.max(initial=-np.inf, where=finite)))
+    found |= {"finite": not any(counts.values()), **counts}
+    return found | ({"min": low, "max": high} if low <= high else {})
+
+
+def _spots(rows: int, row_bytes: int) -> list[tuple[int, int]]:
+    """Ranges of the first, middle and last rows, within the limits of a sample."""
+    most = max(1, min(_SAMPLE_ROWS, _SAMPLE_BYTES // max(1, row_bytes)))
+    if rows <= most:
+        return [(0, rows)]
+    if most < 3:
+        return [(0, most)]
+    part = most // 3
+    first, middle = most - 2 * part, (rows - part) // 2
+    return [(0, first), (max(first, middle), max(first, middle) + part), (rows - part, rows)]
+
+
+def _tensors(place: str) -> list[dict[str, Any]]:
+    """Every tensor of a .safetensors file, of any dtype."""
+    file = MappedFile(Source(os.path.abspath(place), place, None))
+    header, start = _header(file)
+    entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
+    _check_offsets(file, entries, file.size - start)
+    return [
+        {"name": name, "shape": entry.get("shape"), "dtype": entry.get("dtype"), "bytes": int(np.diff(span)[0])}
+        for name, entry in entries.items()
+        for span in [entry["data_offsets"]]
+    ]
+
+
+# ---- tables of labels
+
+
+def _table(path: str) -> dict[str, Any]:
+    parts, _ = _open_source(path)
+    found: dict[str, Any] = {"format": parts[0].format, "rows": sum(part.num_rows for part in parts)}
+    if parts[0].format == ".npy":
+        found["dtype"] = str(parts[0].schema.field(0).type)
+    else:
+        found["columns"] = [{"name": name, "type": kind} for name, kind in parts[0].columns()]
+    if len(parts) > 1:
+        found["files"] = len(parts)
+    found["bytes"] = sum(part.num_bytes for part in parts)
+    return found | {"labels": _labels(path)}
+
+
+def _labels(path: str) -> dict[str, Any]:
+    """Which column would be the labels, and a look at the first of them."""
+    try:
+        labels = read_labels(path)
+        found: dict[str, Any] = {"column": labels._chosen.label, "kind": labels.kind}
+        if labels.kind == "dense":
+            return found | {"classes": labels.num_classes}
+        batch = next(iter(labels), None)
+    except BigvocabError as error:
+        return {"error": str(error)}
+    if batch is None:
+        return found
+    ids = batch.labels[1] if labels.kind != "id" else batch.labels
+    nulls = np.zeros(len(batch), bool) if batch.ignored is None else batch.ignored
+    if labels.kind == "id":
+        ids = ids[~nulls]
+    found |= {"sampled_rows": len(batch), "null": int(np.count_nonzero(nulls))}
+    return found | ({"min": int(ids.min()), "max": int(ids.max())} if len(ids) else {})
+
+
+# ---- for people
+
+_KINDS = {
+    "id": "one class a row",
+    "list": "several classes a row",
+    "dense": "soft labels",
+    "sparse": "sparse soft labels",
+}
+
+
+def rendered(found: Mapping[str, Any]) -> Iterator[Any]:
+    """What rich prints for one path."""
+    from rich.text import Text
+
+    yield Text(f" {printable(found['path'])}", style="bold", no_wrap=False)
+    yield pairs_table([(name, printable(value)) for name, value in _pairs(found)])
+
+
+def _pairs(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    yield "format", found["format"] + (f", {counted(found['files'], 'file')}" if "files" in found else "")
+    if "shape" in found:
+        words = ("rows", "classes") if len(found["shape"]) == 2 else ("elements",)
+        yield "shape", " x ".join(f"{n:,} {word}" for n, word in zip(found["shape"], words, strict=True))
+    elif "rows" in found:
+        yield "rows", count(found["rows"])
+    if "dtype" in found:
+        notes = ["byte-swapped"] * ("byte_order" in found) + ["Fortran order"] * ("order" in found)
+        yield "dtype", ", ".join([found["dtype"], *notes])
+    yield "size", size(found["bytes"]) + (f" ({found['bytes']:,} bytes)" if found["bytes"] >= 1000 else "")
+    if "sample" in found:
+        yield "sample", _sample_text(found["sample"])
+    if "labels" in found:
+        yield "labels", _labels_text(found["labels"], "columns" in found)
+    for heading, texts in (("tensors", _tensor_texts(found)), ("columns", _column_texts(found))):
+        for i, text in enumerate(texts[:_MOST_SHOWN]):
+            yield heading if i == 0 else "", text
+        if len(texts) > _MOST_SHOWN:
+            yield "", f"... and {len(texts) - _MOST_SHOWN:,} more; --format json has all"
+
+
+def _sample_text(sample: Mapping[str, Any]) -> str:
+    what = counted(sample["rows"], "row") if "rows" in sample else counted(sample["elements"], "element")
+    if "classes" in sample:
+        what += f" of the first {sample['classes']:,} classes"
+    bad = [f"{sample[key]:,} {word}" for key, word in (("nan", "NaN"), ("plus_inf", "+inf")) if sample[key]]
+    bad += [f"{sample['minus_inf']:,} -inf (masked)"] if sample["minus_inf"] else []
+    spread = f", from {fixed(sample['min'], 3)} to {fixed(sample['max'], 3)}" if "min" in sample else ""
+    return f"{what}: {', '.join(bad) or 'all finite'}{spread}"
+
+
+def _labels_text(labels: Mapping[str, Any], named: bool) -> str:
+    if "error" in labels:
+        return labels["error"]
+    text = (f"column {labels['column']!r}, " if named else "") + _KINDS[labels["kind"]]
+    if "min" in labels:
+        text += f", ids {labels['min']:,} to {labels['max']:,} in the first {counted(labels['sampled_rows'], 'row')}"
+    return text + (f", {labels['null']:,} null" if labels.get("null") else "")
+
+
+def _tensor_texts(found: Mapping[str, Any]) -> list[str]:
+    tensors = found.get("tensors", [])
+    width = min(40, max((len(tensor["name"]) for tensor in tensors), default=0))
+    return [f"{tensor['name']:<{width}}  {_dimensions(tensor['shape'])} {tensor['dtype']}" for tensor in tensors]
+
+
+def _dimensions(shape: Any) -> str:
+    return (" x ".join(map(str, shape)) or "scalar") if isinstance(shape, list) else str(shape)
+
+
+def _column_texts(found: Mapping[str, Any]) -> list[str]:
+    columns = found.get("columns", [])
+    width = min(40, max((len(column["name"]) for column in columns), default=0))
+    return [f"{column['name']:<{width}}  {column['type']}" for column in columns]

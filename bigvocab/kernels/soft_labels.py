@@ -1,0 +1,87 @@
+"""Softmax cross-entropy with a distribution as label: the row's softmax statistics and its sums with the labels, in one pass over memory.
+
+A row is read in parts of 32,768 classes: `softmax` reads a part's logits from memory, and the sums of z and z (reference - x), in float64, read them again
+from the cache, together with the labels. The reference is the maximum of the row's first part that has one: sums with it, unlike sums of z x, do not
+cancel against log S exp(x) where logits are large.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from bigvocab.kernels import _doubles as d
+from bigvocab.kernels import _lanes as v
+from bigvocab.kernels._jit import inline, jit
+from bigvocab.kernels.softmax import MAX, SKIP, _row, _row_wide, _transformed, _transformed_lanes
+
+PART = 32768
+
+# Columns of the sums with labels: REFERENCE a raw logit (NaN: none yet), LABEL_SUM S z, SHIFT S z (g(reference) - g(x)) with 0 where z is 0.
+REFERENCE, LABEL_SUM, SHIFT = range(3)
+SUMS = 3
+
+
+@inline
+def _label_sums(x, z, transform, sums):
+    """Add the sums of one part to the row's."""
+    scale, softcap = transform
+    plain = scale == 1.0 and softcap == 0
+    base = _transformed(sums[REFERENCE], scale, softcap)
+    zero = v.splat(0.0, d.load_part(z, 0, 0, 0.0))
+    reference = v.splat(base, zero)
+    mass, shift = zero, zero
+    whole = x.size - x.size % d.SIZE
+    for i in range(0, whole, d.SIZE):
+        logits, labels = d.load(x, i), d.load(z, i)
+        if not plain:
+            logits = _transformed_lanes(logits, scale, softcap)
+        mass = v.add(mass, labels)
+        shift = v.add(shift, d.times(labels, v.sub(reference, logits)))
+    if whole < x.size:
+        logits, labels = d.load_part(x, whole, x.size, 0.0), d.load_part(z, whole, x.size, 0.0)
+        if not plain:
+            logits = _transformed_lanes(logits, scale, softcap)
+        mass = v.add(mass, labels)
+        shift = v.add(shift, d.times(labels, v.sub(reference, logits)))
+    sums[LABEL_SUM] += v.total(mass)
+    sums[SHIFT] += v.total(shift)
+
+
+@jit
+def rows_soft_labels(logits, soft, labels, transform, want, span, stats, sums):
+    """Add a tile of logits and soft labels to the rows' statistics.
+
+    logits, soft (n, at least classes); labels (n,) SKIP or NO_LABEL; transform, want, span and stats as for `rows_softmax`; sums (n, SUMS).
+    """
+    scale, softcap = transform
+    first_class, classes = span
+    for r in range(labels.size):
+        if labels[r] == SKIP:
+            continue
+        for start in range(0, classes, PART):
+            stop = min(start + PART, classes)
+            x = logits[r, start:stop]
+            if softcap > 0 or not _row(x, np.nan, scale, want, first_class + start, stats[r]):
+                _row_wide(x, np.nan, scale, softcap, want, first_class + start, stats[r])
+            if math.isnan(sums[r, REFERENCE]):
+                top = stats[r, MAX]
+                sums[r, REFERENCE] = top if abs(top) < np.inf else 0.0
+            _label_sums(x, soft[r, start:stop], transform, sums[r])
+
+
+@jit
+def rows_sparse_labels(logits, labels, offsets, ids, probabilities, transform, span, sums):
+    """As `rows_soft_labels` for labels of few classes: adds S p and S p (g(reference) - g(x)) over the listed ids of this tile."""
+    scale, softcap = transform
+    first_class, classes = span
+    for r in range(labels.size):
+        if labels[r] == SKIP:
+            continue
+        base = _transformed(sums[r, REFERENCE], scale, softcap)
+        for k in range(offsets[r], offsets[r + 1]):
+            c = ids[k] - first_class
+            if 0 <= c < classes and probabilities[k] != 0:
+                sums[r, LABEL_SUM] += probabilities[k]
+                sums[r, SHIFT] += probabilities[k] * (base - _transformed(v.load_scalar(logits[r], c), scale, softcap))

@@ -1,0 +1,365 @@
+"""The main path: files and batches in, the same report to the bit out, whatever the split."""
+
+import json
+import math
+import pickle
+import random
+
+import ml_dtypes
+import naive
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import bigvocab as bv
+
+TIMES = ("seconds", "rows_per_second", "bytes_per_second", "inputs")
+
+
+def figures(report):
+    return {name: value for name, value in report.to_dict().items() if name not in TIMES}
+
+
+@pytest.fixture(scope="module")
+def job():
+    rng = np.random.default_rng(3)
+    logits = (rng.standard_normal((300, 501)) * 3).astype(np.float16)
+    labels = rng.integers(0, 501, 300)
+    ignored = rng.random(300) < 0.1
+    return {
+        "logits": logits,
+        "labels": labels,
+        "ignored": ignored,
+        "weights": rng.choice([0.0, 0.5, 1.0, 2.0], 300),
+        "groups": rng.choice(["Ruth", "Jonah", "Mark"], 300),
+        "bytes": rng.integers(1, 9, 300),
+    }
+
+
+@pytest.fixture
+def files(job, tmp_path):
+    np.save(tmp_path / "logits.npy", job["logits"])
+    table = pa.table(
+        {
+            "label": pa.array(job["labels"], mask=job["ignored"]),
+            "weight": job["weights"],
+            "book": job["groups"],
+            "bytes": job["bytes"],
+        }
+    )
+    pq.write_table(table, tmp_path / "labels.parquet", row_group_size=70)
+    return tmp_path
+
+
+COLUMNS = {"weight_column": "weight", "group_column": "book", "bytes_column": "bytes"}
+
+
+def test_every_figure_is_that_of_the_oracle(job, files):
+    report = bv.evaluate(
+        logits=files / "logits.npy",
+        labels=files / "labels.parquet",
+        metrics="accuracy,rank,logsumexp,entropy,predicted",
+        top_k="1,5,50",
+        output=files / "losses.parquet",
+        report=files / "report.json",
+        **COLUMNS,
+    )
+    keep = ~job["ignored"]
+    x, y, w = job["logits"].astype(float)[keep], job["labels"][keep], job["weights"][keep]
+    losses = np.array(naive.sparse_softmax_cross_entropy(x, y))
+    mean = (w * losses).sum() / w.sum()
+    assert report["mean"] == pytest.approx(mean, abs=1e-6)
+    assert report["perplexity"] == pytest.approx(math.exp(mean), rel=1e-6)
+    assert report["rows"] == keep.sum()
+    assert report["ignored_rows"] == (~keep).sum()
+    assert report["nonfinite_rows"] == 0
+    assert report["weight"] == w.sum()
+    for name, value in report["reductions"].items():
+        assert value == pytest.approx(naive.compute_weighted_loss(losses, w, reduction=name), rel=1e-6)
+    live = (w != 0).sum()
+    assert report["stderr"] == pytest.approx(
+        math.sqrt((w**2 * (losses - mean) ** 2).sum() * live / (live - 1)) / w.sum(), rel=1e-6
+    )
+    ranks = np.array(naive.rank(x, y))
+    for k in (1, 5, 50):
+        assert report["accuracy"][str(k)] == pytest.approx((w * (ranks <= k)).sum() / w.sum(), rel=1e-12)
+    assert report["mean_rank"] == pytest.approx((w * ranks).sum() / w.sum(), rel=1e-12)
+    assert report["mrr"] == pytest.approx((w / ranks).sum() / w.sum(), rel=1e-12)
+    assert report["tied_rows"] == sum(t for t, weight in zip(naive.tied(x, y), w, strict=True) if weight)
+    assert report["entropy"] == pytest.approx((w * naive.entropy(x)).sum() / w.sum(), abs=3e-6)
+    lse = np.array(naive.logsumexp(x))
+    assert report["logsumexp"]["mean"] == pytest.approx((w * lse).sum() / w.sum(), abs=1e-6)
+    assert report["logsumexp"]["min"] == pytest.approx(lse[w != 0].min(), abs=1e-6)
+    num_bytes = job["bytes"][keep]
+    assert report["bits_per_byte"] == pytest.approx((w * losses).sum() / (w * num_bytes).sum() / math.log(2), rel=1e-6)
+    for book in ("Ruth", "Jonah", "Mark"):
+        here = job["groups"][keep] == book
+        group = report["groups"][book]
+        assert group["rows"] == here.sum()
+        assert group["mean"] == pytest.approx((w * losses)[here].sum() / w[here].sum(), abs=1e-6)
+
+    written = pq.read_table(files / "losses.parquet")
+    expected = ["row", "loss", "weight", "group", "rank", "predicted", "logsumexp", "entropy"]
+    assert written.column_names == expected
+    assert written["row"].to_pylist() == list(range(300))
+    assert [value is None for value in written["loss"].to_pylist()] == job["ignored"].tolist()
+    np.testing.assert_allclose(written["loss"].drop_null(), losses, atol=1e-6)
+    assert written["rank"].drop_null().to_pylist() == ranks.tolist()
+    assert written["predicted"].drop_null().to_pylist() == list(naive.argmax(x))
+    on_disk = json.loads((files / "report.json").read_text())
+    assert on_disk["mean"] == report["mean"]
+    assert [entry["bytes"] for entry in on_disk["inputs"]][0] == (files / "logits.npy").stat().st_size
+
+
+def test_figures_without_weights(job):
+    report = bv.evaluate(logits=job["logits"], labels=job["labels"])
+    losses = np.array(naive.sparse_softmax_cross_entropy(job["logits"].astype(float), job["labels"]))
+    assert report["stderr"] == pytest.approx(naive.stderr(losses), rel=1e-6)
+    assert report["perplexity_stderr"] == pytest.approx(naive.perplexity_stderr(losses), rel=1e-6)
+    assert "groups" not in report.to_dict()
+    assert "bits_per_byte" not in report.to_dict()
+
+
+@pytest.mark.parametrize("chunk_rows", [1, 7, 64, 1000])
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_chunks_and_threads_do_not_show(files, chunk_rows, threads):
+    def run(name, **options):
+        report = bv.evaluate(
+            logits=files / "logits.npy", labels=files / "labels.parquet", output=files / name, **COLUMNS, **options
+        )
+        return figures(report), (files / name).read_bytes()
+
+    assert run("a.parquet", chunk_rows=chunk_rows, threads=threads) == run("b.parquet")
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10**9))
+def test_splits_orders_and_merges_do_not_show(job, seed):
+    rng = random.Random(seed)
+    whole = bv.Evaluator(metrics=("accuracy", "rank", "logsumexp", "entropy"))
+    whole.update(job["logits"], job["labels"], job["weights"], job["groups"])
+    edges = [0, *sorted(rng.sample(range(1, 300), rng.randint(1, 6))), 300]
+    parts = list(zip(edges[:-1], edges[1:], strict=True))
+    rng.shuffle(parts)
+    evaluators = [bv.Evaluator(metrics=("accuracy", "rank", "logsumexp", "entropy")) for _ in range(rng.randint(1, 4))]
+    for a, b in parts:
+        chosen = rng.choice(evaluators)
+        chosen.update(job["logits"][a:b], job["labels"][a:b], job["weights"][a:b], job["groups"][a:b])
+    while len(evaluators) > 1:
+        evaluators.insert(0, evaluators.pop())
+        evaluators[0].merge(evaluators.pop(rng.randrange(1, len(evaluators))))
+    assert figures(evaluators[0].report()) == figures(whole.report())
+
+
+def test_update_returns_unweighted_losses_and_nan_where_ignored(job):
+    ev = bv.Evaluator(ignore_index=-100)
+    labels = job["labels"].copy()
+    labels[4] = -100
+    losses = ev.update(job["logits"], labels, weights=job["weights"])
+    assert np.isnan(losses[4])
+    expected = naive.sparse_softmax_cross_entropy(job["logits"].astype(float), job["labels"])
+    np.testing.assert_allclose(np.delete(losses, 4), np.delete(expected, 4), atol=1e-6)
+
+
+@pytest.mark.parametrize("table", [False, True])
+def test_arrow_batches(job, table):
+    logits = pa.FixedSizeListArray.from_arrays(pa.array(job["logits"].reshape(-1)), 501)
+    batch = pa.record_batch(
+        {
+            "logits": logits,
+            "label": pa.array(job["labels"], mask=job["ignored"]),
+            "weight": job["weights"],
+            "book": job["groups"],
+        }
+    )
+    data = pa.Table.from_batches([batch.slice(0, 100), batch.slice(100)]) if table else batch
+    ev = bv.Evaluator(weight_column="weight", group_column="book")
+    out = ev.update_batch(data)
+    assert type(out) is type(data)
+    assert out.schema.names == [*batch.schema.names, "loss"]
+    assert out.column("loss").null_count == job["ignored"].sum()
+    other = bv.Evaluator(ignore_index=-1)
+    other.update(job["logits"], np.where(job["ignored"], -1, job["labels"]), job["weights"], job["groups"])
+    mine, theirs = figures(ev.report()), figures(other.report())
+    assert mine == theirs
+    with pytest.raises(bv.BigvocabError, match="column 'loss' already"):
+        ev.update_batch(out)
+    with pytest.raises(bv.BigvocabError, match="no column 'logits'; there are: 'label'"):
+        ev.update_batch(data.select(["label", "weight", "book"]))
+
+
+def test_row_split_files_and_vocab_shards_give_the_same_report(job, tmp_path):
+    logits = job["logits"].astype(np.float32)
+    np.save(tmp_path / "whole.npy", logits)
+    for i, (a, b) in enumerate([(0, 100), (100, 101), (101, 300)]):
+        np.save(tmp_path / f"rows-{i}.npy", logits[a:b])
+    for i, (a, b) in enumerate([(0, 200), (200, 333), (333, 501)]):
+        np.save(tmp_path / f"classes-{i}.npy", logits[:, a:b])
+    options = {"labels": job["labels"], "metrics": "accuracy,rank,logsumexp,entropy"}
+    whole = bv.evaluate(logits=tmp_path / "whole.npy", **options)
+    split = bv.evaluate(logits=str(tmp_path / "rows-*.npy"), **options)
+    assert figures(split) == figures(whole)
+    shards = bv.evaluate(logits=str(tmp_path / "classes-*.npy"), vocab_shards=True, **options)
+    assert shards["mean"] == pytest.approx(whole["mean"], abs=1e-7)
+    for name in ("accuracy", "mean_rank", "mrr", "tied_rows"):
+        assert shards[name] == whole[name]
+
+
+def test_padded_classes_are_left_out(job):
+    padded = np.pad(job["logits"], ((0, 0), (0, 11)), constant_values=60.0)
+    whole = figures(bv.evaluate(logits=job["logits"], labels=job["labels"]))
+    assert figures(bv.evaluate(logits=padded, labels=job["labels"], num_classes=501)) == whole
+
+
+def test_nonfinite_rows(job):
+    logits = job["logits"].astype(np.float32)
+    logits[7, 3], logits[11], logits[12, 0] = np.nan, -np.inf, np.inf
+    with pytest.raises(bv.BigvocabError, match=r"logits: row 7 holds a NaN"):
+        bv.Evaluator().update(logits, job["labels"])
+    with pytest.raises(bv.BigvocabError, match=r"row 0 has no finite logit"):
+        bv.Evaluator().update(logits[11:], job["labels"][11:])
+    with pytest.raises(bv.BigvocabError, match=r"row 0 holds \+inf"):
+        bv.Evaluator().update(logits[12:], job["labels"][12:])
+    skip = bv.evaluate(logits=logits, labels=job["labels"], nonfinite="skip")
+    assert (skip["rows"], skip["nonfinite_rows"]) == (297, 3)
+    good = np.delete(np.arange(300), [7, 11, 12])
+    assert skip["mean"] == bv.evaluate(logits=logits[good], labels=job["labels"][good])["mean"]
+    keep = bv.evaluate(logits=logits, labels=job["labels"], nonfinite="keep")
+    assert math.isnan(keep["mean"])
+    assert json.loads(keep.to_json())["mean"] is None
+    weights = np.ones(300)
+    weights[[7, 11, 12]] = 0
+    ev = bv.Evaluator()
+    ev.update(logits, job["labels"], weights)
+    assert ev.report()["mean"] == skip["mean"]
+
+
+def test_ignored_rows_may_hold_anything(job):
+    logits = job["logits"].astype(np.float32)
+    logits[5] = np.nan
+    labels = job["labels"].copy()
+    labels[5] = 17
+    labels[labels == 17] = 17  # ignore_index may be a class
+    report = bv.evaluate(logits=logits, labels=labels, ignore_index=17)
+    assert report["ignored_rows"] == (labels == 17).sum()
+    assert math.isfinite(report["mean"])
+
+
+def test_class_weights_and_smoothing(job):
+    class_weights = np.random.default_rng(0).random(501)
+    report = bv.evaluate(logits=job["logits"], labels=job["labels"], class_weights=class_weights, label_smoothing=0.1)
+    expected = bv.sparse_softmax_cross_entropy(
+        job["logits"], job["labels"], class_weights=class_weights, label_smoothing=0.1, reduction="mean"
+    )
+    assert report["mean"] == pytest.approx(expected, rel=1e-12)
+
+
+def test_bfloat16_is_exact_and_evaluators_travel(job):
+    logits = job["logits"].astype(ml_dtypes.bfloat16)
+    report = bv.evaluate(logits=logits, labels=job["labels"])
+    expected = np.mean(naive.sparse_softmax_cross_entropy(logits.astype(float), job["labels"]))
+    assert report["mean"] == pytest.approx(expected, abs=1e-7)
+    ev = bv.Evaluator()
+    ev.update(logits, job["labels"])
+    assert figures(pickle.loads(pickle.dumps(ev)).report()) == figures(ev.report())
+
+
+def test_nothing_seen_is_nan_in_the_library():
+    report = bv.Evaluator().report()
+    assert report["rows"] == 0
+    assert math.isnan(report["mean"])
+    assert json.loads(report.to_json())["perplexity"] is None
+
+
+BAD_OPTIONS = [
+    ({"loss": "cross"}, "loss: got 'cross', expected one of sparse-softmax"),
+    ({"metrics": "accuracy,speed"}, "metrics: got 'speed', expected one of accuracy"),
+    ({"nonfinite": "drop"}, "nonfinite: got 'drop'"),
+    ({"label_smoothing": 2}, r"label_smoothing: got 2.0, expected a number in \[0, 1\]"),
+    ({"logit_scale": 0}, "logit_scale: got 0.0, expected a finite number above 0"),
+    ({"softcap": -1}, "softcap: got -1.0"),
+    ({"top_k": "0"}, "top_k: expected integers of at least 1"),
+    ({"threads": 0}, "num_threads: expected a positive int"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), BAD_OPTIONS)
+def test_bad_options(options, message):
+    with pytest.raises(bv.BigvocabError, match=message):
+        bv.Evaluator(**options)
+
+
+def test_bad_data_leaves_no_output(files, job):
+    out, report = files / "losses.parquet", files / "report.json"
+
+    def fails(match, error=bv.BigvocabError, **changes):
+        options = {"logits": files / "logits.npy", "labels": files / "labels.parquet", "output": out, "report": report}
+        with pytest.raises(error, match=match):
+            bv.evaluate(**(options | changes))
+        assert sorted(path.name for path in files.iterdir()) == before
+
+    before = sorted(path.name for path in files.iterdir())
+    too_high = job["labels"].copy()
+    too_high[123] = 501
+    fails(r"labels?.*row 123 is 501, expected a class in \[0, 501\)", labels=too_high)
+    too_high[50] = -3
+    fails(r"row 50 is -3", labels=too_high)
+    fails(r"299 rows of labels.*has 300 rows", labels=job["labels"][:299])
+    fails("all 300 rows are ignored", labels=np.full(300, -1), ignore_index=-1)
+    fails("no rows", logits=job["logits"][:0], labels=job["labels"][:0])
+    fails("expected integers", labels=job["labels"].astype(float))
+    fails("num_classes: got 600", num_classes=600)
+    fails(r"class_weights: got shape \(3,\)", class_weights=[1, 2, 3])
+    fails("cannot be written", output=files / "no" / "folder.parquet")
+    fails("cannot be written", report=files / "no" / "folder.json")
+    fails("is one of the files that are read", output=files / "logits.npy")
+    fails("max_memory: got '12Q'", max_memory="12Q")
+    fails("chunk_rows: got 0", chunk_rows=0)
+    bad = job["logits"].copy()
+    bad[250, 7] = np.nan
+    fails("row 250 holds a NaN", logits=bad)
+
+
+def test_a_failed_batch_counts_nothing(job):
+    ev = bv.Evaluator()
+    ev.update(job["logits"][:10], job["labels"][:10])
+    before = figures(ev.report())
+    bad = job["logits"].copy()
+    bad[299, 0] = np.nan
+    with pytest.raises(bv.BigvocabError):
+        ev.update(bad, job["labels"])
+    assert figures(ev.report()) == before
+
+
+def test_a_file_that_shrinks_while_it_is_read(tmp_path):
+    path = tmp_path / "logits.npy"
+    np.save(path, np.zeros((64, 30_000), np.float32))
+
+    def shrink(done, total, read):
+        if done == 16:
+            with path.open("r+b") as file:
+                file.truncate(1_000_000)
+
+    with pytest.raises(bv.FormatError, match="shrank while it is read"):
+        bv.evaluate(logits=path, labels=np.zeros(64, int), chunk_rows=16, progress=shrink, output=tmp_path / "out.parquet")
+    assert [p.name for p in tmp_path.iterdir()] == ["logits.npy"]
+
+
+def test_merging_different_jobs_is_refused():
+    with pytest.raises(bv.BigvocabError, match=r"label_smoothing is 0.0 here and 0.1 there"):
+        bv.Evaluator().merge(bv.Evaluator(label_smoothing=0.1))
+
+
+def test_the_real_sample_is_what_pytorch_says():
+    folder = __import__("pathlib").Path(__file__).parents[1] / "data" / "kjv"
+    expected = json.loads((folder / "expected.json").read_text())["logits"]
+    report = bv.evaluate(
+        logits=folder / "logits.npy", labels=folder / "labels.parquet", group_column="book", bytes_column="bytes"
+    )
+    assert report["mean"] == pytest.approx(expected["mean_loss"], abs=1e-7)
+    assert report["bits_per_byte"] == pytest.approx(expected["bits_per_byte"], rel=1e-7)
+    for book, figure in expected["books"].items():
+        assert report["groups"][book]["perplexity"] == pytest.approx(figure["perplexity"], rel=1e-6)
