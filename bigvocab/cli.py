@@ -1,13 +1,12 @@
 """The command `bigvocab`: a thin shell over the library, and the only place that imports click.
 
-Nothing slow is imported before a command runs, so that --help is quick. An option that is not given is not passed on, so
+Nothing slow is imported before a command runs, so that --help is quick. An option that is not given is not passed on:
 its default is the library's. Exit codes: 0 done, 1 the data is wrong or the work failed, 2 the command is wrong, 3 a
 --fail-if held, 130 interrupted.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
@@ -18,23 +17,12 @@ import click
 
 import bigvocab
 from bigvocab.errors import BigvocabError
+from bigvocab.options import LOSSES, METRICS, eval_faults, raw_faults
 
 if TYPE_CHECKING:
     from bigvocab.conditions import Condition
     from bigvocab.report import Report
 
-LOSSES = ("sparse-softmax", "softmax", "sigmoid", "weighted-sigmoid", "sparse-sigmoid", "log-loss")
-METRICS = ("accuracy", "rank", "logsumexp", "entropy", "predicted")
-# Options that mean something to these losses alone.
-ONLY_WITH = {
-    "class_weights": ("sparse-softmax",),
-    "label_smoothing": ("sparse-softmax", "softmax", "sigmoid"),
-    "probability_column": ("softmax",),
-    "pos_weight": ("weighted-sigmoid", "sparse-sigmoid"),
-    "epsilon": ("log-loss",),
-    "softcap": LOSSES[:-1],
-    "logit_scale": LOSSES[:-1],
-}
 _ASCII = str.maketrans({"±": "+/-", "…": "~"})
 
 
@@ -53,11 +41,12 @@ class _Command(click.Command):
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         sections: dict[str, list[tuple[str, str]]] = {}
         for parameter in self.get_params(ctx):
-            if (record := parameter.get_help_record(ctx)) is not None:
+            if isinstance(parameter, click.Option) and (record := parameter.get_help_record(ctx)) is not None:
                 sections.setdefault(getattr(parameter, "section", "Help"), []).append(record)
+        width = min(26, max(len(names) for records in sections.values() for names, _ in records))
         for heading, records in sections.items():
             with formatter.section(heading):
-                formatter.write_dl(records, col_max=28)
+                formatter.write_dl([(f"{names:<{width}}", text) for names, text in records])
 
 
 class _Commands(click.Group):
@@ -117,7 +106,8 @@ def _print_tables(items: Iterable[Any]) -> None:
     console = Console(highlight=False)
     console.width = min(console.width, 100)
     with console.capture() as captured:
-        console.print(*items, sep="\n", end="")
+        for item in items:
+            console.print(item)
     _print(captured.get().rstrip("\n"))
 
 
@@ -126,6 +116,13 @@ def _print_tables(items: Iterable[Any]) -> None:
 
 def _option(section: str, *names: str, **kwargs: Any) -> Callable[[Any], Any]:
     return click.option(*names, cls=_Option, section=section, **kwargs)
+
+
+class _Whole(click.IntRange):
+    """A whole number from `min` on."""
+
+    def _describe_range(self) -> str:
+        return ""  # the help says it in words
 
 
 class _Number(click.FloatRange):
@@ -138,7 +135,7 @@ class _Number(click.FloatRange):
         return number
 
     def _describe_range(self) -> str:
-        return ""  # the help says it in words
+        return ""
 
 
 def _metrics(ctx: click.Context, param: click.Parameter, value: str) -> tuple[str, ...]:
@@ -194,9 +191,9 @@ DATA, COLUMNS, LOSS, FIGURES = "Data", "Columns of the labels", "Loss", "Figures
 RUNNING, RESULT = "Running", "Result"
 # fmt: off
 RAW = [
-    _option(DATA, "--shape", metavar="N,V", help="Shape of raw binary; -1,V: as many rows as there are."),
-    _option(DATA, "--dtype", metavar="TYPE", help="float16, bfloat16, float32 or float64, of raw binary."),
-    _option(DATA, "--offset", type=click.IntRange(0), metavar="BYTES", help="Bytes to skip in each raw file."),
+    _option(DATA, "--shape", metavar="N,V", help="Shape of raw binary; -1,V: all rows there are."),
+    _option(DATA, "--dtype", metavar="TYPE", help="float16, bfloat16, float32 or float64 (raw)."),
+    _option(DATA, "--offset", type=_Whole(0), metavar="BYTES", help="Bytes to skip in each raw file."),
 ]
 FORMAT = _option(RESULT, "--format", "form", type=click.Choice(["table", "json"]), default="table",
                  help="A table for people, or JSON.")
@@ -223,15 +220,15 @@ EVAL = [
     _option(LOSS, "--epsilon", type=_Number(0), metavar="E", help="Added inside the logarithms (log-loss)."),
     _option(LOSS, "--logit-scale", type=_Number(0, min_open=True), metavar="S", help="Multiplies all logits."),
     _option(LOSS, "--softcap", type=_Number(0, min_open=True), metavar="C", help="Then logits become C tanh(x / C)."),
-    _option(LOSS, "--num-classes", type=click.IntRange(1), metavar="V", help="Classes that count; others are padding."),
+    _option(LOSS, "--num-classes", type=_Whole(1), metavar="V", help="Classes that count; others are padding."),
     _option(FIGURES, "--metrics", metavar="NAMES", default=",".join(METRICS[:3]), callback=_metrics, show_default=True,
             help=f"Of {', '.join(METRICS)}."),
     _option(FIGURES, "--top-k", metavar="K,...", default="1,5", callback=_ks, show_default=True,
             help="The k of the accuracies."),
     _option(FIGURES, "--nonfinite", type=click.Choice(["error", "skip", "keep"]), metavar="WAY", default="error",
-            help="Rows with a NaN or +inf: error (default), skip or keep."),
-    _option(RUNNING, "--chunk-rows", type=click.IntRange(1), metavar="N", help="Rows of a block; changes no figure."),
-    _option(RUNNING, "--threads", type=click.IntRange(1), metavar="N", help="Default: all cores; changes no figure."),
+            show_default=True, help="Rows with NaN or +inf: error, skip or keep."),
+    _option(RUNNING, "--chunk-rows", type=_Whole(1), metavar="N", help="Rows of a block; changes no figure."),
+    _option(RUNNING, "--threads", type=_Whole(1), metavar="N", help="Default: all cores; changes no figure."),
     _option(RUNNING, "--max-memory", metavar="512M", help="Most memory for mapped logits."),
     _option(RUNNING, "--quiet", "-q", is_flag=True, help="No progress bar and no messages."),
     _option(RESULT, "--output", metavar="PATH", help="Write the loss of every row, as Parquet."),
@@ -243,6 +240,10 @@ EVAL = [
 # fmt: on
 
 HELP = {"help_option_names": ["-h", "--help"]}
+EPILOG = """\b
+Example:
+  bigvocab eval --logits logits.npy --labels labels.parquet
+"""
 EVAL_EPILOG = """\b
 Examples:
   bigvocab eval --logits logits.npy --labels labels.parquet
@@ -261,13 +262,19 @@ Examples:
 # ---- commands
 
 
-@click.group(cls=_Commands, context_settings=HELP)
+@click.group(cls=_Commands, context_settings=HELP, epilog=EPILOG)
 @click.version_option(bigvocab.__version__, "-V", "--version", message="bigvocab %(version)s")
 def cli() -> None:
     """Exact, streaming losses of models with huge vocabularies, on ordinary machines."""
 
 
-@cli.command("eval", cls=_Command, epilog=EVAL_EPILOG, context_settings={"allow_extra_args": True})
+@cli.command(
+    "eval",
+    cls=_Command,
+    short_help="Exact loss, perplexity and more of logits and labels.",
+    epilog=EVAL_EPILOG,
+    context_settings={"allow_extra_args": True},
+)
 @_with(EVAL)
 @click.pass_context
 def eval_(ctx: click.Context, form: str, quiet: bool, conditions: list[Condition], **options: Any) -> None:
@@ -286,42 +293,16 @@ def _check_together(ctx: click.Context, options: dict[str, Any], conditions: lis
     if ctx.args:
         hint = "a glob must be quoted: --logits 'part-*.npy'"
         raise click.UsageError(f"Got unexpected extra argument ({ctx.args[0]}); {hint}")
-    faults = [
-        (not options["logits"] and not options["inputs"], "Missing option '--logits' (or '--inputs' and '--weights')."),
-        (options["logits"] and options["inputs"], "'--logits' and '--inputs' exclude each other."),
-        (options["inputs"] and not options["weights"], "'--inputs' needs '--weights', the output layer."),
-        (options["weights"] and not options["inputs"], "'--weights' needs '--inputs', the hidden states."),
-        (options["biases"] and not options["inputs"], "'--biases' needs '--inputs' and '--weights'."),
-        (options["loss"] == "weighted-sigmoid" and options["pos_weight"] is None, "This loss needs '--pos-weight'."),
-        (options["output"] and options["output"] == options["report"], "'--output' and '--report' are the same file."),
-        *_raw_faults(options),
-    ]
-    for name, losses in ONLY_WITH.items():
-        wrong = options[name] is not None and options["loss"] not in losses
-        faults.append((wrong, f"'{_flag(name)}' goes with {', '.join(losses)}, not with {options['loss']}."))
-    source = ctx.get_parameter_source("top_k")
-    lacks = "accuracy" not in options["metrics"] and source is not click.core.ParameterSource.DEFAULT
-    faults.append((lacks, "'--top-k' needs accuracy in '--metrics'."))
-    for wrong, message in faults:
-        if wrong:
-            raise click.UsageError(message)
+    default = click.core.ParameterSource.DEFAULT
+    given = [name for name in options if ctx.get_parameter_source(name) is not default]
+    if fault := next(eval_faults(options, given), None):
+        raise click.UsageError(fault)
     columns = [role for role in ("group", "bytes") if options[f"{role}_column"] is not None]
     for condition in conditions:
         from bigvocab.conditions import check_name
 
         asked = (options["loss"], options["metrics"], options["top_k"], columns)
         _as_usage("--fail-if", check_name, condition.name, *asked)
-
-
-def _raw_faults(options: dict[str, Any]) -> list[tuple[Any, str]]:
-    return [
-        (options["shape"] and not options["dtype"], "'--shape' means raw binary, which needs '--dtype' as well."),
-        (options["offset"] and not options["shape"], "'--offset' is for raw binary: it needs '--shape' and '--dtype'."),
-    ]
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
 
 
 def _evaluate(options: dict[str, Any], quiet: bool) -> Report:
@@ -369,24 +350,24 @@ def _judge(report: Report, conditions: list[Condition]) -> None:
         raise click.exceptions.Exit(min(codes))
 
 
-@cli.command("inspect", cls=_Command, epilog=INSPECT_EPILOG)
+@cli.command("inspect", cls=_Command, short_help="What files hold: shape, dtype, rows, columns.", epilog=INSPECT_EPILOG)
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...")
 @_with([*RAW, FORMAT])
 def inspect_(paths: tuple[str, ...], form: str, **options: Any) -> None:
     """Show what files hold: shape, dtype, rows, columns, bytes, and whether a quick sample is finite."""
-    for wrong, message in _raw_faults(options):
-        if wrong:
-            raise click.UsageError(message)
+    if fault := next(raw_faults(options), None):
+        raise click.UsageError(fault)
     from bigvocab.inspection import inspect_path, rendered
+    from bigvocab.report import as_json
 
     _check_raw(options)
     given = {name: value for name, value in options.items() if value is not None}
     found = [entry for path in paths for entry in inspect_path(path, **given)]
     opened = [entry for entry in found if "error" not in entry]
     if form == "json":
-        _print(json.dumps(found, indent=2))
+        _print(as_json(found))
     elif opened:
-        _print_tables(item for entry in opened for item in rendered(entry))
+        _print_tables(item for i, entry in enumerate(opened) for item in [""] * (i > 0) + [*rendered(entry)])
     for entry in found:
         if "error" in entry:
             _say(f"error: {entry['error']}")

@@ -69,17 +69,14 @@ def parse_condition(text: str) -> Condition:
 def check_name(name: str, loss: str, metrics: Collection[str], top_k: Sequence[int], columns: Collection[str]) -> None:
     """Raise if it is known before any work that the report will have no figure of this dotted name.
 
-    Args:
-        name: the dotted name.
-        loss, metrics, top_k: what is asked for.
-        columns: of "group" and "bytes", those that are given.
+    `loss`, `metrics` and `top_k` are what is asked for, `columns` those of "group" and "bytes" that are given.
     """
     head, _, rest = name.partition(".")
     likelihoods = _LIKELIHOODS if loss in _LIKELIHOOD_LOSSES else ()
     single = [*_ALWAYS, *_TIMES, *likelihoods]
     single += [*_RANKS] if {"rank", "accuracy"} & set(metrics) else []
     single += [*["entropy"] * ("entropy" in metrics), *["bits_per_byte"] * ("bytes" in columns)]
-    nested = {"reductions": _REDUCTIONS}
+    nested: dict[str, tuple[str, ...]] = {"reductions": _REDUCTIONS}
     if "accuracy" in metrics:
         nested["accuracy"] = tuple(str(k) for k in top_k)
     if "logsumexp" in metrics:

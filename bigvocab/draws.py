@@ -51,7 +51,8 @@ class Stream:
     Args:
         seed: int or pair of ints.
         step: number of the call, from 0.
-        num_sampled: S; each call of an op reserves 2048 S words.
+        num_sampled: S; each call of an op reserves 2048 S words (in TensorFlow that product overflows an int32 from
+            S = 2^20 on, and its draws differ from step 1 on).
         fill: what makes draws of words.
         words_per_draw: how many it takes for one, but for rejections.
     """

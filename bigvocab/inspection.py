@@ -14,6 +14,7 @@ import numpy as np
 
 from bigvocab.errors import BigvocabError
 from bigvocab.formats.mapped import MappedFile
+from bigvocab.formats.parts import Array
 from bigvocab.formats.paths import SUFFIXES, Source, expand, natural_key, split_selector
 from bigvocab.formats.safetensors import _check_offsets, _header
 from bigvocab.labels import _open_source, read_labels
@@ -31,7 +32,7 @@ _FORMATS = {"npy": ".npy", "safetensors": ".safetensors", "arrow": "Arrow IPC", 
 def inspect_path(
     path: str, *, shape: Any = None, dtype: str | None = None, offset: int = 0
 ) -> Iterator[dict[str, Any]]:
-    """What lies at a path or glob, as a dict for JSON; a folder whose files are no one matrix or table gives one for each.
+    """What lies at a path or glob, as a dict for JSON; a folder that is no one matrix or table gives one for each file.
 
     A file that cannot be opened has the key `error`. The other arguments are those of `open_matrix`.
     """
@@ -118,11 +119,11 @@ def _sample(matrix: Matrix, fortran: bool) -> dict[str, Any]:
             blocks = [block[:, :_SAMPLE_CLASSES] for block in blocks]
         found = {"rows": sum(map(len, blocks))}
         if fortran and matrix.shape[1] > _SAMPLE_CLASSES:
-            found["classes"] = _SAMPLE_CLASSES
+            found["columns"] = _SAMPLE_CLASSES
     counts = {"nan": 0, "plus_inf": 0, "minus_inf": 0}
     low, high = np.inf, -np.inf
     for block in blocks:
-        values = block.astype(np.float64 if block.dtype.itemsize == 8 else np.float32)
+        values: Array = block.astype(np.float64 if block.dtype.itemsize == 8 else np.float32)
         counts["nan"] += int(np.count_nonzero(np.isnan(values)))
         counts["plus_inf"] += int(np.count_nonzero(np.isposinf(values)))
         counts["minus_inf"] += int(np.count_nonzero(np.isneginf(values)))
@@ -208,14 +209,14 @@ def rendered(found: Mapping[str, Any]) -> Iterator[Any]:
     """What rich prints for one path."""
     from rich.text import Text
 
-    yield Text(f" {printable(found['path'])}", style="bold", no_wrap=False)
-    yield pairs_table([(name, printable(value)) for name, value in _pairs(found)])
+    yield Text(f" {printable(found['path'])}", style="bold", overflow="fold")
+    yield pairs_table([(name, printable(value)) for name, value in _pairs(found)], len("columns"))
 
 
 def _pairs(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "format", found["format"] + (f", {counted(found['files'], 'file')}" if "files" in found else "")
     if "shape" in found:
-        words = ("rows", "classes") if len(found["shape"]) == 2 else ("elements",)
+        words = ("rows", "columns") if len(found["shape"]) == 2 else ("elements",)
         yield "shape", " x ".join(f"{n:,} {word}" for n, word in zip(found["shape"], words, strict=True))
     elif "rows" in found:
         yield "rows", count(found["rows"])
@@ -236,8 +237,8 @@ def _pairs(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _sample_text(sample: Mapping[str, Any]) -> str:
     what = counted(sample["rows"], "row") if "rows" in sample else counted(sample["elements"], "element")
-    if "classes" in sample:
-        what += f" of the first {sample['classes']:,} classes"
+    if "columns" in sample:
+        what += f" of the first {sample['columns']:,} columns"
     bad = [f"{sample[key]:,} {word}" for key, word in (("nan", "NaN"), ("plus_inf", "+inf")) if sample[key]]
     bad += [f"{sample['minus_inf']:,} -inf (masked)"] if sample["minus_inf"] else []
     spread = f", from {fixed(sample['min'], 3)} to {fixed(sample['max'], 3)}" if "min" in sample else ""

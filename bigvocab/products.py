@@ -1,17 +1,24 @@
-"""Rows of numbers of any type, and their products: the one place where hidden states meet an output layer.
+"""Products of rows with rows of any float type: the one place where hidden states meet an output layer.
 
-Half and single precision are accumulated in float32, double precision in float64.
+Half and single precision are summed in float32, double precision in float64. An element's bits depend on its two rows alone, not on the shape of the call or
+the place in it, which no BLAS promises: see kernels/products.py.
 """
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from bigvocab import parallel
+from bigvocab.rows import kernel_view
+
 Array = npt.NDArray[Any]
+
+_CHUNK = 480  # rows that are packed, or multiplied with a panel of weights, at a turn: a multiple of the 12 of a panel
 
 
 def accumulator(*dtypes: Any) -> np.dtype[Any]:
@@ -28,7 +35,6 @@ def converted(array: Array, dtype: Any = None) -> Array:
     array([[1.5, 2. ]], dtype=float32)
     """
     from bigvocab.kernels import convert
-    from bigvocab.rows import kernel_view
 
     dtype = accumulator(array.dtype) if dtype is None else np.dtype(dtype)
     if array.dtype == dtype and array.flags.c_contiguous and array.flags.aligned:
@@ -41,15 +47,104 @@ def converted(array: Array, dtype: Any = None) -> Array:
     return out
 
 
-def product(inputs: Array, rows: Array, out: Array | None = None) -> Array:
-    """Inputs (n, D) times rows (m, D) transposed: (n, m) in the accumulator's type."""
+def lanes(dtype: Any) -> int:
+    """Classes of one panel of weights; what is multiplied needs as many numbers of padding."""
+    return 128 // np.dtype(dtype).itemsize
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Rows as the product's kernel reads them: panels (n / 12, D, 12), zeros behind the last row."""
+
+    panels: Array
+    rows: int
+
+    @classmethod
+    def of(
+        cls,
+        inputs: Array,
+        dtype: Any = None,
+        num_threads: int | None = 1,
+        *,
+        chosen: npt.NDArray[np.int64] | None = None,
+        prepare: Callable[[Array], Array] | None = None,
+    ) -> Packed:
+        """Pack inputs (n, D) of any type, or the chosen rows of them, as `dtype`, by default their accumulator.
+
+        prepare, a function of converted rows, is applied before they are packed.
+        """
+        from bigvocab.kernels.products import ROWS, pack_rows
+
+        n, depth = inputs.shape if chosen is None else (len(chosen), inputs.shape[1])
+        panels = np.empty((-(-n // ROWS), depth, ROWS), accumulator(inputs.dtype) if dtype is None else dtype)
+
+        def work(start: int, stop: int) -> None:
+            rows = converted(inputs[start:stop] if chosen is None else inputs[chosen[start:stop]], panels.dtype)
+            chunk = panels[start // ROWS : -(-stop // ROWS)]
+            pack_rows(np.ascontiguousarray(rows if prepare is None else prepare(rows)), chunk.reshape(-1))
+
+        parallel.run(work, n, _CHUNK, num_threads)
+        return cls(panels, n)
+
+    def part(self, start: int, stop: int) -> Packed:
+        """Rows `start`, a multiple of 12, to `stop`."""
+        return Packed(self.panels[start // 12 : -(-stop // 12)], stop - start)
+
+    def tile(self, classes: int) -> Array:
+        """Room for the products with so many classes, and for the kernel's padding on the right and below."""
+        return np.empty((12 * len(self.panels), classes + lanes(self.panels.dtype)), self.panels.dtype)
+
+    def panel(self) -> Array:
+        """Room for one panel of weights."""
+        return np.empty(self.panels.shape[1] * lanes(self.panels.dtype), self.panels.dtype)
+
+    def multiply(self, weights: Array, biases: Array, panel: Array, out: Array, column: int = 0) -> int:
+        """Put rows times weights (m, D) transposed, plus biases, into out[:, column : column + m].
+
+        biases is as long as the padding asks: m + lanes. Columns behind are overwritten up to the padding. Returns the first row of
+        weights of a panel that holds a NaN or an infinity, or -1.
+        """
+        from bigvocab.kernels.products import tile_product
+
+        span = (0, len(weights), column)
+        depth = self.panels.shape[1]
+        found: int = tile_product(self.panels.reshape(-1), depth, kernel_view(weights), span, biases, panel, out)
+        return found
+
+
+def product(inputs: Array, rows: Array, out: Array | None = None, num_threads: int | None = 1) -> Array:
+    """Inputs (n, D) times rows (m, D) transposed: (n, m) in the accumulator's type, which may have padding behind each row.
+
+    >>> import numpy as np
+    >>> product(np.array([[1.0, 2.0]], np.float32), np.array([[3, 4], [5, 6]], np.float16))
+    array([[11., 17.]], dtype=float32)
+    """
     dtype = accumulator(inputs.dtype, rows.dtype)
-    return np.matmul(converted(inputs, dtype), converted(rows, dtype).T, out=out)
+    packed = Packed.of(inputs, dtype, num_threads)
+    tile, zeros = packed.tile(len(rows)), np.zeros(lanes(dtype) + 1024, dtype)
+
+    def work(start: int, stop: int) -> None:  # in steps of whole panels, so that none overwrites what a neighbour wrote
+        packed.multiply(rows[start:stop], zeros, packed.panel(), tile, start)
+
+    parallel.run(work, len(rows), 1024, num_threads)
+    found = tile[: len(inputs), : len(rows)]
+    if out is None:
+        return found
+    out[...] = found
+    return out
 
 
-def one_blas_thread() -> AbstractContextManager[Any]:
-    """Hold BLAS to one thread, so that it does not fight with the workers over the cores."""
-    from threadpoolctl import threadpool_limits
+def paired(inputs: Packed, rows: Array, biases: Array | None = None) -> Array:
+    """The product of each row of inputs (n, D) with the same row of `rows` (n, D), + biases (n,): the bits `multiply` gives."""
+    from bigvocab.kernels.products import paired_products
 
-    limits: AbstractContextManager[Any] = threadpool_limits(1, "blas")
-    return limits
+    dtype = inputs.panels.dtype
+    addend = np.zeros(inputs.rows + lanes(dtype), dtype)
+    if biases is not None:
+        addend[: inputs.rows] = biases
+    out = np.empty(inputs.rows, dtype)
+    if inputs.rows:
+        depth = inputs.panels.shape[1]
+        square = np.empty((12, lanes(dtype)), dtype)
+        paired_products(inputs.panels.reshape(-1), depth, kernel_view(rows), addend, inputs.panel(), square, out)
+    return out

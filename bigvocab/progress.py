@@ -1,4 +1,4 @@
-"""What a person at a terminal sees of work under way: one bar on stderr, and the note that kernels are being compiled."""
+"""What a person at a terminal sees of work under way: one bar on stderr, and a note while kernels are compiled."""
 
 from __future__ import annotations
 
@@ -60,9 +60,17 @@ class Display:
 
 
 def _make_bar(total_rows: int) -> Any:
-    from rich.console import Console
+    from rich.console import Console, ConsoleDimensions
     from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
     from rich.text import Text
+
+    class Narrow(Console):
+        """Leaves room at the end of the line for the ^C that a terminal shows, which else would break the line."""
+
+        @property
+        def size(self) -> ConsoleDimensions:
+            whole = super().size
+            return ConsoleDimensions(max(20, whole.width - 4), whole.height)
 
     class Rates(ProgressColumn):
         """Rows and bytes per second of the last half minute."""
@@ -79,7 +87,7 @@ def _make_bar(total_rows: int) -> Any:
         TextColumn("{task.completed:,.0f}/{task.total:,.0f} rows"),
         Rates(),
         TimeRemainingColumn(compact=True),
-        console=Console(stderr=True),
+        console=Narrow(stderr=True),
         transient=True,
         expand=True,
     )

@@ -52,7 +52,7 @@ class Report:
 
     def to_json(self) -> str:
         """All figures as JSON: NaN is null, an infinity 1e999, which parsers read as one."""
-        return _json(self._figures)
+        return as_json(self._figures)
 
     def figure(self, name: str) -> Any:
         """The figure of a dotted name such as `perplexity`, `accuracy.1` or `groups.St. John.mean`.
@@ -72,11 +72,13 @@ class Report:
         """What rich prints: the table, in colours where the console has them."""
         figures, sign = self._figures, "+/-" if options.ascii_only else "±"
         blocks = [_first(figures, sign), _rest(figures), _reductions(figures), _sampled(figures, sign)]
-        tables = [pairs_table(pairs, "bold" if i == 0 else "") for i, pairs in enumerate(blocks) if pairs]
+        source = _source(figures)
+        width = max(len(name) for block in [*blocks, source] for name, _ in block)
+        tables = [pairs_table(pairs, width, "bold" if i == 0 else "") for i, pairs in enumerate(blocks) if pairs]
         if figures.get("groups"):
-            tables.append(_groups_table(figures["groups"]))
-        if source := _source(figures):
-            tables.append(pairs_table(source, "dim"))
+            tables.append(_groups_table(figures["groups"], width))
+        if source:
+            tables.append(pairs_table(source, width, "dim"))
         for i, table in enumerate(tables):
             if i:
                 yield ""
@@ -88,7 +90,9 @@ def plain_text(items: Iterable[Any]) -> str:
     from rich.console import Console
 
     text = io.StringIO()
-    Console(file=text, width=_WIDTH, color_system=None, force_terminal=False, highlight=False).print(*items, sep="\n")
+    console = Console(file=text, width=_WIDTH, color_system=None, force_terminal=False, highlight=False)
+    for item in items:
+        console.print(item)
     return "\n".join(line.rstrip() for line in text.getvalue().rstrip().split("\n"))
 
 
@@ -171,7 +175,7 @@ def _source(figures: Mapping[str, Any]) -> _Pairs:
         if "rows_per_second" in figures:
             rate += f", {significant(figures['rows_per_second'], 3)} rows/s"
         if "bytes_per_second" in figures:
-            rate += f", {significant(figures['bytes_per_second'] / 1e9, 3)} GB/s"
+            rate += f", {size(figures['bytes_per_second'])}/s"
         pairs.append(("time", rate))
     return pairs
 
@@ -191,20 +195,20 @@ def _file(file: Mapping[str, Any]) -> str:
 # ---- tables of rich
 
 
-def pairs_table(pairs: _Pairs, style: str = "") -> Any:
-    """Names on the left, values on the right; names of all blocks take the same room."""
+def pairs_table(pairs: _Pairs, width: int, style: str = "") -> Any:
+    """Names on the left, in a column of `width`, and values on the right."""
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, show_header=False, padding=(0, 1), pad_edge=True)
-    table.add_column(style="cyan" if style != "dim" else "dim", no_wrap=True)
+    table = Table(box=None, show_header=False, padding=(0, 1))
+    table.add_column(style="dim" if style == "dim" else "cyan", no_wrap=True, min_width=width)
     table.add_column(style=style, overflow="fold")
     for name, value in pairs:
         table.add_row(Text(name), Text(value))
     return table
 
 
-def _groups_table(groups: Mapping[str, Mapping[str, Any]]) -> Any:
+def _groups_table(groups: Mapping[str, Mapping[str, Any]], width: int) -> Any:
     """Groups with the highest mean first; those with nothing to average last."""
     from rich.table import Table
     from rich.text import Text
@@ -217,8 +221,8 @@ def _groups_table(groups: Mapping[str, Mapping[str, Any]]) -> Any:
     weighted = any(group.get("weight", group["rows"]) != group["rows"] for group in groups.values())
     columns = ["rows", *["weight"] * weighted, "mean", *["perplexity"] * any("perplexity" in g for _, g in ranked)]
     show = {"rows": count, "weight": count, "mean": fixed, "perplexity": significant}
-    table = Table(box=None, padding=(0, 1), pad_edge=True, header_style="cyan")
-    table.add_column("group", no_wrap=True, overflow="ellipsis", max_width=40)
+    table = Table(box=None, padding=(0, 1), header_style="cyan")
+    table.add_column("group", no_wrap=True, overflow="ellipsis", min_width=width, max_width=40)
     for name in columns:
         table.add_column(name, justify="right", no_wrap=True)
     for name, group in ranked[:_MOST_GROUPS]:
@@ -234,7 +238,7 @@ def _groups_table(groups: Mapping[str, Mapping[str, Any]]) -> Any:
 
 
 def _find(figures: Any, name: str) -> tuple[Any] | None:
-    """The value at a dotted path in nested dicts; keys may hold dots themselves, and the longest that leads on counts."""
+    """The value at a dotted path in nested dicts; keys may hold dots themselves, and the longest key goes first."""
     if not isinstance(figures, Mapping):
         return None
     if name in figures:
@@ -246,15 +250,15 @@ def _find(figures: Any, name: str) -> tuple[Any] | None:
     return None
 
 
-def _json(value: Any, indent: str = "\n") -> str:
+def as_json(value: Any, indent: str = "\n") -> str:
     """JSON with two spaces of indent; `json` itself writes NaN and Infinity, which are no JSON."""
     deeper = indent + "  "
     if isinstance(value, Mapping):
-        items = [f"{json.dumps(str(key))}: {_json(item, deeper)}" for key, item in value.items()]
+        items = [f"{json.dumps(str(key))}: {as_json(item, deeper)}" for key, item in value.items()]
         return "{" + deeper + f",{deeper}".join(items) + indent + "}" if items else "{}"
     if isinstance(value, list | tuple):
         flat = all(isinstance(item, numbers.Number | str) for item in value)
-        items = [_json(item, deeper) for item in value]
+        items = [as_json(item, deeper) for item in value]
         if flat or not items:
             return "[" + ", ".join(items) + "]"
         return "[" + deeper + f",{deeper}".join(items) + indent + "]"

@@ -82,6 +82,48 @@ def test_philox_known_answers(counter, key, words):
     assert got == [int(word, 16) for word in words.split()]
 
 
+def naive_alias(weights):
+    """TensorFlow's table, told with its own types: float32 probabilities and aliases."""
+    size, total = len(weights), sum(float(w) for w in weights)
+    mass = [float(w * np.float32(size)) / total for w in weights]
+    aliases, low, high = list(range(size)), [], []
+    for i in range(size):
+        (low if mass[i] < 1 else high).append(i)
+    while low and high:
+        small, large = low.pop(), high.pop()
+        aliases[small] = large
+        mass[large] -= 1 - mass[small]
+        (low if mass[large] < 1 else high).append(large)
+    for i in low + high:
+        mass[i] = 1.0
+    return np.float32(mass), aliases
+
+
+@given(st.lists(st.floats(0, 2.0**30, width=32) | st.sampled_from([1.0, 2.0, 1e-12]), min_size=1, max_size=40))
+@settings(max_examples=300, deadline=None)
+def test_alias_table(weights):
+    """A 23-bit fraction k is below the threshold just where k / 2^23 is below the float32 probability."""
+    weights = np.array([*weights, 1.0], np.float32)
+    table = kernels.build_alias(weights)
+    probabilities, aliases = naive_alias(weights)
+    assert table[:, 1].tolist() == aliases
+    thresholds = table[:, 0].astype(np.int64)
+    assert ((thresholds - 1) / 2**23 < probabilities).all()
+    assert (thresholds / 2**23 >= probabilities).all()
+    drawn = kernels.alias_probabilities(table)
+    np.testing.assert_allclose(drawn, weights / weights.sum(dtype=np.float64), rtol=1e-5, atol=2.0**-22)
+
+
+def test_float32_powers():
+    """The C library's powf is within one unit of the last place, and mostly right."""
+    weights = np.random.default_rng(0).lognormal(0, 5, 10_000).astype(np.float32)
+    powers = np.empty_like(weights)
+    kernels.power_float32(weights, np.float32(0.75), powers)
+    exact = np.float32(weights.astype(np.float64) ** 0.75)
+    assert np.mean(powers == exact) > 0.99
+    np.testing.assert_array_max_ulp(powers, exact, maxulp=1)
+
+
 # Probabilities and expected counts
 
 

@@ -16,7 +16,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from bigvocab.kernels import _lanes as v
-from bigvocab.kernels._jit import jit
+from bigvocab.kernels._jit import inline, jit
 
 ROWS = 12  # of inputs in a panel
 DEPTH = 128  # of one block of k: its sum is accumulated in registers
@@ -43,7 +43,7 @@ def _at(builder, data, index, kind):
 
 
 @intrinsic
-def _multiply(typingctx, packed, row_panel, panel, depth, biases, bias_at, out, out_at, stride, first, last):
+def _multiply(typingctx, packed, row_at, panel, panel_at, depth, biases, bias_at, out, out_at, stride, first, last):
     """out[0:12, 0:width] of one block of `depth` steps: what is there unless `first`, + the products, + biases if `last`."""
     element, width = _element(panel), _width(panel)
 
@@ -61,8 +61,8 @@ def _multiply(typingctx, packed, row_panel, panel, depth, biases, bias_at, out, 
         size = 4 if element == v.F32 else 8
         number = lambda n: ir.Constant(_I64, n)  # noqa: E731
         a = builder.gep(_data(context, builder, kinds[0], args[0]).data, [builder.add(args[1], number(row))])
-        b = builder.gep(_data(context, builder, kinds[2], args[2]).data, [number(lane)])
-        depth = args[3]
+        b = builder.gep(_data(context, builder, kinds[2], args[2]).data, [builder.add(args[3], number(lane))])
+        depth = args[4]
         before = builder.block
         loop, after = builder.append_basic_block("k"), builder.append_basic_block("k.end")
         builder.branch(loop)
@@ -83,18 +83,18 @@ def _multiply(typingctx, packed, row_panel, panel, depth, biases, bias_at, out, 
             phi.add_incoming(value, loop)
         builder.cbranch(builder.icmp_signed("<", following, depth), loop, after)
         builder.position_at_end(after)
-        biases = _data(context, builder, kinds[4], args[4]).data
-        bias = builder.load(_at(builder, biases, builder.add(args[5], number(lane)), vector), align=size)
+        biases = _data(context, builder, kinds[5], args[5]).data
+        bias = builder.load(_at(builder, biases, builder.add(args[6], number(lane)), vector), align=size)
         zero = ir.Constant(vector, [0.0] * lanes)
-        bias = builder.select(builder.trunc(args[10], ir.IntType(1)), bias, zero)
-        data = _data(context, builder, kinds[6], args[6]).data
+        bias = builder.select(builder.trunc(args[11], ir.IntType(1)), bias, zero)
+        data = _data(context, builder, kinds[7], args[7]).data
         for r in range(rows):
-            at = builder.add(args[7], builder.mul(args[8], number(row + r)))
+            at = builder.add(args[8], builder.mul(args[9], number(row + r)))
             pointer = _at(builder, data, builder.add(at, number(lane)), vector)
-            held = builder.select(builder.trunc(args[9], ir.IntType(1)), zero, builder.load(pointer, align=size))
+            held = builder.select(builder.trunc(args[10], ir.IntType(1)), zero, builder.load(pointer, align=size))
             builder.store(builder.fadd(builder.fadd(held, grown[r]), bias), pointer, align=size)
 
-    arguments = (packed, types.intp, panel, types.intp, biases, types.intp, out, types.intp, types.intp, types.boolean, types.boolean)
+    arguments = (packed, types.intp, panel, types.intp, types.intp, biases, types.intp, out, types.intp, types.intp, types.boolean, types.boolean)
     return types.void(*arguments), codegen
 
 
@@ -175,17 +175,25 @@ def pack_rows(inputs, packed):
             at += ROWS
 
 
+@inline
+def _multiply_panel(packed, row_panel, depth, panel, biases, bias, out, at, stride):
+    """One panel of rows times one panel of weights, into out[at:]."""
+    for k in range(0, depth, DEPTH):
+        steps = min(DEPTH, depth - k)
+        a, b = (row_panel * depth + k) * ROWS, k * v.width(panel)
+        _multiply(packed, a, panel, b, steps, biases, bias, out, at, stride, k == 0, k + steps == depth)
+
+
 @jit
 def tile_product(packed, depth, weights, span, biases, panel, out):
-    """Logits of packed inputs and rows first to stop of `weights`: out[:, column:] of the panels' rows, biases[class] added.
+    """Logits of packed inputs and the first `classes` rows of `weights`: out[:, column:] of the panels' rows, biases added.
 
-    span = (first row of weights, stop, column of `out`, first bias). `out` needs room for one width of padding on the
-    right and for whole panels of rows below. Returns the first row of a panel of weights that holds a NaN or an infinity, or -1.
+    span = (first row of weights, row behind the last, column of `out`). `out` needs room for one width of padding on the right and for
+    whole panels of rows below, `biases` for one width behind the last. Returns the first row of weights of a panel that holds a NaN or an infinity, or -1.
     """
-    first, stop, column, bias = span
+    first, stop, column = span
     width = v.width(panel)
-    flat = out.reshape(-1)
-    stride = out.shape[1]
+    flat, stride = out.reshape(-1), out.shape[1]
     panels = packed.size // (depth * ROWS)
     fault = -1
     for c in range(first, stop, width):
@@ -194,10 +202,20 @@ def tile_product(packed, depth, weights, span, biases, panel, out):
             fault = c
         for p in range(panels):
             at = p * ROWS * stride + column + c - first
-            for k in range(0, depth, DEPTH):
-                steps = min(DEPTH, depth - k)
-                _multiply(
-                    packed, (p * depth + k) * ROWS, panel[k * width :], steps, biases, bias + c - first, flat, at, stride,
-                    k == 0, k + steps == depth,
-                )  # fmt: skip
+            _multiply_panel(packed, p, depth, panel, biases, c - first, flat, at, stride)
     return fault
+
+
+@jit
+def paired_products(packed, depth, weights, biases, panel, square, out):
+    """out[r] = the product of row r of the inputs with row r of weights (n, at least D), + biases[r], by the steps of `tile_product`.
+
+    square (12, width) is room for the products of 12 rows with 12 rows, of which the diagonal is taken.
+    """
+    flat, stride = square.reshape(-1), square.shape[1]
+    for first in range(0, out.size, ROWS):
+        stop = min(out.size, first + ROWS)
+        pack_panel(weights, first, stop, depth, panel)
+        _multiply_panel(packed, first // ROWS, depth, panel, biases, first, flat, 0, stride)
+        for r in range(stop - first):
+            out[first + r] = square[r, r]

@@ -171,6 +171,8 @@ def rows_softplus(logits, skip, offsets, ids, pos_weight, transform, span, out):
 
 # ---- element-wise
 
+BAD_LABEL, BAD_PREDICTION = 1, 2  # what is wrong with a row: a label that is not finite, a prediction outside [0, 1]
+
 
 @inline
 def _sigmoid_lanes(x, z, weight, smoothing):
@@ -200,41 +202,60 @@ def _pair_at(x, z, i, stop):
     return d.load_part(x, i, stop, 0.0), d.load_part(z, i, stop, 0.0)
 
 
+@inline
+def _no_doubles(labels):
+    return v.splat(0.0, d.load_part(labels, 0, 0, 0.0))
+
+
+@inline
+def _is_bad(label_check):
+    """Whether a sum of 0 z met a label that is not finite."""
+    return not v.total(label_check) == 0
+
+
 @jit
-def rows_sigmoid(logits, labels, pos_weight, smoothing, transform, classes, out):
-    """Put the sigmoid loss of every element into `out` (n, classes); pos_weight (classes,) or (1,)."""
+def rows_sigmoid(logits, labels, pos_weight, smoothing, transform, classes, out, faults):
+    """Put the sigmoid loss of every element into `out` (n, classes); pos_weight (classes,) or (1,); faults (n,)."""
     scale, softcap = transform
     for r in range(out.shape[0]):
         x, z, losses = logits[r, :classes], labels[r, :classes], out[r]
+        check = _no_doubles(z)
         for i in range(0, x.size, d.SIZE):
             a, b = _pair_at(x, z, i, x.size)
             if scale != 1.0 or softcap > 0:
                 a = _transformed_lanes(a, scale, softcap)
             found = _sigmoid_lanes(a, b, _weights_at(pos_weight, i, x.size, a), smoothing)
+            check = v.fma(b, v.splat(0.0, b), check)
             if i + d.SIZE <= x.size:
                 d.store(losses, i, found)
             else:
                 d.store_part(losses, i, x.size, found)
+        if _is_bad(check):
+            faults[r] = BAD_LABEL
 
 
 @jit
-def rows_sigmoid_sums(logits, labels, skip, pos_weight, smoothing, transform, classes, out):
+def rows_sigmoid_sums(logits, labels, skip, pos_weight, smoothing, transform, classes, out, faults):
     """Add the sums over classes of the sigmoid losses to `out` (n,); block by block, so that no split changes a bit."""
     scale, softcap = transform
     for r in range(skip.size):
         if skip[r]:
             continue
         x, z = logits[r, :classes], labels[r, :classes]
+        check = _no_doubles(z)
         for start in range(0, x.size, BLOCK):
             stop = min(start + BLOCK, x.size)
-            total = v.splat(0.0, d.load_part(z, 0, 0, 0.0))
+            total = _no_doubles(z)
             for i in range(start, stop, d.SIZE):
                 a, b = _pair_at(x, z, i, stop)
                 if scale != 1.0 or softcap > 0:
                     a = _transformed_lanes(a, scale, softcap)
                 found = _sigmoid_lanes(a, b, _weights_at(pos_weight, i, stop, a), smoothing)
+                check = v.fma(b, v.splat(0.0, b), check)
                 total = v.add(total, found if i + d.SIZE <= stop else v.keep_first(found, stop - i))
             out[r] += v.total(total)
+        if _is_bad(check):
+            faults[r] = BAD_LABEL
 
 
 # ---- probabilities
@@ -256,37 +277,43 @@ def _outside(p):
 
 
 @jit
-def rows_log_loss(predictions, labels, epsilon, classes, out):
-    """Put the log loss of every element into `out` (n, classes); the first row with a prediction outside [0, 1], or -1."""
+def rows_log_loss(predictions, labels, epsilon, classes, out, faults):
+    """Put the log loss of every element into `out` (n, classes); faults (n,)."""
     for r in range(out.shape[0]):
         p, z, losses = predictions[r, :classes], labels[r, :classes], out[r]
+        check = _no_doubles(z)
         for i in range(0, p.size, d.SIZE):
             a, b = _pair_at(p, z, i, p.size)
             if _outside(a):
-                return r
+                faults[r] = BAD_PREDICTION
             found = _log_loss_lanes(a, b, epsilon)
+            check = v.fma(b, v.splat(0.0, b), check)
             if i + d.SIZE <= p.size:
                 d.store(losses, i, found)
             else:
                 d.store_part(losses, i, p.size, found)
-    return -1
+        if _is_bad(check) and faults[r] == 0:
+            faults[r] = BAD_LABEL
 
 
 @jit
-def rows_log_loss_sums(predictions, labels, skip, epsilon, classes, out):
-    """Add the sums over classes of the log losses to `out` (n,); the first row with a prediction outside [0, 1], or -1."""
+def rows_log_loss_sums(predictions, labels, skip, epsilon, classes, out, faults):
+    """Add the sums over classes of the log losses to `out` (n,); faults (n,)."""
     for r in range(skip.size):
         if skip[r]:
             continue
         p, z = predictions[r, :classes], labels[r, :classes]
+        check = _no_doubles(z)
         for start in range(0, p.size, BLOCK):
             stop = min(start + BLOCK, p.size)
-            total = v.splat(0.0, d.load_part(z, 0, 0, 0.0))
+            total = _no_doubles(z)
             for i in range(start, stop, d.SIZE):
                 a, b = _pair_at(p, z, i, stop)
                 if _outside(a):
-                    return r
+                    faults[r] = BAD_PREDICTION
                 found = _log_loss_lanes(a, b, epsilon)
+                check = v.fma(b, v.splat(0.0, b), check)
                 total = v.add(total, found if i + d.SIZE <= stop else v.keep_first(found, stop - i))
             out[r] += v.total(total)
-    return -1
+        if _is_bad(check) and faults[r] == 0:
+            faults[r] = BAD_LABEL

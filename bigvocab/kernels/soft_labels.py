@@ -24,11 +24,18 @@ SUMS = 3
 
 
 @inline
+def _base(sums, transform):
+    """g(reference); 0 while every logit was infinite, because their differences are so from any number."""
+    scale, softcap = transform
+    return 0.0 if math.isnan(sums[REFERENCE]) else _transformed(sums[REFERENCE], scale, softcap)
+
+
+@inline
 def _label_sums(x, z, transform, sums):
     """Add the sums of one part to the row's."""
     scale, softcap = transform
     plain = scale == 1.0 and softcap == 0
-    base = _transformed(sums[REFERENCE], scale, softcap)
+    base = _base(sums, transform)
     zero = v.splat(0.0, d.load_part(z, 0, 0, 0.0))
     reference = v.splat(base, zero)
     mass, shift = zero, zero
@@ -65,9 +72,8 @@ def rows_soft_labels(logits, soft, labels, transform, want, span, stats, sums):
             x = logits[r, start:stop]
             if softcap > 0 or not _row(x, np.nan, scale, want, first_class + start, stats[r]):
                 _row_wide(x, np.nan, scale, softcap, want, first_class + start, stats[r])
-            if math.isnan(sums[r, REFERENCE]):
-                top = stats[r, MAX]
-                sums[r, REFERENCE] = top if abs(top) < np.inf else 0.0
+            if math.isnan(sums[r, REFERENCE]) and abs(stats[r, MAX]) < np.inf:
+                sums[r, REFERENCE] = stats[r, MAX]
             _label_sums(x, soft[r, start:stop], transform, sums[r])
 
 
@@ -79,7 +85,7 @@ def rows_sparse_labels(logits, labels, offsets, ids, probabilities, transform, s
     for r in range(labels.size):
         if labels[r] == SKIP:
             continue
-        base = _transformed(sums[r, REFERENCE], scale, softcap)
+        base = _base(sums[r], transform)
         for k in range(offsets[r], offsets[r + 1]):
             c = ids[k] - first_class
             if 0 <= c < classes and probabilities[k] != 0:

@@ -100,6 +100,7 @@ case("LogUniformSampler", {"range_max": 10**6}, 8192, True, steps=3)
 case("LogUniformSampler", {"range_max": 300}, 300, True)
 case("UniformSampler", {"range_max": 1000}, 8, True, true=[[0], [9]])
 case("UniformSampler", {"range_max": 300}, 300, True)
+case("UniformSampler", {"range_max": 2**62 + 2**61}, 1000, True)  # a quarter of the 64-bit words is rejected
 case("AllCandidateSampler", {"range_max": 10}, 10, True)
 
 case("LearnedUnigramSampler", {"range_max": 10}, 4, False, true=[[0], [9]], steps=3)

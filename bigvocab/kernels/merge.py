@@ -1,0 +1,33 @@
+"""Statistics of rows that were made of several ranges of classes apart, merged in order of class."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from bigvocab.kernels._jit import jit
+from bigvocab.kernels.softmax import ARGMAX, EQUAL, GREATER, MAX, SHIFTED, SUM, TOTAL, _merge, _transformed
+
+
+@jit
+def merge_statistics(groups, transform, stats):
+    """Add the groups' statistics (G, n, COLUMNS), in order, to stats (n, COLUMNS); transform = (scale, softcap or 0)."""
+    scale, softcap = transform
+    for g in range(groups.shape[0]):
+        for r in range(stats.shape[0]):
+            mine, other = stats[r], groups[g, r]
+            mine[TOTAL] += other[TOTAL]
+            mine[GREATER] += other[GREATER]
+            mine[EQUAL] += other[EQUAL]
+            top = other[MAX]
+            if np.isnan(mine[SUM]) or np.isnan(other[SUM]):
+                mine[SUM] = np.nan
+            elif mine[MAX] == np.inf or top == np.inf:
+                mine[MAX], mine[SUM] = np.inf, 1.0
+            elif top > -np.inf:
+                gap = 0.0
+                if mine[MAX] > -np.inf:
+                    gap = abs(_transformed(top, scale, softcap) - _transformed(mine[MAX], scale, softcap))
+                if top > mine[MAX]:
+                    mine[ARGMAX] = other[ARGMAX]
+                _merge(mine, top, other[SUM], other[SHIFTED], gap)
+                mine[MAX] = max(top, mine[MAX])

@@ -1,0 +1,55 @@
+"""Which options of the command go together; what is wrong here is known before any file is opened."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+LOSSES = ("sparse-softmax", "softmax", "sigmoid", "weighted-sigmoid", "sparse-sigmoid", "log-loss")
+METRICS = ("accuracy", "rank", "logsumexp", "entropy", "predicted")
+# Options that mean something to these losses alone.
+ONLY_WITH = {
+    "class_weights": ("sparse-softmax",),
+    "label_smoothing": ("sparse-softmax", "softmax", "sigmoid"),
+    "probability_column": ("softmax",),
+    "pos_weight": ("weighted-sigmoid", "sparse-sigmoid"),
+    "epsilon": ("log-loss",),
+    "softcap": LOSSES[:-1],
+    "logit_scale": LOSSES[:-1],
+}
+
+
+def eval_faults(options: Mapping[str, Any], given: Collection[str]) -> Iterator[str]:
+    """What is wrong with the options of `eval` together.
+
+    Args:
+        options: all options by name.
+        given: names of those that stand on the command line.
+    """
+    if not options["logits"] and not options["inputs"]:
+        yield "Missing option '--logits' (or '--inputs' and '--weights')."
+    if options["logits"] and options["inputs"]:
+        yield "'--logits' and '--inputs' exclude each other."
+    if options["inputs"] and not options["weights"]:
+        yield "'--inputs' needs '--weights', the output layer."
+    for name in ("weights", "biases"):
+        if options[name] and not options["inputs"]:
+            yield f"'--{name}' belongs to the output layer, which needs '--inputs', the hidden states."
+    if options["output"] is not None and options["output"] == options["report"]:
+        yield "'--output' and '--report' are the same file."
+    if "top_k" in given and "accuracy" not in options["metrics"]:
+        yield "'--top-k' needs accuracy in '--metrics'."
+    if options["loss"] == "weighted-sigmoid" and "pos_weight" not in given:
+        yield "'--loss weighted-sigmoid' needs '--pos-weight'."
+    for name, losses in ONLY_WITH.items():
+        if name in given and options["loss"] not in losses:
+            yield f"'--{name.replace('_', '-')}' goes with {', '.join(losses)}, not with {options['loss']}."
+    yield from raw_faults(options)
+
+
+def raw_faults(options: Mapping[str, Any]) -> Iterator[str]:
+    """What is wrong with the options that describe raw binary files."""
+    if options["shape"] is not None and options["dtype"] is None:
+        yield "'--shape' means raw binary, which needs '--dtype' as well."
+    if options["offset"] and options["shape"] is None:
+        yield "'--offset' is for raw binary: it needs '--shape' and '--dtype'."

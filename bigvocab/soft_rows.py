@@ -1,0 +1,144 @@
+"""Rows of logits beside rows of dense labels: pieces of both for kernels, and what softmax cross-entropy reads off them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bigvocab import parallel
+from bigvocab.checks import FLOATS
+from bigvocab.errors import BigvocabError
+from bigvocab.id_sets import IdSets
+from bigvocab.rows import RowStatistics, Tiles, chunk_rows, kernel_view, pieces, softmax_rows, wanted
+
+Floats = npt.NDArray[np.float64]
+
+
+def as_soft_labels(name: str, labels: Any, shape: tuple[int, ...], hint: str = "") -> npt.NDArray[Any]:
+    """Labels of the shape of the logits, of any float, integer or boolean type, not copied."""
+    array = np.asarray(labels)
+    if array.dtype.name not in FLOATS and array.dtype.kind not in "iub":
+        raise TypeError(f"{name}: expected floats, integers or booleans, got {array.dtype}")
+    if array.shape != shape:
+        note = f"; {hint}" if hint and array.ndim == 1 and array.dtype.kind in "iu" else ""
+        raise BigvocabError(f"{name}: got shape {array.shape}, expected {shape}, one for each logit{note}")
+    return array
+
+
+def paired_pieces(
+    tiles: Tiles, labels: npt.NDArray[Any], start: int, stop: int
+) -> Iterator[tuple[tuple[int, int], npt.NDArray[Any], npt.NDArray[Any]]]:
+    """As `rows.pieces`, each with the labels of the same rows and classes."""
+    for (first, classes), piece in pieces(tiles, start, stop):
+        part = labels[start:stop, first : first + classes]
+        if part.dtype.name not in FLOATS:
+            part = part.astype(np.float64)
+        yield (first, classes), piece, kernel_view(part)
+
+
+def refuse_bad_label(name: str, labels: npt.NDArray[Any], row: int, first_row: int = 0) -> None:
+    """Raise for the first label of the row that is not finite."""
+    values = np.asarray(labels[row]).astype(np.float64)
+    at = int(np.argmin(np.isfinite(values)))
+    raise BigvocabError(f"{name}: row {first_row + row}, class {at}, is {values[at]}, expected a finite number")
+
+
+@dataclass(frozen=True)
+class SoftLabelRows:
+    """Softmax statistics of rows and their sums with soft labels."""
+
+    rows: RowStatistics
+    sums: Floats
+    num_classes: int
+
+    def losses(self, label_smoothing: float) -> Floats:
+        """S z (lse - g) of each row, smoothed: (1 - e) S z (lse - g) + e (lse - mean of g)."""
+        from bigvocab.kernels import soft_labels as k
+        from bigvocab.kernels import softmax
+
+        mass, shift = self.sums[:, k.LABEL_SUM], self.sums[:, k.SHIFT]
+        reference = self.sums[:, k.REFERENCE]
+        highest, total = self.rows.columns[:, softmax.MAX], self.rows.columns[:, softmax.SUM]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            base = np.where(np.isnan(reference), 0.0, self.rows.transformed(reference))
+            above = self.rows.transformed(highest) - base + np.log(total)  # lse - g(reference)
+            losses = np.where(mass == 0, 0.0, above * mass) + shift
+            losses[np.isnan(total) | (highest == -np.inf)] = np.nan
+            e = label_smoothing
+            if e:
+                uniform = self.rows.logsumexp - self.rows.logit_sum / self.num_classes
+                losses = uniform if e == 1.0 else (1 - e) * losses + e * uniform
+        return losses
+
+
+def _options(want: int, label_smoothing: float) -> int:
+    return want | wanted(logit_sum=label_smoothing > 0)
+
+
+def dense_label_rows(
+    tiles: Tiles,
+    labels: npt.NDArray[Any],
+    skip: npt.NDArray[np.bool_],
+    *,
+    label_smoothing: float = 0.0,
+    want: int = 0,
+    scale: float = 1.0,
+    softcap: float = 0.0,
+    num_threads: int | None = None,
+    name: str = "labels",
+    first_row: int = 0,
+) -> SoftLabelRows:
+    """Statistics of rows of logits with soft labels (n, V); rows of `skip` are left out."""
+    from bigvocab.kernels import soft_labels, softmax
+
+    rows = len(skip)
+    columns, sums = np.empty((rows, softmax.COLUMNS)), np.zeros((rows, soft_labels.SUMS))
+    sums[:, soft_labels.REFERENCE] = np.nan
+    marks = np.where(skip, softmax.SKIP, softmax.NO_LABEL)
+    threads = parallel.resolve_threads(num_threads)
+    want = _options(want, label_smoothing)
+
+    def work(start: int, stop: int) -> None:
+        stats = columns[start:stop]
+        softmax.clear_statistics(stats)
+        for span, x, z in paired_pieces(tiles, labels, start, stop):
+            soft_labels.rows_soft_labels(x, z, marks[start:stop], (scale, softcap), want, span, stats, sums[start:stop])
+
+    parallel.run(work, rows, chunk_rows(tiles, threads, rows), threads)
+    bad = ~np.isfinite(sums[:, soft_labels.LABEL_SUM])
+    if bad.any():
+        refuse_bad_label(name, labels, int(np.argmax(bad)), first_row)
+    first, tile = tiles[-1]
+    return SoftLabelRows(RowStatistics(columns, np.full(rows, np.nan), scale, softcap), sums, first + tile.shape[1])
+
+
+def sparse_label_rows(
+    tiles: Tiles,
+    sets: IdSets,
+    probabilities: Floats,
+    skip: npt.NDArray[np.bool_],
+    *,
+    label_smoothing: float = 0.0,
+    want: int = 0,
+    scale: float = 1.0,
+    softcap: float = 0.0,
+    num_threads: int | None = None,
+) -> SoftLabelRows:
+    """As `dense_label_rows` for labels of few classes: checked ids, and a probability for each."""
+    from bigvocab.kernels import soft_labels, softmax
+
+    marks = np.where(skip, softmax.SKIP, softmax.NO_LABEL)
+    want = _options(want, label_smoothing)
+    rows = softmax_rows(tiles, marks, want=want, scale=scale, softcap=softcap, num_threads=num_threads)
+    sums = np.zeros((len(marks), soft_labels.SUMS))
+    top = rows.columns[:, softmax.MAX]
+    sums[:, soft_labels.REFERENCE] = np.where(np.isfinite(top), top, np.nan)
+    probabilities = np.ascontiguousarray(probabilities, np.float64)
+    for span, piece in pieces(tiles, 0, len(marks)):
+        soft_labels.rows_sparse_labels(piece, marks, sets.offsets, sets.ids, probabilities, (scale, softcap), span, sums)
+    first, tile = tiles[-1]
+    return SoftLabelRows(rows, sums, first + tile.shape[1])

@@ -1,0 +1,145 @@
+"""The side of bigvocab, and the limits: what reading the same array costs, and what a bare matrix product costs."""
+
+import os
+import tempfile
+from pathlib import Path
+
+import ml_dtypes
+import numba
+import numpy as np
+import worker
+
+import bigvocab as bv
+from bigvocab import parallel
+from bigvocab.rows import kernel_view, softmax_rows, wanted
+
+
+@numba.njit(nogil=True)
+def _read(rows, out):
+    """Maximum of the bits of each row as integers: vectorised, and no cheaper way to touch every byte."""
+    for r in range(rows.shape[0]):
+        row, top = rows[r], rows[r, 0]
+        for i in range(row.size):
+            top = max(top, row[i])
+        out[r] = top
+
+
+def reading(array):
+    """Read `array` once, on all cores."""
+    words = np.ascontiguousarray(array).view(np.int32)
+    out = np.empty(len(words), np.int64)
+    return lambda: parallel.run(lambda a, b: _read(words[a:b], out[a:b]), len(words), 1)
+
+
+def typed(dtype, shape=worker.SHAPE):
+    return worker.logits(shape).astype(dtype)
+
+
+def loss(dtype, **asked):
+    x, y = typed(dtype), worker.labels()
+    return lambda: softmax_rows([(0, x)], y, want=wanted(**asked))
+
+
+def file_loss(dtype):
+    """The streaming part of `evaluate` over a file in the page cache."""
+    folder = Path(tempfile.mkdtemp(dir=os.environ.get("BENCH_FOLDER")))
+    path = folder / "logits.npy"
+    np.save(path, typed(dtype).view(np.uint16) if dtype == ml_dtypes.bfloat16 else typed(dtype))
+    y = worker.labels()
+
+    class Stream:
+        def __call__(self):
+            bv.evaluate(logits=path, labels=y, metrics="", dtype="bfloat16" if dtype == ml_dtypes.bfloat16 else None)
+
+        def __del__(self):
+            path.unlink()
+            folder.rmdir()
+
+    return Stream()
+
+
+def by_products(dtype):
+    return loss(dtype, rank=True, entropy=True, predicted=True)
+
+
+def matmul():
+    inputs, layer, _ = worker.head()
+    rows = layer[: 1 << 17]
+    return lambda: (inputs @ rows.T, inputs @ layer[1 << 17 :].T)
+
+
+def head(dtype):
+    inputs, layer, y = worker.head()
+    inputs, layer = inputs.astype(dtype), layer.astype(dtype)
+    return lambda: bv.linear_cross_entropy(inputs, layer, y)
+
+
+def soft_labels():
+    x, z = worker.logits(worker.SOFT), worker.probabilities()
+    return lambda: bv.softmax_cross_entropy(x, z)
+
+
+def soft_labels_limit():
+    both = np.concatenate([worker.logits(worker.SOFT), worker.probabilities()])
+    return reading(both)
+
+
+def sigmoid_sum():
+    x = worker.logits()
+    ids = worker.labels()[:, None]
+    return lambda: bv.sparse_sigmoid_cross_entropy(x, ids)
+
+
+def sigmoid():
+    shape = (32, worker.SHAPE[1])
+    x, z = worker.logits(shape), (worker.probabilities(shape) > 1e-6).astype(np.float32)
+    return lambda: bv.sigmoid_cross_entropy(x, z)
+
+
+def log_uniform():
+    sampler, true = bv.LogUniformSampler(worker.SAMPLED["classes"]), worker.sampled()[2]
+    step = iter(range(10**9))
+    return lambda: sampler.sample(true, worker.SAMPLED["sampled"], seed=(1, 7), step=next(step))
+
+
+def unigram():
+    counts = np.random.default_rng(5).integers(1, 10_000, 1_000_000).tolist()
+    true = np.array([[0], [9]])
+    return lambda: bv.FixedUnigramSampler(counts, distortion=0.75).sample(true, 64, seed=(1, 7))
+
+
+def sampled(name):
+    weights, biases, ids, inputs = worker.sampled()
+    function = getattr(bv, name)
+    sizes = {"num_sampled": worker.SAMPLED["sampled"], "num_classes": worker.SAMPLED["classes"]}
+    return lambda: function(weights=weights, biases=biases, labels=ids, inputs=inputs, seed=42, **sizes)
+
+
+BF16 = ml_dtypes.bfloat16
+CASES = {
+    "limit f32": lambda: reading(typed(np.float32)),
+    "limit bf16": lambda: reading(typed(BF16)),
+    "limit f16": lambda: reading(typed(np.float16)),
+    "softmax f32": lambda: loss(np.float32),
+    "softmax bf16": lambda: loss(BF16),
+    "softmax f16": lambda: loss(np.float16),
+    "by-products f32": lambda: by_products(np.float32),
+    "by-products bf16": lambda: by_products(BF16),
+    "by-products f16": lambda: by_products(np.float16),
+    "file f32": lambda: file_loss(np.float32),
+    "file bf16": lambda: file_loss(BF16),
+    "soft labels limit": soft_labels_limit,
+    "soft labels f32": soft_labels,
+    "sigmoid sum f32": sigmoid_sum,
+    "sigmoid f32": sigmoid,
+    "matmul f32": matmul,
+    "head f32": lambda: head(np.float32),
+    "head bf16": lambda: head(BF16),
+    "log-uniform": log_uniform,
+    "unigram": unigram,
+    "sampled softmax": lambda: sampled("sampled_softmax_loss"),
+    "nce": lambda: sampled("nce_loss"),
+}
+
+if __name__ == "__main__":
+    worker.serve(CASES)

@@ -1,0 +1,66 @@
+"""The side of PyTorch."""
+
+import torch
+import torch.nn.functional as F
+import worker
+
+torch.set_grad_enabled(False)
+BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
+
+
+def softmax(dtype):
+    x, y = torch.from_numpy(worker.logits()).to(dtype), torch.from_numpy(worker.labels())
+    return lambda: F.cross_entropy(x, y, reduction="none")
+
+
+def by_products(dtype):
+    """Loss, rank, argmax and entropy, as one writes them with PyTorch."""
+    x, y = torch.from_numpy(worker.logits()).to(dtype), torch.from_numpy(worker.labels())
+
+    def run():
+        logp = F.log_softmax(x, 1)
+        at = x.gather(1, y[:, None])
+        return logp.gather(1, y[:, None]), (x > at).sum(1), x.argmax(1), -(logp.exp() * logp).sum(1)
+
+    return run
+
+
+def soft_labels():
+    x, z = torch.from_numpy(worker.logits(worker.SOFT)), torch.from_numpy(worker.probabilities())
+    return lambda: F.cross_entropy(x, z, reduction="none")
+
+
+def sigmoid_sum():
+    x = torch.from_numpy(worker.logits())
+    z = torch.zeros(worker.SHAPE).scatter_(1, torch.from_numpy(worker.labels())[:, None], 1.0)
+    return lambda: F.binary_cross_entropy_with_logits(x, z, reduction="none").sum(1)
+
+
+def sigmoid():
+    shape = (32, worker.SHAPE[1])
+    x, z = torch.from_numpy(worker.logits(shape)), (torch.from_numpy(worker.probabilities(shape)) > 1e-6).float()
+    return lambda: F.binary_cross_entropy_with_logits(x, z, reduction="none")
+
+
+def head(dtype):
+    inputs, layer, y = (torch.from_numpy(array) for array in worker.head())
+    inputs, layer = inputs.to(dtype), layer.to(dtype)
+    return lambda: F.cross_entropy(inputs @ layer.T, y, reduction="none")
+
+
+CASES = {
+    "softmax f32": lambda: softmax(F32),
+    "softmax bf16": lambda: softmax(BF16),
+    "softmax f16": lambda: softmax(F16),
+    "by-products f32": lambda: by_products(F32),
+    "by-products bf16": lambda: by_products(BF16),
+    "by-products f16": lambda: by_products(F16),
+    "soft labels f32": soft_labels,
+    "sigmoid sum f32": sigmoid_sum,
+    "sigmoid f32": sigmoid,
+    "head f32": lambda: head(F32),
+    "head bf16": lambda: head(BF16),
+}
+
+if __name__ == "__main__":
+    worker.serve(CASES)

@@ -1,0 +1,142 @@
+"""Let the sides take turns and write the table of medians: see scripts/bench."""
+
+import argparse
+import datetime
+import importlib.metadata
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+HERE = Path(__file__).parent
+README = HERE.parents[1] / "README.md"
+BEGIN, END = "<!-- bench -->", "<!-- /bench -->"
+M = 128_000_000  # logits of the big array
+HEAD = 2 * 256 * 512 * 262_144
+SAMPLED = 2 * 512 * 256 * 8192
+
+# title, case, limit, unit, amount of one run in that unit
+ROWS = [
+    ("softmax, float32 (128 x 1,000,000)", "softmax f32", "limit f32", "G logits/s", M / 1e9),
+    ("softmax, bfloat16", "softmax bf16", "limit bf16", "G logits/s", M / 1e9),
+    ("softmax, float16", "softmax f16", "limit f16", "G logits/s", M / 1e9),
+    ("+ rank, ties, argmax, entropy, float32", "by-products f32", "softmax f32", "G logits/s", M / 1e9),
+    ("+ rank, ties, argmax, entropy, bfloat16", "by-products bf16", "softmax bf16", "G logits/s", M / 1e9),
+    ("+ rank, ties, argmax, entropy, float16", "by-products f16", "softmax f16", "G logits/s", M / 1e9),
+    ("`evaluate` on a cached file, float32", "file f32", "softmax f32", "G logits/s", M / 1e9),
+    ("`evaluate` on a cached file, bfloat16", "file bf16", "softmax bf16", "G logits/s", M / 1e9),
+    ("softmax, soft labels, float32 (64 x 1,000,000)", "soft labels f32", "soft labels limit", "G logits/s", M / 2e9),
+    ("sigmoid summed over classes, float32", "sigmoid sum f32", "limit f32", "G logits/s", M / 1e9),
+    ("sigmoid elementwise, float32 (32 x 1,000,000)", "sigmoid f32", None, "G logits/s", M / 4e9),
+    ("linear head, float32 (256 x 512 x 262,144)", "head f32", "matmul f32", "GFLOP/s", HEAD / 1e9),
+    ("linear head, bfloat16", "head bf16", "matmul f32", "GFLOP/s", HEAD / 1e9),
+    ("log-uniform, 8,192 unique of 1,000,000", "log-uniform", None, "M draws/s", 8192 / 1e6),
+    ("fixed unigram, 1,000,000 weights: build", "unigram", None, "builds/s", 1.0),
+    ("sampled softmax (512 x 256, 8,192 of 1,000,000)", "sampled softmax", None, "GFLOP/s", SAMPLED / 1e9),
+    ("NCE (512 x 256, 8,192 of 1,000,000)", "nce", None, "GFLOP/s", SAMPLED / 1e9),
+]
+
+
+class Side:
+    """A process that runs cases when told to."""
+
+    def __init__(self, python, script):
+        self._process = subprocess.Popen(
+            [python, str(HERE / script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1, stderr=subprocess.DEVNULL if script == "tensorflow.py" else None
+        )
+
+    def run(self, case):
+        """Seconds of one run; None where this side has no such case."""
+        self._process.stdin.write(case + "\n")
+        answer = self._process.stdout.readline().strip()
+        if not answer:
+            raise SystemExit(f"bench: a side ended during {case!r}")
+        return None if answer == "none" else float(answer)
+
+    def close(self):
+        self._process.stdin.close()
+        self._process.wait()
+
+
+def measured(sides, case, limit, rounds):
+    """Median seconds of each side, and of the limit, taken in turns."""
+    turns = [(name, side, case) for name, side in sides.items()]
+    if limit:
+        turns.append(("limit", sides["limits"], limit))
+    times = {}
+    for _ in range(rounds):
+        for name, side, what in turns:
+            if name == "limits":
+                continue
+            seconds = side.run(what)
+            if seconds is not None:
+                times.setdefault(name, []).append(seconds)
+                time.sleep(0.05)  # let the threads of the last side come to rest
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def table(results):
+    lines = ["| work | limit | bigvocab | of limit | PyTorch | TensorFlow | to the faster peer |", "|---|---|---|---|---|---|---|"]
+    for title, limit, unit, amount, times in results:
+        rate = {name: amount / seconds for name, seconds in times.items()}
+        peers = [rate[name] for name in ("torch", "tf") if name in rate]
+
+        def cell(name, rate=rate):
+            return f"{rate[name]:.3g}" if name in rate else "-"
+
+        share = f"{rate['ours'] / rate['limit']:.0%}" if limit else "-"
+        ahead = f"{rate['ours'] / max(peers):.1f} x" if peers else "-"
+        shown = f"{cell('limit')} ({limit})" if limit else "-"
+        lines.append(f"| {title} | {shown} | {cell('ours')} {unit} | {share} | {cell('torch')} | {cell('tf')} | {ahead} |")
+    return "\n".join(lines)
+
+
+def machine():
+    cpu = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), cpu)
+    cores = len(os.sched_getaffinity(0))
+    return f"{cpu}, {cores} cores"
+
+
+def peer_version(python, package):
+    code = f"import importlib.metadata as m; print(m.version('{package}'))"
+    return subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--only", default="", help="measure only rows whose title has this text")
+    parser.add_argument("--no-peers", action="store_true")
+    parser.add_argument("--write", action="store_true")
+    options = parser.parse_args()
+    sides = {"ours": Side(sys.executable, "ours.py"), "limits": Side(sys.executable, "ours.py")}
+    used = [f"Python {platform.python_version()}"]
+    used += [f"{name} {importlib.metadata.version(name)}" for name in ("bigvocab", "numba", "numpy")]
+    if not options.no_peers:
+        sides |= {"torch": Side(os.environ["BENCH_TORCH"], "pytorch.py"), "tf": Side(os.environ["BENCH_TF"], "tensorflow.py")}
+        used.append(f"torch {peer_version(os.environ['BENCH_TORCH'], 'torch')}")
+        used.append(f"tensorflow-cpu {peer_version(os.environ['BENCH_TF'], 'tensorflow-cpu')}")
+    results = []
+    for title, case, limit, unit, amount in ROWS:
+        if options.only in title:
+            results.append((title, limit, unit, amount, measured(sides, case, limit, options.rounds)))
+            print(table(results[-1:]).splitlines()[-1], file=sys.stderr)
+    for side in sides.values():
+        side.close()
+    note = f"{machine()}; {', '.join(used)}; medians of {options.rounds} runs in turns; {datetime.date.today()}"
+    text = f"{table(results)}\n\n{note}"
+    print(text)
+    if options.write:
+        readme = README.read_text()
+        before, rest = readme.split(BEGIN)
+        README.write_text(before + BEGIN + "\n" + text + "\n" + END + rest.split(END)[1])
+
+
+if __name__ == "__main__":
+    main()
