@@ -12,7 +12,16 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "errors": ["BigvocabError", "FormatError"],
-    "losses": ["compute_weighted_loss", "sparse_softmax_cross_entropy"],
+    "linear": ["linear_cross_entropy"],
+    "losses": [
+        "compute_weighted_loss",
+        "log_loss",
+        "sigmoid_cross_entropy",
+        "softmax_cross_entropy",
+        "sparse_sigmoid_cross_entropy",
+        "sparse_softmax_cross_entropy",
+        "weighted_sigmoid_cross_entropy",
+    ],
     "matrix": ["open_matrix"],
     "labels": ["read_labels"],
     "evaluator": ["Evaluator", "evaluate"],

@@ -203,6 +203,11 @@ EVAL = [
     _option(DATA, "--inputs", multiple=True, metavar="PATH", help="Hidden states, in place of logits; repeatable."),
     _option(DATA, "--weights", multiple=True, metavar="PATH", help="Output layer for --inputs; repeatable."),
     _option(DATA, "--biases", metavar="PATH", help="Biases of the output layer."),
+    _option(DATA, "--final-norm", type=click.Choice(["rms", "layer"]), metavar="NAME",
+            help="Norm of the hidden states before that layer: rms or layer; none by default."),
+    _option(DATA, "--norm-weight", metavar="PATH", help="Weight of that norm, one per column; 1 by default."),
+    _option(DATA, "--norm-bias", metavar="PATH", help="Bias of that norm (layer)."),
+    _option(DATA, "--norm-epsilon", type=_Number(0), metavar="E", help="Added under that norm's root; default 1e-6."),
     _option(DATA, "--vocab-shards", is_flag=True, help="Several files are split by classes, not rows."),
     *RAW,
     _option(COLUMNS, "--label-column", metavar="NAME", help="Class, or list of classes, of the row."),
@@ -247,7 +252,7 @@ Example:
 EVAL_EPILOG = """\b
 Examples:
   bigvocab eval --logits logits.npy --labels labels.parquet
-  bigvocab eval --logits 'part-*.npy' --labels labels.arrow --group-column book
+  bigvocab eval --logits 'part-*.npy' --labels labels/ --group-column book
   bigvocab eval --logits logits.bin --shape 1000,262144 --dtype bfloat16 \\
       --labels labels.npy --fail-if 'perplexity > 20'
 """
@@ -308,7 +313,8 @@ def _check_together(ctx: click.Context, options: dict[str, Any], conditions: lis
 def _evaluate(options: dict[str, Any], quiet: bool) -> Report:
     from bigvocab.progress import Display
 
-    given = {name: value for name, value in options.items() if value not in (None, (), False) or name == "metrics"}
+    given = {name: value for name, value in options.items() if value is not None and value is not False and value != ()}
+    given["metrics"] = options["metrics"]  # which may be empty on purpose
     for name in ("logits", "inputs", "weights"):
         if name in given:
             given[name] = given[name][0] if len(given[name]) == 1 else list(given[name])

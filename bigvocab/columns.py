@@ -20,6 +20,7 @@ from bigvocab.errors import BigvocabError, FormatError
 MAX_ROWS = 65_536  # of a batch
 MAX_BYTES = 32 << 20  # of labels in a batch: soft labels and long lists make batches of fewer rows
 _INT64_MAX = np.iinfo(np.int64).max
+_FLOATS = {"halffloat": "float16", "float": "float32", "double": "float64"}  # Arrow's names and NumPy's
 # Names that say "not the label", though nothing uses them unless asked for.
 _OTHER_ROLES = {"weight", "weights", "group", "bytes", "num_bytes"}
 
@@ -205,7 +206,8 @@ def _nulls(array: pa.Array) -> np.ndarray | None:
 
 def _values(array: pa.Array) -> np.ndarray:
     """The values of a fixed-width array; at a null, whatever lies there."""
-    dtype = np.dtype(array.type.to_pandas_dtype())
+    name = str(array.type)
+    dtype = np.dtype(_FLOATS.get(name, name))
     if len(array) == 0:
         return np.empty(0, dtype)
     values = np.frombuffer(array.buffers()[1], dtype, len(array), array.offset * dtype.itemsize)

@@ -56,7 +56,7 @@ def parse_condition(text: str) -> Condition:
     >>> parse_condition("groups.St. John.mean >= 4.5")[1:]
     ('groups.St. John.mean', '>=', 4.5)
     """
-    match = re.fullmatch(r"\s*(.+?)\s*(<=|>=|==|!=|<|>)\s*([^\s<>=!]+)\s*", text)
+    match = re.fullmatch(r"\s*(.*[^\s<>=!])\s*(<=|>=|==|!=|<|>)\s*([^\s<>=!]+)\s*", text)
     try:
         limit = float(match[3].replace(",", "")) if match else math.nan
     except ValueError:

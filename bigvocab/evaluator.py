@@ -7,6 +7,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,12 @@ import numpy.typing as npt
 from bigvocab import checks, parallel
 from bigvocab.errors import BigvocabError
 from bigvocab.labels import LabelBatch, Labels, read_labels
+from bigvocab.linear_rows import LinearMatrix, LinearRows
 from bigvocab.matrix import Matrix, as_matrix
 from bigvocab.output import LossWriter, replacing, write_text
+from bigvocab.output_layer import OutputLayer
 from bigvocab.report import Report
-from bigvocab.row_results import ROW_RESULTS, num_classes_of
+from bigvocab.row_results import ROW_RESULTS, num_classes_of, num_rows_of
 from bigvocab.rows import Tiles
 from bigvocab.tally import RowResult, Tally
 
@@ -35,6 +38,7 @@ class Evaluator:
     Args:
         loss: the name of the loss.
         weights, biases: an output layer (V, D) and (V,); `update` then takes hidden states (N, D) for logits.
+        final_norm, norm_weight, norm_bias, norm_epsilon: the norm of the hidden states before that layer; see `OutputLayer`.
         ignore_index, label_smoothing, class_weights, logit_scale, softcap: as in `sparse_softmax_cross_entropy`.
         metrics: by-products to keep, of accuracy, rank, logsumexp, entropy, predicted.
         top_k: the k of the accuracies.
@@ -54,6 +58,12 @@ class Evaluator:
         self,
         *,
         loss: str = "sparse-softmax",
+        weights: Any = None,
+        biases: Any = None,
+        final_norm: str | None = None,
+        norm_weight: Any = None,
+        norm_bias: Any = None,
+        norm_epsilon: float = 1e-6,
         ignore_index: int | None = None,
         label_smoothing: float = 0.0,
         class_weights: Any = None,
@@ -81,9 +91,27 @@ class Evaluator:
         self.nonfinite = _one_of("nonfinite", nonfinite, NONFINITE)
         self.num_threads = parallel.resolve_threads(threads)
         self.columns = {"label": label_column, "weight": weight_column, "group": group_column, "bytes": bytes_column}
-        self.logits_name, self.label_name = "logits", "labels"
+        norm = {"norm_weight": norm_weight, "norm_bias": norm_bias, "norm_epsilon": norm_epsilon}
+        self.layer = self._layer(weights, biases, final_norm, norm)
+        self.logits_name, self.label_name = "logits" if self.layer is None else "inputs", "labels"
         self._tally = Tally(self.top_k)
         self._seen = 0
+
+    def _layer(self, weights: Any, biases: Any, final_norm: str | None, norm: dict[str, Any]) -> OutputLayer | None:
+        """The output layer, where there is one."""
+        if weights is None:
+            given = {"biases": biases, "final_norm": final_norm, **{k: v for k, v in norm.items() if k != "norm_epsilon"}}
+            for name, value in given.items():
+                if value is not None:
+                    raise BigvocabError(f"{name}: belongs to an output layer, expected weights beside it")
+            return None
+        strict = self.nonfinite != "keep"
+        return OutputLayer(weights, biases, num_classes=self.num_classes, final_norm=final_norm, strict=strict, **norm)
+
+    def source(self, values: Any, **options: Any) -> Matrix | LinearMatrix:
+        """Logits, or hidden states before the output layer, as a matrix of logits; `options` as `open_matrix` takes them."""
+        matrix = as_matrix(values, **options)
+        return matrix if self.layer is None else LinearMatrix(matrix, self.layer)
 
     def wants(self, metric: str) -> bool:
         """Whether this by-product was asked for."""
@@ -97,12 +125,12 @@ class Evaluator:
         """Add a batch and return the loss of each row, unweighted; NaN where the row is ignored or skipped.
 
         Args:
-            logits: (N, V) of any type, layout or source of `open_matrix`.
+            logits: (N, V) of any type, layout or source of `open_matrix`; hidden states (N, D) where there is an output layer.
             labels: (N,) integers, or what the loss takes.
             weights: (N,) weight of each row.
             groups: (N,) names; the report has figures for each.
         """
-        matrix = as_matrix(logits)
+        matrix = self.source(logits)
         batch = self._batch(labels, weights, groups, len(matrix))
         losses = np.empty(len(matrix))
         results = list(self._results(matrix, batch))  # all, before anything is added: a batch counts whole or not at all
@@ -131,27 +159,28 @@ class Evaluator:
             coded = (codes.astype(np.int32), [str(name) for name in names])
         return LabelBatch(0, ids, weights=values, groups=coded)
 
-    def _results(self, matrix: Matrix, batch: LabelBatch) -> Iterable[tuple[LabelBatch, RowResult]]:
+    def _results(self, matrix: Matrix | LinearMatrix, batch: LabelBatch) -> Iterable[tuple[LabelBatch, RowResult]]:
         """The results of the rows of one label batch, part by part as the files lie."""
         start, stop = batch.first_row, batch.first_row + len(batch)
         for first, tiles in matrix.row_parts(start, stop):
-            part = _slice(batch, first - start, first - start + len(tiles[0][1]))
+            part = _slice(batch, first - start, first - start + num_rows_of(tiles))
             yield part, self._evaluate(tiles, part)
 
-    def _evaluate(self, tiles: Tiles, batch: LabelBatch) -> RowResult:
-        if self.num_classes is not None:
+    def _evaluate(self, tiles: Tiles | LinearRows, batch: LabelBatch) -> RowResult:
+        if self.num_classes is not None and not isinstance(tiles, LinearRows):
             tiles = _first_classes(tiles, self.num_classes, self.logits_name)
         return ROW_RESULTS[self.loss](self, tiles, batch)
 
     def update_batch(self, batch: Any) -> Any:
         """Add a pyarrow RecordBatch or Table and return the same kind with a column `loss` appended: for map_batches and mapInArrow.
 
-        Logits are the column `logits` (FixedSizeList or fixed_shape_tensor of floats), labels the column `label_column`.
+        Logits are the column `logits` (FixedSizeList or fixed_shape_tensor of floats), labels the column `label_column`;
+        where there is an output layer, hidden states are the column `inputs`.
         """
         from bigvocab.batches import arrays_of, with_losses
 
-        logits, labels = arrays_of(batch, self.columns)
-        matrix = as_matrix(logits)
+        logits, labels = arrays_of(batch, self.columns, "logits" if self.layer is None else "inputs")
+        matrix = self.source(logits)
         results = [self._results(matrix, part) for part in labels]
         losses = np.full(len(matrix), np.nan)
         done = [pair for result in results for pair in result]
@@ -176,6 +205,7 @@ class Evaluator:
         """What decides the figures: evaluators merge only where all of it is equal."""
         names = ("loss", "ignore_index", "label_smoothing", "logit_scale", "softcap", "num_classes", "metrics", "top_k", "nonfinite")
         options = {name: getattr(self, name) for name in names}
+        options["layer"] = None if self.layer is None else self.layer.options()
         options["class_weights"] = None if self.class_weights is None else np.asarray(self.class_weights).tolist()
         return options
 
@@ -188,7 +218,8 @@ class Evaluator:
 def evaluate(
     *,
     labels: Any,
-    logits: Any,
+    logits: Any = None,
+    inputs: Any = None,
     output: str | os.PathLike[str] | None = None,
     report: str | os.PathLike[str] | None = None,
     vocab_shards: bool = False,
@@ -205,6 +236,7 @@ def evaluate(
     Args:
         labels: a path, a list of paths, or an array.
         logits: (N, V): a path, a glob, a folder, a list of paths, or an array; see `open_matrix` for shape, dtype, offset, vocab_shards.
+        inputs: hidden states (N, D) in place of logits; `weights` (V, D) and what else makes logits of them are among the options.
         output: path of losses.parquet, one line per row.
         report: path of report.json.
         chunk_rows: rows of a block; None chooses by `max_memory`. No figure depends on it.
@@ -221,12 +253,16 @@ def evaluate(
     """
     started = time.perf_counter()
     evaluator = Evaluator(**options)
-    matrix = as_matrix(logits, vocab_shards=vocab_shards, **_given(shape=shape, dtype=dtype, offset=offset))
+    values = _logits_or_inputs(evaluator, logits, inputs)
+    shards = vocab_shards and evaluator.layer is None  # files of a layer are ranges of classes in any case
+    matrix = evaluator.source(values, vocab_shards=shards, **_given(shape=shape, dtype=dtype, offset=offset))
     ids = _open_labels(labels, evaluator)
     evaluator.logits_name = matrix.files[0]["path"] if matrix.files else "logits"
     evaluator.label_name = ids.path if ids.files else "labels"
     _check_job(evaluator, matrix, ids)
     block = block_rows(matrix, chunk_rows, max_memory)
+    if evaluator.layer is not None and max_memory is not None:
+        evaluator.layer.allow(parse_bytes("max_memory", max_memory))
     with contextlib.ExitStack() as stack:
         writer = _open_writer(stack, output, evaluator, matrix, ids)
         if report is not None:
@@ -244,7 +280,18 @@ def evaluate(
     return result
 
 
-def block_rows(matrix: Matrix, chunk_rows: int | None, max_memory: int | str | None) -> int:
+def _logits_or_inputs(evaluator: Evaluator, logits: Any, inputs: Any) -> Any:
+    """What there is to evaluate: logits, or hidden states where there is an output layer."""
+    if (logits is None) == (inputs is None):
+        raise TypeError("logits: expected them or inputs, one of the two")
+    if inputs is not None and evaluator.layer is None:
+        raise BigvocabError("inputs: hidden states need an output layer, expected weights beside them")
+    if logits is not None and evaluator.layer is not None:
+        raise BigvocabError("weights: an output layer needs hidden states, expected inputs in place of logits")
+    return logits if inputs is None else inputs
+
+
+def block_rows(matrix: Matrix | LinearMatrix, chunk_rows: int | None, max_memory: int | str | None) -> int:
     """Rows of a block: as asked for, or as many as the memory for mapped logits allows."""
     if chunk_rows is not None:
         if isinstance(chunk_rows, bool) or not isinstance(chunk_rows, int):
@@ -300,7 +347,7 @@ def _open_labels(labels: Any, evaluator: Evaluator) -> Labels:
     return read_labels(labels, **columns)
 
 
-def _check_job(evaluator: Evaluator, matrix: Matrix, labels: Labels) -> None:
+def _check_job(evaluator: Evaluator, matrix: Matrix | LinearMatrix, labels: Labels) -> None:
     """All that can be known to be wrong before any work: counts of rows, kinds of labels, labels out of range."""
     if len(matrix) != labels.num_rows:
         raise BigvocabError(
@@ -339,7 +386,7 @@ def _writable(path: str | os.PathLike[str]) -> Any:
 
 
 def _open_writer(
-    stack: contextlib.ExitStack, output: Any, evaluator: Evaluator, matrix: Matrix, labels: Labels
+    stack: contextlib.ExitStack, output: Any, evaluator: Evaluator, matrix: Matrix | LinearMatrix, labels: Labels
 ) -> LossWriter | None:
     if output is None:
         return None
@@ -354,7 +401,7 @@ def _open_writer(
 
 def _stream(
     evaluator: Evaluator,
-    matrix: Matrix,
+    matrix: Matrix | LinearMatrix,
     labels: Labels,
     block: int,
     writer: LossWriter | None,
@@ -364,20 +411,21 @@ def _stream(
     row_bytes = matrix.nbytes // max(1, len(matrix))
     if progress is not None:
         progress(0, len(matrix), 0)
-    for batch in labels:
-        for start in range(0, len(batch), block):
-            rows = _slice(batch, start, min(start + block, len(batch)))
-            stop = rows.first_row + len(rows)
-            matrix.check()
-            for part, result in evaluator._results(matrix, rows):
-                evaluator._tally.add(result, part.groups, part.num_bytes)
-                if writer is not None:
-                    writer.write(part.first_row, result, part.weights, part.groups)
-            matrix.release(rows.first_row, stop)
-            if progress is not None:
-                progress(stop, len(matrix), stop * row_bytes)
+    with ThreadPoolExecutor(1, "release") as behind:  # pages go back while the next block is worked
+        for batch in labels:
+            for start in range(0, len(batch), block):
+                rows = _slice(batch, start, min(start + block, len(batch)))
+                stop = rows.first_row + len(rows)
+                matrix.check()
+                for part, result in evaluator._results(matrix, rows):
+                    evaluator._tally.add(result, part.groups, part.num_bytes)
+                    if writer is not None:
+                        writer.write(part.first_row, result, part.weights, part.groups)
+                behind.submit(matrix.release, rows.first_row, stop)
+                if progress is not None:
+                    progress(stop, len(matrix), stop * row_bytes + getattr(matrix, "layer_bytes_read", 0))
     matrix.check()
-    return len(matrix) * row_bytes
+    return len(matrix) * row_bytes + getattr(matrix, "layer_bytes_read", 0)
 
 
 def _slice(batch: LabelBatch, start: int, stop: int) -> LabelBatch:

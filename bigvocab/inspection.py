@@ -66,7 +66,7 @@ def _inspect(path: str, shape: Any, dtype: str | None, offset: int) -> dict[str,
     try:
         matrix = open_matrix(path, dtype=dtype, offset=offset)
     except BigvocabError:
-        if found:
+        if kind == "arrow" and found or found.get("labels", {}).get("kind") in ("id", "list"):
             return found
         raise
     if kind == "npy" or found.get("labels", {}).get("kind") == "dense":

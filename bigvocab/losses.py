@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,11 +14,28 @@ from bigvocab.reductions import (
     broadcast_weights,
     check_reduction,
     compute_weighted_loss,
+    reduce_losses,
     reduce_weighted,
 )
 from bigvocab.rows import RowStatistics, Tiles, chunk_rows, pieces, softmax_rows, wanted
+from bigvocab.sigmoid_losses import (
+    log_loss,
+    sigmoid_cross_entropy,
+    sparse_sigmoid_cross_entropy,
+    weighted_sigmoid_cross_entropy,
+)
+from bigvocab.soft_rows import as_soft_labels, dense_label_rows
 
-__all__ = ["compute_weighted_loss", "sparse_softmax_cross_entropy"]
+__all__ = [
+    "LOSSES",
+    "compute_weighted_loss",
+    "log_loss",
+    "sigmoid_cross_entropy",
+    "softmax_cross_entropy",
+    "sparse_sigmoid_cross_entropy",
+    "sparse_softmax_cross_entropy",
+    "weighted_sigmoid_cross_entropy",
+]
 
 Floats = npt.NDArray[np.float64]
 
@@ -34,6 +52,8 @@ class SparseSoftmax:
         """S_c w_c g(x_c) of each row, which only smoothing with class weights needs; else None."""
         if self.class_weights is None or not self.label_smoothing:
             return None
+        if (made := getattr(tiles, "weighted_sums", None)) is not None:
+            return made(labels, self.class_weights, scale=scale, softcap=softcap, num_threads=threads)
         from bigvocab.kernels import softmax
 
         sums, weights = np.zeros(len(labels)), self.class_weights
@@ -151,3 +171,59 @@ def _reduced(
     if reduction == "mean" and label_weights is not None:
         spread = spread * label_weights
     return reduce_weighted(weighted, spread, int(np.count_nonzero(counted)), reduction)
+
+
+def softmax_cross_entropy(
+    logits: npt.ArrayLike,
+    labels: npt.ArrayLike,
+    *,
+    weights: npt.ArrayLike | None = None,
+    label_smoothing: float = 0.0,
+    reduction: str = "none",
+    num_threads: int | None = None,
+) -> Any:
+    """Softmax cross-entropy of a distribution over the classes as label.
+
+    L = S_j z_j (lse - x_j), lse = log S_j exp(x_j), where a class of z = 0 adds 0 whatever its logit; with smoothing e,
+    (1 - e) z_j + e / V in place of z_j. Rows of labels need not sum to 1: a row of zeros gives 0.
+
+    Args:
+        logits: x, (N, V) float16, bfloat16, float32 or float64, in any layout; -inf is a masked class.
+        labels: z, (N, V) floats, integers or booleans.
+        weights: a scalar or (N,), weight of each row.
+        label_smoothing: e in [0, 1].
+        reduction: see `compute_weighted_loss`.
+        num_threads: None is all usable cores; no result depends on it.
+
+    Returns:
+        float64 losses (N,) in nats, or one float. A NaN in a row, or +inf where z is not 0, gives NaN there; +inf elsewhere inf.
+
+    Raises:
+        BigvocabError: shapes that differ, a label that is not finite (with its row), an option outside its range.
+        TypeError: logits that are no floats, labels that are no numbers.
+
+    Source: tf.nn.softmax_cross_entropy_with_logits and torch.nn.functional.cross_entropy with probabilities, which give NaN for a
+    masked class of probability 0; optax.safe_softmax_cross_entropy does not.
+
+    >>> softmax_cross_entropy([[1, 1, 1, 1], [1.0, 2, 3, 4]], [[0, 0, 0, 1], [0, 0.5, 0.5, 0]]).round(6)
+    array([1.386294, 1.94019 ])
+    """
+    check_reduction(reduction)
+    x = checks.as_matrix_of_floats("logits", logits)
+    z = as_soft_labels("labels", labels, x.shape, "one id per row is for sparse_softmax_cross_entropy")
+    e = checks.in_unit_interval("label_smoothing", label_smoothing)
+    spread = broadcast_weights(1.0 if weights is None else weights, (len(x),))
+    skip = np.zeros(len(x), bool)
+    rows = dense_label_rows([(0, x)], z, skip, label_smoothing=e, num_threads=parallel.resolve_threads(num_threads))
+    return reduce_losses(rows.losses(e), spread, reduction)
+
+
+# Every loss of arrays by the name it has in reports and on the command line.
+LOSSES: dict[str, Callable[..., Any]] = {
+    "sparse-softmax": sparse_softmax_cross_entropy,
+    "softmax": softmax_cross_entropy,
+    "sigmoid": sigmoid_cross_entropy,
+    "weighted-sigmoid": weighted_sigmoid_cross_entropy,
+    "sparse-sigmoid": sparse_sigmoid_cross_entropy,
+    "log-loss": log_loss,
+}

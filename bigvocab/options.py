@@ -35,6 +35,11 @@ def eval_faults(options: Mapping[str, Any], given: Collection[str]) -> Iterator[
     for name in ("weights", "biases"):
         if options[name] and not options["inputs"]:
             yield f"'--{name}' belongs to the output layer, which needs '--inputs', the hidden states."
+    norm = [name for name in ("norm_weight", "norm_bias", "norm_epsilon") if name in given]
+    if "final_norm" in given and not options["inputs"]:
+        yield "'--final-norm' belongs to the hidden states: it needs '--inputs'."
+    if norm and "final_norm" not in given:
+        yield f"'--{norm[0].replace('_', '-')}' needs '--final-norm'."
     if options["output"] is not None and options["output"] == options["report"]:
         yield "'--output' and '--report' are the same file."
     if "top_k" in given and "accuracy" not in options["metrics"]:

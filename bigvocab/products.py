@@ -1,7 +1,7 @@
 """Products of rows with rows of any float type: the one place where hidden states meet an output layer.
 
-Half and single precision are summed in float32, double precision in float64. An element's bits depend on its two rows alone, not on the shape of the call or
-the place in it, which no BLAS promises: see kernels/products.py.
+Half and single precision are summed in float32, double precision in float64. An element's bits depend on its two rows
+alone, not on the shape of the call or the place in it, which no BLAS promises: see kernels/products.py.
 """
 
 from __future__ import annotations
@@ -101,8 +101,8 @@ class Packed:
     def multiply(self, weights: Array, biases: Array, panel: Array, out: Array, column: int = 0) -> int:
         """Put rows times weights (m, D) transposed, plus biases, into out[:, column : column + m].
 
-        biases is as long as the padding asks: m + lanes. Columns behind are overwritten up to the padding. Returns the first row of
-        weights of a panel that holds a NaN or an infinity, or -1.
+        biases is as long as the padding asks: m + lanes. Columns behind are overwritten up to the padding. Returns
+        the first row of weights of a panel that holds a NaN or an infinity, or -1.
         """
         from bigvocab.kernels.products import tile_product
 
@@ -113,7 +113,7 @@ class Packed:
 
 
 def product(inputs: Array, rows: Array, out: Array | None = None, num_threads: int | None = 1) -> Array:
-    """Inputs (n, D) times rows (m, D) transposed: (n, m) in the accumulator's type, which may have padding behind each row.
+    """Inputs (n, D) times rows (m, D) transposed: (n, m) in the accumulator's type, maybe with padding behind each row.
 
     >>> import numpy as np
     >>> product(np.array([[1.0, 2.0]], np.float32), np.array([[3, 4], [5, 6]], np.float16))
@@ -135,7 +135,8 @@ def product(inputs: Array, rows: Array, out: Array | None = None, num_threads: i
 
 
 def paired(inputs: Packed, rows: Array, biases: Array | None = None) -> Array:
-    """The product of each row of inputs (n, D) with the same row of `rows` (n, D), + biases (n,): the bits `multiply` gives."""
+    """The product of each row of inputs with the same row of `rows` (n, D), + biases (n,): the bits `multiply`
+    gives."""
     from bigvocab.kernels.products import paired_products
 
     dtype = inputs.panels.dtype

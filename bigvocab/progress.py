@@ -67,7 +67,7 @@ def _make_bar(total_rows: int) -> Any:
     class Narrow(Console):
         """Leaves room at the end of the line for the ^C that a terminal shows, which else would break the line."""
 
-        @property
+        @property  # type: ignore[misc]
         def size(self) -> ConsoleDimensions:
             whole = super().size
             return ConsoleDimensions(max(20, whole.width - 4), whole.height)

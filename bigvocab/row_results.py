@@ -26,8 +26,15 @@ Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 
 
+def num_rows_of(tiles: Tiles) -> int:
+    """The rows of each tile."""
+    return len(tiles) if hasattr(tiles, "num_classes") else len(tiles[0][1])
+
+
 def num_classes_of(tiles: Tiles) -> int:
     """The classes of all tiles together."""
+    if (classes := getattr(tiles, "num_classes", None)) is not None:
+        return int(classes)
     first, tile = tiles[-1]
     return first + tile.shape[1]
 

@@ -17,7 +17,7 @@ from bigvocab.checks import BFLOAT16
 
 Tiles = Sequence[tuple[int, npt.NDArray[Any]]]
 
-_CHUNK_BYTES = 4 << 20  # of logits per turn of a thread: enough to hide the turn's cost, small enough to share evenly
+_CHUNK_BYTES = 8 << 20  # of logits per turn of a thread: enough to hide the turn's cost, small enough to share evenly
 _COPY_BYTES = 8 << 20  # of a tile that has to be copied because its rows do not lie in one piece
 _CANONICAL = {"float16": np.int16, "bfloat16": np.uint16}
 
@@ -29,12 +29,10 @@ def kernel_view(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """
     if not array.dtype.isnative:
         array = array.astype(array.dtype.newbyteorder("="))
-    if _rows_in_one_piece(array) and array.shape[0] > 1:
+    if not array.flags.c_contiguous and _rows_in_one_piece(array) and array.shape[0] > 1:
         array = np.lib.stride_tricks.as_strided(array, (len(array), array.strides[0] // array.itemsize), writeable=False)
-    view = np.require(array, requirements=["C", "A"])
-    if view.dtype.name in _CANONICAL:
-        view = view.view(_CANONICAL[view.dtype.name])
-    view = view.view()
+    view = array if array.flags.c_contiguous and array.flags.aligned else np.require(array, requirements=["C", "A"])
+    view = view.view(_CANONICAL.get(view.dtype.name, view.dtype))
     view.flags.writeable = False
     return view
 
@@ -153,6 +151,9 @@ def softmax_rows(
     num_threads: int | None = None,
 ) -> RowStatistics:
     """Statistics of rows of logits; a label of -1 leaves its row out, -2 reads a row that has no label."""
+    if (made := getattr(tiles, "softmax_rows", None)) is not None:  # logits that are made while they are read
+        found: RowStatistics = made(labels, want=want, scale=scale, softcap=softcap, num_threads=num_threads)
+        return found
     from bigvocab.kernels import softmax
 
     rows = len(labels)

@@ -197,14 +197,25 @@ def test_tensor_column():
         bv.read_labels(square)
 
 
+def test_what_lies_under_a_null():
+    """Whatever the buffers hold there, an ignored row is 0 and breaks no rule."""
+    valid = pa.py_buffer(np.array([0b0101], np.uint8))
+    huge = pa.py_buffer(np.full(4, 2**64 - 1, np.uint64) * np.array([0, 1, 0, 1], np.uint64))
+    (batch,) = bv.read_labels(pa.Array.from_buffers(pa.uint64(), 4, [valid, huge]))
+    assert batch.labels.tolist() == [0, 0, 0, 0]
+    assert batch.ignored.tolist() == [False, True, False, True]
+    (batch,) = bv.read_labels(pa.Array.from_buffers(pa.int8(), 4, [valid, pa.py_buffer(b"\x05\x06\x07\x08")]))
+    assert batch.labels.tolist() == [5, 0, 7, 0]
+
+
 @pytest.mark.parametrize("form", FORMATS)
-@pytest.mark.parametrize("kind", ["float32", "float64"])
-def test_sparse(kind, form, tmp_path):
+@pytest.mark.parametrize(("kind", "under_null"), [("float32", [9, 9, 9]), ("float64", None)])
+def test_sparse(kind, under_null, form, tmp_path):
     ids = [[1, 2], None, [], [3]]
     table = pa.table(
         {
             "ids": pa.array(ids, pa.list_(pa.int32())),
-            "p": pa.array([[0.5, 0.25], [9, 9, 9], [], [2]], pa.large_list(pa.from_numpy_dtype(kind))),
+            "p": pa.array([[0.5, 0.25], under_null, [], [2]], pa.large_list(pa.from_numpy_dtype(kind))),
         }
     )
     found = bv.read_labels(write(table, form, tmp_path / "y", 3), probability_column="p")
@@ -360,9 +371,38 @@ def test_bad_values(option, column, message):
     table = pa.table({"label": [1, 2, 3], "x": column})
     with pytest.raises(BigvocabError, match=f"labels: column 'x': {message}"):
         list(bv.read_labels(table, label_column="label", **{option: "x"}))
-    before = pa.table({"label": [1, 1], "x": pa.array([1, 1], column.type)})
-    with pytest.raises(BigvocabError, match=r"row [2-4]: "):  # rows are counted over all chunks
-        list(bv.read_labels(pa.concat_tables([before, table]), label_column="label", **{option: "x"}))
+
+
+@pytest.mark.parametrize(
+    ("label", "other", "option"),
+    [
+        (pa.array([1, 2, 2**63], pa.uint64()), None, None),
+        (pa.array([[1], [2], [2**63]], pa.list_(pa.uint64())), None, None),
+        (pa.array([[1], [2], [3, None]]), None, None),
+        (fixed([[1], [2], [None]], pa.int8(), 1), None, None),
+        (fixed([[1], [2], [None]], pa.float32(), 1), None, None),
+        (pa.array([1, 2, 3]), pa.array([1, 2, None]), "weight_column"),
+        (pa.array([1, 2, 3]), pa.array([1, 2, -3]), "bytes_column"),
+        (pa.array([1, 2, 3]), pa.array([1, 2, 2**63], pa.uint64()), "bytes_column"),
+        (pa.array([[1], [2], [3]]), pa.array([[0.5], [0.5], []]), "probability_column"),
+        (pa.array([[1], [2], [3]]), pa.array([[0.5], [0.5], [-1]]), "probability_column"),
+    ],
+)
+@pytest.mark.parametrize("rows", [1, 2, 4, 100])
+def test_rows_in_messages_count_from_the_start(rows, label, other, option, tmp_path, monkeypatch):
+    """However the rows are batched, split into files or cut to a range."""
+    monkeypatch.setattr(columns, "MAX_ROWS", rows)
+    table = pa.table({"label": label} | ({} if option is None else {"x": other}))
+    good = pa.concat_tables([table.slice(0, 2)] * 3)
+    options = {} if option is None else {option: "x"}
+    for source in (
+        pa.concat_tables([good, table]),
+        [write(good, "stream", tmp_path / "a"), write(table, "parquet", tmp_path / "b")],
+    ):
+        found = bv.read_labels(source, **options)
+        for start in (0, 1, 7, 8):
+            with pytest.raises(BigvocabError, match="row 8: "):
+                list(found.batches(start))
 
 
 @pytest.mark.parametrize(
@@ -644,6 +684,50 @@ def test_flipped_bytes(column, form, tmp_path):
     assert refused > 30
 
 
+@pytest.mark.parametrize("form", ["file", "parquet"])
+def test_lying_footers(form, tmp_path):
+    """Each byte of the footer made one greater, or all its bits turned round."""
+    path = write(pa.table({"label": pa.array(range(10), pa.int8())}), form, tmp_path / "y", 4)
+    whole = np.fromfile(path, np.uint8)
+    for at in range(len(whole) // 3, len(whole)):
+        for value in (int(whole[at]) + 1, 255 - int(whole[at])):
+            damaged = whole.copy()
+            damaged[at] = value % 256
+            damaged.tofile(path)
+            try:
+                found = bv.read_labels(path)
+                assert sum(len(batch) for batch in found) == found.num_rows
+            except BigvocabError:
+                pass
+
+
+def test_rows_that_were_promised_and_do_not_come(monkeypatch):
+    opened = labels._open_table
+    monkeypatch.setattr(labels, "_open_table", lambda table: (table.schema, 5, opened(table)[2]))
+    with pytest.raises(FormatError, match="labels: expected 5 rows, as promised, got 3"):
+        list(bv.read_labels(pa.table({"label": [1, 2, 3]})))
+
+
+def test_ipc_footer_that_lists_fewer_batches(tmp_path):
+    path = write(pa.table({"label": range(10)}), "file", tmp_path / "y", 4)
+    whole = (tmp_path / "y").read_bytes()
+    block = np.array([3], "<u4").tobytes()  # the length of the vector of record batches
+    at = whole.index(block, len(whole) - 10 - int.from_bytes(whole[-10:-6], "little"))
+    (tmp_path / "y").write_bytes(whole[:at] + np.array([2], "<u4").tobytes() + whole[at + 4 :])
+    assert pa.ipc.open_file(path).num_record_batches == 2
+    with pytest.raises(FormatError, match="footer of 2 record batches, got 3"):
+        bv.read_labels(path)
+
+
+def test_ipc_file_without_end_of_stream(tmp_path):
+    """Some writers leave the mark out, because the footer says where the batches are."""
+    path = write(pa.table({"label": range(10)}), "file", tmp_path / "y", 4)
+    whole = (tmp_path / "y").read_bytes()
+    at = whole.rindex(b"\xff\xff\xff\xff\0\0\0\0")
+    (tmp_path / "y").write_bytes(whole[:at] + whole[at + 8 :])
+    assert values(bv.read_labels(path)) == list(range(10))
+
+
 def test_npy_truncated_pickled_lying(tmp_path):
     path = tmp_path / "y.npy"
     np.save(path, np.arange(100))
@@ -795,6 +879,20 @@ def test_memory_is_bounded(options, form, tmp_path):
     assert most < (8 << 20 if form == "parquet" else 2 << 20)
 
 
+def test_memory_of_long_lists_and_of_columns_not_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(columns, "MAX_BYTES", 4 << 20)
+    n = 8_000_000
+    ids = pa.array(np.arange(n))
+    lists = pa.ListArray.from_arrays(pa.array(np.arange(0, n + 1, 400), pa.int32()), ids)
+    few = pa.table({"label": pa.array(np.zeros(n, np.int8)), "x": ids})
+    for table, form, limit in ((pa.table({"label": lists}), "parquet", 40 << 20), (few, "lz4", 16 << 20)):
+        found = bv.read_labels(write(table, form, tmp_path / "y"))
+        before, most = pa.total_allocated_bytes(), 0
+        for _ in found.batches(0, 10_000):
+            most = max(most, pa.total_allocated_bytes() - before)
+        assert most < limit
+
+
 @pytest.mark.parametrize("form", FORMATS)
 def test_empty_data(form, tmp_path):
     for name in ("label", "ids"):
@@ -871,7 +969,7 @@ def test_ranges_are_slices_of_the_whole(data, tmp_path):
 
 
 def test_pickle_goes_by_absolute_path(tmp_path, monkeypatch):
-    write(pa.table({"a": [1, 2], "b": [3, 4]}), "parquet", tmp_path / "y.parquet")
+    write(pa.table({"a": [1, 2], "b": [3, 4], "label": [5, 6]}), "parquet", tmp_path / "y.parquet")
     monkeypatch.chdir(tmp_path)
     pickled = pickle.dumps(bv.read_labels("y.parquet::b", weight_column="a"))
     assert len(pickled) < 1000

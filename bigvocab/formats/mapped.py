@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import mmap
 import os
 import stat
 import sys
 
+import numpy as np
+
 from bigvocab.errors import BigvocabError, FormatError
 from bigvocab.formats.paths import Source
 
 _DONTNEED = getattr(mmap, "MADV_DONTNEED", None)
+_madvise = ctypes.CDLL(None).madvise if _DONTNEED is not None else None  # mmap.madvise would hold the GIL
+if _madvise is not None:
+    _madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 
 
 class MappedFile:
@@ -35,6 +41,7 @@ class MappedFile:
             hint = "; raise the limit (ulimit -n)" if error.errno == errno.EMFILE else ""
             raise BigvocabError(f"{self.shown}: cannot open: {error.strerror or error}{hint}") from error
         self.size = len(self.buffer)
+        self._address = np.frombuffer(self.buffer, np.uint8).ctypes.data
         self.identity = self._identity(status)
 
     @staticmethod
@@ -58,10 +65,10 @@ class MappedFile:
 
         The first goes although earlier rows may share it: whoever still reads those only faults it in once more.
         """
-        if _DONTNEED is None:
+        if _madvise is None:
             return
         start -= start % mmap.PAGESIZE
         if stop < self.size:
             stop -= stop % mmap.PAGESIZE
         if start < stop:
-            self.buffer.madvise(_DONTNEED, start, stop - start)
+            _madvise(self._address + start, stop - start, _DONTNEED)

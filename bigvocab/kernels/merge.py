@@ -10,7 +10,7 @@ from bigvocab.kernels.softmax import ARGMAX, EQUAL, GREATER, MAX, SHIFTED, SUM, 
 
 @jit
 def merge_statistics(groups, transform, stats):
-    """Add the groups' statistics (G, n, COLUMNS), in order, to stats (n, COLUMNS); transform = (scale, softcap or 0)."""
+    """Add groups' statistics (G, n, COLUMNS), in order, to stats (n, COLUMNS); transform = (scale, softcap or 0)."""
     scale, softcap = transform
     for g in range(groups.shape[0]):
         for r in range(stats.shape[0]):

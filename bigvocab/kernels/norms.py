@@ -9,7 +9,7 @@ from bigvocab.kernels._jit import jit
 
 @jit
 def rows_norm(x, centred, weight, bias, epsilon, out):
-    """out = (x - m) / sqrt(mean((x - m)^2) + epsilon) * weight + bias, m = mean of x if `centred`, else 0; x, out (n, D)."""
+    """Put (x - m) / sqrt(mean (x - m)^2 + epsilon) * weight + bias into `out`; m = mean x if `centred`, else 0."""
     rows, depth = x.shape
     for r in range(rows):
         mean = 0.0

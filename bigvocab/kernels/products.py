@@ -1,12 +1,14 @@
 """Products of rows with rows, inputs (n, D) times weights (m, D) transposed, whose bits depend on the two rows alone.
 
-A BLAS sums an element in an order that depends on the shape of the call, on where the element lies in it and on the processor's name, so its results would change with
-chunks and threads. Here every element is summed in one order: k rising in blocks of 128, one fused multiply-add a step and one accumulator a block; blocks are added in order, and the
+A BLAS sums an element in an order that depends on the shape of the call, on where the element lies in it and on the
+processor's name, so its results would change with chunks and threads. Here every element is summed in one order: k
+rising in blocks of 128, one fused multiply-add a step and one accumulator a block; blocks are added in order, and the
 bias comes last. The same bits come out for any tile, any thread and any processor with FMA.
 
-Inputs are packed once as panels [12 rows][k] -> (k, 12). A panel of weights (one vector's width of classes) is widened and transposed to (k, width) right before
-it is multiplied with all row panels, so half-precision layers are never held in float32. The accumulators of 12 rows and one vector of classes fill AVX-512's
-registers; where there are fewer, the same panels are worked in quarters, with the same sums.
+Inputs are packed once as panels [12 rows][k] -> (k, 12). A panel of weights (one vector's width of classes) is
+widened and transposed to (k, width) right before it is multiplied with all row panels, so half-precision layers are
+never held in float32. The accumulators of 12 rows and one vector of classes fill AVX-512's registers; where there are
+fewer, the same panels are worked in quarters, with the same sums.
 """
 
 from __future__ import annotations
@@ -37,6 +39,10 @@ def _data(context, builder, array_type, array):
     return arrayobj.make_array(array_type)(context, builder, array)
 
 
+def _number(value):
+    return ir.Constant(_I64, value)
+
+
 def _at(builder, data, index, kind):
     """Pointer to a `kind` that begins at element `index` of `data`."""
     return builder.bitcast(builder.gep(data, [index]), kind.as_pointer())
@@ -44,7 +50,7 @@ def _at(builder, data, index, kind):
 
 @intrinsic
 def _multiply(typingctx, packed, row_at, panel, panel_at, depth, biases, bias_at, out, out_at, stride, first, last):
-    """out[0:12, 0:width] of one block of `depth` steps: what is there unless `first`, + the products, + biases if `last`."""
+    """Add `depth` steps of 12 rows and a width of classes to `out`, which is 0 if `first`; + biases if `last`."""
     element, width = _element(panel), _width(panel)
 
     def codegen(context, builder, signature, args):
@@ -59,9 +65,8 @@ def _multiply(typingctx, packed, row_at, panel, panel_at, depth, biases, bias_at
         (row, rows), (lane, lanes) = row_span, lane_span
         vector = ir.VectorType(element, lanes)
         size = 4 if element == v.F32 else 8
-        number = lambda n: ir.Constant(_I64, n)  # noqa: E731
-        a = builder.gep(_data(context, builder, kinds[0], args[0]).data, [builder.add(args[1], number(row))])
-        b = builder.gep(_data(context, builder, kinds[2], args[2]).data, [builder.add(args[3], number(lane))])
+        a = builder.gep(_data(context, builder, kinds[0], args[0]).data, [builder.add(args[1], _number(row))])
+        b = builder.gep(_data(context, builder, kinds[2], args[2]).data, [builder.add(args[3], _number(lane))])
         depth = args[4]
         before = builder.block
         loop, after = builder.append_basic_block("k"), builder.append_basic_block("k.end")
@@ -69,14 +74,14 @@ def _multiply(typingctx, packed, row_at, panel, panel_at, depth, biases, bias_at
         builder.position_at_end(loop)
         k = builder.phi(_I64)
         sums = [builder.phi(vector) for _ in range(rows)]
-        k.add_incoming(number(0), before)
-        weights = builder.load(_at(builder, b, builder.mul(k, number(width)), vector), align=size)
-        base = builder.mul(k, number(ROWS))
+        k.add_incoming(_number(0), before)
+        weights = builder.load(_at(builder, b, builder.mul(k, _number(width)), vector), align=size)
+        base = builder.mul(k, _number(ROWS))
         grown = []
         for r in range(rows):
-            x = builder.load(builder.gep(a, [builder.add(base, number(r))]))
+            x = builder.load(builder.gep(a, [builder.add(base, _number(r))]))
             grown.append(v._call(builder, "llvm.fma", [v._splat(builder, x, lanes), weights, sums[r]]))
-        following = builder.add(k, number(1))
+        following = builder.add(k, _number(1))
         k.add_incoming(following, loop)
         for phi, value in zip(sums, grown, strict=True):
             phi.add_incoming(ir.Constant(vector, [0.0] * lanes), before)
@@ -84,23 +89,39 @@ def _multiply(typingctx, packed, row_at, panel, panel_at, depth, biases, bias_at
         builder.cbranch(builder.icmp_signed("<", following, depth), loop, after)
         builder.position_at_end(after)
         biases = _data(context, builder, kinds[5], args[5]).data
-        bias = builder.load(_at(builder, biases, builder.add(args[6], number(lane)), vector), align=size)
+        bias = builder.load(_at(builder, biases, builder.add(args[6], _number(lane)), vector), align=size)
         zero = ir.Constant(vector, [0.0] * lanes)
         bias = builder.select(builder.trunc(args[11], ir.IntType(1)), bias, zero)
         data = _data(context, builder, kinds[7], args[7]).data
         for r in range(rows):
-            at = builder.add(args[8], builder.mul(args[9], number(row + r)))
-            pointer = _at(builder, data, builder.add(at, number(lane)), vector)
+            at = builder.add(args[8], builder.mul(args[9], _number(row + r)))
+            pointer = _at(builder, data, builder.add(at, _number(lane)), vector)
             held = builder.select(builder.trunc(args[10], ir.IntType(1)), zero, builder.load(pointer, align=size))
             builder.store(builder.fadd(builder.fadd(held, grown[r]), bias), pointer, align=size)
 
-    arguments = (packed, types.intp, panel, types.intp, types.intp, biases, types.intp, out, types.intp, types.intp, types.boolean, types.boolean)
+    arguments = (
+        packed,
+        types.intp,
+        panel,
+        types.intp,
+        types.intp,
+        biases,
+        types.intp,
+        out,
+        types.intp,
+        types.intp,
+        types.boolean,
+        types.boolean,
+    )
     return types.void(*arguments), codegen
 
 
 @intrinsic
 def _transpose(typingctx, rows, first, stop, column, panel, at):
-    """panel[at + k * width + i] = rows[first + i, column + k] for a square of half a width; rows from `stop` on repeat the last one. Returns the sum of 0 x, NaN where an x is not finite."""
+    """panel[at + k * width + i] = rows[first + i, column + k] for a square of half a width.
+
+    Rows from `stop` on repeat the last one. Returns the sum of 0 x: NaN where an x is not finite.
+    """
     target, width = _element(panel), _width(panel)
     side = width // 2
 
@@ -110,10 +131,10 @@ def _transpose(typingctx, rows, first, stop, column, panel, at):
         stored = context.get_data_type(rows.dtype)
         size = context.get_abi_sizeof(stored)
         vector = ir.VectorType(target, side)
-        last = builder.sub(args[2], ir.Constant(_I64, 1))
+        last = builder.sub(args[2], _number(1))
         lines, check = [], ir.Constant(vector, [0.0] * side)
         for i in range(side):
-            row = builder.add(args[1], ir.Constant(_I64, i))
+            row = builder.add(args[1], _number(i))
             row = builder.select(builder.icmp_signed("<", row, last), row, last)
             begin = builder.gep(builder.bitcast(source.data, ir.IntType(8).as_pointer()), [builder.mul(row, stride)])
             pointer = _at(builder, builder.bitcast(begin, stored.as_pointer()), args[3], ir.VectorType(stored, side))
@@ -133,7 +154,7 @@ def _transpose(typingctx, rows, first, stop, column, panel, at):
             step //= 2
         data = _data(context, builder, signature.args[4], args[4]).data
         for k, line in enumerate(lines):
-            index = builder.add(args[5], ir.Constant(_I64, k * width))
+            index = builder.add(args[5], _number(k * width))
             builder.store(line, _at(builder, data, index, vector), align=4 if target == v.F32 else 8)
         return v._folded(builder, check, builder.fadd)
 
@@ -143,7 +164,10 @@ def _transpose(typingctx, rows, first, stop, column, panel, at):
 
 @jit
 def pack_panel(rows, first, stop, depth, panel):
-    """Widen and transpose rows `first` to `stop` (at most a width) to panel (depth, width); NaN where one is not finite, else 0."""
+    """Widen and transpose rows `first` to `stop`, at most a width of them, to panel (depth, width).
+
+    Returns NaN where one of them is not finite, else 0.
+    """
     width = v.width(panel)
     side = width // 2
     check = 0.0
@@ -186,10 +210,11 @@ def _multiply_panel(packed, row_panel, depth, panel, biases, bias, out, at, stri
 
 @jit
 def tile_product(packed, depth, weights, span, biases, panel, out):
-    """Logits of packed inputs and the first `classes` rows of `weights`: out[:, column:] of the panels' rows, biases added.
+    """Put the logits of packed inputs and a span of `weights` into out[:, column:], biases added.
 
-    span = (first row of weights, row behind the last, column of `out`). `out` needs room for one width of padding on the right and for
-    whole panels of rows below, `biases` for one width behind the last. Returns the first row of weights of a panel that holds a NaN or an infinity, or -1.
+    span = (first row of weights, row behind the last, column of `out`). `out` needs room for one width of padding on
+    the right and for whole panels of rows below, `biases` for one width behind the last. Returns the first row of
+    weights of a panel that holds a NaN or an infinity, or -1.
     """
     first, stop, column = span
     width = v.width(panel)
@@ -208,7 +233,8 @@ def tile_product(packed, depth, weights, span, biases, panel, out):
 
 @jit
 def paired_products(packed, depth, weights, biases, panel, square, out):
-    """out[r] = the product of row r of the inputs with row r of weights (n, at least D), + biases[r], by the steps of `tile_product`.
+    """Put the product of each row of inputs with the same row of weights, + biases[r], into out[r]: bits of
+    `tile_product`.
 
     square (12, width) is room for the products of 12 rows with 12 rows, of which the diagonal is taken.
     """

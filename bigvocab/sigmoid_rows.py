@@ -1,0 +1,198 @@
+"""Rows of the sigmoid family: element-wise losses into an array, or their sums over the classes of a row, and what is wrong with a row.
+
+One function per loss and form, for arrays and for the streaming path alike; options are checked by the callers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bigvocab import checks, parallel
+from bigvocab.errors import BigvocabError
+from bigvocab.id_sets import IdSets
+from bigvocab.rows import Tiles, chunk_rows, pieces
+from bigvocab.soft_rows import paired_pieces, refuse_bad_label
+
+Floats = npt.NDArray[np.float64]
+Transform = tuple[float, float]  # logit_scale, softcap or 0
+PLAIN: Transform = (1.0, 0.0)
+
+
+def pos_weight_vector(value: Any, num_classes: int) -> Floats:
+    """pos_weight as (1,) or (V,) finite numbers; None is 1."""
+    if value is None:
+        return np.ones(1)
+    if np.ndim(value) == 0:
+        number = checks.real("pos_weight", value)
+        if not np.isfinite(number):
+            raise BigvocabError(f"pos_weight: got {number}, expected a finite number")
+        return np.array([number])
+    return checks.class_vector("pos_weight", value, num_classes)
+
+
+def _shared(tiles: Tiles, rows: int, num_threads: int | None, work: Callable[[int, int], None]) -> None:
+    threads = parallel.resolve_threads(num_threads)
+    parallel.run(work, rows, chunk_rows(tiles, threads, rows), threads)
+
+
+def _part(pos_weight: Floats, first: int, classes: int) -> Floats:
+    return pos_weight if len(pos_weight) == 1 else pos_weight[first : first + classes]
+
+
+def sigmoid_elements(
+    logits: npt.NDArray[Any],
+    labels: npt.NDArray[Any],
+    out: Floats,
+    *,
+    pos_weight: Floats,
+    label_smoothing: float = 0.0,
+    num_threads: int | None = None,
+    first_row: int = 0,
+) -> None:
+    """Put the loss of every element of `logits` (n, V) into `out` (n, V)."""
+    from bigvocab.kernels import sigmoid
+
+    faults = np.zeros(len(out), np.uint8)
+    tiles = [(0, logits)]
+
+    def work(start: int, stop: int) -> None:
+        for (first, classes), x, z in paired_pieces(tiles, labels, start, stop):
+            losses = out[start:stop, first : first + classes]
+            target = losses if losses.flags.c_contiguous else np.empty(losses.shape)
+            weights = _part(pos_weight, first, classes)
+            sigmoid.rows_sigmoid(x, z, weights, label_smoothing, PLAIN, classes, target, faults[start:stop])
+            if target is not losses:
+                losses[...] = target
+
+    _shared(tiles, len(out), num_threads, work)
+    _refuse(faults, labels, logits, "labels", "logits", first_row)
+
+
+def sigmoid_row_sums(
+    tiles: Tiles,
+    labels: npt.NDArray[Any],
+    skip: npt.NDArray[np.bool_],
+    *,
+    pos_weight: Floats,
+    label_smoothing: float = 0.0,
+    transform: Transform = PLAIN,
+    num_threads: int | None = None,
+    name: str = "labels",
+    first_row: int = 0,
+) -> Floats:
+    """The sum over classes of the losses of each row; 0 for rows of `skip`."""
+    from bigvocab.kernels import sigmoid
+
+    out, faults = np.zeros(len(skip)), np.zeros(len(skip), np.uint8)
+
+    def work(start: int, stop: int) -> None:
+        mine = slice(start, stop)
+        for (first, classes), x, z in paired_pieces(tiles, labels, start, stop):
+            weights = _part(pos_weight, first, classes)
+            sigmoid.rows_sigmoid_sums(
+                x, z, skip[mine], weights, label_smoothing, transform, classes, out[mine], faults[mine]
+            )
+
+    _shared(tiles, len(skip), num_threads, work)
+    _refuse(faults, labels, tiles[0][1], name, "logits", first_row)
+    return out
+
+
+def sparse_sigmoid_rows(
+    tiles: Tiles,
+    sets: IdSets,
+    skip: npt.NDArray[np.bool_],
+    *,
+    pos_weight: Floats,
+    transform: Transform = PLAIN,
+    num_threads: int | None = None,
+) -> Floats:
+    """S_j softplus(g(x_j)) over the classes not listed, plus q softplus(-g(x_y)) over those listed (rising), for each row."""
+    from bigvocab.kernels import sigmoid
+
+    out = np.zeros(len(skip))
+
+    def work(start: int, stop: int) -> None:
+        offsets = sets.offsets[start : stop + 1]
+        for span, x in pieces(tiles, start, stop):
+            sigmoid.rows_softplus(x, skip[start:stop], offsets, sets.ids, pos_weight, transform, span, out[start:stop])
+
+    _shared(tiles, len(skip), num_threads, work)
+    return out
+
+
+def log_loss_elements(
+    predictions: npt.NDArray[Any], labels: npt.NDArray[Any], out: Floats, *, epsilon: float, first_row: int = 0
+) -> None:
+    """Put the loss of every element of `predictions` (n, V) into `out` (n, V)."""
+    from bigvocab.kernels import sigmoid
+
+    faults = np.zeros(len(out), np.uint8)
+    tiles = [(0, predictions)]
+
+    def work(start: int, stop: int) -> None:
+        for (first, classes), p, z in paired_pieces(tiles, labels, start, stop):
+            losses = out[start:stop, first : first + classes]
+            target = losses if losses.flags.c_contiguous else np.empty(losses.shape)
+            sigmoid.rows_log_loss(p, z, epsilon, classes, target, faults[start:stop])
+            if target is not losses:
+                losses[...] = target
+
+    _shared(tiles, len(out), None, work)
+    _refuse(faults, labels, predictions, "labels", "predictions", first_row)
+
+
+def log_loss_row_sums(
+    tiles: Tiles,
+    labels: npt.NDArray[Any],
+    skip: npt.NDArray[np.bool_],
+    *,
+    epsilon: float,
+    num_threads: int | None = None,
+    names: tuple[str, str] = ("labels", "predictions"),
+    first_row: int = 0,
+) -> Floats:
+    """The sum over classes of the log losses of each row; 0 for rows of `skip`. `names` of the labels and the predictions."""
+    from bigvocab.kernels import sigmoid
+
+    out, faults = np.zeros(len(skip)), np.zeros(len(skip), np.uint8)
+
+    def work(start: int, stop: int) -> None:
+        mine = slice(start, stop)
+        for (_, classes), p, z in paired_pieces(tiles, labels, start, stop):
+            sigmoid.rows_log_loss_sums(p, z, skip[mine], epsilon, classes, out[mine], faults[mine])
+
+    _shared(tiles, len(skip), num_threads, work)
+    row = int(np.argmax(faults > 0)) if faults.any() else 0
+    values = np.concatenate([np.asarray(tile[row : row + 1]).astype(np.float64) for _, tile in tiles], axis=1)
+    if faults.any():
+        _refuse(faults[row : row + 1], labels[row : row + 1], values, *names, first_row + row)
+    return out
+
+
+def _refuse(
+    faults: npt.NDArray[np.uint8],
+    labels: npt.NDArray[Any],
+    logits: npt.NDArray[Any],
+    label_name: str,
+    logits_name: str,
+    first_row: int,
+) -> None:
+    """Raise for the first row with a fault."""
+    from bigvocab.kernels import sigmoid
+
+    if not faults.any():
+        return
+    row = int(np.argmax(faults > 0))
+    if faults[row] == sigmoid.BAD_LABEL:
+        refuse_bad_label(label_name, labels, row, first_row)
+    values = np.asarray(logits[row]).astype(np.float64)
+    at = int(np.argmax((values < 0) | (values > 1)))
+    raise BigvocabError(
+        f"{logits_name}: row {first_row + row}, class {at}, is {values[at]}, expected a probability in [0, 1]; "
+        "logits are for the sigmoid losses"
+    )

@@ -1,0 +1,645 @@
+"""The command: through click's runner, and as a process where signals, pipes, imports and terminals matter."""
+
+import inspect
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner
+
+import bigvocab
+from bigvocab import evaluator, options
+from bigvocab.cli import cli
+from bigvocab.conditions import check_name, parse_condition
+from bigvocab.errors import BigvocabError
+
+ROOT = Path(bigvocab.__file__).parent.parent
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm", "COLUMNS": "80"}
+ROWS, CLASSES = 40, 11
+
+
+@pytest.fixture
+def data(tmp_path, monkeypatch):
+    """Logits and labels in a folder of their own, which is the current one."""
+    monkeypatch.chdir(tmp_path)
+    random = np.random.default_rng(7)
+    np.save("logits.npy", random.normal(size=(ROWS, CLASSES)).astype(np.float32))
+    labels = random.integers(0, CLASSES, ROWS)
+    columns = {
+        "label": labels,
+        "weight": random.random(ROWS),
+        "group": [f"g{i % 3}.x" for i in range(ROWS)],
+        "bytes": random.integers(1, 9, ROWS),
+    }
+    pq.write_table(pa.table(columns), "labels.parquet")
+    np.save("labels.npy", labels)
+    return tmp_path
+
+
+EVAL = ("eval", "--logits", "logits.npy", "--labels", "labels.parquet")
+ALL = ("--weight-column", "weight", "--group-column", "group", "--bytes-column", "bytes")
+ALL += ("--metrics", ",".join(options.METRICS))
+
+
+def run(*arguments):
+    return CliRunner().invoke(cli, [str(argument) for argument in arguments])
+
+
+def process(*arguments, **kwargs):
+    return subprocess.run(
+        [sys.executable, "-m", "bigvocab", *arguments], env=ENVIRONMENT, capture_output=True, text=True, **kwargs
+    )
+
+
+def refused(result, code, *words):
+    """The command ended with this code, one line of words on stderr, no result and no traceback."""
+    assert result.exit_code == code, result.output
+    assert result.stdout == ""
+    assert "Traceback" not in result.stderr
+    assert isinstance(result.exception, SystemExit)
+    for word in words:
+        assert word in result.stderr
+    if code == 1:
+        assert result.stderr.count("\n") == 1
+        assert result.stderr.startswith("bigvocab: error: ")
+
+
+# ---- help
+
+
+def test_help_loads_nothing_slow():
+    code = "import sys, bigvocab.cli; sys.exit(' '.join({'numpy', 'numba', 'pyarrow', 'rich'} & set(sys.modules)) or 0)"
+    assert process("--help").returncode == 0
+    done = subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_help_says_what_there_is():
+    for arguments in ((), ("eval",), ("inspect",)):
+        for flag in ("--help", "-h"):
+            found = run(*arguments, flag)
+            assert found.exit_code == 0
+            assert max(map(len, found.stdout.splitlines())) <= 80
+    assert run("--version").stdout == f"bigvocab {bigvocab.__version__}\n"
+    for section in ("Data:", "Columns of the labels:", "Loss:", "Figures:", "Running:", "Result:", "Examples:"):
+        assert section in run("eval", "--help").stdout
+
+
+def test_every_option_is_a_keyword_of_the_library_and_the_other_way_round():
+    keywords = {**inspect.signature(evaluator.Evaluator).parameters, **inspect.signature(evaluator.evaluate).parameters}
+    declared = {parameter.name: parameter for parameter in cli.commands["eval"].params}
+    shell = {"form", "quiet", "conditions", "help"}
+    later = {"probability_column", "pos_weight", "epsilon"}
+    assert set(declared) - set(keywords) - shell <= later
+    assert set(keywords) - set(declared) <= {"progress", "options"}
+    for name in ("loss", "nonfinite"):
+        assert declared[name].default == keywords[name].default
+    assert declared["metrics"].default.split(",") == list(keywords["metrics"].default)
+    assert declared["top_k"].default == ",".join(map(str, keywords["top_k"].default))
+    assert evaluator.METRICS == options.METRICS
+    assert set(evaluator.ROW_RESULTS) <= set(options.LOSSES)
+
+
+# ---- eval
+
+
+def test_eval_prints_a_table(data):
+    found = run(*EVAL, *ALL)
+    assert (found.exit_code, found.stderr) == (0, "")
+    for word in ("loss ", "perplexity ", "accuracy ", "bits per byte ", "g0.x", "sum of weights", "±"):
+        assert word in found.stdout
+    assert "\x1b" not in found.stdout
+
+
+def test_eval_prints_json_that_equals_the_library(data):
+    found = run(*EVAL, *ALL, "--format", "json", "--top-k", "2,3")
+    mine = json.loads(found.stdout)
+    columns = {f"{name}_column": name for name in ("weight", "group", "bytes")}
+    theirs = bigvocab.evaluate(
+        logits="logits.npy", labels="labels.parquet", metrics=options.METRICS, top_k=(2, 3), **columns
+    ).to_dict()
+    times = ("seconds", "rows_per_second", "bytes_per_second")
+    assert {name: mine[name] for name in mine if name not in times} == {
+        name: theirs[name] for name in theirs if name not in times
+    }
+    assert set(mine["accuracy"]) == {"2", "3"}
+
+
+def test_eval_passes_every_option_on(data, monkeypatch):
+    seen = {}
+
+    def evaluate(**given):
+        seen.update(given)
+        return bigvocab.Report({"loss": "sparse-softmax", "mean": 1.0, "rows": 1})
+
+    monkeypatch.setattr(evaluator, "evaluate", evaluate)
+    flags = ["--label-column=l", "--ignore-index=-1", "--label-smoothing=0.5", "--class-weights=w.npy", "--softcap=30"]
+    flags += ["--logit-scale=2", "--num-classes=5", "--metrics=", "--nonfinite=skip", "--chunk-rows=3", "--threads=2"]
+    flags += [
+        "--max-memory=64M",
+        "--output=o",
+        "--report=r",
+        "--vocab-shards",
+        "--shape=-1,5",
+        "--dtype=<f4",
+        "--offset=8",
+    ]
+    found = run("eval", "--logits", "a", "--logits", "b", "--labels", "c", *flags)
+    assert found.exit_code == 0, found.stderr
+    seen.pop("progress")
+    assert seen == {
+        "logits": ["a", "b"], "labels": "c", "label_column": "l", "ignore_index": -1, "label_smoothing": 0.5,
+        "class_weights": "w.npy", "softcap": 30.0, "logit_scale": 2.0, "num_classes": 5, "metrics": (), "top_k": (1, 5),
+        "nonfinite": "skip", "chunk_rows": 3, "threads": 2, "max_memory": "64M", "output": "o", "report": "r",
+        "vocab_shards": True, "shape": "-1,5", "dtype": "<f4", "offset": 8, "loss": "sparse-softmax",
+    }  # fmt: skip
+    seen.clear()
+    run("eval", "--logits", "a", "--labels", "c", "--ignore-index", "0", "--label-smoothing", "0", "--pos-weight", "3",
+        "--loss", "sparse-sigmoid")  # fmt: skip
+    assert not seen  # label smoothing goes with other losses
+    run("eval", "--inputs", "a", "--weights", "w", "--biases", "b", "--labels", "c", "--ignore-index", "0")
+    assert (seen["inputs"], seen["weights"], seen["biases"], seen["ignore_index"]) == ("a", "w", "b", 0)
+    assert "logits" not in seen
+    for text, value in (("3", 3.0), ("w.npy", "w.npy")):
+        run("eval", "--logits", "a", "--labels", "c", "--loss", "weighted-sigmoid", "--pos-weight", text)
+        assert seen["pos_weight"] == value
+
+
+def test_eval_reads_raw_binary_and_several_files(data):
+    logits = np.load("logits.npy")
+    logits.astype(ml_dtypes.bfloat16).tofile("raw.bin")
+    np.save("part-1.npy", logits[:15])
+    np.save("part-10.npy", logits[15:])
+    raw = run(
+        "eval", "--logits", "raw.bin", "--shape", f"{ROWS},{CLASSES}", "--dtype", "bfloat16", "--labels", "labels.npy"
+    )
+    assert "bfloat16" in raw.stdout
+    for logits in (["part-*.npy"], ["part-1.npy", "part-10.npy"]):
+        flags = [word for path in logits for word in ("--logits", path)]
+        found = run("eval", *flags, "--labels", "labels.npy", "--format", "json")
+        whole = run("eval", "--logits", "logits.npy", "--labels", "labels.npy", "--format", "json")
+        assert json.loads(found.stdout)["sum"] == json.loads(whole.stdout)["sum"]
+
+
+def test_eval_writes_output_and_report(data):
+    found = run(*EVAL, "--output", "losses.parquet", "--report", "report.json", "--format", "json")
+    assert pq.read_table("losses.parquet").num_rows == ROWS
+    assert json.loads(Path("report.json").read_text()) == json.loads(found.stdout)
+
+
+# ---- what is wrong with the command: 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--labels", "l"], ["--logits"]),
+        (["--logits", "a"], ["--labels"]),
+        (["--logits", "a", "--inputs", "b", "--weights", "c", "--labels", "l"], ["--logits", "--inputs"]),
+        (["--inputs", "b", "--labels", "l"], ["--weights"]),
+        (["--logits", "a", "--weights", "b", "--labels", "l"], ["--weights", "--inputs"]),
+        (["--logits", "a", "--biases", "b", "--labels", "l"], ["--biases", "--inputs"]),
+        ([*EVAL[1:], "--final-norm", "rms"], ["--final-norm", "--inputs"]),
+        (["--inputs", "a", "--weights", "b", "--labels", "l", "--norm-bias", "c"], ["--norm-bias", "--final-norm"]),
+        ([*EVAL[1:], "--shape", "3,4"], ["--dtype"]),
+        ([*EVAL[1:], "--shape", "3,x", "--dtype", "float32"], ["--shape", "3,x"]),
+        ([*EVAL[1:], "--shape", "3,4", "--dtype", "int8"], ["--dtype", "int8"]),
+        ([*EVAL[1:], "--offset", "3"], ["--offset", "--shape"]),
+        ([*EVAL[1:], "--loss", "hinge"], ["--loss", "hinge"]),
+        ([*EVAL[1:], "--loss", "weighted-sigmoid"], ["--pos-weight"]),
+        ([*EVAL[1:], "--epsilon", "1e-6"], ["--epsilon", "log-loss"]),
+        ([*EVAL[1:], "--pos-weight", "2"], ["--pos-weight", "sparse-softmax"]),
+        ([*EVAL[1:], "--label-smoothing", "1.5"], ["--label-smoothing", "1.5"]),
+        ([*EVAL[1:], "--label-smoothing", "nan"], ["--label-smoothing", "nan"]),
+        ([*EVAL[1:], "--softcap", "0"], ["--softcap"]),
+        ([*EVAL[1:], "--logit-scale", "inf"], ["--logit-scale", "inf"]),
+        ([*EVAL[1:], "--metrics", "rank,bleu"], ["--metrics", "bleu"]),
+        ([*EVAL[1:], "--top-k", "1,0"], ["--top-k", "1,0"]),
+        ([*EVAL[1:], "--top-k", "5", "--metrics", "rank"], ["--top-k", "accuracy"]),
+        ([*EVAL[1:], "--chunk-rows", "0"], ["--chunk-rows"]),
+        ([*EVAL[1:], "--max-memory", "lots"], ["--max-memory", "lots"]),
+        ([*EVAL[1:], "--nonfinite", "drop"], ["--nonfinite"]),
+        ([*EVAL[1:], "--output", "x", "--report", "x"], ["--output", "--report"]),
+        ([*EVAL[1:], "more.npy"], ["more.npy", "quoted"]),
+        ([*EVAL[1:], "--no-such-option"], ["--no-such-option"]),
+        ([*EVAL[1:], "--fail-if", "perplexity"], ["--fail-if", "perplexity"]),
+        ([*EVAL[1:], "--fail-if", "mean > nan"], ["--fail-if", "nan"]),
+        ([*EVAL[1:], "--fail-if", "perplexty > 3"], ["--fail-if", "did you mean perplexity"]),
+        ([*EVAL[1:], "--fail-if", "accuracy.3 > 0"], ["accuracy.3"]),
+        ([*EVAL[1:], "--fail-if", "accuracy > 0"], ["accuracy.1"]),
+        ([*EVAL[1:], "--fail-if", "entropy > 0"], ["entropy in --metrics"]),
+        ([*EVAL[1:], "--fail-if", "bits_per_byte > 0"], ["--bytes-column"]),
+        ([*EVAL[1:], "--fail-if", "groups.x.mean > 0"], ["--group-column"]),
+        ([*EVAL[1:], "--group-column", "group", "--fail-if", "groups.x.size > 0"], ["groups.NAME."]),
+        ([*EVAL[1:], "--loss", "sigmoid", "--fail-if", "perplexity > 0"], ["perplexity"]),
+        ([*EVAL[1:], "--fail-if", "loss == 3"], ["loss"]),
+    ],
+)
+def test_a_wrong_command_exits_2(data, arguments, words):
+    refused(run("eval", *arguments), 2, *words)
+
+
+def test_a_wrong_condition_is_known_before_any_work(data, monkeypatch):
+    monkeypatch.setattr(evaluator, "evaluate", lambda **given: pytest.fail("work was begun"))
+    refused(run(*EVAL, "--fail-if", "perplexty > 3"), 2)
+
+
+def test_an_unknown_command_exits_2():
+    assert run("evaluate").exit_code == 2
+    assert run("inspect").exit_code == 2
+    assert run("inspect", "x", "--shape", "3,4").exit_code == 2
+
+
+# ---- what is wrong with the data: 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--logits", "none.npy"], ["none.npy"]),
+        (["--logits", "no*.npy"], ["no*.npy"]),
+        (["--labels", "none.parquet"], ["none.parquet"]),
+        (["--logits", "labels.npy"], ["labels.npy", "int64"]),
+        (["--labels", "short.npy"], ["short.npy", "3", str(ROWS)]),
+        (["--labels", "wrong.npy"], ["wrong.npy", "row 5", "99"]),
+        (["--labels", "text.npy"], ["text.npy"]),
+        (["--logits", "broken.npy"], ["broken.npy"]),
+        (["--logits", "nan.npy"], ["nan.npy", "row 7", "NaN"]),
+        (["--label-column", "token"], ["token", "group"]),
+        (["--label-column", "group"], ["group", "string"]),
+        (["--class-weights", "few.npy"], ["class_weights", "(3,)"]),
+        (["--output", "none/losses.parquet"], ["none/losses.parquet"]),
+        (["--report", "none/report.json"], ["none/report.json"]),
+        (["--num-classes", "12"], ["num_classes", "12"]),
+    ],
+)
+def test_wrong_data_exits_1_with_one_line_and_no_output(data, arguments, words):
+    np.save("short.npy", np.arange(3))
+    np.save("few.npy", np.ones(3))
+    np.save("wrong.npy", np.where(np.arange(ROWS) == 5, 99, 0))
+    np.save("text.npy", np.full(ROWS, "a"))
+    logits = np.load("logits.npy")
+    Path("broken.npy").write_bytes(Path("logits.npy").read_bytes()[:500])
+    logits[7, 3] = np.nan
+    np.save("nan.npy", logits)
+    chosen = dict(zip(EVAL[1::2], EVAL[2::2], strict=True)) | {"--output": "out.parquet", "--report": "out.json"}
+    chosen |= dict(zip(arguments[::2], arguments[1::2], strict=True))
+    before = sorted(os.listdir())
+    refused(run("eval", *[word for pair in chosen.items() for word in pair]), 1, *words)
+    assert sorted(os.listdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (BigvocabError("logits: row 3\nis \x1b[31mred"), 1, r"bigvocab: error: logits: row 3 is \x1b[31mred"),
+        (TypeError("labels: expected integers"), 1, "bigvocab: error: labels: expected integers"),
+        (
+            OSError(28, "No space left on device", "out.parquet"),
+            1,
+            "bigvocab: error: out.parquet: No space left on device",
+        ),
+        (OSError("odd"), 1, "bigvocab: error: odd"),
+        (
+            MemoryError(),
+            1,
+            "bigvocab: error: out of memory; --max-memory, --chunk-rows and --threads bound what is used",
+        ),
+        (KeyboardInterrupt(), 130, "bigvocab: interrupted"),
+    ],
+)
+def test_what_the_work_raises_becomes_one_line(data, monkeypatch, error, code, line):
+    def evaluate(**given):
+        raise error
+
+    monkeypatch.setattr(evaluator, "evaluate", evaluate)
+    found = run(*EVAL)
+    assert (found.exit_code, found.stdout, found.stderr) == (code, "", line + "\n")
+
+
+def test_a_bug_keeps_its_traceback(data, monkeypatch):
+    def evaluate(**given):
+        raise KeyError("a bug")
+
+    monkeypatch.setattr(evaluator, "evaluate", evaluate)
+    assert isinstance(run(*EVAL).exception, KeyError)
+
+
+# ---- --fail-if: 3
+
+
+@pytest.mark.parametrize(
+    ("condition", "holds"),
+    [
+        ("perplexity > 1", True),
+        ("perplexity>1", True),
+        ("perplexity < 1", False),
+        ("perplexity <= 1", False),
+        ("rows == 40", True),
+        ("rows != 40", False),
+        ("rows >= 4e1", True),
+        ("accuracy.1 < 1.1", True),
+        ("logsumexp.max < -10", False),
+        ("groups.g0.x.mean > 0", True),
+        ("bits_per_byte > 1,000", False),
+        ("reductions.sum > 0", True),
+        ("mean < inf", True),
+    ],
+)
+def test_fail_if_exits_3_where_it_holds(data, condition, holds):
+    found = run(*EVAL, *ALL, "--report", "report.json", "--quiet", "--fail-if", condition)
+    assert found.exit_code == (3 if holds else 0)
+    assert "perplexity" in found.stdout
+    assert Path("report.json").exists()
+    report = json.loads(Path("report.json").read_text())
+    if condition == "accuracy.1 < 1.1":
+        value = report["accuracy"]["1"]
+        assert found.stderr == f"bigvocab: failed: accuracy.1 < 1.1: accuracy.1 is {value!r}\n"
+    elif not holds:
+        assert found.stderr == ""
+
+
+def test_fail_if_names_every_condition_that_holds(data):
+    found = run(*EVAL, "--fail-if", "mean > 0", "--fail-if", "mean < 0", "--fail-if", "rows > 3")
+    assert found.exit_code == 3
+    assert [line.split(":")[2].strip() for line in found.stderr.splitlines()] == ["mean > 0", "rows > 3"]
+
+
+def test_nan_passes_no_condition(data, monkeypatch):
+    figures = {"loss": "sparse-softmax", "mean": float("nan"), "rows": 0}
+    monkeypatch.setattr(evaluator, "evaluate", lambda **given: bigvocab.Report(figures))
+    for condition in ("mean > 4", "mean < 4", "mean != 4"):
+        found = run(*EVAL, "--fail-if", condition)
+        assert found.exit_code == 3
+        assert "nan" in found.stderr
+
+
+def test_a_figure_that_turns_out_to_be_missing_exits_2_after_the_report(data):
+    found = run(*EVAL, "--group-column", "group", "--fail-if", "groups.Ruth.mean > 3", "--fail-if", "rows > 3")
+    assert found.exit_code == 2
+    assert "perplexity" in found.stdout
+    assert "'groups.Ruth.mean'" in found.stderr
+    assert "rows is 40" in found.stderr
+
+
+def test_conditions_know_every_figure_of_a_report(data):
+    figures = json.loads(run(*EVAL, *ALL, "--format", "json").stdout)
+
+    def names(value, prefix=""):
+        for key, item in value.items():
+            if isinstance(item, dict):
+                yield from names(item, f"{prefix}{key}.")
+            elif isinstance(item, int | float) and key != "schema_version":
+                yield prefix + key
+
+    found = list(names(figures))
+    assert len(found) > 30
+    for name in found:
+        check_name(name, "sparse-softmax", options.METRICS, (1, 5), ("group", "bytes"))
+
+
+@pytest.mark.parametrize(
+    "text", ["", "mean", "> 3", "mean >", "mean > x", "mean = 3", "mean => 3", "mean > 3 4", "3 < mean"]
+)
+def test_a_condition_has_a_name_a_sign_and_a_number(text):
+    with pytest.raises(BigvocabError, match="expected a figure"):
+        parse_condition(text)
+
+
+# ---- stdout, stderr, terminals and signals
+
+
+def test_stdout_is_the_result_alone_and_nothing_moves_on_a_pipe(data):
+    for flags in ((), ("--quiet",), ("-q",)):
+        found = process(*EVAL, "--format", "json", *flags)
+        assert found.returncode == 0
+        assert json.loads(found.stdout)["rows"] == ROWS
+        assert "rows/s" not in found.stderr
+        assert "\x1b" not in found.stderr
+
+
+def on_a_terminal(*arguments, stream):
+    """Run with this stream on a pseudo-terminal; what came there, and the exit code."""
+    pty = pytest.importorskip("pty")
+    master, slave = pty.openpty()
+    others = {name: subprocess.DEVNULL for name in ("stdout", "stderr", "stdin") if name != stream}
+    command = [sys.executable, "-m", "bigvocab", *arguments]
+    with subprocess.Popen(command, env=ENVIRONMENT, **{stream: slave}, **others) as running:
+        os.close(slave)
+        parts = []
+        while True:
+            try:
+                part = os.read(master, 65536)
+            except OSError:  # Linux says so at the end
+                break
+            if not part:
+                break
+            parts.append(part)
+    os.close(master)
+    return b"".join(parts).decode(), running.returncode
+
+
+def test_a_bar_is_on_a_terminal_unless_quiet(data):
+    seen, code = on_a_terminal(*EVAL, stream="stderr")
+    assert code == 0
+    assert f"{ROWS}/{ROWS} rows" in seen
+    assert seen.rstrip().endswith(("\x1b[2K", "\x1b[?25h"))  # the line is wiped, the cursor is back
+    assert on_a_terminal(*EVAL, "--quiet", stream="stderr") == ("", 0)
+
+
+def test_the_table_has_colours_on_a_terminal_only(data):
+    seen, _ = on_a_terminal(*EVAL, stream="stdout")
+    assert "\x1b[36m" in seen
+    assert "perplexity" in seen
+    assert "\x1b" not in process(*EVAL).stdout
+    seen, _ = on_a_terminal(*EVAL, "--format", "json", stream="stdout")
+    assert json.loads(seen)["rows"] == ROWS
+
+
+def test_compiling_is_said_once_and_not_when_quiet(data):
+    code = (
+        "import sys, bigvocab.evaluator as e\n"
+        "from bigvocab.kernels import _jit\n"
+        "work = e.evaluate\n"
+        "def evaluate(**given):\n"
+        "    for name in 'ab': [callback(name) for callback in _jit._on_compile]\n"
+        "    return work(**given)\n"
+        "e.evaluate = evaluate\n"
+        "from bigvocab.cli import main\n"
+        "main()\n"
+    )
+    for flags, times in (((), 1), (("--quiet",), 0)):
+        command = [sys.executable, "-c", code, *EVAL, *flags]
+        done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True)
+        assert done.returncode == 0
+        assert done.stderr.count("compiling kernels") == done.stderr.count("\n") == times
+
+
+def test_a_reader_that_leaves_is_no_error(data):
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "bigvocab", *EVAL, "--fail-if", "rows > 1"]
+    done = subprocess.run(command, env=ENVIRONMENT, stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert done.returncode == 3
+    assert done.stderr.splitlines()[-1].startswith("bigvocab: failed: rows > 1")
+    assert "Broken" not in done.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_under_stdout_is_an_error(data):
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "bigvocab", *EVAL]
+        done = subprocess.run(command, env=ENVIRONMENT, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "bigvocab: error: No space left on device"
+    assert "Traceback" not in done.stderr
+
+
+def test_a_terminal_without_unicode_gets_plain_letters(data):
+    labels = pq.read_table("labels.parquet").set_column(2, "group", pa.array(["Κύριος"] * ROWS))
+    pq.write_table(labels, "labels.parquet")
+    command = [sys.executable, "-m", "bigvocab", *EVAL, "--group-column", "group"]
+    done = subprocess.run(command, env={**ENVIRONMENT, "PYTHONIOENCODING": "ascii"}, capture_output=True)
+    assert done.returncode == 0
+    assert b"+/-" in done.stdout
+    assert rb"\u039a" in done.stdout
+
+
+@pytest.mark.parametrize(("number", "code", "said"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "")])
+def test_a_signal_ends_the_work_and_leaves_no_output(tmp_path, number, code, said):
+    rows, classes = 16_000, 1_000_000
+    with open(tmp_path / "logits.bin", "wb") as file:
+        file.truncate(2 * rows * classes)  # a hole of 32 GB, which takes seconds to read
+    np.save(tmp_path / "labels.npy", np.zeros(rows, np.int64))
+    flags = ["--logits", "logits.bin", "--shape", f"{rows},{classes}", "--dtype", "bfloat16", "--labels", "labels.npy"]
+    flags += ["--output", "out.parquet", "--report", "out.json", "--quiet"]
+    command = [sys.executable, "-m", "bigvocab", "eval", *flags]
+    with subprocess.Popen(command, env=ENVIRONMENT, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as running:
+        deadline = time.monotonic() + 60
+        while not any("out.parquet" in name for name in os.listdir(tmp_path)):
+            assert time.monotonic() < deadline
+            assert running.poll() is None
+            time.sleep(0.01)
+        time.sleep(0.3)
+        running.send_signal(number)
+        _, stderr = running.communicate(timeout=60)
+    assert running.returncode == code
+    assert stderr == (f"bigvocab: {said}\n" if said else "")
+    assert sorted(os.listdir(tmp_path)) == ["labels.npy", "logits.bin"]
+
+
+# ---- inspect
+
+
+def found_by(*arguments):
+    result = run("inspect", *arguments, "--format", "json")
+    assert result.exit_code == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+def test_inspect_shows_matrices_and_labels(data):
+    logits, labels = found_by("logits.npy", "labels.parquet")
+    sample = logits.pop("sample")
+    assert logits == {
+        "path": "logits.npy",
+        "format": ".npy",
+        "shape": [ROWS, CLASSES],
+        "dtype": "float32",
+        "bytes": os.path.getsize("logits.npy"),
+    }
+    values = np.load("logits.npy")
+    assert (sample["finite"], sample["rows"]) == (True, ROWS)
+    assert (np.float32(sample["min"]), np.float32(sample["max"])) == (values.min(), values.max())
+    assert (labels["format"], labels["rows"]) == ("Parquet", ROWS)
+    assert labels["columns"][0] == {"name": "label", "type": "int64"}
+    assert labels["labels"]["column"] == "label"
+    text = run("inspect", "logits.npy", "labels.parquet", "labels.npy").stdout
+    for word in (f"{ROWS} rows x {CLASSES} columns", "all finite", "column 'label'", "weight  double"):
+        assert word in text
+    (ids,) = found_by("labels.npy")
+    assert (ids["rows"], ids["dtype"], ids["labels"]["kind"]) == (ROWS, "int64", "id")
+
+
+def test_inspect_counts_what_is_not_finite_in_the_first_middle_and_last_rows(data):
+    logits = np.zeros((1000, CLASSES), np.float16)
+    logits[0, 0], logits[500, 1], logits[999, 2:4] = np.nan, np.inf, -np.inf
+    np.save("odd.npy", logits)
+    sample = found_by("odd.npy")[0]["sample"]
+    assert sample == {
+        "rows": 64, "finite": False, "nan": 1, "plus_inf": 1, "minus_inf": 2, "min": 0.0, "max": 0.0
+    }  # fmt: skip
+    assert "64 rows: 1 NaN, 1 +inf, 2 -inf" in run("inspect", "odd.npy").stdout
+    np.save("none.npy", np.full((3, 2), np.nan, np.float32))
+    assert "min" not in found_by("none.npy")[0]["sample"]
+    np.save("empty.npy", np.zeros((0, 2), np.float32))
+    assert "sample" not in found_by("empty.npy")[0]
+
+
+def test_inspect_opens_every_format(data):
+    logits = np.load("logits.npy")
+    np.save("fortran.npy", np.asfortranarray(logits))
+    np.save("swapped.npy", logits.astype(">f8"))
+    np.save("bias.npy", logits[0])
+    logits.tofile("raw.bin")
+    assert found_by("fortran.npy")[0]["order"] == "fortran"
+    assert found_by("swapped.npy")[0]["byte_order"] == "swapped"
+    assert "byte-swapped" in run("inspect", "swapped.npy").stdout
+    assert found_by("bias.npy")[0]["sample"]["elements"] == CLASSES
+    assert found_by("raw.bin", "--shape", f"-1,{CLASSES}", "--dtype", "float32")[0]["shape"] == [ROWS, CLASSES]
+    flat = pa.FixedSizeListArray.from_arrays(pa.array(logits.reshape(-1)), CLASSES)
+    table = pa.table({"logits": flat, "label": np.zeros(ROWS, np.int32)})
+    with pa.ipc.new_file("both.arrow", table.schema) as writer:
+        writer.write_table(table)
+    (both,) = found_by("both.arrow")
+    assert both["shape"] == [ROWS, CLASSES]
+    assert [column["name"] for column in both["columns"]] == ["logits", "label"]
+    assert both["labels"]["column"] == "label"
+    assert found_by("both.arrow::logits")[0]["shape"] == [ROWS, CLASSES]
+
+
+def test_inspect_lists_tensors_and_opens_the_one_named(data):
+    from safetensors.numpy import save_file
+
+    save_file({"a.weight": np.ones((3, 4), np.float32), "ids": np.arange(5)}, "model.safetensors")
+    (model,) = found_by("model.safetensors")
+    assert {tensor["name"]: (tensor["shape"], tensor["dtype"]) for tensor in model["tensors"]} == {
+        "a.weight": ([3, 4], "F32"),
+        "ids": ([5], "I64"),
+    }
+    assert "3 x 4 F32" in run("inspect", "model.safetensors").stdout
+    assert found_by("model.safetensors::a.weight")[0]["shape"] == [3, 4]
+
+
+def test_inspect_takes_folders_and_globs(data):
+    os.makedirs("parts")
+    for i in range(3):
+        np.save(f"parts/part-{i}.npy", np.load("logits.npy"))
+    (whole,) = found_by("parts")
+    assert (whole["shape"], whole["files"]) == ([3 * ROWS, CLASSES], 3)
+    assert found_by("parts/*.npy")[0]["files"] == 3
+    np.save("parts/part-9.npy", np.zeros((2, 3), np.float32))
+    assert [entry["path"] for entry in found_by("parts")] == [f"parts/part-{i}.npy" for i in (0, 1, 2, 9)]
+
+
+def test_inspect_shows_the_rest_where_one_file_is_bad(data):
+    Path("bad.npy").write_bytes(b"\x93NUMPY")
+    Path("notes.txt").write_text("hello")
+    found = run("inspect", "bad.npy", "logits.npy", "none.npy", "notes.txt", "none*")
+    assert found.exit_code == 1
+    assert f"{ROWS} rows" in found.stdout
+    lines = found.stderr.splitlines()
+    assert [re.split("[: ]+", line)[2] for line in lines] == ["bad.npy", "none.npy", "notes.txt", "none*"]
+    assert json.loads(run("inspect", "bad.npy", "--format", "json").stdout)[0]["error"].startswith("bad.npy")
+    pq.write_table(pa.table({"a": ["x"]}), "words.parquet")
+    assert "column 'a'" in run("inspect", "words.parquet").stdout
