@@ -26,6 +26,7 @@ _HOMES = {
     "labels": ["read_labels"],
     "evaluator": ["Evaluator", "evaluate"],
     "report": ["Report"],
+    "sampled": ["nce_loss", "sampled_softmax_loss"],
     "samplers": [
         "AllCandidateSampler",
         "FixedUnigramSampler",

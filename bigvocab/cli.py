@@ -17,7 +17,7 @@ import click
 
 import bigvocab
 from bigvocab.errors import BigvocabError
-from bigvocab.options import LOSSES, METRICS, eval_faults, raw_faults
+from bigvocab.options import LOSSES, METRICS, default_metrics, eval_faults, raw_faults
 
 if TYPE_CHECKING:
     from bigvocab.conditions import Condition
@@ -199,7 +199,7 @@ FORMAT = _option(RESULT, "--format", "form", type=click.Choice(["table", "json"]
                  help="A table for people, or JSON.")
 EVAL = [
     _option(DATA, "--logits", multiple=True, metavar="PATH", help="Logits: file, quoted glob or folder; repeatable."),
-    _option(DATA, "--labels", metavar="PATH", required=True, help="Labels: Arrow IPC, Parquet or .npy."),
+    _option(DATA, "--labels", metavar="PATH", required=True, help="Labels: Arrow IPC, Parquet, .npy; .safetensors (soft)."),
     _option(DATA, "--inputs", multiple=True, metavar="PATH", help="Hidden states, in place of logits; repeatable."),
     _option(DATA, "--weights", multiple=True, metavar="PATH", help="Output layer for --inputs; repeatable."),
     _option(DATA, "--biases", metavar="PATH", help="Biases of the output layer."),
@@ -210,7 +210,7 @@ EVAL = [
     _option(DATA, "--norm-epsilon", type=_Number(0), metavar="E", help="Added under that norm's root; default 1e-6."),
     _option(DATA, "--vocab-shards", is_flag=True, help="Several files are split by classes, not rows."),
     *RAW,
-    _option(COLUMNS, "--label-column", metavar="NAME", help="Class, or list of classes, of the row."),
+    _option(COLUMNS, "--label-column", metavar="NAME", help="Class, list of classes, or soft labels, of the row."),
     _option(COLUMNS, "--probability-column", metavar="NAME", help="Probabilities of the listed classes."),
     _option(COLUMNS, "--weight-column", metavar="NAME", help="Weight of the row."),
     _option(COLUMNS, "--group-column", metavar="NAME", help="Group of the row: figures for each group."),
@@ -227,7 +227,7 @@ EVAL = [
     _option(LOSS, "--softcap", type=_Number(0, min_open=True), metavar="C", help="Then logits become C tanh(x / C)."),
     _option(LOSS, "--num-classes", type=_Whole(1), metavar="V", help="Classes that count; others are padding."),
     _option(FIGURES, "--metrics", metavar="NAMES", default=",".join(METRICS[:3]), callback=_metrics, show_default=True,
-            help=f"Of {', '.join(METRICS)}."),
+            help=f"Of {', '.join(METRICS)}, as they fit the loss."),
     _option(FIGURES, "--top-k", metavar="K,...", default="1,5", callback=_ks, show_default=True,
             help="The k of the accuracies."),
     _option(FIGURES, "--nonfinite", type=click.Choice(["error", "skip", "keep"]), metavar="WAY", default="error",
@@ -284,6 +284,8 @@ def cli() -> None:
 @click.pass_context
 def eval_(ctx: click.Context, form: str, quiet: bool, conditions: list[Condition], **options: Any) -> None:
     """Evaluate logits against labels: exact loss, perplexity, accuracy and ranks."""
+    if ctx.get_parameter_source("metrics") is click.core.ParameterSource.DEFAULT:
+        options["metrics"] = default_metrics(options["loss"])
     _check_together(ctx, options, conditions)
     report = _evaluate(options, quiet)
     if form == "json":

@@ -75,7 +75,7 @@ def check_name(name: str, loss: str, metrics: Collection[str], top_k: Sequence[i
     likelihoods = _LIKELIHOODS if loss in _LIKELIHOOD_LOSSES else ()
     single = [*_ALWAYS, *_TIMES, *likelihoods]
     single += [*_RANKS] if {"rank", "accuracy"} & set(metrics) else []
-    single += [*["entropy"] * ("entropy" in metrics), *["bits_per_byte"] * ("bytes" in columns)]
+    single += [*["entropy"] * ("entropy" in metrics), *["bits_per_byte"] * ("bytes" in columns and bool(likelihoods))]
     nested: dict[str, tuple[str, ...]] = {"reductions": _REDUCTIONS}
     if "accuracy" in metrics:
         nested["accuracy"] = tuple(str(k) for k in top_k)

@@ -15,17 +15,19 @@ import numpy.typing as npt
 
 from bigvocab import checks, parallel
 from bigvocab.errors import BigvocabError
-from bigvocab.labels import LabelBatch, Labels, read_labels
+from bigvocab.label_sources import MatrixLabels, check_labels, cut, labels_of, open_labels
+from bigvocab.labels import LabelBatch, Labels
 from bigvocab.linear_rows import LinearMatrix, LinearRows
 from bigvocab.matrix import Matrix, as_matrix
+from bigvocab.options import METRICS, ONLY_WITH, default_metrics, metrics_fault
 from bigvocab.output import LossWriter, replacing, write_text
 from bigvocab.output_layer import OutputLayer
 from bigvocab.report import Report
 from bigvocab.row_results import ROW_RESULTS, num_classes_of, num_rows_of
 from bigvocab.rows import Tiles
+from bigvocab.sigmoid_rows import pos_weight_vector
 from bigvocab.tally import RowResult, Tally
 
-METRICS = ("accuracy", "rank", "logsumexp", "entropy", "predicted")
 NONFINITE = ("error", "skip", "keep")
 SCHEMA_VERSION = 1
 _BLOCK_BYTES = 256 << 20  # of logits between two looks at progress, memory and the files' sizes
@@ -40,18 +42,23 @@ class Evaluator:
         weights, biases: an output layer (V, D) and (V,); `update` then takes hidden states (N, D) for logits.
         final_norm, norm_weight, norm_bias, norm_epsilon: the norm of the hidden states before that layer; see `OutputLayer`.
         ignore_index, label_smoothing, class_weights, logit_scale, softcap: as in `sparse_softmax_cross_entropy`.
-        metrics: by-products to keep, of accuracy, rank, logsumexp, entropy, predicted.
+        pos_weight: weight of positives, one number, one for each class, or a path (weighted-sigmoid, sparse-sigmoid).
+        epsilon: added inside the logarithms of log-loss.
+        metrics: by-products to keep, of accuracy, rank, logsumexp, entropy, predicted; None is the first three, as they fit the loss.
         top_k: the k of the accuracies.
         nonfinite: "error" names the first row with a NaN, +inf or no finite logit; "skip" leaves such rows out; "keep" lets them through.
         threads: None is all usable cores.
-        label_column, weight_column, group_column, bytes_column: columns of the batches of `update_batch`.
+        label_column, probability_column, weight_column, group_column, bytes_column: columns of the batches of `update_batch`.
+
+    The unit of every figure is the row. For the losses of independent classes (sigmoid, weighted-sigmoid, sparse-sigmoid, log-loss)
+    the loss of a row is the sum over its classes, and there is no perplexity, rank or accuracy.
 
     >>> import numpy as np
     >>> ev = Evaluator(top_k=(1,))
     >>> ev.update(np.array([[0.0, 0.0], [2.0, 0.0]]), np.array([1, 0])).round(6)
     array([0.693147, 0.126928])
     >>> round(ev.report()["perplexity"], 6)
-    1.506884
+    1.506874
     """
 
     def __init__(
@@ -67,14 +74,17 @@ class Evaluator:
         ignore_index: int | None = None,
         label_smoothing: float = 0.0,
         class_weights: Any = None,
+        pos_weight: Any = None,
+        epsilon: float = 1e-7,
         logit_scale: float = 1.0,
         softcap: float | None = None,
         num_classes: int | None = None,
-        metrics: str | Iterable[str] = METRICS[:3],
+        metrics: str | Iterable[str] | None = None,
         top_k: int | str | Iterable[int] = (1, 5),
         nonfinite: str = "error",
         threads: int | None = None,
         label_column: str | None = None,
+        probability_column: str | None = None,
         weight_column: str | None = None,
         group_column: str | None = None,
         bytes_column: str | None = None,
@@ -83,19 +93,48 @@ class Evaluator:
         self.ignore_index = checks.index_or_none("ignore_index", ignore_index)
         self.label_smoothing = checks.in_unit_interval("label_smoothing", label_smoothing)
         self.class_weights = _vector(class_weights)
+        self.pos_weight = pos_weight if isinstance(pos_weight, int | float) else _vector(pos_weight)
+        self.epsilon = checks.in_unit_interval("epsilon", epsilon)
         self.logit_scale = checks.positive("logit_scale", logit_scale)
         self.softcap = None if softcap is None else checks.positive("softcap", softcap)
         self.num_classes = checks.index_or_none("num_classes", num_classes)
-        self.metrics = _metrics(metrics)
+        self.metrics = default_metrics(self.loss) if metrics is None else _metrics(metrics, self.loss)
         self.top_k = _top_k(top_k) if "accuracy" in self.metrics else ()
         self.nonfinite = _one_of("nonfinite", nonfinite, NONFINITE)
         self.num_threads = parallel.resolve_threads(threads)
-        self.columns = {"label": label_column, "weight": weight_column, "group": group_column, "bytes": bytes_column}
+        self.columns = {
+            "label": label_column,
+            "probability": probability_column,
+            "weight": weight_column,
+            "group": group_column,
+            "bytes": bytes_column,
+        }
+        self._check_options(probability_column)
         norm = {"norm_weight": norm_weight, "norm_bias": norm_bias, "norm_epsilon": norm_epsilon}
         self.layer = self._layer(weights, biases, final_norm, norm)
         self.logits_name, self.label_name = "logits" if self.layer is None else "inputs", "labels"
         self._tally = Tally(self.top_k)
         self._seen = 0
+
+    def _check_options(self, probability_column: str | None) -> None:
+        """Refuse options that mean nothing to the loss: they would change nothing, and nobody would know."""
+        given = {
+            "ignore_index": self.ignore_index is not None,
+            "label_smoothing": self.label_smoothing != 0,
+            "class_weights": self.class_weights is not None,
+            "pos_weight": self.pos_weight is not None,
+            "epsilon": self.epsilon != 1e-7,
+            "logit_scale": self.logit_scale != 1.0,
+            "softcap": self.softcap is not None,
+            "probability_column": probability_column is not None,
+        }
+        for name in given:
+            if given[name] and name in ONLY_WITH and self.loss not in ONLY_WITH[name]:
+                raise BigvocabError(f"{name}: goes with {', '.join(ONLY_WITH[name])}, not with {self.loss}")
+        if self.loss == "weighted-sigmoid" and self.pos_weight is None:
+            raise BigvocabError("pos_weight: weighted-sigmoid needs it, expected a number or one for each class")
+        if self.pos_weight is not None and np.ndim(self.pos_weight) == 0:
+            pos_weight_vector(self.pos_weight, 1)
 
     def _layer(self, weights: Any, biases: Any, final_norm: str | None, norm: dict[str, Any]) -> OutputLayer | None:
         """The output layer, where there is one."""
@@ -126,7 +165,8 @@ class Evaluator:
 
         Args:
             logits: (N, V) of any type, layout or source of `open_matrix`; hidden states (N, D) where there is an output layer.
-            labels: (N,) integers, or what the loss takes.
+            labels: what the loss takes: (N,) integers; (N, V) soft labels; (N, T) ids or a pair (offsets, ids) for sparse-sigmoid;
+                a triple (offsets, ids, probabilities) for softmax as well.
             weights: (N,) weight of each row.
             groups: (N,) names; the report has figures for each.
         """
@@ -143,8 +183,7 @@ class Evaluator:
 
     def _batch(self, labels: Any, weights: Any, groups: Any, rows: int) -> LabelBatch:
         """A label batch from arrays; row numbers in messages count from the start of this batch."""
-        ids = checks.as_integers("labels", labels)
-        checks.one_per_row("labels", ids, rows)
+        found, probabilities = labels_of(self.loss, labels, rows)
         values = None
         if weights is not None:
             values = np.asarray(weights)
@@ -157,13 +196,13 @@ class Evaluator:
             names, codes = np.unique(np.asarray([str(name) for name in groups], dtype=object).astype(str), return_inverse=True)
             checks.one_per_row("groups", codes, rows)
             coded = (codes.astype(np.int32), [str(name) for name in names])
-        return LabelBatch(0, ids, weights=values, groups=coded)
+        return LabelBatch(0, found, probabilities=probabilities, weights=values, groups=coded)
 
     def _results(self, matrix: Matrix | LinearMatrix, batch: LabelBatch) -> Iterable[tuple[LabelBatch, RowResult]]:
         """The results of the rows of one label batch, part by part as the files lie."""
         start, stop = batch.first_row, batch.first_row + len(batch)
         for first, tiles in matrix.row_parts(start, stop):
-            part = _slice(batch, first - start, first - start + num_rows_of(tiles))
+            part = cut(batch, first - start, first - start + num_rows_of(tiles))
             yield part, self._evaluate(tiles, part)
 
     def _evaluate(self, tiles: Tiles | LinearRows, batch: LabelBatch) -> RowResult:
@@ -203,10 +242,12 @@ class Evaluator:
 
     def options(self) -> dict[str, Any]:
         """What decides the figures: evaluators merge only where all of it is equal."""
-        names = ("loss", "ignore_index", "label_smoothing", "logit_scale", "softcap", "num_classes", "metrics", "top_k", "nonfinite")
+        names = ("loss", "ignore_index", "label_smoothing", "logit_scale", "softcap", "epsilon", "num_classes", "metrics", "top_k", "nonfinite")
         options = {name: getattr(self, name) for name in names}
         options["layer"] = None if self.layer is None else self.layer.options()
-        options["class_weights"] = None if self.class_weights is None else np.asarray(self.class_weights).tolist()
+        for name in ("class_weights", "pos_weight"):
+            value = getattr(self, name)
+            options[name] = None if value is None else np.asarray(value).tolist()
         return options
 
     def report(self) -> Report:
@@ -256,7 +297,7 @@ def evaluate(
     values = _logits_or_inputs(evaluator, logits, inputs)
     shards = vocab_shards and evaluator.layer is None  # files of a layer are ranges of classes in any case
     matrix = evaluator.source(values, vocab_shards=shards, **_given(shape=shape, dtype=dtype, offset=offset))
-    ids = _open_labels(labels, evaluator)
+    ids = open_labels(labels, evaluator.loss, evaluator.columns)
     evaluator.logits_name = matrix.files[0]["path"] if matrix.files else "logits"
     evaluator.label_name = ids.path if ids.files else "labels"
     _check_job(evaluator, matrix, ids)
@@ -268,6 +309,8 @@ def evaluate(
         if report is not None:
             stack.enter_context(_writable(report))
         read = _stream(evaluator, matrix, ids, block, writer, progress)
+        if evaluator._tally.counts["ignored_rows"] == len(matrix):  # of dense labels it is known only now
+            raise BigvocabError(f"{evaluator.label_name}: all {len(matrix):,} rows are ignored, so there is nothing to evaluate")
         if writer is not None:
             writer.close()
     figures = evaluator.report().to_dict()
@@ -338,42 +381,21 @@ def versions() -> dict[str, str]:
     }
 
 
-def _open_labels(labels: Any, evaluator: Evaluator) -> Labels:
-    columns = {f"{role}_column": name for role, name in evaluator.columns.items()}
-    if isinstance(labels, Labels):
-        return labels
-    if isinstance(labels, list | tuple) and not (labels and isinstance(labels[0], str | os.PathLike)):
-        labels = np.asarray(labels)
-    return read_labels(labels, **columns)
-
-
-def _check_job(evaluator: Evaluator, matrix: Matrix | LinearMatrix, labels: Labels) -> None:
+def _check_job(evaluator: Evaluator, matrix: Matrix | LinearMatrix, labels: Labels | MatrixLabels) -> None:
     """All that can be known to be wrong before any work: counts of rows, kinds of labels, labels out of range."""
     if len(matrix) != labels.num_rows:
         raise BigvocabError(
             f"{evaluator.label_name}: {labels.num_rows:,} rows of labels, "
             f"but {evaluator.logits_name} has {len(matrix):,} rows; expected as many"
         )
-    if labels.kind != "id":
-        raise BigvocabError(f"{evaluator.label_name}: expected one integer label a row for {evaluator.loss}")
     if len(matrix) == 0:
         raise BigvocabError(f"{evaluator.logits_name}: no rows, so there is nothing to evaluate")
     classes = evaluator.num_classes or matrix.shape[1]
     if evaluator.class_weights is not None:
         checks.class_vector("class_weights", evaluator.class_weights, classes)
-    kept = 0
-    for batch in labels:
-        ids = checks.labels_in_range(
-            batch.labels,
-            classes,
-            ignore_index=evaluator.ignore_index,
-            ignored=batch.ignored,
-            name=evaluator.label_name,
-            first_row=batch.first_row,
-        )
-        kept += int(np.count_nonzero(ids >= 0))
-    if not kept:
-        raise BigvocabError(f"{evaluator.label_name}: all {labels.num_rows:,} rows are ignored, so there is nothing to evaluate")
+    if evaluator.pos_weight is not None:
+        pos_weight_vector(evaluator.pos_weight, classes)
+    check_labels(evaluator, labels, classes)
 
 
 @contextlib.contextmanager
@@ -386,7 +408,7 @@ def _writable(path: str | os.PathLike[str]) -> Any:
 
 
 def _open_writer(
-    stack: contextlib.ExitStack, output: Any, evaluator: Evaluator, matrix: Matrix | LinearMatrix, labels: Labels
+    stack: contextlib.ExitStack, output: Any, evaluator: Evaluator, matrix: Matrix | LinearMatrix, labels: Labels | MatrixLabels
 ) -> LossWriter | None:
     if output is None:
         return None
@@ -402,7 +424,7 @@ def _open_writer(
 def _stream(
     evaluator: Evaluator,
     matrix: Matrix | LinearMatrix,
-    labels: Labels,
+    labels: Labels | MatrixLabels,
     block: int,
     writer: LossWriter | None,
     progress: Callable[[int, int, int], None] | None,
@@ -414,7 +436,7 @@ def _stream(
     with ThreadPoolExecutor(1, "release") as behind:  # pages go back while the next block is worked
         for batch in labels:
             for start in range(0, len(batch), block):
-                rows = _slice(batch, start, min(start + block, len(batch)))
+                rows = cut(batch, start, min(start + block, len(batch)))
                 stop = rows.first_row + len(rows)
                 matrix.check()
                 for part, result in evaluator._results(matrix, rows):
@@ -426,25 +448,6 @@ def _stream(
                     progress(stop, len(matrix), stop * row_bytes + getattr(matrix, "layer_bytes_read", 0))
     matrix.check()
     return len(matrix) * row_bytes + getattr(matrix, "layer_bytes_read", 0)
-
-
-def _slice(batch: LabelBatch, start: int, stop: int) -> LabelBatch:
-    """Rows `start` to `stop` of a batch of one label a row."""
-    if start == 0 and stop == len(batch):
-        return batch
-
-    def cut(values: Any) -> Any:
-        return None if values is None else values[start:stop]
-
-    groups = None if batch.groups is None else (batch.groups[0][start:stop], batch.groups[1])
-    return LabelBatch(
-        batch.first_row + start,
-        batch.labels[start:stop],
-        ignored=cut(batch.ignored),
-        weights=cut(batch.weights),
-        groups=groups,
-        num_bytes=cut(batch.num_bytes),
-    )
 
 
 def _first_classes(tiles: Tiles, num_classes: int, name: str) -> Tiles:
@@ -464,9 +467,12 @@ def _one_of(name: str, value: str, expected: Sequence[str]) -> str:
     return value
 
 
-def _metrics(metrics: str | Iterable[str]) -> tuple[str, ...]:
+def _metrics(metrics: str | Iterable[str], loss: str) -> tuple[str, ...]:
     names = [part.strip() for part in metrics.split(",") if part.strip()] if isinstance(metrics, str) else list(metrics)
-    return tuple(metric for metric in METRICS if metric in [_one_of("metrics", name, METRICS) for name in names])
+    chosen = tuple(metric for metric in METRICS if metric in [_one_of("metrics", name, METRICS) for name in names])
+    if fault := metrics_fault(loss, chosen):
+        raise BigvocabError(f"metrics: {fault}")
+    return chosen
 
 
 def _top_k(values: int | str | Iterable[int]) -> tuple[int, ...]:

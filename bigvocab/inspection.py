@@ -20,7 +20,7 @@ from bigvocab.formats.safetensors import _check_offsets, _header
 from bigvocab.labels import _open_source, read_labels
 from bigvocab.matrix import Matrix, open_matrix
 from bigvocab.numerals import count, counted, fixed, printable, size
-from bigvocab.report import pairs_table
+from bigvocab.report import pairs_table, title
 
 _SAMPLE_ROWS = 64
 _SAMPLE_BYTES = 64 << 20
@@ -207,9 +207,7 @@ _KINDS = {
 
 def rendered(found: Mapping[str, Any]) -> Iterator[Any]:
     """What rich prints for one path."""
-    from rich.text import Text
-
-    yield Text(f" {printable(found['path'])}", style="bold", overflow="fold")
+    yield title(printable(found["path"]))
     yield pairs_table([(name, printable(value)) for name, value in _pairs(found)], len("columns"))
 
 

@@ -247,7 +247,7 @@ def _open_source(source: Any) -> tuple[list[_Part], str | None]:
         if isinstance(source, pa.RecordBatch):
             source = pa.Table.from_batches([source])
         if isinstance(source, pa.Table):
-            return [_Part("labels", "table", *_open_table(source), source.nbytes)], None
+            return [_Part("labels", "table", *_open_table(source), source.get_total_buffer_size())], None
     given = source if isinstance(source, list | tuple) else [source]
     if not all(isinstance(path, str | os.PathLike) for path in given):
         kind = type(source).__name__

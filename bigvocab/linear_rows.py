@@ -6,8 +6,8 @@ classes at a time, into a buffer that stays in the cache of its core, and the sa
 reduce the tile there. Groups are merged in order of class.
 
 What holds. A logit's bits depend on its row and its class alone (kernels/products.py), tiles and groups are counted
-from class 0 of the layer, and a row is never split by rows: so no result depends on threads, chunks, shards of a job,
-the files of the layer or the machine's number of cores. The label's logit is needed before its tile is met, to count
+from class 0 of the layer, and nothing else splits a row's sums: so no result depends on threads, chunks, shards of a
+job, the files of the layer or the number of cores. The label's logit is needed before its tile is met, to count
 ranks: it is made from the gathered row of the layer by the very steps of the tile's product, so it is the same
 number, losses are >= 0 and ties are exact.
 """
@@ -220,8 +220,7 @@ class LinearRows:
 
 
 class LinearMatrix:
-    """Logits (N, V) that no one stores: hidden states and a layer, with the methods of `Matrix` that an evaluator
-    uses."""
+    """Logits (N, V) that no one stores: hidden states and a layer, with what an evaluator uses of `Matrix`."""
 
     def __init__(self, inputs: Matrix, layer: OutputLayer) -> None:
         self.inputs, self.layer = inputs, layer

@@ -7,8 +7,11 @@ from typing import Any
 
 LOSSES = ("sparse-softmax", "softmax", "sigmoid", "weighted-sigmoid", "sparse-sigmoid", "log-loss")
 METRICS = ("accuracy", "rank", "logsumexp", "entropy", "predicted")
+# The by-products that make sense for a loss; a loss of independent classes has none.
+METRICS_OF = {"sparse-softmax": METRICS, "softmax": ("logsumexp", "entropy", "predicted")}
 # Options that mean something to these losses alone.
 ONLY_WITH = {
+    "ignore_index": ("sparse-softmax",),
     "class_weights": ("sparse-softmax",),
     "label_smoothing": ("sparse-softmax", "softmax", "sigmoid"),
     "probability_column": ("softmax",),
@@ -17,6 +20,20 @@ ONLY_WITH = {
     "softcap": LOSSES[:-1],
     "logit_scale": LOSSES[:-1],
 }
+
+
+def default_metrics(loss: str) -> tuple[str, ...]:
+    """The by-products of a report that names none: of the first three, those that make sense for the loss."""
+    return tuple(metric for metric in METRICS[:3] if metric in METRICS_OF.get(loss, ()))
+
+
+def metrics_fault(loss: str, metrics: Collection[str]) -> str | None:
+    """What is wrong with by-products asked for by name."""
+    fitting = METRICS_OF.get(loss, ())
+    senseless = [metric for metric in metrics if metric not in fitting]
+    if not senseless:
+        return None
+    return f"{senseless[0]} makes no sense for {loss}, which has {', '.join(fitting) or 'none'}"
 
 
 def eval_faults(options: Mapping[str, Any], given: Collection[str]) -> Iterator[str]:
@@ -42,6 +59,8 @@ def eval_faults(options: Mapping[str, Any], given: Collection[str]) -> Iterator[
         yield f"'--{norm[0].replace('_', '-')}' needs '--final-norm'."
     if options["output"] is not None and options["output"] == options["report"]:
         yield "'--output' and '--report' are the same file."
+    if fault := metrics_fault(options["loss"], options["metrics"]):
+        yield f"'--metrics': {fault}."
     if "top_k" in given and "accuracy" not in options["metrics"]:
         yield "'--top-k' needs accuracy in '--metrics'."
     if options["loss"] == "weighted-sigmoid" and "pos_weight" not in given:

@@ -135,8 +135,7 @@ def product(inputs: Array, rows: Array, out: Array | None = None, num_threads: i
 
 
 def paired(inputs: Packed, rows: Array, biases: Array | None = None) -> Array:
-    """The product of each row of inputs with the same row of `rows` (n, D), + biases (n,): the bits `multiply`
-    gives."""
+    """The product of each row of inputs with the same row of `rows` (n, D), + biases (n,): bits of `multiply`."""
     from bigvocab.kernels.products import paired_products
 
     dtype = inputs.panels.dtype

@@ -195,6 +195,13 @@ def _file(file: Mapping[str, Any]) -> str:
 # ---- tables of rich
 
 
+def title(text: str) -> Any:
+    """A line above a table."""
+    from rich.text import Text
+
+    return Text(f" {text}", style="bold", overflow="fold")
+
+
 def pairs_table(pairs: _Pairs, width: int, style: str = "") -> Any:
     """Names on the left, in a column of `width`, and values on the right."""
     from rich.table import Table

@@ -14,8 +14,11 @@ import numpy.typing as npt
 
 from bigvocab import checks
 from bigvocab.errors import BigvocabError
+from bigvocab.label_sources import dense_labels, id_sets
 from bigvocab.losses import sparse_softmax_formula
 from bigvocab.rows import RowStatistics, Tiles, softmax_rows, wanted
+from bigvocab.sigmoid_rows import log_loss_row_sums, pos_weight_vector, sigmoid_row_sums, sparse_sigmoid_rows
+from bigvocab.soft_rows import dense_label_rows, sparse_label_rows
 from bigvocab.tally import RowResult
 
 if TYPE_CHECKING:
@@ -113,4 +116,107 @@ def _result(
     return RowResult(loss, value, weights, counted, ignored, bad)
 
 
-ROW_RESULTS: dict[str, Callable[[Evaluator, Any, LabelBatch], RowResult]] = {"sparse-softmax": sparse_softmax}
+def softmax(evaluator: Evaluator, tiles: Tiles, batch: LabelBatch) -> RowResult:
+    """Softmax cross-entropy of a distribution per row: over all classes, or over those that are listed."""
+    classes, ignored = num_classes_of(tiles), _ignored(batch)
+    want = wanted(entropy=evaluator.wants("entropy"), predicted=evaluator.wants("predicted"))
+    options: dict[str, Any] = {
+        "label_smoothing": evaluator.label_smoothing,
+        "want": want,
+        "scale": evaluator.logit_scale,
+        "softcap": evaluator.softcap or 0.0,
+        "num_threads": evaluator.num_threads,
+    }
+    if batch.probabilities is None:
+        labels = _dense(evaluator, tiles, batch)
+        names = {"name": evaluator.label_name, "first_row": batch.first_row}
+        found = dense_label_rows(tiles, labels, ignored, **options, **names)
+    else:
+        found = sparse_label_rows(tiles, id_sets(evaluator, batch, classes), batch.probabilities, ignored, **options)
+    loss, rows = found.losses(evaluator.label_smoothing), found.rows
+    result = _result(evaluator, batch, loss, None, rows.finite, ignored, lambda i: _fault(rows, i))
+    for name in ("predicted", "logsumexp", "entropy"):
+        if evaluator.wants(name):
+            result.figures[name] = getattr(rows, name)
+    return result
+
+
+# ---- independent classes: the loss of a row is the sum over its classes
+
+
+def sigmoid(evaluator: Evaluator, tiles: Tiles, batch: LabelBatch) -> RowResult:
+    """Sigmoid cross-entropy with dense labels, plain or with the weight of positives."""
+    labels, ignored = _dense(evaluator, tiles, batch), _ignored(batch)
+    loss = sigmoid_row_sums(
+        tiles,
+        labels,
+        ignored,
+        pos_weight=pos_weight_vector(evaluator.pos_weight, num_classes_of(tiles)),
+        label_smoothing=evaluator.label_smoothing,
+        transform=(evaluator.logit_scale, evaluator.softcap or 0.0),
+        num_threads=evaluator.num_threads,
+        name=evaluator.label_name,
+        first_row=batch.first_row,
+    )
+    return _of_sums(evaluator, batch, loss, ignored)
+
+
+def sparse_sigmoid(evaluator: Evaluator, tiles: Tiles, batch: LabelBatch) -> RowResult:
+    """Sigmoid cross-entropy with lists of positive classes."""
+    classes, ignored = num_classes_of(tiles), _ignored(batch)
+    loss = sparse_sigmoid_rows(
+        tiles,
+        id_sets(evaluator, batch, classes),
+        ignored,
+        pos_weight=pos_weight_vector(evaluator.pos_weight, classes),
+        transform=(evaluator.logit_scale, evaluator.softcap or 0.0),
+        num_threads=evaluator.num_threads,
+    )
+    return _of_sums(evaluator, batch, loss, ignored)
+
+
+def log_loss(evaluator: Evaluator, tiles: Tiles, batch: LabelBatch) -> RowResult:
+    """Cross-entropy of probabilities, which stand where others have logits."""
+    labels, ignored = _dense(evaluator, tiles, batch), _ignored(batch)
+    loss = log_loss_row_sums(
+        tiles,
+        labels,
+        ignored,
+        epsilon=evaluator.epsilon,
+        num_threads=evaluator.num_threads,
+        names=(evaluator.label_name, evaluator.logits_name),
+        first_row=batch.first_row,
+    )
+    return _of_sums(evaluator, batch, loss, ignored)
+
+
+def _ignored(batch: LabelBatch) -> Bools:
+    return np.zeros(len(batch), bool) if batch.ignored is None else batch.ignored
+
+
+def _dense(evaluator: Evaluator, tiles: Tiles, batch: LabelBatch) -> npt.NDArray[Any]:
+    if hasattr(tiles, "num_classes"):
+        raise BigvocabError(
+            f"inputs: {evaluator.loss} with a label for each class needs stored logits; "
+            "an output layer goes with ids, lists of ids, and lists of ids and probabilities"
+        )
+    return dense_labels(evaluator, batch, num_classes_of(tiles))
+
+
+def _of_sums(evaluator: Evaluator, batch: LabelBatch, loss: Floats, ignored: Bools) -> RowResult:
+    """Sums over classes as losses of rows; a row is finite if its loss is."""
+
+    def fault(row: int) -> str:
+        return "holds a NaN" if np.isnan(loss[row]) else "has an infinite loss: an infinite logit, or a certain miss"
+
+    return _result(evaluator, batch, loss, None, np.isfinite(loss), ignored, fault)
+
+
+ROW_RESULTS: dict[str, Callable[[Evaluator, Any, LabelBatch], RowResult]] = {
+    "sparse-softmax": sparse_softmax,
+    "softmax": softmax,
+    "sigmoid": sigmoid,
+    "weighted-sigmoid": sigmoid,
+    "sparse-sigmoid": sparse_sigmoid,
+    "log-loss": log_loss,
+}

@@ -69,7 +69,7 @@ def sigmoid_elements(
                 losses[...] = target
 
     _shared(tiles, len(out), num_threads, work)
-    _refuse(faults, labels, logits, "labels", "logits", first_row)
+    _refuse(faults, labels, tiles, ("labels", "logits"), first_row)
 
 
 def sigmoid_row_sums(
@@ -98,7 +98,7 @@ def sigmoid_row_sums(
             )
 
     _shared(tiles, len(skip), num_threads, work)
-    _refuse(faults, labels, tiles[0][1], name, "logits", first_row)
+    _refuse(faults, labels, tiles, (name, "logits"), first_row)
     return out
 
 
@@ -112,6 +112,10 @@ def sparse_sigmoid_rows(
     num_threads: int | None = None,
 ) -> Floats:
     """S_j softplus(g(x_j)) over the classes not listed, plus q softplus(-g(x_y)) over those listed (rising), for each row."""
+    if (made := getattr(tiles, "sparse_sigmoid_rows", None)) is not None:  # logits that are made while they are read
+        threads = parallel.resolve_threads(num_threads)
+        sums: Floats = made(sets, skip, pos_weight=pos_weight, transform=transform, num_threads=threads)
+        return sums
     from bigvocab.kernels import sigmoid
 
     out = np.zeros(len(skip))
@@ -143,7 +147,7 @@ def log_loss_elements(
                 losses[...] = target
 
     _shared(tiles, len(out), None, work)
-    _refuse(faults, labels, predictions, "labels", "predictions", first_row)
+    _refuse(faults, labels, tiles, ("labels", "predictions"), first_row)
 
 
 def log_loss_row_sums(
@@ -167,32 +171,24 @@ def log_loss_row_sums(
             sigmoid.rows_log_loss_sums(p, z, skip[mine], epsilon, classes, out[mine], faults[mine])
 
     _shared(tiles, len(skip), num_threads, work)
-    row = int(np.argmax(faults > 0)) if faults.any() else 0
-    values = np.concatenate([np.asarray(tile[row : row + 1]).astype(np.float64) for _, tile in tiles], axis=1)
-    if faults.any():
-        _refuse(faults[row : row + 1], labels[row : row + 1], values, *names, first_row + row)
+    _refuse(faults, labels, tiles, names, first_row)
     return out
 
 
 def _refuse(
-    faults: npt.NDArray[np.uint8],
-    labels: npt.NDArray[Any],
-    logits: npt.NDArray[Any],
-    label_name: str,
-    logits_name: str,
-    first_row: int,
+    faults: npt.NDArray[np.uint8], labels: npt.NDArray[Any], tiles: Tiles, names: tuple[str, str], first_row: int
 ) -> None:
-    """Raise for the first row with a fault."""
+    """Raise for the first row with a fault; `names` of the labels and of the logits or predictions."""
     from bigvocab.kernels import sigmoid
 
     if not faults.any():
         return
     row = int(np.argmax(faults > 0))
     if faults[row] == sigmoid.BAD_LABEL:
-        refuse_bad_label(label_name, labels, row, first_row)
-    values = np.asarray(logits[row]).astype(np.float64)
+        refuse_bad_label(names[0], labels, row, first_row)
+    values = np.concatenate([np.asarray(tile[row]).astype(np.float64) for _, tile in tiles])
     at = int(np.argmax((values < 0) | (values > 1)))
     raise BigvocabError(
-        f"{logits_name}: row {first_row + row}, class {at}, is {values[at]}, expected a probability in [0, 1]; "
+        f"{names[1]}: row {first_row + row}, class {at}, is {values[at]}, expected a probability in [0, 1]; "
         "logits are for the sigmoid losses"
     )

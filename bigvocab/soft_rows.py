@@ -132,12 +132,15 @@ def sparse_label_rows(
     from bigvocab.kernels import soft_labels, softmax
 
     marks = np.where(skip, softmax.SKIP, softmax.NO_LABEL)
-    want = _options(want, label_smoothing)
-    rows = softmax_rows(tiles, marks, want=want, scale=scale, softcap=softcap, num_threads=num_threads)
+    want, threads = _options(want, label_smoothing), parallel.resolve_threads(num_threads)
+    rows = softmax_rows(tiles, marks, want=want, scale=scale, softcap=softcap, num_threads=threads)
     sums = np.zeros((len(marks), soft_labels.SUMS))
     top = rows.columns[:, softmax.MAX]
     sums[:, soft_labels.REFERENCE] = np.where(np.isfinite(top), top, np.nan)
     probabilities = np.ascontiguousarray(probabilities, np.float64)
+    if (add := getattr(tiles, "add_sparse_labels", None)) is not None:  # logits that are made while they are read
+        add(marks, sets, probabilities, (scale, softcap), sums, threads)
+        return SoftLabelRows(rows, sums, int(tiles.num_classes))  # type: ignore[attr-defined]
     for span, piece in pieces(tiles, 0, len(marks)):
         soft_labels.rows_sparse_labels(piece, marks, sets.offsets, sets.ids, probabilities, (scale, softcap), span, sums)
     first, tile = tiles[-1]

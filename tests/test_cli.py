@@ -1,21 +1,18 @@
-"""The command: through click's runner, and as a process where signals, pipes, imports and terminals matter."""
+"""The command `eval` through click's runner: what it prints, what it passes on, and how it fails."""
 
 import inspect
 import json
 import os
-import re
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
+import commands
 import ml_dtypes
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from click.testing import CliRunner
+from commands import ALL, CLASSES, ENVIRONMENT, EVAL, ROWS, process, refused, run
 
 import bigvocab
 from bigvocab import evaluator, options
@@ -23,55 +20,10 @@ from bigvocab.cli import cli
 from bigvocab.conditions import check_name, parse_condition
 from bigvocab.errors import BigvocabError
 
-ROOT = Path(bigvocab.__file__).parent.parent
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm", "COLUMNS": "80"}
-ROWS, CLASSES = 40, 11
-
 
 @pytest.fixture
 def data(tmp_path, monkeypatch):
-    """Logits and labels in a folder of their own, which is the current one."""
-    monkeypatch.chdir(tmp_path)
-    random = np.random.default_rng(7)
-    np.save("logits.npy", random.normal(size=(ROWS, CLASSES)).astype(np.float32))
-    labels = random.integers(0, CLASSES, ROWS)
-    columns = {
-        "label": labels,
-        "weight": random.random(ROWS),
-        "group": [f"g{i % 3}.x" for i in range(ROWS)],
-        "bytes": random.integers(1, 9, ROWS),
-    }
-    pq.write_table(pa.table(columns), "labels.parquet")
-    np.save("labels.npy", labels)
-    return tmp_path
-
-
-EVAL = ("eval", "--logits", "logits.npy", "--labels", "labels.parquet")
-ALL = ("--weight-column", "weight", "--group-column", "group", "--bytes-column", "bytes")
-ALL += ("--metrics", ",".join(options.METRICS))
-
-
-def run(*arguments):
-    return CliRunner().invoke(cli, [str(argument) for argument in arguments])
-
-
-def process(*arguments, **kwargs):
-    return subprocess.run(
-        [sys.executable, "-m", "bigvocab", *arguments], env=ENVIRONMENT, capture_output=True, text=True, **kwargs
-    )
-
-
-def refused(result, code, *words):
-    """The command ended with this code, one line of words on stderr, no result and no traceback."""
-    assert result.exit_code == code, result.output
-    assert result.stdout == ""
-    assert "Traceback" not in result.stderr
-    assert isinstance(result.exception, SystemExit)
-    for word in words:
-        assert word in result.stderr
-    if code == 1:
-        assert result.stderr.count("\n") == 1
-        assert result.stderr.startswith("bigvocab: error: ")
+    return commands.make_data(tmp_path, monkeypatch)
 
 
 # ---- help
@@ -104,7 +56,7 @@ def test_every_option_is_a_keyword_of_the_library_and_the_other_way_round():
     assert set(keywords) - set(declared) <= {"progress", "options"}
     for name in ("loss", "nonfinite"):
         assert declared[name].default == keywords[name].default
-    assert declared["metrics"].default.split(",") == list(keywords["metrics"].default)
+    assert declared["metrics"].default.split(",") == list(options.default_metrics("sparse-softmax"))
     assert declared["top_k"].default == ",".join(map(str, keywords["top_k"].default))
     assert evaluator.METRICS == options.METRICS
     assert set(evaluator.ROW_RESULTS) <= set(options.LOSSES)
@@ -345,6 +297,8 @@ def test_a_bug_keeps_its_traceback(data, monkeypatch):
         ("perplexity>1", True),
         ("perplexity < 1", False),
         ("perplexity <= 1", False),
+        ("rows > 40", False),
+        ("rows < 40", False),
         ("rows == 40", True),
         ("rows != 40", False),
         ("rows >= 4e1", True),
@@ -414,232 +368,3 @@ def test_conditions_know_every_figure_of_a_report(data):
 def test_a_condition_has_a_name_a_sign_and_a_number(text):
     with pytest.raises(BigvocabError, match="expected a figure"):
         parse_condition(text)
-
-
-# ---- stdout, stderr, terminals and signals
-
-
-def test_stdout_is_the_result_alone_and_nothing_moves_on_a_pipe(data):
-    for flags in ((), ("--quiet",), ("-q",)):
-        found = process(*EVAL, "--format", "json", *flags)
-        assert found.returncode == 0
-        assert json.loads(found.stdout)["rows"] == ROWS
-        assert "rows/s" not in found.stderr
-        assert "\x1b" not in found.stderr
-
-
-def on_a_terminal(*arguments, stream):
-    """Run with this stream on a pseudo-terminal; what came there, and the exit code."""
-    pty = pytest.importorskip("pty")
-    master, slave = pty.openpty()
-    others = {name: subprocess.DEVNULL for name in ("stdout", "stderr", "stdin") if name != stream}
-    command = [sys.executable, "-m", "bigvocab", *arguments]
-    with subprocess.Popen(command, env=ENVIRONMENT, **{stream: slave}, **others) as running:
-        os.close(slave)
-        parts = []
-        while True:
-            try:
-                part = os.read(master, 65536)
-            except OSError:  # Linux says so at the end
-                break
-            if not part:
-                break
-            parts.append(part)
-    os.close(master)
-    return b"".join(parts).decode(), running.returncode
-
-
-def test_a_bar_is_on_a_terminal_unless_quiet(data):
-    seen, code = on_a_terminal(*EVAL, stream="stderr")
-    assert code == 0
-    assert f"{ROWS}/{ROWS} rows" in seen
-    assert seen.rstrip().endswith(("\x1b[2K", "\x1b[?25h"))  # the line is wiped, the cursor is back
-    assert on_a_terminal(*EVAL, "--quiet", stream="stderr") == ("", 0)
-
-
-def test_the_table_has_colours_on_a_terminal_only(data):
-    seen, _ = on_a_terminal(*EVAL, stream="stdout")
-    assert "\x1b[36m" in seen
-    assert "perplexity" in seen
-    assert "\x1b" not in process(*EVAL).stdout
-    seen, _ = on_a_terminal(*EVAL, "--format", "json", stream="stdout")
-    assert json.loads(seen)["rows"] == ROWS
-
-
-def test_compiling_is_said_once_and_not_when_quiet(data):
-    code = (
-        "import sys, bigvocab.evaluator as e\n"
-        "from bigvocab.kernels import _jit\n"
-        "work = e.evaluate\n"
-        "def evaluate(**given):\n"
-        "    for name in 'ab': [callback(name) for callback in _jit._on_compile]\n"
-        "    return work(**given)\n"
-        "e.evaluate = evaluate\n"
-        "from bigvocab.cli import main\n"
-        "main()\n"
-    )
-    for flags, times in (((), 1), (("--quiet",), 0)):
-        command = [sys.executable, "-c", code, *EVAL, *flags]
-        done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True)
-        assert done.returncode == 0
-        assert done.stderr.count("compiling kernels") == done.stderr.count("\n") == times
-
-
-def test_a_reader_that_leaves_is_no_error(data):
-    read, write = os.pipe()
-    os.close(read)
-    command = [sys.executable, "-m", "bigvocab", *EVAL, "--fail-if", "rows > 1"]
-    done = subprocess.run(command, env=ENVIRONMENT, stdout=write, stderr=subprocess.PIPE, text=True)
-    os.close(write)
-    assert done.returncode == 3
-    assert done.stderr.splitlines()[-1].startswith("bigvocab: failed: rows > 1")
-    assert "Broken" not in done.stderr
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_a_full_disk_under_stdout_is_an_error(data):
-    with open("/dev/full", "w") as full:
-        command = [sys.executable, "-m", "bigvocab", *EVAL]
-        done = subprocess.run(command, env=ENVIRONMENT, stdout=full, stderr=subprocess.PIPE, text=True)
-    assert done.returncode == 1
-    assert done.stderr.splitlines()[-1] == "bigvocab: error: No space left on device"
-    assert "Traceback" not in done.stderr
-
-
-def test_a_terminal_without_unicode_gets_plain_letters(data):
-    labels = pq.read_table("labels.parquet").set_column(2, "group", pa.array(["Κύριος"] * ROWS))
-    pq.write_table(labels, "labels.parquet")
-    command = [sys.executable, "-m", "bigvocab", *EVAL, "--group-column", "group"]
-    done = subprocess.run(command, env={**ENVIRONMENT, "PYTHONIOENCODING": "ascii"}, capture_output=True)
-    assert done.returncode == 0
-    assert b"+/-" in done.stdout
-    assert rb"\u039a" in done.stdout
-
-
-@pytest.mark.parametrize(("number", "code", "said"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "")])
-def test_a_signal_ends_the_work_and_leaves_no_output(tmp_path, number, code, said):
-    rows, classes = 16_000, 1_000_000
-    with open(tmp_path / "logits.bin", "wb") as file:
-        file.truncate(2 * rows * classes)  # a hole of 32 GB, which takes seconds to read
-    np.save(tmp_path / "labels.npy", np.zeros(rows, np.int64))
-    flags = ["--logits", "logits.bin", "--shape", f"{rows},{classes}", "--dtype", "bfloat16", "--labels", "labels.npy"]
-    flags += ["--output", "out.parquet", "--report", "out.json", "--quiet"]
-    command = [sys.executable, "-m", "bigvocab", "eval", *flags]
-    with subprocess.Popen(command, env=ENVIRONMENT, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as running:
-        deadline = time.monotonic() + 60
-        while not any("out.parquet" in name for name in os.listdir(tmp_path)):
-            assert time.monotonic() < deadline
-            assert running.poll() is None
-            time.sleep(0.01)
-        time.sleep(0.3)
-        running.send_signal(number)
-        _, stderr = running.communicate(timeout=60)
-    assert running.returncode == code
-    assert stderr == (f"bigvocab: {said}\n" if said else "")
-    assert sorted(os.listdir(tmp_path)) == ["labels.npy", "logits.bin"]
-
-
-# ---- inspect
-
-
-def found_by(*arguments):
-    result = run("inspect", *arguments, "--format", "json")
-    assert result.exit_code == 0, result.stderr
-    return json.loads(result.stdout)
-
-
-def test_inspect_shows_matrices_and_labels(data):
-    logits, labels = found_by("logits.npy", "labels.parquet")
-    sample = logits.pop("sample")
-    assert logits == {
-        "path": "logits.npy",
-        "format": ".npy",
-        "shape": [ROWS, CLASSES],
-        "dtype": "float32",
-        "bytes": os.path.getsize("logits.npy"),
-    }
-    values = np.load("logits.npy")
-    assert (sample["finite"], sample["rows"]) == (True, ROWS)
-    assert (np.float32(sample["min"]), np.float32(sample["max"])) == (values.min(), values.max())
-    assert (labels["format"], labels["rows"]) == ("Parquet", ROWS)
-    assert labels["columns"][0] == {"name": "label", "type": "int64"}
-    assert labels["labels"]["column"] == "label"
-    text = run("inspect", "logits.npy", "labels.parquet", "labels.npy").stdout
-    for word in (f"{ROWS} rows x {CLASSES} columns", "all finite", "column 'label'", "weight  double"):
-        assert word in text
-    (ids,) = found_by("labels.npy")
-    assert (ids["rows"], ids["dtype"], ids["labels"]["kind"]) == (ROWS, "int64", "id")
-
-
-def test_inspect_counts_what_is_not_finite_in_the_first_middle_and_last_rows(data):
-    logits = np.zeros((1000, CLASSES), np.float16)
-    logits[0, 0], logits[500, 1], logits[999, 2:4] = np.nan, np.inf, -np.inf
-    np.save("odd.npy", logits)
-    sample = found_by("odd.npy")[0]["sample"]
-    assert sample == {
-        "rows": 64, "finite": False, "nan": 1, "plus_inf": 1, "minus_inf": 2, "min": 0.0, "max": 0.0
-    }  # fmt: skip
-    assert "64 rows: 1 NaN, 1 +inf, 2 -inf" in run("inspect", "odd.npy").stdout
-    np.save("none.npy", np.full((3, 2), np.nan, np.float32))
-    assert "min" not in found_by("none.npy")[0]["sample"]
-    np.save("empty.npy", np.zeros((0, 2), np.float32))
-    assert "sample" not in found_by("empty.npy")[0]
-
-
-def test_inspect_opens_every_format(data):
-    logits = np.load("logits.npy")
-    np.save("fortran.npy", np.asfortranarray(logits))
-    np.save("swapped.npy", logits.astype(">f8"))
-    np.save("bias.npy", logits[0])
-    logits.tofile("raw.bin")
-    assert found_by("fortran.npy")[0]["order"] == "fortran"
-    assert found_by("swapped.npy")[0]["byte_order"] == "swapped"
-    assert "byte-swapped" in run("inspect", "swapped.npy").stdout
-    assert found_by("bias.npy")[0]["sample"]["elements"] == CLASSES
-    assert found_by("raw.bin", "--shape", f"-1,{CLASSES}", "--dtype", "float32")[0]["shape"] == [ROWS, CLASSES]
-    flat = pa.FixedSizeListArray.from_arrays(pa.array(logits.reshape(-1)), CLASSES)
-    table = pa.table({"logits": flat, "label": np.zeros(ROWS, np.int32)})
-    with pa.ipc.new_file("both.arrow", table.schema) as writer:
-        writer.write_table(table)
-    (both,) = found_by("both.arrow")
-    assert both["shape"] == [ROWS, CLASSES]
-    assert [column["name"] for column in both["columns"]] == ["logits", "label"]
-    assert both["labels"]["column"] == "label"
-    assert found_by("both.arrow::logits")[0]["shape"] == [ROWS, CLASSES]
-
-
-def test_inspect_lists_tensors_and_opens_the_one_named(data):
-    from safetensors.numpy import save_file
-
-    save_file({"a.weight": np.ones((3, 4), np.float32), "ids": np.arange(5)}, "model.safetensors")
-    (model,) = found_by("model.safetensors")
-    assert {tensor["name"]: (tensor["shape"], tensor["dtype"]) for tensor in model["tensors"]} == {
-        "a.weight": ([3, 4], "F32"),
-        "ids": ([5], "I64"),
-    }
-    assert "3 x 4 F32" in run("inspect", "model.safetensors").stdout
-    assert found_by("model.safetensors::a.weight")[0]["shape"] == [3, 4]
-
-
-def test_inspect_takes_folders_and_globs(data):
-    os.makedirs("parts")
-    for i in range(3):
-        np.save(f"parts/part-{i}.npy", np.load("logits.npy"))
-    (whole,) = found_by("parts")
-    assert (whole["shape"], whole["files"]) == ([3 * ROWS, CLASSES], 3)
-    assert found_by("parts/*.npy")[0]["files"] == 3
-    np.save("parts/part-9.npy", np.zeros((2, 3), np.float32))
-    assert [entry["path"] for entry in found_by("parts")] == [f"parts/part-{i}.npy" for i in (0, 1, 2, 9)]
-
-
-def test_inspect_shows_the_rest_where_one_file_is_bad(data):
-    Path("bad.npy").write_bytes(b"\x93NUMPY")
-    Path("notes.txt").write_text("hello")
-    found = run("inspect", "bad.npy", "logits.npy", "none.npy", "notes.txt", "none*")
-    assert found.exit_code == 1
-    assert f"{ROWS} rows" in found.stdout
-    lines = found.stderr.splitlines()
-    assert [re.split("[: ]+", line)[2] for line in lines] == ["bad.npy", "none.npy", "notes.txt", "none*"]
-    assert json.loads(run("inspect", "bad.npy", "--format", "json").stdout)[0]["error"].startswith("bad.npy")
-    pq.write_table(pa.table({"a": ["x"]}), "words.parquet")
-    assert "column 'a'" in run("inspect", "words.parquet").stdout

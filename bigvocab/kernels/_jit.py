@@ -7,6 +7,7 @@ user could write, means no cache, never an error.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import stat
@@ -113,7 +114,11 @@ class _KernelCache(FunctionCache):
         try:
             super().save_overload(sig, data)
         except OSError:
-            self.disable()
+            self.disable()  # the disk is full, or no longer ours
+        except Exception:  # the index, which is read before it is written, is damaged
+            with contextlib.suppress(OSError):
+                self.flush()
+                super().save_overload(sig, data)
 
 
 def jit(function: Callable[..., Any]) -> Any:

@@ -1,0 +1,91 @@
+"""An output layer as TensorFlow splits it: a list of P shards in "div" or "mod" order, of which rows are picked by class id."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bigvocab.checks import as_matrix_of_floats
+from bigvocab.errors import BigvocabError
+from bigvocab.matrix import Matrix, open_matrix
+
+STRATEGIES = ("div", "mod")
+
+
+class LayerShards:
+    """Rows of P shards by class id: `shards[ids]`.
+
+    "div": consecutive ids, the first V mod P shards one more than the others. "mod": id c is row c // P of shard c % P.
+    Both strategies give every shard the same number of rows, so right sizes do not prove that the strategy is right.
+    """
+
+    def __init__(self, name: str, shards: Sequence[Any], ndim: int, strategy: str) -> None:
+        self._shards = [_opened(f"{name} shard {i}", shard, ndim) for i, shard in enumerate(shards)]
+        first = self._shards[0]
+        for i, shard in enumerate(self._shards):
+            if shard.dtype != first.dtype or shard.shape[1:] != first.shape[1:]:
+                raise BigvocabError(
+                    f"{name}: shard {i} is {shard.dtype} {shard.shape}, expected {first.dtype} and columns as in shard 0, {first.shape}"
+                )
+        self._sizes = np.array([len(shard) for shard in self._shards])
+        total, count = int(self._sizes.sum()), len(self._shards)
+        expected = np.full(count, total // count) + (np.arange(count) < total % count)
+        if (self._sizes != expected).any():
+            i = int(np.argmax(self._sizes != expected))
+            raise BigvocabError(
+                f"{name}: shard {i} has {self._sizes[i]:,} rows, expected {expected[i]:,}: {strategy!r} spreads "
+                f"{total:,} classes over {count} shards as {_listed(expected)}"
+            )
+        self._strategy = strategy
+        self._starts = np.concatenate([[0], np.cumsum(self._sizes)[:-1]])
+        self.shape = (total, *first.shape[1:])
+        self.dtype = first.dtype
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+        """A copy of the rows of these classes."""
+        if self._strategy == "mod":
+            rows, owner = np.divmod(ids, len(self._shards))
+        else:
+            owner = np.searchsorted(self._starts, ids, side="right") - 1
+            if (self._sizes == 0).any():  # more shards than classes: an empty one has the start of the next
+                owner = np.minimum(owner, len(self) - 1)
+            rows = ids - self._starts[owner]
+        out = np.empty((len(ids), *self.shape[1:]), self.dtype)
+        for i in np.unique(owner):
+            here = np.flatnonzero(owner == i)
+            out[here] = self._shards[i][rows[here]]
+        return out
+
+
+def _listed(sizes: npt.NDArray[Any]) -> str:
+    shown = ", ".join(f"{size:,}" for size in sizes[:6])
+    return shown + (", ..." if len(sizes) > 6 else "")
+
+
+def _opened(name: str, value: Any, ndim: int) -> Any:
+    """An array, a Matrix or a path as something whose rows can be picked."""
+    if isinstance(value, str | os.PathLike):
+        value = open_matrix(value)
+    if not isinstance(value, Matrix):
+        return as_matrix_of_floats(name, value, ndim)
+    if value.ndim != ndim:
+        raise BigvocabError(f"{name}: expected {ndim} dimensions, got shape {value.shape}")
+    return value
+
+
+def open_layer(name: str, value: Any, ndim: int, strategy: str) -> Any:
+    """A layer, or biases, given whole or as a list of shards; `value[ids]` picks rows."""
+    if isinstance(value, list | tuple) and value and all(_is_shard(part, ndim) for part in value):
+        return LayerShards(name, value, ndim, strategy) if len(value) > 1 else _opened(name, value[0], ndim)
+    return _opened(name, value, ndim)
+
+
+def _is_shard(part: Any, ndim: int) -> bool:
+    return isinstance(part, str | os.PathLike | Matrix) or np.ndim(part) == ndim

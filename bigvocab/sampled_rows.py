@@ -1,0 +1,236 @@
+"""Sampled logits of rows, tile by tile: true and sampled classes of an output layer, reduced to losses.
+
+Only S + N T rows of the layer are looked at. Candidates are counted in tiles of 1,024 from the first; a tile's rows of the layer are gathered, multiplied with the
+packed hidden states into a buffer that stays in the cache, accidental hits become -inf there (which adds 0 to either sum), and the kernels that read stored logits
+reduce it. Tiles are merged in order, so no result depends on the number of threads.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bigvocab import parallel
+from bigvocab.kernels import random as random_kernels
+from bigvocab.products import Packed, accumulator, converted, lanes, paired
+from bigvocab.rows import kernel_view
+from bigvocab.true_classes import TrueClasses
+
+Array = npt.NDArray[Any]
+Floats = npt.NDArray[np.float64]
+Ids = npt.NDArray[np.int64]
+
+TILE = 1024  # candidates; changing it changes last bits
+_UNIT_ROWS = 480  # 480 x 1,024 float32 logits are 1.9 MiB
+_BLOCK_BYTES = 64 << 20  # of packed rows and their statistics, while the candidates' rows are gathered once
+
+
+@dataclass(frozen=True)
+class Head:
+    """An output layer of which rows are picked: `weights[ids]` is (n, D), `biases[ids]` is (n,); `norm` comes before it."""
+
+    weights: Any
+    biases: Any = None
+    norm: Callable[[Array], Array] | None = None
+
+    def biases_of(self, ids: Ids) -> Floats:
+        """The biases of these classes; zeros where there are none."""
+        return np.zeros(len(ids)) if self.biases is None else converted(np.asarray(self.biases[ids]), np.float64)
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Candidates (S,) of a batch of rows, and log Q of its true ids, flat, and of the candidates; zeros where it is left out."""
+
+    candidates: Ids
+    true_log_q: Floats
+    sampled_log_q: Floats
+
+
+class SampledRows:
+    """Rows of sampled logits that are made while they are read.
+
+    Args:
+        head: the output layer.
+        inputs: (N, D) hidden states.
+        true: the true classes of the rows.
+        draw: the candidates.
+        remove_hits: leave a candidate out of the rows that have it as a true class.
+        num_threads: no result depends on it.
+    """
+
+    def __init__(
+        self, head: Head, inputs: Array, true: TrueClasses, draw: Draw, *, remove_hits: bool, num_threads: int
+    ) -> None:
+        self.head, self.inputs, self.true, self.draw = head, inputs, true, draw
+        self.num_threads = num_threads
+        self.dtype = accumulator(inputs.dtype, head.weights.dtype)
+        self.tiles = -(-len(draw.candidates) // TILE)
+        self._hit_rows, self._hit_positions, self._hit_bounds = self._hits() if remove_hits else (None, None, None)
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def _hits(self) -> tuple[Ids, Ids, Ids]:
+        """Accidental hits as (rows, positions) sorted by tile, then row; and where each tile's begin."""
+        hits = random_kernels.accidental_hits(self.true.offsets, self.true.ids, self.draw.candidates)
+        hits.sort()
+        rows, positions = np.divmod(hits, len(self.draw.candidates))
+        order = np.argsort(positions // TILE, kind="stable")
+        rows, positions = rows[order], positions[order]
+        return rows, positions, np.searchsorted(positions // TILE, np.arange(self.tiles + 1))
+
+    def logits_of_true(self) -> Floats:
+        """x . w + b of each true id with its row, flat, without any correction."""
+        rows, ids = self.true_rows, self.true.ids
+        out = np.empty(len(ids))
+
+        def work(start: int, stop: int) -> None:
+            packed = Packed.of(self.inputs, self.dtype, 1, chosen=rows[start:stop], prepare=self.head.norm)
+            mine = ids[start:stop]
+            out[start:stop] = paired(packed, self.head.weights[mine], self.head.biases_of(mine))
+
+        parallel.run(work, len(ids), _UNIT_ROWS, self.num_threads)
+        return out
+
+    @property
+    def true_rows(self) -> Ids:
+        """The row of each true id."""
+        return np.repeat(np.arange(len(self)), np.diff(self.true.offsets))
+
+    def statistics(self) -> tuple[Floats, Floats]:
+        """Maximum of the candidates' logits of each row, and the sum of exp(logit - maximum)."""
+        from bigvocab.kernels import merge, softmax
+
+        stats = np.empty((len(self), softmax.COLUMNS))
+        softmax.clear_statistics(stats)
+        for first, packed in self._blocks(softmax.COLUMNS):
+            parts = np.empty((self.tiles, packed.rows, softmax.COLUMNS))
+            softmax.clear_statistics(parts.reshape(-1, softmax.COLUMNS))
+            labels, nothing = np.full(packed.rows, softmax.NO_LABEL), np.zeros(packed.rows)
+
+            def reduce(
+                tile: int, start: int, stop: int, classes: int, logits: Array,
+                parts: Array = parts, labels: Ids = labels, nothing: Floats = nothing,
+            ) -> None:  # fmt: skip
+                mine = slice(start, stop)
+                softmax.rows_softmax(logits, labels[mine], nothing[mine], (1.0, 0.0), 0, (0, classes), parts[tile, mine])
+
+            self._sweep(first, packed, reduce)
+            merge.merge_statistics(parts, (1.0, 0.0), stats[first : first + packed.rows])
+        return stats[:, softmax.MAX], stats[:, softmax.SUM]
+
+    def softplus_sums(self) -> Floats:
+        """The sum of softplus(logit) over the candidates of each row."""
+        from bigvocab.kernels import sigmoid
+
+        sums, no_ids, one = np.zeros(len(self)), np.zeros(0, np.int64), np.ones(1)
+        for first, packed in self._blocks(1):
+            parts = np.zeros((self.tiles, packed.rows))
+            kept, no_sets = np.zeros(packed.rows, bool), np.zeros(packed.rows + 1, np.int64)
+
+            def reduce(
+                tile: int, start: int, stop: int, classes: int, logits: Array,
+                parts: Array = parts, kept: Array = kept, no_sets: Ids = no_sets,
+            ) -> None:  # fmt: skip
+                mine, out = slice(start, stop), parts[tile, start:stop]
+                sets = no_sets[start : stop + 1]
+                sigmoid.rows_softplus(logits, kept[mine], sets, no_ids, one, (1.0, 0.0), (0, classes), out)
+
+            self._sweep(first, packed, reduce)
+            for part in parts:  # in order of tile
+                sums[first : first + packed.rows] += part
+        return sums
+
+    def _blocks(self, columns: int) -> Any:
+        """The rows in blocks that fit the memory, packed: (first row, Packed)."""
+        row_bytes = self.inputs.shape[1] * self.dtype.itemsize + 8 * columns * (self.tiles + 2)
+        step = max(12, _BLOCK_BYTES // row_bytes // 12 * 12)
+        for start in range(0, len(self), step):
+            rows = self.inputs[start : start + step]
+            yield start, Packed.of(rows, self.dtype, self.num_threads, prepare=self.head.norm)
+
+    def _sweep(self, first_row: int, packed: Packed, reduce: Callable[..., None]) -> None:
+        """Call reduce(tile, start, stop, classes, logits) for all tiles of these rows; rows count from the block's first."""
+        step = packed.rows
+        while step > 48 and self.tiles * -(-packed.rows // step) < 2 * self.num_threads:
+            step //= 2
+        step = max(12, -(-step // 12) * 12)
+        ranges = -(-packed.rows // step)
+        buffers = threading.local()
+
+        def work(unit: int, _: int) -> None:
+            tile, first = unit // ranges, unit % ranges * step
+            weights, addend = self._gathered(tile)
+            if not hasattr(buffers, "tile"):  # kept for the next unit: fresh pages would cost a tenth of the product
+                buffers.tile = packed.part(0, min(step, _UNIT_ROWS, packed.rows)).tile(min(TILE, len(self.draw.candidates)))
+                buffers.panel = packed.panel()
+            for start in range(first, min(first + step, packed.rows), _UNIT_ROWS):
+                rows = packed.part(start, min(start + _UNIT_ROWS, first + step, packed.rows))
+                rows.multiply(weights, addend, buffers.panel, buffers.tile)
+                self._leave_out_hits(tile, first_row + start, rows.rows, buffers.tile)
+                reduce(tile, start, start + rows.rows, len(weights), kernel_view(buffers.tile))
+
+        parallel.run(work, self.tiles * ranges, 1, self.num_threads)
+
+    def _gathered(self, tile: int) -> tuple[Array, Array]:
+        """Rows of the layer for the candidates of a tile, and bias - log Q of each, padded for the kernel."""
+        mine = slice(tile * TILE, (tile + 1) * TILE)
+        ids = self.draw.candidates[mine]
+        addend = np.zeros(len(ids) + lanes(self.dtype), self.dtype)
+        addend[: len(ids)] = self.head.biases_of(ids) - self.draw.sampled_log_q[mine]
+        return self.head.weights[ids], addend
+
+    def _leave_out_hits(self, tile: int, first: int, count: int, logits: Array) -> None:
+        if self._hit_rows is None or self._hit_positions is None or self._hit_bounds is None:
+            return
+        a, b = self._hit_bounds[tile], self._hit_bounds[tile + 1]
+        rows = self._hit_rows[a:b]
+        begin, end = np.searchsorted(rows, (first, first + count))
+        logits[rows[begin:end] - first, self._hit_positions[a + begin : a + end] - tile * TILE] = -np.inf
+
+
+def softmax_losses(rows: SampledRows) -> Floats:
+    """log sum exp of the row's true and sampled logits, less the mean of its true logits; every row has a true class."""
+    if not len(rows):
+        return np.zeros(0)
+    top, total = rows.statistics()
+    return _softmax_of(top, total, rows.logits_of_true() - rows.draw.true_log_q, rows.true.offsets)
+
+
+def _softmax_of(top: Floats, total: Floats, true: Floats, offsets: Ids) -> Floats:
+    owner, counts = np.repeat(np.arange(len(top)), np.diff(offsets)), np.diff(offsets)
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        highest = np.maximum(top, np.maximum.reduceat(true, offsets[:-1]))
+        total = total * np.exp(np.where(top == highest, 0.0, top - highest))
+        above = highest[owner]
+        total += np.bincount(owner, np.exp(np.where(true == above, 0.0, true - above)), len(top))
+        return (highest - np.bincount(owner, true, len(top)) / counts) + np.log(total)
+
+
+def exact_softmax_losses(top: Floats, total: Floats, true: Floats, offsets: Ids) -> Floats:
+    """log sum exp over all classes, given as maximum and sum, less the mean of the row's true logits."""
+    owner, counts = np.repeat(np.arange(len(top)), np.diff(offsets)), np.diff(offsets)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return (top - np.bincount(owner, true, len(top)) / counts) + np.log(total)
+
+
+def nce_losses(rows: SampledRows, true_label: str) -> Floats:
+    """Sum of the sigmoid losses of the row's true logits, with target 1 / T or 1, and of its sampled logits, with target 0."""
+    true = rows.logits_of_true() - rows.draw.true_log_q
+    return rows.softplus_sums() + true_sigmoid_sums(true, rows.true.offsets, true_label)
+
+
+def true_sigmoid_sums(true: Floats, offsets: Ids, true_label: str) -> Floats:
+    """Sum of z softplus(-t) + (1 - z) softplus(t) over the true logits t of each row."""
+    counts = np.diff(offsets)
+    owner = np.repeat(np.arange(len(counts)), counts)
+    z = 1.0 / counts[owner] if true_label == "uniform" else np.ones(len(owner))
+    with np.errstate(invalid="ignore"):
+        losses = z * np.logaddexp(0.0, -true) + np.where(z == 1.0, 0.0, (1.0 - z) * np.logaddexp(0.0, true))
+    return np.bincount(owner, losses, len(counts))

@@ -1,0 +1,142 @@
+"""The command as a process of its own: pipes, terminals and signals."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import commands
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from commands import ENVIRONMENT, EVAL, ROWS, process
+
+
+@pytest.fixture
+def data(tmp_path, monkeypatch):
+    return commands.make_data(tmp_path, monkeypatch)
+
+
+def test_stdout_is_the_result_alone_and_nothing_moves_on_a_pipe(data):
+    for flags in ((), ("--quiet",), ("-q",)):
+        found = process(*EVAL, "--format", "json", *flags)
+        assert found.returncode == 0
+        assert json.loads(found.stdout)["rows"] == ROWS
+        assert "rows/s" not in found.stderr
+        assert "\x1b" not in found.stderr
+
+
+def on_a_terminal(*arguments, stream):
+    """Run with this stream on a pseudo-terminal; what came there, and the exit code."""
+    pty = pytest.importorskip("pty")
+    master, slave = pty.openpty()
+    others = {name: subprocess.DEVNULL for name in ("stdout", "stderr", "stdin") if name != stream}
+    command = [sys.executable, "-m", "bigvocab", *arguments]
+    with subprocess.Popen(command, env=ENVIRONMENT, **{stream: slave}, **others) as running:
+        os.close(slave)
+        parts = []
+        while True:
+            try:
+                part = os.read(master, 65536)
+            except OSError:  # Linux says so at the end
+                break
+            if not part:
+                break
+            parts.append(part)
+    os.close(master)
+    return b"".join(parts).decode(), running.returncode
+
+
+def test_a_bar_is_on_a_terminal_unless_quiet(data):
+    seen, code = on_a_terminal(*EVAL, stream="stderr")
+    assert code == 0
+    assert f"{ROWS}/{ROWS} rows" in seen
+    assert "\x1b[?25h" in seen  # the cursor is back
+    assert seen.endswith("\x1b[1A\x1b[2K")  # and the line is wiped
+    assert on_a_terminal(*EVAL, "--quiet", stream="stderr") == ("", 0)
+
+
+def test_the_table_has_colours_on_a_terminal_only(data):
+    seen, _ = on_a_terminal(*EVAL, stream="stdout")
+    assert "\x1b[36m" in seen
+    assert "perplexity" in seen
+    assert "\x1b" not in process(*EVAL).stdout
+    seen, _ = on_a_terminal(*EVAL, "--format", "json", stream="stdout")
+    assert json.loads(seen)["rows"] == ROWS
+
+
+def test_compiling_is_said_once_and_not_when_quiet(data):
+    code = (
+        "import sys, bigvocab.evaluator as e\n"
+        "from bigvocab.kernels import _jit\n"
+        "work = e.evaluate\n"
+        "def evaluate(**given):\n"
+        "    for name in 'ab': [callback(name) for callback in _jit._on_compile]\n"
+        "    return work(**given)\n"
+        "e.evaluate = evaluate\n"
+        "from bigvocab.cli import main\n"
+        "main()\n"
+    )
+    for flags, times in (((), 1), (("--quiet",), 0)):
+        command = [sys.executable, "-c", code, *EVAL, *flags]
+        done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True)
+        assert done.returncode == 0
+        assert done.stderr.count("compiling kernels") == done.stderr.count("\n") == times
+
+
+def test_a_reader_that_leaves_is_no_error(data):
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "bigvocab", *EVAL, "--fail-if", "rows > 1"]
+    done = subprocess.run(command, env=ENVIRONMENT, stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert done.returncode == 3
+    assert done.stderr.splitlines()[-1].startswith("bigvocab: failed: rows > 1")
+    assert "Broken" not in done.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_under_stdout_is_an_error(data):
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "bigvocab", *EVAL]
+        done = subprocess.run(command, env=ENVIRONMENT, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "bigvocab: error: No space left on device"
+    assert "Traceback" not in done.stderr
+
+
+def test_a_terminal_without_unicode_gets_plain_letters(data):
+    labels = pq.read_table("labels.parquet").set_column(2, "group", pa.array(["Κύριος"] * ROWS))
+    pq.write_table(labels, "labels.parquet")
+    command = [sys.executable, "-m", "bigvocab", *EVAL, "--group-column", "group"]
+    done = subprocess.run(command, env={**ENVIRONMENT, "PYTHONIOENCODING": "ascii"}, capture_output=True)
+    assert done.returncode == 0
+    assert b"+/-" in done.stdout
+    assert rb"\u039a" in done.stdout
+
+
+@pytest.mark.parametrize(("number", "code", "said"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "")])
+def test_a_signal_ends_the_work_and_leaves_no_output(tmp_path, number, code, said):
+    rows, classes = 16_000, 1_000_000
+    with open(tmp_path / "logits.bin", "wb") as file:
+        file.truncate(2 * rows * classes)  # a hole of 32 GB, which takes seconds to read
+    np.save(tmp_path / "labels.npy", np.zeros(rows, np.int64))
+    flags = ["--logits", "logits.bin", "--shape", f"{rows},{classes}", "--dtype", "bfloat16", "--labels", "labels.npy"]
+    flags += ["--output", "out.parquet", "--report", "out.json", "--quiet"]
+    command = [sys.executable, "-m", "bigvocab", "eval", *flags]
+    with subprocess.Popen(command, env=ENVIRONMENT, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as running:
+        deadline = time.monotonic() + 60
+        while not any("out.parquet" in name for name in os.listdir(tmp_path)):
+            assert time.monotonic() < deadline
+            assert running.poll() is None
+            time.sleep(0.01)
+        time.sleep(0.3)
+        running.send_signal(number)
+        _, stderr = running.communicate(timeout=60)
+    assert running.returncode == code
+    assert stderr == (f"bigvocab: {said}\n" if said else "")
+    assert sorted(os.listdir(tmp_path)) == ["labels.npy", "logits.bin"]

@@ -1,0 +1,131 @@
+"""The laws of the house: imports point upwards, heavy libraries stay in their rooms, nothing foreign is written down."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "bigvocab"
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+
+# From the ground up: a module imports only from lines above its own, or from its own line.
+FLOORS = [
+    {"errors", "options"},
+    {"kernels"},
+    {"parallel", "checks", "formats"},
+    {"reductions", "rows", "matrix", "columns", "vocab_file", "true_classes", "numerals", "conditions"},
+    {"labels", "products", "draws", "tally", "soft_rows", "sigmoid_rows", "id_sets"},
+    {"losses", "linear", "samplers", "batches", "output", "report"},
+    {"sampled", "row_results", "candidates"},
+    {"evaluator", "inspection", "progress"},
+    {"state", "job"},
+    {"engines"},
+    {"cli"},
+    {"__main__"},
+]
+ROOMS = {
+    "numba": {"kernels"},
+    "llvmlite": {"kernels"},
+    "click": {"cli"},
+    "pyarrow": {
+        "batches", "candidates", "columns", "evaluator", "formats", "inspection", "job", "labels", "output", "state", "vocab_file",
+    },
+    "rich": {"cli", "progress", "report"},
+}  # fmt: skip
+
+
+def room(path):
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def floor(name):
+    return next((i for i, names in enumerate(FLOORS) if name in names), None)
+
+
+def imports(path):
+    """(module, whether it stands in a function or under TYPE_CHECKING) of each import of a file."""
+    tree = ast.parse(path.read_text())
+    later = {
+        node
+        for outer in ast.walk(tree)
+        if isinstance(outer, ast.FunctionDef | ast.AsyncFunctionDef) or (isinstance(outer, ast.If) and "TYPE_CHECKING" in ast.dump(outer.test))
+        for node in ast.walk(outer)
+    }  # fmt: skip
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, node in later
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module, node in later
+            if node.module == "bigvocab" or node.module == "bigvocab.kernels":
+                for alias in node.names:
+                    yield f"{node.module}.{alias.name}", node in later
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_point_upwards(path):
+    here = room(path)
+    if here == "__init__":
+        return
+    mine = floor(here)
+    assert mine is not None, f"{here} has no floor: give it one in FLOORS"
+    for module, later in imports(path):
+        parts = module.split(".")
+        if parts[0] == "bigvocab" and len(parts) > 1 and not later:
+            theirs = floor(parts[1])
+            if theirs is not None and parts[1] != here:
+                assert theirs <= mine, f"{here} imports {parts[1]}, which stands above it"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_heavy_libraries_stay_in_their_rooms(path):
+    for module, _ in imports(path):
+        allowed = ROOMS.get(module.split(".")[0])
+        if allowed is not None and path.name != "__init__.py":
+            if module.split(".")[0] == "numba" and room(path) != "kernels":
+                assert room(path) in {"evaluator", "job"}, f"{path.name} imports numba"  # for its version alone
+            else:
+                assert room(path) in allowed, f"{path.name} imports {module}"
+
+
+def test_kernels_use_no_fastmath_and_no_threads_of_numba():
+    for path in (PACKAGE / "kernels").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.keyword):
+                assert node.arg not in ("fastmath", "parallel"), f"{path.name}:{node.value.lineno}"
+
+
+def test_nothing_foreign_is_written_down():
+    """No paths of a machine, no host of a package registry."""
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    names = listed.stdout.split() if listed.returncode == 0 else []
+    for name in names:
+        path = ROOT / name
+        if path.suffix in {".npy", ".parquet", ".safetensors"} or not path.is_file() or path == Path(__file__):
+            continue
+        text = path.read_text(errors="replace")
+        assert not re.search(r"files\.pythonhosted|pypi\.org|download\.pytorch|/work/|/tmp/envs", text), name
+
+
+def test_the_readme_names_every_command_and_option():
+    from click import Group
+
+    from bigvocab.cli import main
+
+    readme = (ROOT / "README.md").read_text()
+    assert isinstance(main, Group)
+    for name, command in main.commands.items():
+        assert f"bigvocab {name}" in readme, name
+        for parameter in command.params:
+            if parameter.param_type_name == "option":
+                assert parameter.opts[0] in readme, f"{name} {parameter.opts[0]}"
+
+
+def test_importing_the_package_is_light():
+    code = "import bigvocab, bigvocab.cli, sys; print([m for m in ('numpy', 'numba', 'pyarrow', 'rich') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

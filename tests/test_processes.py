@@ -1,0 +1,158 @@
+"""Places and ways a process may run in: no HOME, no cache, a damaged cache, spawn pools, threads, forks, many starts at once."""
+
+import multiprocessing
+import os
+import subprocess
+import sys
+import threading
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+import bigvocab as bv
+from bigvocab import parallel
+
+LOSS = """
+import numpy as np, bigvocab as bv
+x = np.random.default_rng(0).standard_normal((3, 5000), dtype=np.float32)
+print(bv.sparse_softmax_cross_entropy(x, [1, 2, 3]).tobytes().hex())
+"""
+
+
+def expected():
+    x = np.random.default_rng(0).standard_normal((3, 5000), dtype=np.float32)
+    return bv.sparse_softmax_cross_entropy(x, [1, 2, 3]).tobytes().hex()
+
+
+def run(code=LOSS, **changes):
+    environment = {name: value for name, value in (os.environ | changes).items() if value is not None}
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    return done.stdout.strip()
+
+
+def test_without_a_home():
+    assert run(HOME=None, XDG_CACHE_HOME=None, BIGVOCAB_CACHE_DIR=None) == expected()
+
+
+def test_without_any_place_to_write(tmp_path):
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    assert run(BIGVOCAB_CACHE_DIR=str(blocked)) == expected()
+    assert blocked.read_text() == ""
+
+
+def test_a_folder_that_others_could_write_is_not_trusted(tmp_path):
+    shared = tmp_path / "cache"
+    (shared / "kernels").mkdir(parents=True)
+    (shared / "kernels").chmod(0o777)
+    assert run(BIGVOCAB_CACHE_DIR=str(shared)) == expected()
+    assert not list((shared / "kernels").iterdir())
+
+
+def test_a_damaged_cache_is_made_anew(tmp_path):
+    assert run(BIGVOCAB_CACHE_DIR=str(tmp_path)) == expected()
+    kept = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert kept
+    for path in kept:
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    assert run(BIGVOCAB_CACHE_DIR=str(tmp_path)) == expected()
+
+
+def test_many_starts_at_once_on_a_cold_cache(tmp_path):
+    with ThreadPoolExecutor(3) as pool:
+        results = list(pool.map(lambda _: run(BIGVOCAB_CACHE_DIR=str(tmp_path)), range(3)))
+    assert results == [expected()] * 3
+
+
+def evaluate_part(path, start, stop):
+    ev = bv.Evaluator()
+    ev.update(bv.open_matrix(path)[start:stop], np.arange(start, stop))
+    return ev
+
+
+def test_a_spawn_pool(tmp_path):
+    logits = np.random.default_rng(1).standard_normal((40, 300)).astype(np.float16)
+    np.save(tmp_path / "logits.npy", logits)
+    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
+        parts = [pool.submit(evaluate_part, str(tmp_path / "logits.npy"), a, a + 10) for a in range(0, 40, 10)]
+        merged = parts[0].result()
+        for part in parts[1:]:
+            merged.merge(part.result())
+    whole = bv.Evaluator()
+    whole.update(logits, np.arange(40))
+    assert merged.report().to_dict() == whole.report().to_dict()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_child_has_threads_of_its_own():
+    code = """
+import os, numpy as np, bigvocab as bv, warnings
+warnings.simplefilter("ignore")
+x, y = np.zeros((64, 200_000), np.float32), np.zeros(64, int)
+bv.sparse_softmax_cross_entropy(x, y, num_threads=4)
+child = os.fork()
+if child == 0:
+    bv.sparse_softmax_cross_entropy(x, y, num_threads=4)
+    os._exit(7)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    assert run(code) == "7"
+
+
+def test_concurrent_callers_do_not_disturb_one_another():
+    rng = np.random.default_rng(2)
+    jobs = [(rng.standard_normal((50, 30_000), dtype=np.float32), rng.integers(0, 30_000, 50)) for _ in range(4)]
+    alone = [bv.sparse_softmax_cross_entropy(x, y) for x, y in jobs]
+    together = [None] * len(jobs)
+
+    def call(i):
+        together[i] = bv.sparse_softmax_cross_entropy(*jobs[i], num_threads=3)
+
+    threads = [threading.Thread(target=call, args=(i,)) for i in range(len(jobs))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for a, b in zip(alone, together, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_an_error_in_a_thread_stops_the_others_and_is_raised():
+    done = []
+
+    def task(start, stop):
+        done.append(start)
+        if start == 3:
+            raise ValueError("row 3")
+
+    with pytest.raises(ValueError, match="row 3"):
+        parallel.run(task, 1000, 1, 2)
+    assert len(done) < 1000
+
+
+def test_memory_stays_bounded_whatever_the_file(tmp_path):
+    """Two gigabytes, mostly holes, of more classes than fit in 16 bits: anonymous memory must hardly grow."""
+    if not os.path.exists("/proc/self/status"):
+        pytest.skip("needs /proc")
+    path = tmp_path / "logits.npy"
+    with path.open("wb") as file:
+        header = {"descr": "<f4", "fortran_order": False, "shape": (512, 1 << 20)}
+        np.lib.format.write_array_header_1_0(file, header)
+        file.truncate(file.tell() + 512 * 4 * (1 << 20))
+    code = f"""
+import numpy as np, bigvocab as bv
+from pathlib import Path
+def anonymous():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) >> 10 for line in lines if line.startswith("RssAnon"))
+import bigvocab.evaluator, bigvocab.kernels.softmax
+before, seen = anonymous(), []
+bv.evaluate(logits={str(path)!r}, labels=np.arange(512), progress=lambda *_: seen.append(anonymous()), max_memory="128M")
+print(max(seen) - before)
+"""
+    if not os.path.exists("/proc/self/status"):
+        pytest.skip("needs /proc")
+    assert int(run(code)) <= 300
