@@ -199,7 +199,7 @@ FORMAT = _option(RESULT, "--format", "form", type=click.Choice(["table", "json"]
                  help="A table for people, or JSON.")
 EVAL = [
     _option(DATA, "--logits", multiple=True, metavar="PATH", help="Logits: file, quoted glob or folder; repeatable."),
-    _option(DATA, "--labels", metavar="PATH", required=True, help="Labels: Arrow IPC, Parquet, .npy; .safetensors (soft)."),
+    _option(DATA, "--labels", metavar="PATH", required=True, help="Labels: Arrow IPC, Parquet, .npy, .safetensors."),
     _option(DATA, "--inputs", multiple=True, metavar="PATH", help="Hidden states, in place of logits; repeatable."),
     _option(DATA, "--weights", multiple=True, metavar="PATH", help="Output layer for --inputs; repeatable."),
     _option(DATA, "--biases", metavar="PATH", help="Biases of the output layer."),
@@ -321,8 +321,11 @@ def _evaluate(options: dict[str, Any], quiet: bool) -> Report:
         if name in given:
             given[name] = given[name][0] if len(given[name]) == 1 else list(given[name])
     with Display(quiet=quiet) as display:
+        from bigvocab.bus_errors import die_with_a_message
         from bigvocab.evaluator import evaluate, parse_bytes
+        from bigvocab.output import remove_temporaries
 
+        die_with_a_message(remove_temporaries)
         _check_raw(given)
         if "max_memory" in given:
             _as_usage("--max-memory", parse_bytes, "max_memory", given["max_memory"])

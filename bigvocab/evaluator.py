@@ -298,7 +298,8 @@ def evaluate(
     shards = vocab_shards and evaluator.layer is None  # files of a layer are ranges of classes in any case
     matrix = evaluator.source(values, vocab_shards=shards, **_given(shape=shape, dtype=dtype, offset=offset))
     ids = open_labels(labels, evaluator.loss, evaluator.columns)
-    evaluator.logits_name = matrix.files[0]["path"] if matrix.files else "logits"
+    if matrix.files and matrix.files[0]["path"] != "<array>":
+        evaluator.logits_name = matrix.files[0]["path"]
     evaluator.label_name = ids.path if ids.files else "labels"
     _check_job(evaluator, matrix, ids)
     block = block_rows(matrix, chunk_rows, max_memory)
@@ -496,4 +497,11 @@ def _vector(values: Any) -> Any:
             return np.loadtxt(values, dtype=np.float64, ndmin=1)
         except (OSError, ValueError) as error:
             raise BigvocabError(f"{values}: expected one number a line: {error}") from None
+    if str(values).lower().endswith(".npy"):
+        try:
+            numbers = np.load(values, allow_pickle=False).reshape(-1)
+        except (OSError, ValueError, EOFError) as error:
+            raise BigvocabError(f"{values}: expected a .npy of numbers: {error}") from None
+        if numbers.dtype.kind in "iu":
+            return numbers
     return np.asarray(as_matrix(values)).reshape(-1)

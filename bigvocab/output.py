@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from bigvocab.errors import BigvocabError
 from bigvocab.tally import RowResult
 
+_temporaries: set[Path] = set()  # of files that are being written
 _GROUP_ROWS = 65_536  # rows of a row group: fixed, so that the file does not depend on the size of the batches
 
 
@@ -29,6 +30,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     except OSError as error:
         raise BigvocabError(f"{target}: cannot be written: {error.strerror}") from None
     temporary = Path(name)
+    _temporaries.add(temporary)
     try:
         if target.is_dir():
             raise BigvocabError(f"{target}: is a folder, expected a file to write")
@@ -44,6 +46,14 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     finally:
         with contextlib.suppress(FileNotFoundError):
             temporary.unlink()
+        _temporaries.discard(temporary)
+
+
+def remove_temporaries() -> None:
+    """Remove files that are half-written, when the process is about to die."""
+    for path in tuple(_temporaries):
+        with contextlib.suppress(OSError):
+            path.unlink()
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

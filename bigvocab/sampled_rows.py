@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -85,6 +86,7 @@ class SampledRows:
         rows, positions = rows[order], positions[order]
         return rows, positions, np.searchsorted(positions // TILE, np.arange(self.tiles + 1))
 
+    @cached_property
     def logits_of_true(self) -> Floats:
         """x . w + b of each true id with its row, flat, without any correction."""
         rows, ids = self.true_rows, self.true.ids
@@ -200,7 +202,7 @@ def softmax_losses(rows: SampledRows) -> Floats:
     if not len(rows):
         return np.zeros(0)
     top, total = rows.statistics()
-    return _softmax_of(top, total, rows.logits_of_true() - rows.draw.true_log_q, rows.true.offsets)
+    return _softmax_of(top, total, rows.logits_of_true - rows.draw.true_log_q, rows.true.offsets)
 
 
 def _softmax_of(top: Floats, total: Floats, true: Floats, offsets: Ids) -> Floats:
@@ -222,7 +224,7 @@ def exact_softmax_losses(top: Floats, total: Floats, true: Floats, offsets: Ids)
 
 def nce_losses(rows: SampledRows, true_label: str) -> Floats:
     """Sum of the sigmoid losses of the row's true logits, with target 1 / T or 1, and of its sampled logits, with target 0."""
-    true = rows.logits_of_true() - rows.draw.true_log_q
+    true = rows.logits_of_true - rows.draw.true_log_q
     return rows.softplus_sums() + true_sigmoid_sums(true, rows.true.offsets, true_label)
 
 

@@ -156,3 +156,28 @@ print(max(seen) - before)
     if not os.path.exists("/proc/self/status"):
         pytest.skip("needs /proc")
     assert int(run(code)) <= 300
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="bus errors are told apart on Linux")
+def test_a_bus_error_has_a_message_and_leaves_nothing(tmp_path):
+    """Between the check of a file's size and the read of its pages it may still shrink."""
+    np.save(tmp_path / "logits.npy", np.zeros((64, 300_000), np.float32))
+    np.save(tmp_path / "labels.npy", np.zeros(64, np.int64))
+    code = f"""
+import os, sys
+from bigvocab import cli, matrix, progress
+matrix.Matrix.check = lambda self: None
+shown = progress.Display.update
+def update(self, done, total, read):
+    os.truncate("{tmp_path}/logits.npy", 10_000_000)
+    shown(self, done, total, read)
+progress.Display.update = update
+cli.cli(["eval", "--logits", "{tmp_path}/logits.npy", "--labels", "{tmp_path}/labels.npy",
+          "--output", "{tmp_path}/out.parquet", "--chunk-rows", "8", "--quiet"])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr == (
+        "bigvocab: error: a file was cut short while it was read (bus error); nothing was written\n"
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["labels.npy", "logits.npy"]

@@ -18,7 +18,7 @@ from typing import Any
 
 import llvmlite
 import numba
-from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLocator
+from numba.core.caching import CompileResultCacheImpl, FunctionCache, NullCache, _CacheLocator
 
 _SOURCES = Path(__file__).parent
 _on_compile: list[Callable[[str], None]] = []
@@ -106,8 +106,7 @@ class _KernelCache(FunctionCache):
         except Exception:  # a truncated or foreign file can raise anything when unpickled
             found = None
         if found is None:
-            for callback in _on_compile:
-                callback(self._py_func.__name__)
+            _compiling(self._py_func)
         return found
 
     def save_overload(self, sig: Any, data: Any) -> None:
@@ -121,6 +120,21 @@ class _KernelCache(FunctionCache):
                 super().save_overload(sig, data)
 
 
+class _NoCache(NullCache):
+    """No folder to keep machine code in: every start compiles, and says so."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+
+    def load_overload(self, sig: Any, target_context: Any) -> None:
+        _compiling(self._function)
+
+
+def _compiling(function: Callable[..., Any]) -> None:
+    for callback in _on_compile:
+        callback(function.__name__)
+
+
 def jit(function: Callable[..., Any]) -> Any:
     """Compile `function` at its first call and keep the machine code.
 
@@ -129,8 +143,7 @@ def jit(function: Callable[..., Any]) -> Any:
     not an exception that stops vectorisation.
     """
     dispatcher = numba.njit(nogil=True, error_model="numpy")(function)
-    if _folder is not None:
-        dispatcher._cache = _KernelCache(function)
+    dispatcher._cache = _NoCache(function) if _folder is None else _KernelCache(function)
     return dispatcher
 
 

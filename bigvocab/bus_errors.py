@@ -1,0 +1,35 @@
+"""A file that shrinks under a memory map kills its reader with a bus error; the command says so, and leaves nothing behind.
+
+Sizes are checked before every block, so this is for the moment between a check and the read. The handler runs in the thread that
+faulted, which is in a kernel and does not hold the interpreter, so it may call Python; it ends the process, since nothing can be mended.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+from collections.abc import Callable
+from typing import Any
+
+_MESSAGE = b"bigvocab: error: a file was cut short while it was read (bus error); nothing was written\n"
+_handler: Any = None  # kept alive: the system holds only its address
+
+
+def die_with_a_message(clean_up: Callable[[], None]) -> None:
+    """From now on a bus error calls `clean_up`, prints one line and exits with 1."""
+    global _handler
+    if not hasattr(signal, "SIGBUS"):
+        return
+
+    def on_bus_error(number: int) -> None:
+        with contextlib.suppress(BaseException):
+            clean_up()
+        os.write(2, _MESSAGE)
+        os._exit(1)
+
+    _handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(on_bus_error)
+    install = ctypes.CDLL(None).signal
+    install.argtypes, install.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p
+    install(signal.SIGBUS, ctypes.cast(_handler, ctypes.c_void_p))

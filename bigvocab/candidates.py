@@ -1,0 +1,256 @@
+"""Files of candidates: one draw of a sampler as an Arrow file of one row, to look at, to use again, or to bring from elsewhere.
+
+Columns: sampled_candidates list<int64>, sampled_expected_count list<float64>, true_classes list<list<int64>> and true_expected_count
+list<list<float64>> (one list a row of the data; null without true classes), num_tries, seed list<int64> (the pair), step, sampler, range_max, vocab_file, distortion.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from bigvocab.checks import as_integers
+from bigvocab.draw_blocks import SAMPLERS, make_sampler
+from bigvocab.draws import expected_count, seed_pair
+from bigvocab.errors import BigvocabError, FormatError
+from bigvocab.labels import read_labels
+from bigvocab.output import replacing
+from bigvocab.sampled_rows import Draw
+from bigvocab.true_classes import TrueClasses
+
+Ids = npt.NDArray[np.int64]
+
+_FIELDS = [
+    pa.field("sampled_candidates", pa.list_(pa.int64()), nullable=False),
+    pa.field("sampled_expected_count", pa.list_(pa.float64()), nullable=False),
+    pa.field("true_classes", pa.list_(pa.list_(pa.int64()))),
+    pa.field("true_expected_count", pa.list_(pa.list_(pa.float64()))),
+    pa.field("num_tries", pa.int64()),
+    pa.field("seed", pa.list_(pa.int64())),
+    pa.field("step", pa.int64()),
+    pa.field("sampler", pa.string()),
+    pa.field("range_max", pa.int64()),
+    pa.field("vocab_file", pa.string()),
+    pa.field("distortion", pa.float64()),
+]
+SCHEMA = pa.schema(_FIELDS)
+_NEEDED = ("sampled_candidates", "sampled_expected_count")
+
+
+def write_candidates(
+    output: str | os.PathLike[str],
+    *,
+    sampler: str = "log-uniform",
+    num_sampled: int,
+    range_max: int | None = None,
+    seed: Any = 0,
+    step: int = 0,
+    vocab_file: str | os.PathLike[str] | None = None,
+    distortion: float | None = None,
+    true_classes: Any = None,
+) -> dict[str, Any]:
+    """Draw candidates and write them to `output`; returns what was drawn as {sampler, num_sampled, range_max, seed, step, num_tries}.
+
+    Args:
+        output: path of the Arrow IPC file, which appears whole or not at all.
+        true_classes: labels, as `read_labels` takes them: their expected counts are written too. They do not change the draw.
+        sampler, num_sampled, range_max, seed, step, vocab_file, distortion: see `DrawBlocks`.
+
+    Raises:
+        BigvocabError: an option that does not fit, a true class out of range.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_candidates(f"{folder}/c.arrow", num_sampled=8, range_max=1000, seed=(1, 7))["num_tries"]
+    9
+    """
+    source = make_sampler(sampler, range_max, vocab_file, distortion)
+    pair = seed_pair(seed)
+    offsets, ids = (np.zeros(1, np.int64), np.zeros(0, np.int64)) if true_classes is None else read_true(true_classes)
+    values = source.sample((offsets, ids), num_sampled, seed=pair, step=step)
+    row = {
+        "sampled_candidates": values.sampled_candidates,
+        "sampled_expected_count": values.sampled_expected_count,
+        "true_classes": None if true_classes is None else _nested(offsets, ids),
+        "true_expected_count": None if true_classes is None else _nested(offsets, values.true_expected_count),
+        "num_tries": values.num_tries,
+        "seed": pair,
+        "step": step,
+        "sampler": sampler,
+        "range_max": source.range_max,
+        "vocab_file": None if vocab_file is None else os.fspath(vocab_file),
+        "distortion": distortion,
+    }
+    table = pa.table({name: _one_row(row[name], SCHEMA.field(name).type) for name in SCHEMA.names}, schema=SCHEMA)
+    with replacing(output) as temporary, pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, SCHEMA) as writer:
+        writer.write_table(table)
+    told = ("sampler", "range_max", "seed", "step", "num_tries")
+    return {"path": os.fspath(output), "num_sampled": len(values.sampled_candidates)} | {name: row[name] for name in told}
+
+
+def _nested(offsets: Ids, flat: Any) -> pa.Array:
+    return pa.LargeListArray.from_arrays(offsets, flat)
+
+
+def _one_row(value: Any, kind: pa.DataType) -> pa.Array:
+    """A column of one row; its list from a whole array."""
+    if isinstance(value, np.ndarray | pa.Array):
+        inner = pa.array(value) if isinstance(value, np.ndarray) else value
+        return pa.ListArray.from_arrays(np.array([0, len(inner)], np.int32), inner.cast(kind.value_type))
+    return pa.array([value], kind)
+
+
+def read_true(labels: Any) -> tuple[Ids, Ids]:
+    """Labels of one class or a list of classes a row as (offsets, ids); a null row has none."""
+    sizes, parts = [np.zeros(1, np.int64)], [np.zeros(0, np.int64)]
+    source = read_labels(labels)
+    if source.kind not in ("id", "list"):
+        raise BigvocabError(f"{source.path}: expected one class or a list of classes a row, got labels of kind {source.kind}")
+    for batch in source:
+        if isinstance(batch.labels, tuple):
+            sizes.append(np.diff(batch.labels[0]))
+            parts.append(batch.labels[1])
+        else:
+            kept = np.ones(len(batch), bool) if batch.ignored is None else ~batch.ignored
+            sizes.append(kept.astype(np.int64))
+            parts.append(batch.labels[kept])
+    return np.cumsum(np.concatenate(sizes)), np.concatenate(parts)
+
+
+class FileCandidates:
+    """The candidates of a file, the same for all rows of an evaluation.
+
+    log Q of the labels comes from the file where it has true classes (they must be the labels, row by row), else it is computed from the
+    sampler that the file names.
+    """
+
+    ordered = False
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        num_classes: int,
+        *,
+        num_sampled: int | None = None,
+        vocab_file: str | os.PathLike[str] | None = None,
+    ) -> None:
+        self.path = os.fspath(path)
+        row = _read(Path(path))
+        self._candidates: Ids = row["sampled_candidates"]
+        self._counts = row["sampled_expected_count"]
+        self.num_sampled = len(self._candidates)
+        self.name = str(row.get("sampler") or "file")
+        self.seed = row.get("seed")
+        self._num_tries = row.get("num_tries")
+        self._true = row.get("true_classes"), row.get("true_expected_count")
+        _check(self.path, self._candidates, self._counts, num_classes)
+        if num_sampled is not None and num_sampled != self.num_sampled:
+            raise BigvocabError(f"num_sampled: got {num_sampled}, but {self.path} has {self.num_sampled} candidates")
+        self._sampler = None
+        if self._true[1] is None:
+            if self.name not in SAMPLERS or self._num_tries is None:
+                raise FormatError(
+                    f"{self.path}: has no true_expected_count, and sampler {self.name!r} cannot compute it, "
+                    f"expected one of {', '.join(SAMPLERS)} with num_tries"
+                )
+            if row.get("range_max") != num_classes:
+                raise BigvocabError(f"{self.path}: was drawn from {row.get('range_max')} classes, expected {num_classes}")
+            file = vocab_file if vocab_file is not None else row.get("vocab_file")
+            self._sampler = make_sampler(self.name, num_classes, file, row.get("distortion"))
+
+    def options(self) -> dict[str, Any]:
+        """What tells candidates apart."""
+        return {"candidates": self.path, "sampler": self.name, "num_sampled": self.num_sampled, "seed": self.seed}
+
+    def draw(self, row: int, rows: int, true: TrueClasses, kept: Ids) -> Draw:
+        """The candidates, for `rows` rows from `row` on; `kept` are those that have the true classes, from 0."""
+        if self._sampler is None:
+            counts = self._stored_counts(row, true, kept)
+        elif self.name == "all" or self.num_sampled == self._sampler.range_max:
+            counts = np.ones(len(true.ids))
+        else:
+            counts = expected_count(self._sampler.probability(true.ids), self.num_sampled, int(self._num_tries))
+        bad = ~((counts > 0) & (counts < np.inf))
+        if bad.any():
+            at = int(np.argmax(bad))
+            raise BigvocabError(
+                f"{true.name}: row {row + kept[true.row_of(at)]:,} is {true.ids[at]}, whose expected count in {self.path} is "
+                f"{counts[at]}, expected a finite number above 0"
+            )
+        return Draw(self._candidates, np.log(counts), np.log(self._counts))
+
+    def _stored_counts(self, row: int, true: TrueClasses, kept: Ids) -> npt.NDArray[np.float64]:
+        offsets, ids, counts = self._true[0][0], self._true[0][1], self._true[1]
+        last = row + int(kept[-1]) if len(kept) else row
+        if last >= len(offsets) - 1:
+            raise BigvocabError(f"{self.path}: has true classes of {len(offsets) - 1:,} rows, but there is a row {last:,}")
+        starts, sizes = offsets[row + kept], np.diff(offsets)[row + kept]
+        same = sizes == np.diff(true.offsets)
+        if not same.all():
+            at = row + kept[np.argmin(same)]
+            raise BigvocabError(f"{true.name}: row {at:,} has not as many true classes as in {self.path}")
+        where = np.repeat(starts - true.offsets[:-1], sizes) + np.arange(len(true.ids))
+        if (ids[where] != true.ids).any():
+            at = int(np.argmax(ids[where] != true.ids))
+            raise BigvocabError(
+                f"{true.name}: row {row + kept[true.row_of(at)]:,} is {true.ids[at]}, but {ids[where][at]} in {self.path}"
+            )
+        return counts[where]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The one row of the file, checked for its columns."""
+    try:
+        with pa.OSFile(str(path)) as file:
+            table = pa.ipc.open_file(file).read_all()
+    except FileNotFoundError:
+        raise BigvocabError(f"{path}: no such file") from None
+    except (pa.ArrowException, OSError) as error:
+        raise FormatError(f"{path}: expected an Arrow IPC file of candidates: {str(error).splitlines()[0]}") from None
+    missing = [name for name in _NEEDED if name not in table.column_names]
+    if missing:
+        raise FormatError(f"{path}: no column {missing[0]!r}, expected one as `bigvocab sample` writes it")
+    if len(table) != 1:
+        raise FormatError(f"{path}: has {len(table)} draws, expected 1")
+    try:
+        kinds = {name: SCHEMA.field(name).type for name in table.column_names if name in SCHEMA.names}
+        columns = {name: table.column(name).combine_chunks().cast(kind) for name, kind in kinds.items()}
+    except (pa.ArrowException, NotImplementedError) as error:
+        raise FormatError(f"{path}: {str(error).splitlines()[0]}") from None
+    row: dict[str, Any] = {}
+    for name, column in columns.items():
+        if name in _NEEDED:
+            row[name] = column.flatten().to_numpy(zero_copy_only=False)
+        elif name == "true_classes" and column.null_count == 0:
+            lists = column.flatten()
+            offsets = np.asarray(lists.offsets, np.int64)
+            row[name] = offsets - offsets[0], as_integers(name, lists.flatten().to_numpy(zero_copy_only=False))
+        elif name == "true_expected_count" and column.null_count == 0:
+            row[name] = column.flatten().flatten().to_numpy(zero_copy_only=False)
+        else:
+            row[name] = column[0].as_py()
+    if (row.get("true_classes") is None) != (row.get("true_expected_count") is None):
+        raise FormatError(f"{path}: has only one of true_classes and true_expected_count, expected both or neither")
+    if row.get("true_classes") is not None and len(row["true_classes"][1]) != len(row["true_expected_count"]):
+        raise FormatError(f"{path}: true_classes and true_expected_count differ in length")
+    return row
+
+
+def _check(path: str, candidates: Ids, counts: npt.NDArray[np.float64], num_classes: int) -> None:
+    if len(candidates) == 0 or candidates.dtype != np.int64:
+        raise FormatError(f"{path}: sampled_candidates is empty or has nulls, expected ids of classes")
+    if len(candidates) != len(counts):
+        raise FormatError(f"{path}: {len(candidates)} candidates, but {len(counts)} expected counts, expected as many")
+    bad = (candidates < 0) | (candidates >= num_classes)
+    if bad.any():
+        at = int(np.argmax(bad))
+        raise BigvocabError(f"{path}: candidate {at} is {candidates[at]}, expected a class in [0, {num_classes:,})")
+    bad = ~((counts > 0) & (counts < np.inf))
+    if bad.any():
+        at = int(np.argmax(bad))
+        raise FormatError(f"{path}: expected count {at} is {counts[at]}, expected a finite number above 0")

@@ -1,0 +1,140 @@
+"""Which candidates belong to which rows of an evaluation: a fresh draw for every 512 rows.
+
+Blocks are counted from row 0 of the data, and the number of the block is the sampler's step. So the candidates of a row depend on its number and the
+seed alone: not on chunks, threads, files or the shards of a job.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bigvocab.draws import expected_count, integer, seed_pair
+from bigvocab.errors import BigvocabError
+from bigvocab.sampled_rows import Draw
+from bigvocab.samplers import (
+    AllCandidateSampler,
+    FixedUnigramSampler,
+    LearnedUnigramSampler,
+    LogUniformSampler,
+    SampledValues,
+    UniformSampler,
+)
+from bigvocab.true_classes import TrueClasses
+
+Ids = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+
+DRAW_ROWS = 512  # rows that share a draw; part of the meaning of a seed, so it never changes
+SAMPLERS = {
+    "log-uniform": LogUniformSampler,
+    "uniform": UniformSampler,
+    "unigram": FixedUnigramSampler,
+    "learned-unigram": LearnedUnigramSampler,
+    "all": AllCandidateSampler,
+}
+
+
+def make_sampler(
+    name: str, num_classes: int | None, vocab_file: str | os.PathLike[str] | None = None, distortion: float | None = None
+) -> Any:
+    """The sampler of the command's name; the vocabulary of "unigram" must have num_classes lines, where that is known."""
+    if name not in SAMPLERS:
+        raise BigvocabError(f"sampler: got {name!r}, expected one of {', '.join(SAMPLERS)}")
+    if name == "unigram":
+        if vocab_file is None:
+            raise BigvocabError("vocab_file: the unigram sampler needs it, expected a file with a word and its count a line")
+        power = 1.0 if distortion is None else distortion
+        return FixedUnigramSampler(vocab_file=vocab_file, range_max=num_classes, distortion=power)
+    for option, value in {"vocab_file": vocab_file, "distortion": distortion}.items():
+        if value is not None:
+            raise BigvocabError(f"{option}: belongs to the unigram sampler, got it with {name}")
+    if num_classes is None:
+        raise BigvocabError(f"range_max: the {name} sampler needs it, expected the number of classes")
+    return SAMPLERS[name](num_classes)
+
+
+class DrawBlocks:
+    """Draws of a sampler, one for each block of 512 rows.
+
+    Args:
+        sampler: name, see SAMPLERS.
+        num_sampled: S; None is all classes, for the sampler "all" alone.
+        num_classes: V.
+        seed: int or pair, as in TensorFlow.
+        vocab_file, distortion: of the unigram sampler.
+    """
+
+    def __init__(
+        self,
+        sampler: str,
+        num_sampled: int | None,
+        num_classes: int,
+        *,
+        seed: Any = 0,
+        vocab_file: str | os.PathLike[str] | None = None,
+        distortion: float | None = None,
+    ) -> None:
+        if num_sampled is None:
+            if sampler != "all":
+                raise BigvocabError("num_sampled: a sampled loss needs it, expected how many candidates to draw")
+            num_sampled = num_classes
+        self.name = sampler
+        self.num_sampled = integer("num_sampled", num_sampled, 1, 2**31 - 1)
+        self.seed = seed_pair(seed)
+        self.sampler = make_sampler(sampler, num_classes, vocab_file, distortion)
+        self._options = {"distortion": distortion, "vocab_file": None if vocab_file is None else os.path.abspath(vocab_file)}
+        self.ordered = sampler == "learned-unigram"  # its draws depend on the labels of all rows before
+        self._step, self._values = 0, self._drawn(0)
+        self._next_row, self._unlearned = 0, [np.zeros(0, np.int64)]
+
+    def options(self) -> dict[str, Any]:
+        """What tells draws apart."""
+        return {"sampler": self.name, "num_sampled": self.num_sampled, "seed": self.seed, **self._options}
+
+    def _drawn(self, step: int) -> SampledValues:
+        nothing: Ids = np.zeros((0, 1), np.int64)
+        return self.sampler.sample(nothing, self.num_sampled, seed=self.seed, step=step)
+
+    def draw(self, row: int, rows: int, true: TrueClasses, kept: Ids) -> Draw:
+        """The draw of the block of `row`, for `rows` rows of it; `kept` are those that have the true classes, from 0."""
+        step = row // DRAW_ROWS
+        if self.ordered:
+            self._follow(row, rows, step)
+        if step != self._step:
+            self._step, self._values = step, self._drawn(step)
+        counts = self._true_counts(true, row, kept)
+        if self.ordered:
+            self._unlearned.append(true.ids)
+        return Draw(self._values.sampled_candidates, np.log(counts), np.log(self._values.sampled_expected_count))
+
+    def _follow(self, row: int, rows: int, step: int) -> None:
+        if row != self._next_row:
+            raise BigvocabError(
+                f"sampler: learned-unigram learns from all rows before, so rows must come in order from row 0, "
+                f"expected row {self._next_row:,}, got row {row:,}; it cannot be used with shards or merges"
+            )
+        self._next_row = row + rows
+        if step != self._step:
+            self.sampler._update(np.concatenate(self._unlearned))
+            self._unlearned.clear()
+
+    def _true_counts(self, true: TrueClasses, row: int, kept: Ids) -> Floats:
+        """Q of each true id: 1 where all classes are drawn."""
+        if self.name == "all":
+            outside, probability = true.ids >= self.num_sampled, np.ones(len(true.ids))
+        else:
+            probability = self.sampler.probability(true.ids)
+            outside = probability == 0
+        if outside.any():
+            at = int(np.argmax(outside))
+            raise BigvocabError(
+                f"{true.name}: row {row + kept[true.row_of(at)]:,} is {true.ids[at]}, a class that {self.name} never draws: "
+                "log Q would be -inf"
+            )
+        if self.name == "all" or self.num_sampled == self.sampler.range_max:
+            return np.ones(len(probability))
+        return expected_count(probability, self.num_sampled, self._values.num_tries)

@@ -1,0 +1,158 @@
+"""What the two sampled losses make of a block of rows, and of the same rows with all classes, where that is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bigvocab.draw_blocks import DRAW_ROWS
+from bigvocab.errors import BigvocabError
+from bigvocab.id_sets import IdSets
+from bigvocab.linear_rows import LinearRows
+from bigvocab.row_results import _result
+from bigvocab.sampled_rows import (
+    Head,
+    SampledRows,
+    exact_softmax_losses,
+    nce_losses,
+    softmax_losses,
+    true_sigmoid_sums,
+)
+from bigvocab.tally import RowResult
+from bigvocab.true_classes import TrueClasses
+
+if TYPE_CHECKING:
+    from bigvocab.evaluator import Evaluator
+    from bigvocab.labels import LabelBatch
+
+Floats = npt.NDArray[np.float64]
+Ids = npt.NDArray[np.int64]
+
+
+def sampled_softmax(evaluator: Evaluator, rows: LinearRows, batch: LabelBatch) -> RowResult:
+    """Sampled softmax of the rows, accidental hits left out; with `exact`, beside their full softmax cross-entropy."""
+    return _sampled(evaluator, rows, batch, softmax_losses, True, _exact_softmax)
+
+
+def nce(evaluator: Evaluator, rows: LinearRows, batch: LabelBatch) -> RowResult:
+    """NCE of the rows, accidental hits and all; with `exact`, beside the sum of their sigmoid losses over all classes."""
+    return _sampled(evaluator, rows, batch, lambda sampled: nce_losses(sampled, "uniform"), False, _exact_nce)
+
+
+SAMPLED_RESULTS: dict[str, Callable[[Evaluator, Any, LabelBatch], RowResult]] = {
+    "sampled-softmax": sampled_softmax,
+    "nce": nce,
+}
+
+
+def _sampled(
+    evaluator: Evaluator,
+    rows: LinearRows,
+    batch: LabelBatch,
+    losses_of: Callable[[SampledRows], Floats],
+    remove_hits: bool,
+    exact_of: Callable[[LinearRows, TrueClasses, Ids, Floats, int], Floats],
+) -> RowResult:
+    offsets, ids, ignored = _true_ids(evaluator, batch)
+    first, layer = evaluator._seen + batch.first_row, rows.layer
+    head = Head(layer.weights, layer._biases, layer.norm)
+    losses, true_logits = np.full(len(batch), np.nan), np.empty(len(ids))
+    start = 0
+    while start < len(batch):
+        stop = min(len(batch), (first + start) // DRAW_ROWS * DRAW_ROWS + DRAW_ROWS - first)
+        kept = np.flatnonzero(~ignored[start:stop])
+        part = slice(offsets[start], offsets[stop])
+        own = np.concatenate([[0], np.cumsum(np.diff(offsets)[start:stop][kept])])
+        true = TrueClasses((own, ids[part]), evaluator.label_name)
+        draw = evaluator.draws.draw(first + start, stop - start, true, kept)
+        inputs = rows.inputs[start:stop] if len(kept) == stop - start else rows.inputs[start + kept]
+        sampled = SampledRows(head, inputs, true, draw, remove_hits=remove_hits, num_threads=evaluator.num_threads)
+        losses[start + kept] = losses_of(sampled)
+        true_logits[part] = sampled.logits_of_true
+        start = stop
+    result_exact = None
+    finite = np.isfinite(losses)
+    if evaluator.exact:
+        result_exact = exact_of(rows, TrueClasses((offsets, ids)), np.flatnonzero(~ignored), true_logits, evaluator.num_threads)
+        finite &= np.isfinite(result_exact)
+    result = _result(
+        evaluator, batch, losses, None, finite, ignored, lambda row: f"has the loss {losses[row]}, from what is not finite"
+    )
+    if result_exact is not None:
+        with np.errstate(invalid="ignore"):
+            result.figures |= {"exact": result_exact, "bias": result_exact - losses}
+    return result
+
+
+def _true_ids(evaluator: Evaluator, batch: LabelBatch) -> tuple[Ids, Ids, npt.NDArray[np.bool_]]:
+    """Offsets and ids of the true classes of each row, none where it is ignored, and which rows are."""
+    ignored = np.zeros(len(batch), bool) if batch.ignored is None else batch.ignored.astype(bool)
+    if isinstance(batch.labels, tuple):
+        offsets, ids = (np.asarray(part, np.int64) for part in batch.labels)
+    else:
+        labels = np.asarray(batch.labels, np.int64)
+        if evaluator.ignore_index is not None:
+            ignored = ignored | (labels == evaluator.ignore_index)
+        labels = labels.reshape(len(batch), -1)
+        offsets, ids = np.arange(len(batch) + 1, dtype=np.int64) * labels.shape[1], labels.reshape(-1)
+    counts = np.diff(offsets)
+    ids = ids[np.repeat(~ignored, counts)]
+    counts = np.where(ignored, 0, counts)
+    offsets = np.concatenate([[0], np.cumsum(counts)])
+    _check_true(evaluator, batch, offsets, ids, ignored)
+    return offsets, ids, ignored
+
+
+def _check_true(evaluator: Evaluator, batch: LabelBatch, offsets: Ids, ids: Ids, ignored: npt.NDArray[np.bool_]) -> None:
+    counts, name = np.diff(offsets), evaluator.label_name
+    expected = evaluator.num_true
+    wrong = counts != expected if expected is not None else counts < (evaluator.loss == "sampled-softmax")
+    if (wrong := wrong & ~ignored).any():
+        row = int(np.argmax(wrong))
+        what = "at least one" if expected is None else f"num_true = {expected}"
+        raise BigvocabError(f"{name}: row {batch.first_row + row:,} has {counts[row]} true classes, expected {what}")
+    classes = evaluator.layer.num_classes if evaluator.layer is not None else 0
+    bad = (ids < 0) | (ids >= classes)
+    if bad.any():
+        at = int(np.argmax(bad))
+        row = batch.first_row + int(np.searchsorted(offsets, at, side="right")) - 1
+        raise BigvocabError(f"{name}: row {row:,} is {ids[at]}, expected a class in [0, {classes:,})")
+
+
+def _exact_softmax(rows: LinearRows, true: TrueClasses, kept: Ids, true_logits: Floats, num_threads: int) -> Floats:
+    from bigvocab.kernels import softmax
+
+    labels = np.full(len(rows), softmax.SKIP)
+    labels[kept] = softmax.NO_LABEL
+    stats = rows.softmax_rows(labels, want=0, scale=1.0, softcap=0.0, num_threads=num_threads)
+    losses = exact_softmax_losses(stats._column("MAX"), stats._column("SUM"), true_logits, true.offsets)
+    return _only(losses, kept)
+
+
+def _exact_nce(rows: LinearRows, true: TrueClasses, kept: Ids, true_logits: Floats, num_threads: int) -> Floats:
+    """Sum over all classes of the sigmoid losses, with target 1 / T for the true ones; a repeated one counts each time, as in NCE."""
+    owner = np.repeat(np.arange(len(rows)), np.diff(true.offsets))
+    order = np.lexsort((true.ids, owner))
+    first = np.ones(len(order), bool)
+    first[1:] = (owner[order][1:] != owner[order][:-1]) | (true.ids[order][1:] != true.ids[order][:-1])
+    chosen = order[first]
+    sizes = np.bincount(owner[chosen], minlength=len(rows))
+    sets = IdSets(np.concatenate([[0], np.cumsum(sizes)]), np.ascontiguousarray(true.ids[chosen]))
+    skip = np.ones(len(rows), bool)
+    skip[kept] = False
+    sums = rows.sparse_sigmoid_rows(
+        sets, skip, pos_weight=np.ones(1), transform=(1.0, 0.0), num_threads=num_threads
+    )
+    if (np.diff(true.offsets) > 1).any():  # the kernel's target is 1 for each of the set
+        sums = sums - np.bincount(owner[chosen], np.logaddexp(0.0, -true_logits[chosen]), len(rows))
+        sums = sums + true_sigmoid_sums(true_logits, true.offsets, "uniform")
+    return _only(sums, kept)
+
+
+def _only(values: Floats, kept: Ids) -> Floats:
+    out = np.full(len(values), np.nan)
+    out[kept] = values[kept]
+    return out
