@@ -24,7 +24,8 @@ _HOMES = {
     ],
     "matrix": ["open_matrix"],
     "labels": ["read_labels"],
-    "evaluator": ["Evaluator", "evaluate"],
+    "evaluator": ["Evaluator"],
+    "job": ["evaluate"],
     "report": ["Report"],
     "sampled": ["nce_loss", "sampled_softmax_loss"],
     "samplers": [

@@ -322,8 +322,9 @@ def _evaluate(options: dict[str, Any], quiet: bool) -> Report:
             given[name] = given[name][0] if len(given[name]) == 1 else list(given[name])
     with Display(quiet=quiet) as display:
         from bigvocab.bus_errors import die_with_a_message
-        from bigvocab.evaluator import evaluate, parse_bytes
+        from bigvocab.job import evaluate
         from bigvocab.output import remove_temporaries
+        from bigvocab.settings import parse_bytes
 
         die_with_a_message(remove_temporaries)
         _check_raw(given)

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import re
-import time
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,22 +10,22 @@ import numpy.typing as npt
 
 from bigvocab import checks, parallel
 from bigvocab.errors import BigvocabError
-from bigvocab.label_sources import MatrixLabels, check_labels, cut, labels_of, open_labels
-from bigvocab.labels import LabelBatch, Labels
+from bigvocab.label_sources import cut, labels_of
+from bigvocab.labels import LabelBatch
 from bigvocab.linear_rows import LinearMatrix, LinearRows
 from bigvocab.matrix import Matrix, as_matrix
-from bigvocab.options import METRICS, ONLY_WITH, default_metrics, metrics_fault
-from bigvocab.output import LossWriter, replacing, write_text
+from bigvocab.options import ONLY_WITH, default_metrics
 from bigvocab.output_layer import OutputLayer
 from bigvocab.report import Report
 from bigvocab.row_results import ROW_RESULTS, num_classes_of, num_rows_of
 from bigvocab.rows import Tiles
+from bigvocab.sampled_results import SAMPLED_RESULTS, open_draws
+from bigvocab.settings import one_of, parse_metrics, parse_top_k, read_vector
 from bigvocab.sigmoid_rows import pos_weight_vector
 from bigvocab.tally import RowResult, Tally
 
 NONFINITE = ("error", "skip", "keep")
 SCHEMA_VERSION = 1
-_BLOCK_BYTES = 256 << 20  # of logits between two looks at progress, memory and the files' sizes
 _PERPLEXITY_LOSSES = ("sparse-softmax", "softmax", "sampled-softmax")
 
 
@@ -49,6 +44,12 @@ class Evaluator:
         nonfinite: "error" names the first row with a NaN, +inf or no finite logit; "skip" leaves such rows out; "keep" lets them through.
         threads: None is all usable cores.
         label_column, probability_column, weight_column, group_column, bytes_column: columns of the batches of `update_batch`.
+        sampler, num_sampled, vocab_file, distortion, seed: for sampled-softmax and nce, how candidates are drawn: by default
+            log-uniform, which takes ids to be sorted by falling frequency, with the seed 0. Rows share a draw in blocks of 512, counted
+            from row 0 of the data (with `update`, from the first row this evaluator has seen); the number of the block is the step.
+        candidates: a file of candidates for all rows, in place of draws; see `bigvocab sample`.
+        num_true: how many true classes each row must have; None is any number.
+        exact: compute the loss over all classes of the same rows too, and report the bias.
 
     The unit of every figure is the row. For the losses of independent classes (sigmoid, weighted-sigmoid, sparse-sigmoid, log-loss)
     the loss of a row is the sum over its classes, and there is no perplexity, rank or accuracy.
@@ -89,18 +90,18 @@ class Evaluator:
         group_column: str | None = None,
         bytes_column: str | None = None,
     ) -> None:
-        self.loss = _one_of("loss", loss, tuple(ROW_RESULTS))
+        self.loss = one_of("loss", loss, tuple(ROW_RESULTS))
         self.ignore_index = checks.index_or_none("ignore_index", ignore_index)
         self.label_smoothing = checks.in_unit_interval("label_smoothing", label_smoothing)
-        self.class_weights = _vector(class_weights)
-        self.pos_weight = pos_weight if isinstance(pos_weight, int | float) else _vector(pos_weight)
+        self.class_weights = read_vector(class_weights)
+        self.pos_weight = pos_weight if isinstance(pos_weight, int | float) else read_vector(pos_weight)
         self.epsilon = checks.in_unit_interval("epsilon", epsilon)
         self.logit_scale = checks.positive("logit_scale", logit_scale)
         self.softcap = None if softcap is None else checks.positive("softcap", softcap)
         self.num_classes = checks.index_or_none("num_classes", num_classes)
-        self.metrics = default_metrics(self.loss) if metrics is None else _metrics(metrics, self.loss)
-        self.top_k = _top_k(top_k) if "accuracy" in self.metrics else ()
-        self.nonfinite = _one_of("nonfinite", nonfinite, NONFINITE)
+        self.metrics = default_metrics(self.loss) if metrics is None else parse_metrics(metrics, self.loss)
+        self.top_k = parse_top_k(top_k) if "accuracy" in self.metrics else ()
+        self.nonfinite = one_of("nonfinite", nonfinite, NONFINITE)
         self.num_threads = parallel.resolve_threads(threads)
         self.columns = {
             "label": label_column,
@@ -112,6 +113,8 @@ class Evaluator:
         self._check_options(probability_column)
         norm = {"norm_weight": norm_weight, "norm_bias": norm_bias, "norm_epsilon": norm_epsilon}
         self.layer = self._layer(weights, biases, final_norm, norm)
+        self.draws = open_draws(self.loss, self.layer, self.sampling)
+        self.num_true, self.exact = checks.index_or_none("num_true", num_true), bool(exact)
         self.logits_name, self.label_name = "logits" if self.layer is None else "inputs", "labels"
         self._tally = Tally(self.top_k)
         self._seen = 0
@@ -127,6 +130,7 @@ class Evaluator:
             "logit_scale": self.logit_scale != 1.0,
             "softcap": self.softcap is not None,
             "probability_column": probability_column is not None,
+            **{name: value is not None for name, value in self.sampling.items()},
         }
         for name in given:
             if given[name] and name in ONLY_WITH and self.loss not in ONLY_WITH[name]:
@@ -208,7 +212,7 @@ class Evaluator:
     def _evaluate(self, tiles: Tiles | LinearRows, batch: LabelBatch) -> RowResult:
         if self.num_classes is not None and not isinstance(tiles, LinearRows):
             tiles = _first_classes(tiles, self.num_classes, self.logits_name)
-        return ROW_RESULTS[self.loss](self, tiles, batch)
+        return (ROW_RESULTS | SAMPLED_RESULTS)[self.loss](self, tiles, batch)
 
     def update_batch(self, batch: Any) -> Any:
         """Add a pyarrow RecordBatch or Table and return the same kind with a column `loss` appended: for map_batches and mapInArrow.
@@ -226,6 +230,7 @@ class Evaluator:
         for part, rows in done:
             self._tally.add(rows, part.groups, part.num_bytes)
             losses[part.first_row : part.first_row + len(rows)] = np.where(rows.counted, rows.loss, np.nan)
+        self._seen += len(matrix)
         return with_losses(batch, losses)
 
     # ---- the whole
@@ -238,6 +243,8 @@ class Evaluator:
         if differing := [name for name in mine if mine[name] != theirs[name]]:
             name = differing[0]
             raise BigvocabError(f"merge: {name} is {mine[name]!r} here and {theirs[name]!r} there; expected the same options")
+        if self.draws is not None and self.draws.ordered:
+            raise BigvocabError("merge: the draws of learned-unigram depend on the rows before them, expected one evaluator for all rows")
         self._tally.merge(other._tally)
 
     def options(self) -> dict[str, Any]:
@@ -248,123 +255,15 @@ class Evaluator:
         for name in ("class_weights", "pos_weight"):
             value = getattr(self, name)
             options[name] = None if value is None else np.asarray(value).tolist()
+        options["draws"] = None if self.draws is None else self.draws.options() | {"num_true": self.num_true, "exact": self.exact}
         return options
 
     def report(self) -> Report:
         """The report of all rows so far."""
         figures = self._tally.figures(perplexity=self.loss in _PERPLEXITY_LOSSES)
+        if self.draws is not None:
+            figures["sampled"] = self.draws.shown() | self._tally.bias()
         return Report({"schema_version": SCHEMA_VERSION, "loss": self.loss, **figures, "versions": versions()})
-
-
-def evaluate(
-    *,
-    labels: Any,
-    logits: Any = None,
-    inputs: Any = None,
-    output: str | os.PathLike[str] | None = None,
-    report: str | os.PathLike[str] | None = None,
-    vocab_shards: bool = False,
-    shape: Any = None,
-    dtype: str | None = None,
-    offset: int = 0,
-    chunk_rows: int | None = None,
-    max_memory: int | str | None = None,
-    progress: Callable[[int, int, int], None] | None = None,
-    **options: Any,
-) -> Report:
-    """Evaluate logits in files, or arrays, against labels in files, or arrays, in bounded memory.
-
-    Args:
-        labels: a path, a list of paths, or an array.
-        logits: (N, V): a path, a glob, a folder, a list of paths, or an array; see `open_matrix` for shape, dtype, offset, vocab_shards.
-        inputs: hidden states (N, D) in place of logits; `weights` (V, D) and what else makes logits of them are among the options.
-        output: path of losses.parquet, one line per row.
-        report: path of report.json.
-        chunk_rows: rows of a block; None chooses by `max_memory`. No figure depends on it.
-        max_memory: bytes, or "512M", of logits mapped at a time.
-        progress: called with (rows done, rows in all, bytes of logits read).
-        options: those of `Evaluator`.
-
-    Raises:
-        BigvocabError: bad values, named by file and row; FormatError: files that are not what they say. No output is left then.
-
-    >>> import numpy as np
-    >>> evaluate(logits=np.zeros((2, 4), np.float32), labels=[1, 3])["perplexity"]
-    4.0
-    """
-    started = time.perf_counter()
-    evaluator = Evaluator(**options)
-    values = _logits_or_inputs(evaluator, logits, inputs)
-    shards = vocab_shards and evaluator.layer is None  # files of a layer are ranges of classes in any case
-    matrix = evaluator.source(values, vocab_shards=shards, **_given(shape=shape, dtype=dtype, offset=offset))
-    ids = open_labels(labels, evaluator.loss, evaluator.columns)
-    if matrix.files and matrix.files[0]["path"] != "<array>":
-        evaluator.logits_name = matrix.files[0]["path"]
-    evaluator.label_name = ids.path if ids.files else "labels"
-    _check_job(evaluator, matrix, ids)
-    block = block_rows(matrix, chunk_rows, max_memory)
-    if evaluator.layer is not None and max_memory is not None:
-        evaluator.layer.allow(parse_bytes("max_memory", max_memory))
-    with contextlib.ExitStack() as stack:
-        writer = _open_writer(stack, output, evaluator, matrix, ids)
-        if report is not None:
-            stack.enter_context(_writable(report))
-        read = _stream(evaluator, matrix, ids, block, writer, progress)
-        if evaluator._tally.counts["ignored_rows"] == len(matrix):  # of dense labels it is known only now
-            raise BigvocabError(f"{evaluator.label_name}: all {len(matrix):,} rows are ignored, so there is nothing to evaluate")
-        if writer is not None:
-            writer.close()
-    figures = evaluator.report().to_dict()
-    made = figures.pop("versions")
-    seconds = time.perf_counter() - started
-    rates = {"seconds": seconds, "rows_per_second": len(matrix) / seconds, "bytes_per_second": read / seconds}
-    result = Report({**figures, "inputs": [*matrix.files, *ids.files], **rates, "versions": made})
-    if report is not None:
-        write_text(report, result.to_json() + "\n")
-    return result
-
-
-def _logits_or_inputs(evaluator: Evaluator, logits: Any, inputs: Any) -> Any:
-    """What there is to evaluate: logits, or hidden states where there is an output layer."""
-    if (logits is None) == (inputs is None):
-        raise TypeError("logits: expected them or inputs, one of the two")
-    if inputs is not None and evaluator.layer is None:
-        raise BigvocabError("inputs: hidden states need an output layer, expected weights beside them")
-    if logits is not None and evaluator.layer is not None:
-        raise BigvocabError("weights: an output layer needs hidden states, expected inputs in place of logits")
-    return logits if inputs is None else inputs
-
-
-def block_rows(matrix: Matrix | LinearMatrix, chunk_rows: int | None, max_memory: int | str | None) -> int:
-    """Rows of a block: as asked for, or as many as the memory for mapped logits allows."""
-    if chunk_rows is not None:
-        if isinstance(chunk_rows, bool) or not isinstance(chunk_rows, int):
-            raise TypeError(f"chunk_rows: expected a positive int or None, got {type(chunk_rows).__name__}")
-        if chunk_rows < 1:
-            raise BigvocabError(f"chunk_rows: got {chunk_rows}, expected at least 1")
-        return chunk_rows
-    row_bytes = matrix.nbytes // max(1, len(matrix))
-    budget = _BLOCK_BYTES if max_memory is None else min(parse_bytes("max_memory", max_memory), 4 * _BLOCK_BYTES)
-    return max(1, budget // max(1, row_bytes))
-
-
-_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
-
-
-def parse_bytes(name: str, value: int | str) -> int:
-    """A number of bytes from an int, or from text such as "512M" (binary units)."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        number = value
-    elif isinstance(value, str):
-        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:I?B)?\s*", value.upper())
-        if not match:
-            raise BigvocabError(f"{name}: got {value!r}, expected bytes such as 512M or 2G")
-        number = int(float(match[1]) * _UNITS[match[2]])
-    else:
-        raise TypeError(f"{name}: expected bytes as an int or text such as '512M', got {type(value).__name__}")
-    if number < 1 << 20:
-        raise BigvocabError(f"{name}: got {value!r}, expected at least 1M")
-    return number
 
 
 def versions() -> dict[str, str]:
@@ -382,75 +281,6 @@ def versions() -> dict[str, str]:
     }
 
 
-def _check_job(evaluator: Evaluator, matrix: Matrix | LinearMatrix, labels: Labels | MatrixLabels) -> None:
-    """All that can be known to be wrong before any work: counts of rows, kinds of labels, labels out of range."""
-    if len(matrix) != labels.num_rows:
-        raise BigvocabError(
-            f"{evaluator.label_name}: {labels.num_rows:,} rows of labels, "
-            f"but {evaluator.logits_name} has {len(matrix):,} rows; expected as many"
-        )
-    if len(matrix) == 0:
-        raise BigvocabError(f"{evaluator.logits_name}: no rows, so there is nothing to evaluate")
-    classes = evaluator.num_classes or matrix.shape[1]
-    if evaluator.class_weights is not None:
-        checks.class_vector("class_weights", evaluator.class_weights, classes)
-    if evaluator.pos_weight is not None:
-        pos_weight_vector(evaluator.pos_weight, classes)
-    check_labels(evaluator, labels, classes)
-
-
-@contextlib.contextmanager
-def _writable(path: str | os.PathLike[str]) -> Any:
-    """Fail now, not after hours, if `path` cannot be written."""
-    target = os.path.abspath(path)
-    if os.path.isdir(target) or not os.access(os.path.dirname(target), os.W_OK):
-        raise BigvocabError(f"{path}: cannot be written: expected a file in a folder that exists and can be written")
-    yield
-
-
-def _open_writer(
-    stack: contextlib.ExitStack, output: Any, evaluator: Evaluator, matrix: Matrix | LinearMatrix, labels: Labels | MatrixLabels
-) -> LossWriter | None:
-    if output is None:
-        return None
-    read = [file["path"] for file in [*matrix.files, *labels.files]]
-    if any(os.path.exists(path) and os.path.exists(output) and os.path.samefile(path, output) for path in read):
-        raise BigvocabError(f"{output}: is one of the files that are read; choose another output")
-    temporary = stack.enter_context(replacing(output))
-    weight, group = (evaluator.columns[role] is not None for role in ("weight", "group"))
-    writer = LossWriter(temporary, evaluator.metrics, weight=weight, group=group)
-    return writer
-
-
-def _stream(
-    evaluator: Evaluator,
-    matrix: Matrix | LinearMatrix,
-    labels: Labels | MatrixLabels,
-    block: int,
-    writer: LossWriter | None,
-    progress: Callable[[int, int, int], None] | None,
-) -> int:
-    """The one loop: label batches, row blocks, results, tallies. Returns the bytes of logits read."""
-    row_bytes = matrix.nbytes // max(1, len(matrix))
-    if progress is not None:
-        progress(0, len(matrix), 0)
-    with ThreadPoolExecutor(1, "release") as behind:  # pages go back while the next block is worked
-        for batch in labels:
-            for start in range(0, len(batch), block):
-                rows = cut(batch, start, min(start + block, len(batch)))
-                stop = rows.first_row + len(rows)
-                matrix.check()
-                for part, result in evaluator._results(matrix, rows):
-                    evaluator._tally.add(result, part.groups, part.num_bytes)
-                    if writer is not None:
-                        writer.write(part.first_row, result, part.weights, part.groups)
-                behind.submit(matrix.release, rows.first_row, stop)
-                if progress is not None:
-                    progress(stop, len(matrix), stop * row_bytes + getattr(matrix, "layer_bytes_read", 0))
-    matrix.check()
-    return len(matrix) * row_bytes + getattr(matrix, "layer_bytes_read", 0)
-
-
 def _first_classes(tiles: Tiles, num_classes: int, name: str) -> Tiles:
     """The tiles of the first `num_classes` classes: the others are padding."""
     if not 1 <= num_classes <= num_classes_of(tiles):
@@ -458,50 +288,9 @@ def _first_classes(tiles: Tiles, num_classes: int, name: str) -> Tiles:
     return [(first, tile[:, : num_classes - first]) for first, tile in tiles if first < num_classes]
 
 
-def _given(**options: Any) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if value is not None and value != 0}
+def __getattr__(name: str) -> Any:
+    if name in ("evaluate", "parse_bytes", "block_rows"):  # moved to job.py and settings.py
+        from bigvocab import job, settings
 
-
-def _one_of(name: str, value: str, expected: Sequence[str]) -> str:
-    if value not in expected:
-        raise BigvocabError(f"{name}: got {value!r}, expected one of {', '.join(expected)}")
-    return value
-
-
-def _metrics(metrics: str | Iterable[str], loss: str) -> tuple[str, ...]:
-    names = [part.strip() for part in metrics.split(",") if part.strip()] if isinstance(metrics, str) else list(metrics)
-    chosen = tuple(metric for metric in METRICS if metric in [_one_of("metrics", name, METRICS) for name in names])
-    if fault := metrics_fault(loss, chosen):
-        raise BigvocabError(f"metrics: {fault}")
-    return chosen
-
-
-def _top_k(values: int | str | Iterable[int]) -> tuple[int, ...]:
-    """The k of the accuracies, rising."""
-    if isinstance(values, str):
-        values = [int(part) if re.fullmatch(r"\s*\d+\s*", part) else -1 for part in values.split(",") if part.strip()]
-    found = [values] if isinstance(values, int) else list(values)
-    if any(isinstance(k, bool) or not isinstance(k, int | np.integer) for k in found):
-        raise TypeError(f"top_k: expected integers, got {found!r}")
-    if any(k < 1 for k in found):
-        raise BigvocabError(f"top_k: expected integers of at least 1, such as 1,5, got {min(found)}")
-    return tuple(sorted({int(k) for k in found}))
-
-
-def _vector(values: Any) -> Any:
-    """Numbers from a path (.npy, text with one number a line, or what `open_matrix` reads) or an array; None stays None."""
-    if not isinstance(values, str | os.PathLike):
-        return None if values is None else np.asarray(values)
-    if str(values).lower().endswith((".txt", ".csv")):
-        try:
-            return np.loadtxt(values, dtype=np.float64, ndmin=1)
-        except (OSError, ValueError) as error:
-            raise BigvocabError(f"{values}: expected one number a line: {error}") from None
-    if str(values).lower().endswith(".npy"):
-        try:
-            numbers = np.load(values, allow_pickle=False).reshape(-1)
-        except (OSError, ValueError, EOFError) as error:
-            raise BigvocabError(f"{values}: expected a .npy of numbers: {error}") from None
-        if numbers.dtype.kind in "iu":
-            return numbers
-    return np.asarray(as_matrix(values)).reshape(-1)
+        return getattr(job if hasattr(job, name) else settings, name)
+    raise AttributeError(name)

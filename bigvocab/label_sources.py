@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from bigvocab.evaluator import Evaluator
 
 _DENSE = ("dense", "list", "id")  # integers 0 and 1 too: V of them a row, or one a row where V is 1
+_TRUE = ("id", "list")  # true classes, one a row or several
 KINDS = {
     "sparse-softmax": ("id",),
     "softmax": ("dense", "sparse"),
@@ -31,11 +32,15 @@ KINDS = {
     "weighted-sigmoid": _DENSE,
     "sparse-sigmoid": ("list",),
     "log-loss": _DENSE,
+    "sampled-softmax": _TRUE,
+    "nce": _TRUE,
 }
 _WANTED = {
     "sparse-softmax": "one integer label a row",
     "softmax": "a matrix or fixed-size lists of floats, or lists of ids beside a probability column",
     "sparse-sigmoid": "lists of the ids of positive classes",
+    "sampled-softmax": "one integer label or a list of them a row",
+    "nce": "one integer label or a list of them a row",
 }
 _FLOATS_WANTED = "a matrix or fixed-size lists of floats, as many as classes"
 _BATCH_BYTES = 64 << 20
@@ -154,7 +159,11 @@ def labels_of(loss: str, labels: Any, rows: int) -> tuple[Any, npt.NDArray[np.fl
         ids = checks.as_integers("labels", labels)
         checks.one_per_row("labels", ids, rows)
         return ids, None
-    if kinds == ("list",) or isinstance(labels, tuple) and "sparse" in kinds:
+    if kinds == _TRUE and not isinstance(labels, tuple) and np.ndim(labels) == 1:
+        ids = checks.as_integers("labels", labels)
+        checks.one_per_row("labels", ids, rows)
+        return ids, None
+    if kinds in (("list",), _TRUE) or isinstance(labels, tuple) and "sparse" in kinds:
         sets, probabilities = _sets_of(labels, rows, "sparse" in kinds)
         return tuple(sets), probabilities
     if isinstance(labels, Matrix):
@@ -217,6 +226,38 @@ def _filled(name: str, sets: IdSets, batch: LabelBatch, num_classes: int) -> npt
     return out
 
 
+def true_classes(
+    evaluator: Evaluator, batch: LabelBatch, num_classes: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+    """Offsets and ids of the true classes of each row, checked, none where it is ignored; and which rows are."""
+    name, first = evaluator.label_name, batch.first_row
+    ignored = np.zeros(len(batch), bool) if batch.ignored is None else batch.ignored.astype(bool)
+    if isinstance(batch.labels, tuple):
+        if evaluator.ignore_index is not None:
+            raise BigvocabError(f"ignore_index: goes with one label a row, but {name} has lists; a null list is ignored")
+        offsets, ids = batch.labels
+    else:
+        ids = np.asarray(batch.labels, np.int64)
+        offsets = np.arange(len(ids) + 1, dtype=np.int64)
+        if evaluator.ignore_index is not None:
+            ignored |= ids == evaluator.ignore_index
+    counts = np.diff(offsets)
+    ids, counts = ids[np.repeat(~ignored, counts)], np.where(ignored, 0, counts)
+    expected = evaluator.num_true
+    wrong = (counts != expected) if expected is not None else (counts == 0) & (evaluator.loss == "sampled-softmax")
+    if (wrong := wrong & ~ignored).any():
+        row = int(np.argmax(wrong))
+        what = "at least one" if expected is None else f"{expected}, as num_true says"
+        raise BigvocabError(f"{name}: row {first + row:,} has {counts[row]} true classes, expected {what}")
+    sets = IdSets(np.concatenate([[0], np.cumsum(counts)]), ids)
+    if ids.size and (ids.min() < 0 or ids.max() >= num_classes):
+        at = int(np.argmax((ids < 0) | (ids >= num_classes)))
+        raise BigvocabError(
+            f"{name}: row {first + sets.row_of(at):,} is {ids[at]}, expected a class in [0, {num_classes:,})"
+        )
+    return sets.offsets, ids, ignored
+
+
 # ---- checks of a whole job
 
 
@@ -241,6 +282,9 @@ def check_labels(evaluator: Evaluator, labels: Labels | MatrixLabels, num_classe
                 first_row=batch.first_row,
             )
             kept += int(np.count_nonzero(ids >= 0))
+            continue
+        if KINDS[loss] == _TRUE:
+            kept += int(np.count_nonzero(~true_classes(evaluator, batch, num_classes)[2]))
             continue
         kept += len(batch) if batch.ignored is None else int(np.count_nonzero(~batch.ignored))
         if "dense" in KINDS[loss] and labels.kind != "sparse":

@@ -5,20 +5,25 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-LOSSES = ("sparse-softmax", "softmax", "sigmoid", "weighted-sigmoid", "sparse-sigmoid", "log-loss")
+_OF_LOGITS = ("sparse-softmax", "softmax", "sigmoid", "weighted-sigmoid", "sparse-sigmoid")
+SAMPLED = ("sampled-softmax", "nce")
+LOSSES = (*_OF_LOGITS, "log-loss", *SAMPLED)
+SAMPLERS = ("log-uniform", "uniform", "unigram", "learned-unigram", "all")
+SAMPLING = ("sampler", "num_sampled", "num_true", "vocab_file", "distortion", "seed", "candidates", "exact")
 METRICS = ("accuracy", "rank", "logsumexp", "entropy", "predicted")
 # The by-products that make sense for a loss; a loss of independent classes has none.
 METRICS_OF = {"sparse-softmax": METRICS, "softmax": ("logsumexp", "entropy", "predicted")}
 # Options that mean something to these losses alone.
 ONLY_WITH = {
-    "ignore_index": ("sparse-softmax",),
+    "ignore_index": ("sparse-softmax", *SAMPLED),
     "class_weights": ("sparse-softmax",),
     "label_smoothing": ("sparse-softmax", "softmax", "sigmoid"),
     "probability_column": ("softmax",),
     "pos_weight": ("weighted-sigmoid", "sparse-sigmoid"),
     "epsilon": ("log-loss",),
-    "softcap": LOSSES[:-1],
-    "logit_scale": LOSSES[:-1],
+    "softcap": _OF_LOGITS,
+    "logit_scale": _OF_LOGITS,
+    **dict.fromkeys(SAMPLING, SAMPLED),
 }
 
 
@@ -68,7 +73,33 @@ def eval_faults(options: Mapping[str, Any], given: Collection[str]) -> Iterator[
     for name, losses in ONLY_WITH.items():
         if name in given and options["loss"] not in losses:
             yield f"'--{name.replace('_', '-')}' goes with {', '.join(losses)}, not with {options['loss']}."
+    if options["loss"] in SAMPLED:
+        yield from sampling_faults(options, given)
     yield from raw_faults(options)
+
+
+def sampling_faults(options: Mapping[str, Any], given: Collection[str]) -> Iterator[str]:
+    """What is wrong with the options of the sampled losses."""
+    if not options["inputs"]:
+        yield f"'--loss {options['loss']}' needs '--inputs' and '--weights': it looks at some classes only."
+    if "candidates" in given:
+        for name in ("sampler", "num_sampled", "seed", "distortion"):
+            if name in given:
+                yield f"'--candidates' is a draw already: '--{name.replace('_', '-')}' does not go with it."
+        return
+    sampler = options["sampler"] or SAMPLERS[0]
+    if "num_sampled" not in given and sampler != "all":
+        yield f"'--loss {options['loss']}' needs '--num-sampled' (or '--candidates')."
+    yield from sampler_faults(sampler, given)
+
+
+def sampler_faults(sampler: str, given: Collection[str]) -> Iterator[str]:
+    """What is wrong with the options of a sampler."""
+    if sampler == "unigram" and "vocab_file" not in given:
+        yield "'--sampler unigram' needs '--vocab-file'."
+    for name in ("vocab_file", "distortion"):
+        if name in given and sampler != "unigram":
+            yield f"'--{name.replace('_', '-')}' goes with '--sampler unigram', not with {sampler}."
 
 
 def raw_faults(options: Mapping[str, Any]) -> Iterator[str]:

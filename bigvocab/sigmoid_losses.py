@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
@@ -238,7 +239,7 @@ def log_loss(
     p = checks.as_matrix_of_floats("predictions", predictions, ndim=np.ndim(predictions))
     z = as_soft_labels("labels", labels, p.shape)
     spread = broadcast_weights(1.0 if weights is None else weights, p.shape)
-    flat = (len(p) if p.ndim else 1, max(1, p.size // max(1, len(p)) if p.ndim else 1))
+    flat = (len(p), max(1, math.prod(p.shape[1:]))) if p.ndim else (1, 1)
     p_rows, z_rows = p.reshape(flat), z.reshape(flat)
 
     def fill(start: int, stop: int, out: Floats) -> None:

@@ -99,9 +99,14 @@ class Tally:
             self.counts["tied_rows"] += int(np.count_nonzero(figures["tied"] & (True if live is None else live)))
             for k in self.top_k:
                 add(f"top_{k}", rank <= k)
-        for name in ("entropy", "logsumexp"):
+        for name in ("entropy", "logsumexp", "exact", "bias"):
             if name in figures:
                 add(name, figures[name])
+        if "bias" in figures:
+            bias = figures["bias"] if live is None else np.where(live, figures["bias"], 0.0)
+            weighted = bias if weights is None else weights * bias
+            self._sum("bias_squared").add(weighted * weighted)
+            self._sum("weight_bias").add(weighted if weights is None else weights * weighted)
         if "logsumexp" in figures:
             column = figures["logsumexp"] if live is None else figures["logsumexp"][live]
             if column.size:
@@ -160,9 +165,9 @@ class Tally:
         """S w l / S w."""
         return self._mean("loss")
 
-    def stderr(self) -> float:
+    def stderr(self, name: str = "loss") -> float:
         """Standard error of the mean: sd(l) / sqrt(n), and for weights sqrt(S (w (l - mean))^2 n / (n - 1)) / S w."""
-        names = ("loss", "weight", "loss_squared", "weight_loss", "weight_squared")
+        names = (name, "weight", f"{name}_squared", f"weight_{name}", "weight_squared")
         total, weight, squares, products, weights = (self._sum(name).exact() for name in names)
         n = self.counts["nonzero_weights"]
         exact = all(isinstance(s, Fraction) for s in (total, weight, squares, products, weights))
@@ -171,6 +176,13 @@ class Tally:
         mean = Fraction(total) / Fraction(weight)
         spread = max(Fraction(squares) - 2 * mean * Fraction(products) + mean * mean * Fraction(weights), Fraction(0))
         return math.sqrt(to_float(spread / Fraction(weight) ** 2 * Fraction(n, n - 1)))
+
+    def bias(self) -> dict[str, float]:
+        """The exact loss beside the sampled one: means, and exact less sampled with its standard error; nothing without exact losses."""
+        figures = {"mean": self.mean()}
+        if "bias" in self.sums:
+            figures |= {"exact_mean": self._mean("exact"), "bias": self._mean("bias"), "bias_stderr": self.stderr("bias")}
+        return figures
 
     def reductions(self) -> dict[str, float]:
         """The four reductions to one number."""

@@ -15,7 +15,7 @@ import pytest
 from commands import ALL, CLASSES, ENVIRONMENT, EVAL, ROWS, process, refused, run
 
 import bigvocab
-from bigvocab import evaluator, options
+from bigvocab import evaluator, job, options
 from bigvocab.cli import cli
 from bigvocab.conditions import check_name, parse_condition
 from bigvocab.errors import BigvocabError
@@ -48,7 +48,7 @@ def test_help_says_what_there_is():
 
 
 def test_every_option_is_a_keyword_of_the_library_and_the_other_way_round():
-    keywords = {**inspect.signature(evaluator.Evaluator).parameters, **inspect.signature(evaluator.evaluate).parameters}
+    keywords = {**inspect.signature(evaluator.Evaluator).parameters, **inspect.signature(job.evaluate).parameters}
     declared = {parameter.name: parameter for parameter in cli.commands["eval"].params}
     shell = {"form", "quiet", "conditions", "help"}
     later = {"probability_column", "pos_weight", "epsilon"}

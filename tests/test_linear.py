@@ -396,6 +396,64 @@ def test_the_report_is_that_of_the_logits_written_out(options):
     assert got["logsumexp"] == pytest.approx(expected["logsumexp"], rel=1e-6)
 
 
+def ragged(rows, classes, seed=3):
+    """Lists of ids, some empty, and a probability for each."""
+    rng = np.random.default_rng(seed)
+    sizes = rng.integers(0, 9, rows)
+    ids = np.concatenate([rng.choice(classes, size, replace=False) for size in sizes])
+    return np.concatenate([[0], np.cumsum(sizes)]), ids, rng.random(len(ids))
+
+
+@pytest.mark.parametrize("options", [{}, {"softcap": 4.0, "logit_scale": 1.5}])
+@pytest.mark.parametrize("name", ["f32", "f64"])
+def test_soft_sparse_labels(options, name):
+    inputs, weights, biases, _ = make(700, 24, GROUP + 300, DTYPES[name])
+    labels = ragged(700, GROUP + 300)
+    options = {**options, "loss": "softmax", "label_smoothing": 0.1, "labels": labels, "metrics": EVERY_METRIC}
+    got = bv.evaluate(inputs=inputs, weights=weights, biases=biases, **options)
+    expected = bv.evaluate(logits=written_out(inputs, weights, biases), **options)
+    for figure in ("mean", "stderr", "entropy"):
+        assert got[figure] == pytest.approx(expected[figure], rel=1e-6 if name == "f32" else 1e-12)
+    layer = {"weights": weights, "biases": biases}
+    assert figures(bv.evaluate(inputs=inputs, **layer, **options, threads=1, chunk_rows=77)) == figures(got)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"pos_weight": 3.0}, {"softcap": 4.0, "logit_scale": 1.5}, {"num_classes": 900}]
+)
+def test_multi_label_sigmoid(options):
+    inputs, weights, biases, _ = make(100, 24, GROUP + 300)
+    biases -= 9
+    labels = ragged(100, options.get("num_classes", GROUP + 300))[:2]
+    options = {**options, "loss": "sparse-sigmoid", "labels": labels}
+    got = bv.evaluate(inputs=inputs, weights=weights, biases=biases, **options)
+    expected = bv.evaluate(logits=written_out(inputs, weights, biases), **options)
+    assert got["mean"] == pytest.approx(expected["mean"], rel=1e-6)
+    layer = {"weights": weights, "biases": biases}
+    assert figures(bv.evaluate(inputs=inputs, **layer, **options, threads=1, chunk_rows=7)) == figures(got)
+
+
+def test_null_lists_are_ignored_rows():
+    inputs, weights, biases, _ = make(5, 24, 1300)
+    lists = pa.array([[1, 5], None, [], [1299], None], pa.list_(pa.int64()))
+    shares = pa.array([[0.5, 0.5], None, [], [1.0], None], pa.list_(pa.float64()))
+    table = pa.table({"ids": lists, "p": shares})
+    inputs[1] = np.nan
+    source = {"inputs": inputs, "weights": weights, "biases": biases}
+    soft = bv.evaluate(
+        **source, labels=bv.read_labels(table, label_column="ids", probability_column="p"), loss="softmax"
+    )
+    assert (soft["rows"], soft["ignored_rows"]) == (3, 2)
+    many = bv.evaluate(**source, labels=bv.read_labels(table, label_column="ids"), loss="sparse-sigmoid")
+    assert (many["rows"], many["ignored_rows"]) == (3, 2)
+    kept = {**source, "inputs": inputs[[0, 2, 3]]}
+    again = bv.evaluate(**kept, labels=([0, 2, 2, 3], [1, 5, 1299], [0.5, 0.5, 1.0]), loss="softmax")
+    assert again["mean"] == soft["mean"]
+    assert bv.evaluate(**kept, labels=([0, 2, 2, 3], [1, 5, 1299]), loss="sparse-sigmoid")["mean"] == many["mean"]
+    with pytest.raises(bv.BigvocabError, match="a label for each class needs stored logits"):
+        bv.evaluate(**source, labels=np.zeros((5, 1300), np.float32), loss="softmax")
+
+
 @pytest.fixture
 def files(tmp_path):
     inputs, weights, biases, labels = make(120, 24, GROUP + 700, ml_dtypes.bfloat16)

@@ -1,0 +1,77 @@
+"""Options as text or numbers, and what they mean: sizes of memory, lists of metrics, vectors in files."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from bigvocab.errors import BigvocabError
+from bigvocab.matrix import as_matrix
+from bigvocab.options import METRICS, metrics_fault
+
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+def parse_bytes(name: str, value: int | str) -> int:
+    """A number of bytes from an int, or from text such as "512M" (binary units)."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        number = value
+    elif isinstance(value, str):
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:I?B)?\s*", value.upper())
+        if not match:
+            raise BigvocabError(f"{name}: got {value!r}, expected bytes such as 512M or 2G")
+        number = int(float(match[1]) * _UNITS[match[2]])
+    else:
+        raise TypeError(f"{name}: expected bytes as an int or text such as '512M', got {type(value).__name__}")
+    if number < 1 << 20:
+        raise BigvocabError(f"{name}: got {value!r}, expected at least 1M")
+    return number
+
+
+def one_of(name: str, value: str, expected: Sequence[str]) -> str:
+    if value not in expected:
+        raise BigvocabError(f"{name}: got {value!r}, expected one of {', '.join(expected)}")
+    return value
+
+
+def parse_metrics(metrics: str | Iterable[str], loss: str) -> tuple[str, ...]:
+    names = [part.strip() for part in metrics.split(",") if part.strip()] if isinstance(metrics, str) else list(metrics)
+    chosen = tuple(metric for metric in METRICS if metric in [one_of("metrics", name, METRICS) for name in names])
+    if fault := metrics_fault(loss, chosen):
+        raise BigvocabError(f"metrics: {fault}")
+    return chosen
+
+
+def parse_top_k(values: int | str | Iterable[int]) -> tuple[int, ...]:
+    """The k of the accuracies, rising."""
+    if isinstance(values, str):
+        values = [int(part) if re.fullmatch(r"\s*\d+\s*", part) else -1 for part in values.split(",") if part.strip()]
+    found = [values] if isinstance(values, int) else list(values)
+    if any(isinstance(k, bool) or not isinstance(k, int | np.integer) for k in found):
+        raise TypeError(f"top_k: expected integers, got {found!r}")
+    if any(k < 1 for k in found):
+        raise BigvocabError(f"top_k: expected integers of at least 1, such as 1,5, got {min(found)}")
+    return tuple(sorted({int(k) for k in found}))
+
+
+def read_vector(values: Any) -> Any:
+    """Numbers from a path (.npy, text with one number a line, or what `open_matrix` reads) or an array; None stays None."""
+    if not isinstance(values, str | os.PathLike):
+        return None if values is None else np.asarray(values)
+    if str(values).lower().endswith((".txt", ".csv")):
+        try:
+            return np.loadtxt(values, dtype=np.float64, ndmin=1)
+        except (OSError, ValueError) as error:
+            raise BigvocabError(f"{values}: expected one number a line: {error}") from None
+    if str(values).lower().endswith(".npy"):
+        try:
+            numbers = np.load(values, allow_pickle=False).reshape(-1)
+        except (OSError, ValueError, EOFError) as error:
+            raise BigvocabError(f"{values}: expected a .npy of numbers: {error}") from None
+        if numbers.dtype.kind in "iu":
+            return numbers
+    return np.asarray(as_matrix(values)).reshape(-1)
