@@ -163,6 +163,10 @@ class FileCandidates:
             file = vocab_file if vocab_file is not None else row.get("vocab_file")
             self._sampler = make_sampler(self.name, num_classes, file, row.get("distortion"))
 
+    def shown(self) -> dict[str, Any]:
+        """What a report says of them."""
+        return {"sampler": self.name, "num_sampled": self.num_sampled, "seed": None if self.seed is None else list(self.seed)}
+
     def options(self) -> dict[str, Any]:
         """What tells candidates apart."""
         return {"candidates": self.path, "sampler": self.name, "num_sampled": self.num_sampled, "seed": self.seed}

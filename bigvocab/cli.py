@@ -17,7 +17,7 @@ import click
 
 import bigvocab
 from bigvocab.errors import BigvocabError
-from bigvocab.options import LOSSES, METRICS, default_metrics, eval_faults, raw_faults
+from bigvocab.options import LOSSES, METRICS, SAMPLERS, default_metrics, eval_faults, raw_faults, sampler_faults
 
 if TYPE_CHECKING:
     from bigvocab.conditions import Condition
@@ -162,6 +162,18 @@ def _number_or_path(ctx: click.Context, param: click.Parameter, value: str | Non
         return value
 
 
+def _seed(ctx: click.Context, param: click.Parameter, value: str | None) -> int | tuple[int, int] | None:
+    if value is None:
+        return None
+    try:
+        seeds = [int(part) for part in value.split(",")]
+    except ValueError:
+        seeds = []
+    if len(seeds) not in (1, 2):
+        raise click.BadParameter(f"expected two whole numbers such as 1,7, or one, got {value!r}.")
+    return seeds[0] if len(seeds) == 1 else (seeds[0], seeds[1])
+
+
 def _conditions(ctx: click.Context, param: click.Parameter, texts: Sequence[str]) -> list[Condition]:
     from bigvocab.conditions import parse_condition
 
@@ -188,6 +200,7 @@ def _with(options: Sequence[Callable[[Any], Any]]) -> Callable[[Any], Any]:
 # ---- options
 
 DATA, COLUMNS, LOSS, FIGURES = "Data", "Columns of the labels", "Loss", "Figures"
+SAMPLING = "Sampled losses"
 RUNNING, RESULT = "Running", "Result"
 # fmt: off
 RAW = [
@@ -197,6 +210,32 @@ RAW = [
 ]
 FORMAT = _option(RESULT, "--format", "form", type=click.Choice(["table", "json"]), default="table",
                  help="A table for people, or JSON.")
+SAMPLER = _option(SAMPLING, "--sampler", type=click.Choice(SAMPLERS), metavar="NAME",
+                  help=f"{', '.join(SAMPLERS[:-1])} or {SAMPLERS[-1]}; default log-uniform (ids by falling frequency).")
+VOCABULARY = [
+    _option(SAMPLING, "--vocab-file", metavar="PATH", help="A word and its count a line, comma-separated (unigram)."),
+    _option(SAMPLING, "--distortion", type=_Number(), metavar="P", help="Power of the counts (unigram); default 1."),
+]
+SEED = _option(SAMPLING, "--seed", metavar="A,B", callback=_seed, help="TensorFlow's two seeds, or the op's; default 0.")
+SAMPLING_OPTIONS = [
+    SAMPLER,
+    _option(SAMPLING, "--num-sampled", type=_Whole(1), metavar="S", help="Candidates to draw for each 512 rows."),
+    _option(SAMPLING, "--num-true", type=_Whole(1), metavar="T", help="True classes each row must have."),
+    *VOCABULARY,
+    SEED,
+    _option(SAMPLING, "--candidates", metavar="PATH", help="One draw for all rows, of bigvocab sample."),
+    _option(SAMPLING, "--exact", is_flag=True, help="The loss over all classes as well, and the bias."),
+]
+SAMPLE = [
+    SAMPLER,
+    _option(SAMPLING, "--num-sampled", type=_Whole(1), metavar="S", required=True, help="Candidates to draw."),
+    _option(SAMPLING, "--range-max", type=_Whole(1), metavar="V", help="Classes to draw from."),
+    *VOCABULARY,
+    SEED,
+    _option(SAMPLING, "--step", type=_Whole(0), metavar="K", help="Number of the call, from 0."),
+    _option(DATA, "--true-classes", metavar="PATH", help="Labels: their expected counts are written as well."),
+    _option(RESULT, "--output", metavar="PATH", required=True, help="Arrow file to write."),
+]
 EVAL = [
     _option(DATA, "--logits", multiple=True, metavar="PATH", help="Logits: file, quoted glob or folder; repeatable."),
     _option(DATA, "--labels", metavar="PATH", required=True, help="Labels: Arrow IPC, Parquet, .npy, .safetensors."),
@@ -226,6 +265,7 @@ EVAL = [
     _option(LOSS, "--logit-scale", type=_Number(0, min_open=True), metavar="S", help="Multiplies all logits."),
     _option(LOSS, "--softcap", type=_Number(0, min_open=True), metavar="C", help="Then logits become C tanh(x / C)."),
     _option(LOSS, "--num-classes", type=_Whole(1), metavar="V", help="Classes that count; others are padding."),
+    *SAMPLING_OPTIONS,
     _option(FIGURES, "--metrics", metavar="NAMES", default=",".join(METRICS[:3]), callback=_metrics, show_default=True,
             help=f"Of {', '.join(METRICS)}, as they fit the loss."),
     _option(FIGURES, "--top-k", metavar="K,...", default="1,5", callback=_ks, show_default=True,
@@ -255,6 +295,13 @@ Examples:
   bigvocab eval --logits 'part-*.npy' --labels labels/ --group-column book
   bigvocab eval --logits logits.bin --shape 1000,262144 --dtype bfloat16 \\
       --labels labels.npy --fail-if 'perplexity > 20'
+"""
+SAMPLE_EPILOG = """\b
+Examples:
+  bigvocab sample --num-sampled 64 --range-max 50000 --seed 1,7 --output candidates.arrow
+  bigvocab sample --sampler unigram --vocab-file vocab.txt --num-sampled 64 --output c.arrow
+  bigvocab eval --loss sampled-softmax --candidates candidates.arrow \\
+      --inputs hidden.npy --weights layer.npy --labels labels.arrow --exact
 """
 INSPECT_EPILOG = """\b
 Examples:
@@ -304,7 +351,7 @@ def _check_together(ctx: click.Context, options: dict[str, Any], conditions: lis
     given = [name for name in options if ctx.get_parameter_source(name) is not default]
     if fault := next(eval_faults(options, given), None):
         raise click.UsageError(fault)
-    columns = [role for role in ("group", "bytes") if options[f"{role}_column"] is not None]
+    columns = [role for role in ("group", "bytes") if options[f"{role}_column"] is not None] + ["exact"] * options["exact"]
     for condition in conditions:
         from bigvocab.conditions import check_name
 
@@ -360,6 +407,27 @@ def _judge(report: Report, conditions: list[Condition]) -> None:
                 codes.append(3)
     if codes:
         raise click.exceptions.Exit(min(codes))
+
+
+@cli.command("sample", cls=_Command, short_help="Draw candidates as TensorFlow does.", epilog=SAMPLE_EPILOG)
+@_with(SAMPLE)
+@click.pass_context
+def sample_(ctx: click.Context, **options: Any) -> None:
+    """Draw the candidates of a sampled loss, the very ones TensorFlow draws, into an Arrow file."""
+    given = {name: value for name, value in options.items() if value is not None}
+    sampler = given.get("sampler", SAMPLERS[0])
+    if fault := next(sampler_faults(sampler, given), None):
+        raise click.UsageError(fault)
+    if "range_max" not in given and sampler != "unigram":
+        raise click.UsageError(f"'--sampler {sampler}' needs '--range-max', the number of classes.")
+    from bigvocab.candidates import write_candidates
+
+    drawn = write_candidates(**given)
+    seed = ",".join(map(str, drawn["seed"]))
+    _say(
+        f"{drawn['path']}: {drawn['num_sampled']:,} of {drawn['range_max']:,} classes, {drawn['sampler']}, "
+        f"seed {seed}, step {drawn['step']}, {drawn['num_tries']:,} tries"
+    )
 
 
 @cli.command("inspect", cls=_Command, short_help="What files hold: shape, dtype, rows, columns.", epilog=INSPECT_EPILOG)

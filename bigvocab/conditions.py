@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from bigvocab.errors import BigvocabError
+from bigvocab.options import SAMPLED
 
 _OPERATORS = {
     "<": operator.lt,
@@ -23,6 +24,7 @@ _TIMES = ("seconds", "rows_per_second", "bytes_per_second")
 _LIKELIHOODS = ("perplexity", "perplexity_stderr", "bits_per_token")
 _LIKELIHOOD_LOSSES = ("sparse-softmax", "softmax", "sampled-softmax")
 _RANKS = ("mean_rank", "mrr", "tied_rows")
+_BIAS = ("exact_mean", "bias", "bias_stderr")
 _REDUCTIONS = ("sum", "mean", "sum_over_batch_size", "sum_by_nonzero_weights")
 
 
@@ -69,7 +71,7 @@ def parse_condition(text: str) -> Condition:
 def check_name(name: str, loss: str, metrics: Collection[str], top_k: Sequence[int], columns: Collection[str]) -> None:
     """Raise if it is known before any work that the report will have no figure of this dotted name.
 
-    `loss`, `metrics` and `top_k` are what is asked for, `columns` those of "group" and "bytes" that are given.
+    `loss`, `metrics` and `top_k` are what is asked for, `columns` those of "group", "bytes" and "exact" that are given.
     """
     head, _, rest = name.partition(".")
     likelihoods = _LIKELIHOODS if loss in _LIKELIHOOD_LOSSES else ()
@@ -79,6 +81,8 @@ def check_name(name: str, loss: str, metrics: Collection[str], top_k: Sequence[i
     nested: dict[str, tuple[str, ...]] = {"reductions": _REDUCTIONS}
     if "accuracy" in metrics:
         nested["accuracy"] = tuple(str(k) for k in top_k)
+    if loss in SAMPLED:
+        nested["sampled"] = ("mean", *_BIAS) if "exact" in columns else ("mean",)
     if "logsumexp" in metrics:
         nested["logsumexp"] = ("mean", "min", "max")
     if name in single or (head in nested and rest in nested[head]):
@@ -86,7 +90,7 @@ def check_name(name: str, loss: str, metrics: Collection[str], top_k: Sequence[i
     if head == "groups" and "group" in columns:
         _check_group(name, rest, bool(likelihoods))
         return
-    if needed := _needed(head, metrics, columns):
+    if needed := _needed(name, head, metrics, columns):
         raise BigvocabError(f"{name!r} needs {needed}")
     names = single + [f"{key}.{part}" for key, parts in nested.items() for part in parts]
     raise BigvocabError(f"the report has no figure {name!r}; {_advice(name, names)}")
@@ -99,13 +103,15 @@ def _check_group(name: str, rest: str, likelihood: bool) -> None:
         raise BigvocabError(f"the report has no figure {name!r}; expected groups.NAME.{'|'.join(figures)}")
 
 
-def _needed(head: str, metrics: Collection[str], columns: Collection[str]) -> str | None:
+def _needed(name: str, head: str, metrics: Collection[str], columns: Collection[str]) -> str | None:
     """The option that would bring a figure into the report."""
     metric = "rank" if head in _RANKS else head
     if metric in ("accuracy", "rank", "logsumexp", "entropy") and metric not in metrics:
         return f"{metric} in --metrics"
     if head == "groups" and "group" not in columns:
         return "--group-column"
+    if name.removeprefix("sampled.") in _BIAS and "exact" not in columns:
+        return "--exact"
     return "--bytes-column" if head == "bits_per_byte" and "bytes" not in columns else None
 
 

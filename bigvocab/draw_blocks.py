@@ -91,6 +91,10 @@ class DrawBlocks:
         self._step, self._values = 0, self._drawn(0)
         self._next_row, self._unlearned = 0, [np.zeros(0, np.int64)]
 
+    def shown(self) -> dict[str, Any]:
+        """What a report says of them."""
+        return {"sampler": self.name, "num_sampled": self.num_sampled, "seed": None if self.seed is None else list(self.seed)}
+
     def options(self) -> dict[str, Any]:
         """What tells draws apart."""
         return {"sampler": self.name, "num_sampled": self.num_sampled, "seed": self.seed, **self._options}

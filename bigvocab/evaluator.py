@@ -89,8 +89,26 @@ class Evaluator:
         weight_column: str | None = None,
         group_column: str | None = None,
         bytes_column: str | None = None,
+        sampler: str | None = None,
+        num_sampled: int | None = None,
+        num_true: int | None = None,
+        vocab_file: Any = None,
+        distortion: float | None = None,
+        seed: Any = None,
+        candidates: Any = None,
+        exact: bool = False,
     ) -> None:
-        self.loss = one_of("loss", loss, tuple(ROW_RESULTS))
+        self.loss = one_of("loss", loss, (*ROW_RESULTS, *SAMPLED_RESULTS))
+        self.sampling = {
+            "sampler": sampler,
+            "num_sampled": num_sampled,
+            "num_true": num_true,
+            "vocab_file": vocab_file,
+            "distortion": distortion,
+            "seed": seed,
+            "candidates": candidates,
+            "exact": exact or None,
+        }
         self.ignore_index = checks.index_or_none("ignore_index", ignore_index)
         self.label_smoothing = checks.in_unit_interval("label_smoothing", label_smoothing)
         self.class_weights = read_vector(class_weights)

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from bigvocab.draw_blocks import DRAW_ROWS
+from bigvocab.draw_blocks import DRAW_ROWS, DrawBlocks
 from bigvocab.errors import BigvocabError
 from bigvocab.id_sets import IdSets
+from bigvocab.label_sources import true_classes
 from bigvocab.linear_rows import LinearRows
 from bigvocab.row_results import _result
 from bigvocab.sampled_rows import (
@@ -25,8 +26,10 @@ from bigvocab.tally import RowResult
 from bigvocab.true_classes import TrueClasses
 
 if TYPE_CHECKING:
+    from bigvocab.candidates import FileCandidates
     from bigvocab.evaluator import Evaluator
     from bigvocab.labels import LabelBatch
+    from bigvocab.output_layer import OutputLayer
 
 Floats = npt.NDArray[np.float64]
 Ids = npt.NDArray[np.int64]
@@ -56,7 +59,7 @@ def _sampled(
     remove_hits: bool,
     exact_of: Callable[[LinearRows, TrueClasses, Ids, Floats, int], Floats],
 ) -> RowResult:
-    offsets, ids, ignored = _true_ids(evaluator, batch)
+    offsets, ids, ignored = true_classes(evaluator, batch, rows.num_classes)
     first, layer = evaluator._seen + batch.first_row, rows.layer
     head = Head(layer.weights, layer._biases, layer.norm)
     losses, true_logits = np.full(len(batch), np.nan), np.empty(len(ids))
@@ -87,39 +90,24 @@ def _sampled(
     return result
 
 
-def _true_ids(evaluator: Evaluator, batch: LabelBatch) -> tuple[Ids, Ids, npt.NDArray[np.bool_]]:
-    """Offsets and ids of the true classes of each row, none where it is ignored, and which rows are."""
-    ignored = np.zeros(len(batch), bool) if batch.ignored is None else batch.ignored.astype(bool)
-    if isinstance(batch.labels, tuple):
-        offsets, ids = (np.asarray(part, np.int64) for part in batch.labels)
-    else:
-        labels = np.asarray(batch.labels, np.int64)
-        if evaluator.ignore_index is not None:
-            ignored = ignored | (labels == evaluator.ignore_index)
-        labels = labels.reshape(len(batch), -1)
-        offsets, ids = np.arange(len(batch) + 1, dtype=np.int64) * labels.shape[1], labels.reshape(-1)
-    counts = np.diff(offsets)
-    ids = ids[np.repeat(~ignored, counts)]
-    counts = np.where(ignored, 0, counts)
-    offsets = np.concatenate([[0], np.cumsum(counts)])
-    _check_true(evaluator, batch, offsets, ids, ignored)
-    return offsets, ids, ignored
+def open_draws(loss: str, layer: OutputLayer | None, sampling: dict[str, Any]) -> DrawBlocks | FileCandidates | None:
+    """Where the candidates of a sampled loss come from, by the options of an evaluator; None for the other losses."""
+    if loss not in SAMPLED_RESULTS:
+        return None
+    if layer is None:
+        raise BigvocabError(f"{loss}: looks at some classes only, expected inputs and weights, not logits")
+    options = {name: sampling[name] for name in ("num_sampled", "vocab_file", "distortion")}
+    if sampling["candidates"] is None:
+        seed = 0 if sampling["seed"] is None else sampling["seed"]
+        return DrawBlocks(sampling["sampler"] or "log-uniform", num_classes=layer.num_classes, seed=seed, **options)
+    for name in ("sampler", "seed", "distortion"):
+        if sampling[name] is not None:
+            raise BigvocabError(f"{name}: does not go with candidates, which are a draw already")
+    from bigvocab.candidates import FileCandidates
 
-
-def _check_true(evaluator: Evaluator, batch: LabelBatch, offsets: Ids, ids: Ids, ignored: npt.NDArray[np.bool_]) -> None:
-    counts, name = np.diff(offsets), evaluator.label_name
-    expected = evaluator.num_true
-    wrong = counts != expected if expected is not None else counts < (evaluator.loss == "sampled-softmax")
-    if (wrong := wrong & ~ignored).any():
-        row = int(np.argmax(wrong))
-        what = "at least one" if expected is None else f"num_true = {expected}"
-        raise BigvocabError(f"{name}: row {batch.first_row + row:,} has {counts[row]} true classes, expected {what}")
-    classes = evaluator.layer.num_classes if evaluator.layer is not None else 0
-    bad = (ids < 0) | (ids >= classes)
-    if bad.any():
-        at = int(np.argmax(bad))
-        row = batch.first_row + int(np.searchsorted(offsets, at, side="right")) - 1
-        raise BigvocabError(f"{name}: row {row:,} is {ids[at]}, expected a class in [0, {classes:,})")
+    return FileCandidates(
+        sampling["candidates"], layer.num_classes, num_sampled=sampling["num_sampled"], vocab_file=sampling["vocab_file"]
+    )
 
 
 def _exact_softmax(rows: LinearRows, true: TrueClasses, kept: Ids, true_logits: Floats, num_threads: int) -> Floats:

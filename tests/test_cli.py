@@ -15,7 +15,7 @@ import pytest
 from commands import ALL, CLASSES, ENVIRONMENT, EVAL, ROWS, process, refused, run
 
 import bigvocab
-from bigvocab import evaluator, job, options
+from bigvocab import evaluator, job, options, settings
 from bigvocab.cli import cli
 from bigvocab.conditions import check_name, parse_condition
 from bigvocab.errors import BigvocabError
@@ -58,7 +58,7 @@ def test_every_option_is_a_keyword_of_the_library_and_the_other_way_round():
         assert declared[name].default == keywords[name].default
     assert declared["metrics"].default.split(",") == list(options.default_metrics("sparse-softmax"))
     assert declared["top_k"].default == ",".join(map(str, keywords["top_k"].default))
-    assert evaluator.METRICS == options.METRICS
+    assert settings.METRICS == options.METRICS
     assert set(evaluator.ROW_RESULTS) <= set(options.LOSSES)
 
 
@@ -94,7 +94,7 @@ def test_eval_passes_every_option_on(data, monkeypatch):
         seen.update(given)
         return bigvocab.Report({"loss": "sparse-softmax", "mean": 1.0, "rows": 1})
 
-    monkeypatch.setattr(evaluator, "evaluate", evaluate)
+    monkeypatch.setattr(job, "evaluate", evaluate)
     flags = ["--label-column=l", "--ignore-index=-1", "--label-smoothing=0.5", "--class-weights=w.npy", "--softcap=30"]
     flags += ["--logit-scale=2", "--num-classes=5", "--metrics=", "--nonfinite=skip", "--chunk-rows=3", "--threads=2"]
     flags += [
@@ -202,7 +202,7 @@ def test_a_wrong_command_exits_2(data, arguments, words):
 
 
 def test_a_wrong_condition_is_known_before_any_work(data, monkeypatch):
-    monkeypatch.setattr(evaluator, "evaluate", lambda **given: pytest.fail("work was begun"))
+    monkeypatch.setattr(job, "evaluate", lambda **given: pytest.fail("work was begun"))
     refused(run(*EVAL, "--fail-if", "perplexty > 3"), 2)
 
 
@@ -274,7 +274,7 @@ def test_what_the_work_raises_becomes_one_line(data, monkeypatch, error, code, l
     def evaluate(**given):
         raise error
 
-    monkeypatch.setattr(evaluator, "evaluate", evaluate)
+    monkeypatch.setattr(job, "evaluate", evaluate)
     found = run(*EVAL)
     assert (found.exit_code, found.stdout, found.stderr) == (code, "", line + "\n")
 
@@ -283,7 +283,7 @@ def test_a_bug_keeps_its_traceback(data, monkeypatch):
     def evaluate(**given):
         raise KeyError("a bug")
 
-    monkeypatch.setattr(evaluator, "evaluate", evaluate)
+    monkeypatch.setattr(job, "evaluate", evaluate)
     assert isinstance(run(*EVAL).exception, KeyError)
 
 
@@ -331,7 +331,7 @@ def test_fail_if_names_every_condition_that_holds(data):
 
 def test_nan_passes_no_condition(data, monkeypatch):
     figures = {"loss": "sparse-softmax", "mean": float("nan"), "rows": 0}
-    monkeypatch.setattr(evaluator, "evaluate", lambda **given: bigvocab.Report(figures))
+    monkeypatch.setattr(job, "evaluate", lambda **given: bigvocab.Report(figures))
     for condition in ("mean > 4", "mean < 4", "mean != 4"):
         found = run(*EVAL, "--fail-if", condition)
         assert found.exit_code == 3

@@ -71,7 +71,7 @@ def test_the_table_has_colours_on_a_terminal_only(data):
 
 def test_compiling_is_said_once_and_not_when_quiet(data):
     code = (
-        "import sys, bigvocab.evaluator as e\n"
+        "import sys, bigvocab.job as e\n"
         "from bigvocab.kernels import _jit\n"
         "work = e.evaluate\n"
         "def evaluate(**given):\n"

@@ -409,7 +409,7 @@ def ragged(rows, classes, seed=3):
 def test_soft_sparse_labels(options, name):
     inputs, weights, biases, _ = make(700, 24, GROUP + 300, DTYPES[name])
     labels = ragged(700, GROUP + 300)
-    options = {**options, "loss": "softmax", "label_smoothing": 0.1, "labels": labels, "metrics": EVERY_METRIC}
+    options = {**options, "loss": "softmax", "label_smoothing": 0.1, "labels": labels, "metrics": EVERY_METRIC[2:]}
     got = bv.evaluate(inputs=inputs, weights=weights, biases=biases, **options)
     expected = bv.evaluate(logits=written_out(inputs, weights, biases), **options)
     for figure in ("mean", "stderr", "entropy"):

@@ -83,7 +83,7 @@ def test_mean_error_is_far_below_the_bound():
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: np.dtype(d).name)
 def test_rising_rows_move_the_reference(dtype):
-    """Maxima that climb by more than 2**60 from block to block, and rows that begin with masked blocks."""
+    """Maxima that climb from block to block, and rows that begin with masked blocks."""
     classes = 6 * kernels.BLOCK + 5
     rising = np.linspace(-300, 300, classes).astype(dtype)
     masked = rising.copy()
@@ -97,6 +97,15 @@ def test_rising_rows_move_the_reference(dtype):
     np.testing.assert_allclose(rows.entropy, naive.entropy(x), atol=2e-5)
     np.testing.assert_array_equal(rows.predicted, naive.argmax(x))
     np.testing.assert_array_equal(rows.rank, naive.rank(x, labels))
+
+
+@pytest.mark.parametrize("climb", np.linspace(0, 45, 46))
+def test_a_peak_far_above_the_first_block_is_exact(climb):
+    """The exponent of a term far above the reference would be rounded too coarsely in float32."""
+    logits = np.zeros((1, 3 * kernels.BLOCK), np.float32)
+    logits[0, kernels.BLOCK + 5] = climb + 0.123456
+    loss = bv.sparse_softmax_cross_entropy(logits, [0])
+    assert loss[0] == pytest.approx(reference(logits.astype(np.float64))[0][0], abs=6e-7)
 
 
 def test_logits_beyond_the_fast_range():

@@ -136,6 +136,18 @@ def times(typingctx, factor, y):
 
 
 @intrinsic
+def add_times(typingctx, factor, y, total):
+    """total + factor * y, where a factor of 0 adds nothing, whatever y is."""
+
+    def codegen(context, builder, signature, args):
+        zero = _constant(args[0], 0.0)
+        counts = builder.fcmp_unordered("!=", args[0], zero)
+        return v._call(builder, "llvm.fma", [args[0], builder.select(counts, args[1], zero), args[2]])
+
+    return total(factor, y, total), codegen
+
+
+@intrinsic
 def without(typingctx, x, lane, fill):
     """x with `fill` in one lane."""
 

@@ -45,13 +45,13 @@ def _label_sums(x, z, transform, sums):
         if not plain:
             logits = _transformed_lanes(logits, scale, softcap)
         mass = v.add(mass, labels)
-        shift = v.add(shift, d.times(labels, v.sub(reference, logits)))
+        shift = d.add_times(labels, v.sub(reference, logits), shift)
     if whole < x.size:
         logits, labels = d.load_part(x, whole, x.size, 0.0), d.load_part(z, whole, x.size, 0.0)
         if not plain:
             logits = _transformed_lanes(logits, scale, softcap)
         mass = v.add(mass, labels)
-        shift = v.add(shift, d.times(labels, v.sub(reference, logits)))
+        shift = d.add_times(labels, v.sub(reference, logits), shift)
     sums[LABEL_SUM] += v.total(mass)
     sums[SHIFT] += v.total(shift)
 

@@ -31,7 +31,7 @@ COLUMNS = 7
 RANK, ENTROPY, PREDICTED, LOGIT_SUM = 1, 2, 4, 8
 
 SKIP, NO_LABEL = -1, -2  # in place of a label: leave the row out; read it, but it has no label
-_FARTHEST = 60.0  # 2**60 times 2,048 is far from float32's largest
+_FARTHEST = 16.0  # an exponent t of 16 or more, in float32, is off by so much that 2**t is off by more than 4e-7
 _PRECISE = 2.0**20  # exponents beyond this have too few bits behind the point
 
 
