@@ -43,7 +43,9 @@ def as_id_sets(name: str, labels: Any, rows: int) -> IdSets:
         return IdSets(np.arange(rows + 1, dtype=np.int64) * ids.shape[1], np.ascontiguousarray(ids).reshape(-1))
     if len(labels) != 2:
         raise BigvocabError(f"{name}: got a tuple of {len(labels)}, expected a pair (offsets, ids)")
-    offsets, ids = (as_integers(f"{name}: {part}", array) for part, array in zip(("offsets", "ids"), labels, strict=True))
+    offsets, ids = (
+        as_integers(f"{name}: {part}", array) for part, array in zip(("offsets", "ids"), labels, strict=True)
+    )
     if offsets.ndim != 1 or ids.ndim != 1:
         shapes = f"{offsets.shape} and {ids.shape}"
         raise BigvocabError(f"{name}: got offsets and ids of shapes {shapes}, expected two arrays of one dimension")

@@ -1,6 +1,7 @@
 """What each loss takes as labels: opened from files or arrays, checked before any work, cut into row blocks.
 
-Dense labels may be a second matrix (.npy, .safetensors, an array): it is memory-mapped like the logits and never held whole.
+Dense labels may be a second matrix (.npy, .safetensors, an array): it is memory-mapped like the logits and never held
+whole.
 """
 
 from __future__ import annotations
@@ -148,7 +149,9 @@ def _sets_of(labels: Any, rows: int, sparse: bool) -> tuple[IdSets, npt.NDArray[
     bad = ~((values >= 0) & (values < np.inf))
     if bad.any():
         at = int(np.argmax(bad))
-        raise BigvocabError(f"labels: row {sets.row_of(at)} has the probability {values[at]}, expected finite numbers >= 0")
+        raise BigvocabError(
+            f"labels: row {sets.row_of(at)} has the probability {values[at]}, expected finite numbers >= 0"
+        )
     return sets, values
 
 
@@ -234,7 +237,9 @@ def true_classes(
     ignored = np.zeros(len(batch), bool) if batch.ignored is None else batch.ignored.astype(bool)
     if isinstance(batch.labels, tuple):
         if evaluator.ignore_index is not None:
-            raise BigvocabError(f"ignore_index: goes with one label a row, but {name} has lists; a null list is ignored")
+            raise BigvocabError(
+                f"ignore_index: goes with one label a row, but {name} has lists; a null list is ignored"
+            )
         offsets, ids = batch.labels
     else:
         ids = np.asarray(batch.labels, np.int64)
@@ -265,10 +270,14 @@ def check_labels(evaluator: Evaluator, labels: Labels | MatrixLabels, num_classe
     """All that can be known to be wrong with labels before any work; dense labels are looked at when their row is."""
     name, loss = evaluator.label_name, evaluator.loss
     if labels.kind not in KINDS[loss]:
-        raise BigvocabError(f"{name}: got {_SHOWN[labels.kind]}, expected {_WANTED.get(loss, _FLOATS_WANTED)} for {loss}")
+        raise BigvocabError(
+            f"{name}: got {_SHOWN[labels.kind]}, expected {_WANTED.get(loss, _FLOATS_WANTED)} for {loss}"
+        )
     if labels.kind == "dense":
         if labels.num_classes != num_classes:
-            raise BigvocabError(f"{name}: {labels.num_classes:,} labels a row, expected {num_classes:,}, one for each class")
+            raise BigvocabError(
+                f"{name}: {labels.num_classes:,} labels a row, expected {num_classes:,}, one for each class"
+            )
         return
     kept = 0
     for batch in labels:

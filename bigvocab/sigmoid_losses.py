@@ -1,4 +1,6 @@
-"""Losses of independent classes: sigmoid cross-entropy, element by element or summed over huge vocabularies, and log loss."""
+"""Losses of independent classes: sigmoid cross-entropy, element by element or summed over huge vocabularies, and log
+loss.
+"""
 
 from __future__ import annotations
 
@@ -102,7 +104,13 @@ def weighted_sigmoid_cross_entropy(
 
 
 def _sigmoid(
-    logits: Any, labels: Any, pos_weight: Floats, smoothing: float, weights: Any, reduction: str, num_threads: int | None
+    logits: Any,
+    labels: Any,
+    pos_weight: Floats,
+    smoothing: float,
+    weights: Any,
+    reduction: str,
+    num_threads: int | None,
 ) -> Any:
     check_reduction(reduction)
     x = checks.as_matrix_of_floats("logits", logits)
@@ -120,7 +128,7 @@ def _sigmoid(
 
 
 def _elements(fill: Callable[[int, int, Floats], None], shape: tuple[int, ...], weights: Floats, reduction: str) -> Any:
-    """Losses (N, V) that `fill(start, stop, out)` makes, weighted; reduced block by block, so that they are never held whole."""
+    """Losses (N, V) that `fill(start, stop, out)` makes, weighted; reduced block by block and never held whole."""
     rows, classes = shape
     if reduction == "none":
         out = np.empty(shape)
@@ -138,11 +146,28 @@ def _elements(fill: Callable[[int, int, Floats], None], shape: tuple[int, ...], 
             losses, nonzero = reduce_losses(losses, part, "none"), nonzero + int(np.count_nonzero(part))
             if reduction == "mean":
                 weight.add(part)
-        total.add(losses)
+        _add_all(total, losses)
     count = rows * classes
     if weights.ndim:
         return reduced(reduction, total.exact(), weight.exact(), count, nonzero)
     return _reduced_by_scalar(reduction, total, float(weights), count)
+
+
+def _add_all(sums: ExactSums, values: Floats) -> None:
+    """Add many numbers, most of them condensed by all threads first: an exact sum takes one of them at a time."""
+    from bigvocab.kernels import condense as k
+
+    flat = np.ascontiguousarray(values).reshape(-1)
+    chunks = -(-flat.size // k.CHUNK)
+    out, failed = np.empty((chunks, k.WIDTH)), np.zeros(chunks, bool)
+
+    def work(start: int, stop: int) -> None:
+        failed[start:stop] = k.condense(flat[start * k.CHUNK : stop * k.CHUNK], out[start:stop])
+
+    parallel.run(work, chunks, 256)
+    sums.add(out[~failed])
+    for chunk in np.flatnonzero(failed):
+        sums.add(flat[chunk * k.CHUNK : (chunk + 1) * k.CHUNK])
 
 
 def _reduced_by_scalar(reduction: str, total: ExactSums, weight: float, count: int) -> float:
@@ -166,8 +191,8 @@ def sparse_sigmoid_cross_entropy(
 ) -> Any:
     """Sigmoid cross-entropy of rows whose positive classes are listed, summed over all classes.
 
-    L = S_j softplus(x_j) over the classes not listed + q S_y softplus(-x_y) over those listed. No (N, V) array of labels ever
-    exists, and the error is at most 1e-6 of the loss, also where a million terms of 1e-7 add up.
+    L = S_j softplus(x_j) over the classes not listed + q S_y softplus(-x_y) over those listed. No (N, V) array of
+    labels ever exists, and the error is at most 1e-6 of the loss, also where a million terms of 1e-7 add up.
 
     Args:
         logits: x, (N, V) float16, bfloat16, float32 or float64, in any layout; infinite ones take their limits.
@@ -182,10 +207,11 @@ def sparse_sigmoid_cross_entropy(
         float64 losses (N,) in nats, or one float. A NaN in a row gives NaN there.
 
     Raises:
-        BigvocabError: shapes that differ, offsets that fall or pass the end, an id out of range or repeated (with its row).
+        BigvocabError: shapes that differ, offsets that fall or pass the end, an id out of range or repeated in its row.
         TypeError: logits that are no floats, ids that are no integers.
 
-    Source: the sum over classes of tf.nn.sigmoid_cross_entropy_with_logits for labels that are 1 at the listed ids, else 0.
+    Source: the sum over classes of tf.nn.sigmoid_cross_entropy_with_logits for labels that are 1 at the listed ids and
+    0 elsewhere.
 
     >>> logits = [[0.0, 0.0, 0.0], [2.0, -1.0, 0.5]]
     >>> sparse_sigmoid_cross_entropy(logits, ([0, 0, 2], [0, 2])).round(6)
@@ -213,7 +239,8 @@ def log_loss(
 ) -> Any:
     """Cross-entropy of probabilities: the one loss here that takes no logits.
 
-    L = -z log(p + eps) - (1 - z) log(1 - p + eps). As in TensorFlow, eps is added, it is no clamp: a certain prediction costs -eps.
+    L = -z log(p + eps) - (1 - z) log(1 - p + eps). As in TensorFlow, eps is added and is no clamp: a certain prediction
+    costs -eps.
 
     Args:
         predictions: p in [0, 1], any shape, float16, bfloat16, float32 or float64.

@@ -1,4 +1,5 @@
-"""Rows of the sigmoid family: element-wise losses into an array, or their sums over the classes of a row, and what is wrong with a row.
+"""Rows of the sigmoid family: element-wise losses into an array, or their sums over the classes of a row, and what is
+wrong with a row.
 
 One function per loss and form, for arrays and for the streaming path alike; options are checked by the callers.
 """
@@ -111,7 +112,7 @@ def sparse_sigmoid_rows(
     transform: Transform = PLAIN,
     num_threads: int | None = None,
 ) -> Floats:
-    """S_j softplus(g(x_j)) over the classes not listed, plus q softplus(-g(x_y)) over those listed (rising), for each row."""
+    """S softplus(g(x)) over the classes not listed and q softplus(-g(x)) over those listed (rising), for each row."""
     if (made := getattr(tiles, "sparse_sigmoid_rows", None)) is not None:  # logits that are made while they are read
         threads = parallel.resolve_threads(num_threads)
         sums: Floats = made(sets, skip, pos_weight=pos_weight, transform=transform, num_threads=threads)
@@ -160,7 +161,7 @@ def log_loss_row_sums(
     names: tuple[str, str] = ("labels", "predictions"),
     first_row: int = 0,
 ) -> Floats:
-    """The sum over classes of the log losses of each row; 0 for rows of `skip`. `names` of the labels and the predictions."""
+    """The sum over classes of the log losses of each row; 0 for rows of `skip`; `names` of labels and predictions."""
     from bigvocab.kernels import sigmoid
 
     out, faults = np.zeros(len(skip)), np.zeros(len(skip), np.uint8)

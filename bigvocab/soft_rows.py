@@ -1,4 +1,6 @@
-"""Rows of logits beside rows of dense labels: pieces of both for kernels, and what softmax cross-entropy reads off them."""
+"""Rows of logits beside rows of dense labels: pieces of both for kernels, and what softmax cross-entropy reads off
+them.
+"""
 
 from __future__ import annotations
 
@@ -142,6 +144,8 @@ def sparse_label_rows(
         add(marks, sets, probabilities, (scale, softcap), sums, threads)
         return SoftLabelRows(rows, sums, int(tiles.num_classes))  # type: ignore[attr-defined]
     for span, piece in pieces(tiles, 0, len(marks)):
-        soft_labels.rows_sparse_labels(piece, marks, sets.offsets, sets.ids, probabilities, (scale, softcap), span, sums)
+        soft_labels.rows_sparse_labels(
+            piece, marks, sets.offsets, sets.ids, probabilities, (scale, softcap), span, sums
+        )
     first, tile = tiles[-1]
     return SoftLabelRows(rows, sums, first + tile.shape[1])

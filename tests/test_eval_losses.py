@@ -1,4 +1,5 @@
-"""Every loss through evaluate, Evaluator and the command: the same figures from files and arrays, in any split, and bad labels named."""
+"""Every loss through evaluate, Evaluator and the command: the same figures from files and arrays, in any split, and
+bad labels named."""
 
 import json
 
@@ -53,7 +54,14 @@ def case(data, name):
     x, sets = data["logits"].astype(np.float64), (data["offsets"], data["ids"])
     lists = pa.LargeListArray.from_arrays(*sets)
     if name == "softmax":
-        return "softmax", data["logits"], data["soft"], fixed(data["soft"]), {}, naive.softmax_cross_entropy(x, data["soft"])
+        return (
+            "softmax",
+            data["logits"],
+            data["soft"],
+            fixed(data["soft"]),
+            {},
+            naive.softmax_cross_entropy(x, data["soft"]),
+        )
     if name == "softmax/sparse":
         dense = np.zeros((ROWS, CLASSES))
         dense[np.repeat(np.arange(ROWS), np.diff(sets[0])), sets[1]] = data["shares"]
@@ -186,7 +194,9 @@ def test_vocab_shards(data, tmp_path, name):
     for i, (a, b) in enumerate([(0, 300), (300, 301), (301, CLASSES)]):
         np.save(tmp_path / f"shard-{i}.npy", np.ascontiguousarray(logits[:, a:b]))
     out = tmp_path / "losses.parquet"
-    bv.evaluate(logits=str(tmp_path / "shard-*.npy"), labels=labels, loss=loss, vocab_shards=True, output=out, **options)
+    bv.evaluate(
+        logits=str(tmp_path / "shard-*.npy"), labels=labels, loss=loss, vocab_shards=True, output=out, **options
+    )
     np.testing.assert_allclose(pq.read_table(out).column("loss").to_numpy(), losses, rtol=1e-6)
 
 
@@ -232,7 +242,9 @@ def test_transforms_apply_to_stored_logits(data):
         got = bv.Evaluator(loss=loss, logit_scale=scale, softcap=cap, **options).update(logits, labels)
         np.testing.assert_allclose(got, bv.Evaluator(loss=loss, **options).update(y, labels), rtol=1e-6)
         got = bv.Evaluator(loss=loss, logit_scale=scale, **options).update(logits, labels)
-        np.testing.assert_allclose(got, bv.Evaluator(loss=loss, **options).update(logits * np.float64(scale), labels), rtol=1e-6)
+        np.testing.assert_allclose(
+            got, bv.Evaluator(loss=loss, **options).update(logits * np.float64(scale), labels), rtol=1e-6
+        )
 
 
 def test_padded_classes(data):
@@ -271,7 +283,9 @@ def test_sliced_lists(data):
     """`.values` of a sliced list ignores the slice: a classic."""
     loss, logits, labels, column, options, losses = case(data, "sparse-sigmoid")
     part = pa.table({"label": column}).slice(33, 50)
-    assert bv.evaluate(logits=logits[33:83], labels=part, loss=loss, **options)["mean"] == pytest.approx(losses[33:83].mean(), rel=1e-6)
+    assert bv.evaluate(logits=logits[33:83], labels=part, loss=loss, **options)["mean"] == pytest.approx(
+        losses[33:83].mean(), rel=1e-6
+    )
 
 
 # ---- bad input
@@ -291,7 +305,13 @@ def bad_cases(data):
     lists = pa.LargeListArray.from_arrays(offsets, ids)
     short = pa.array([probabilities[:-1] for probabilities in [[0.5, 0.5]] * ROWS])
     ones = pa.table({"label": pa.array([[1, 2]] * ROWS), "share": short})
-    yield "softmax", x, np.arange(ROWS), {}, "labels: got one integer a row, expected a matrix or fixed-size lists of floats"
+    yield (
+        "softmax",
+        x,
+        np.arange(ROWS),
+        {},
+        "labels: got one integer a row, expected a matrix or fixed-size lists of floats",
+    )
     yield "softmax", x, pa.table({"label": lists}), {}, "got lists of integers, expected .* beside a probability column"
     yield "softmax", x, data["soft"][:, :-1], {}, "labels: 700 labels a row, expected 701"
     yield "softmax", x, data["soft"][:-1], {}, "labels: 239 rows of labels, but logits has 240"
@@ -305,8 +325,20 @@ def bad_cases(data):
     yield "sparse-sigmoid", x, np.arange(ROWS), {}, "got one integer a row, expected lists of the ids"
     yield "sparse-sigmoid", x, data["hard"], {}, "got floats, expected lists of the ids"
     yield "sparse-sigmoid", x, np.zeros((ROWS, 1), int), {"pos_weight": np.ones(3)}, r"pos_weight: got shape \(3,\)"
-    yield "sparse-sigmoid", x, pa.table({"label": pa.array([[1, None]] * ROWS)}), {}, "row 0: expected no null inside a list"
-    yield "sigmoid", x, pa.table({"label": lists}), {}, "expected 701, one for each class; ids of positive classes are for sparse"
+    yield (
+        "sparse-sigmoid",
+        x,
+        pa.table({"label": pa.array([[1, None]] * ROWS)}),
+        {},
+        "row 0: expected no null inside a list",
+    )
+    yield (
+        "sigmoid",
+        x,
+        pa.table({"label": lists}),
+        {},
+        "expected 701, one for each class; ids of positive classes are for sparse",
+    )
     yield "sigmoid", x, np.full((ROWS, CLASSES), 2), {}, "labels: row 0 has the label 2, expected 0 or 1"
     yield "sigmoid", x, put(data["hard"], (239, 700), np.inf), {}, "labels: row 239, class 700, is inf"
     yield "weighted-sigmoid", x, data["hard"], {}, "pos_weight: weighted-sigmoid needs it"
@@ -352,7 +384,10 @@ def test_evaluators_of_other_options_do_not_merge():
 
 def test_an_output_layer_with_lists_of_ids(data):
     rng = np.random.default_rng(9)
-    inputs, layer = rng.standard_normal((ROWS, 16)).astype(np.float32), rng.standard_normal((CLASSES, 16)).astype(np.float32)
+    inputs, layer = (
+        rng.standard_normal((ROWS, 16)).astype(np.float32),
+        rng.standard_normal((CLASSES, 16)).astype(np.float32),
+    )
     written = inputs.astype(np.float64) @ layer.astype(np.float64).T
     for name in ("softmax/sparse", "sparse-sigmoid"):
         loss, _, labels, _, options, _ = case(data, name)

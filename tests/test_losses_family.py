@@ -1,4 +1,5 @@
-"""Every loss of the family as an array function: against the oracle, in all types and layouts, at the edges, and with bad input."""
+"""Every loss of the family as an array function: against the oracle, in all types and layouts, at the edges, and with
+bad input."""
 
 import inspect
 
@@ -157,7 +158,14 @@ def test_label_smoothing(name, smoothing):
 
 
 def test_table_of_losses():
-    assert list(LOSSES)[:6] == ["sparse-softmax", "softmax", "sigmoid", "weighted-sigmoid", "sparse-sigmoid", "log-loss"]
+    assert list(LOSSES)[:6] == [
+        "sparse-softmax",
+        "softmax",
+        "sigmoid",
+        "weighted-sigmoid",
+        "sparse-sigmoid",
+        "log-loss",
+    ]
     from bigvocab.options import LOSSES as of_the_command
     from bigvocab.row_results import ROW_RESULTS
 
@@ -226,8 +234,12 @@ def test_sigmoid_and_softmax_agree_on_two_classes():
     ones = np.ones_like(x)
     expected = bv.sparse_softmax_cross_entropy(pair, np.zeros(61, int))
     np.testing.assert_allclose(bv.sigmoid_cross_entropy(x, ones)[:, 0], expected, rtol=1e-12, atol=1e-14)
-    np.testing.assert_allclose(bv.sparse_sigmoid_cross_entropy(x, np.zeros((61, 1), int)), expected, rtol=1e-12, atol=1e-14)
-    np.testing.assert_allclose(bv.softmax_cross_entropy(pair, np.tile([1, 0], (61, 1))), expected, rtol=1e-12, atol=1e-14)
+    np.testing.assert_allclose(
+        bv.sparse_sigmoid_cross_entropy(x, np.zeros((61, 1), int)), expected, rtol=1e-12, atol=1e-14
+    )
+    np.testing.assert_allclose(
+        bv.softmax_cross_entropy(pair, np.tile([1, 0], (61, 1))), expected, rtol=1e-12, atol=1e-14
+    )
     p = 1 / (1 + np.exp(-x))
     np.testing.assert_allclose(bv.log_loss(p, ones, epsilon=0.0)[:, 0], expected, rtol=1e-9, atol=1e-14)
 
@@ -241,7 +253,9 @@ def test_losses_of_one_family_agree():
     per_class = RNG.random(400) + 0.5
     dense = bv.weighted_sigmoid_cross_entropy(x, hot, pos_weight=per_class).sum(1)
     np.testing.assert_allclose(bv.sparse_sigmoid_cross_entropy(x, y[:, None], pos_weight=per_class), dense, rtol=5e-7)
-    np.testing.assert_array_equal(bv.weighted_sigmoid_cross_entropy(x, hot, pos_weight=1), bv.sigmoid_cross_entropy(x, hot))
+    np.testing.assert_array_equal(
+        bv.weighted_sigmoid_cross_entropy(x, hot, pos_weight=1), bv.sigmoid_cross_entropy(x, hot)
+    )
 
 
 @pytest.mark.parametrize("dtype", TYPES)
@@ -290,7 +304,9 @@ def test_soft_labels_at_infinity():
         for width in (0, 50, 3000, 70_000):  # the same with many masked classes in front
             x = np.array([[-inf] * width + row for row, _, _ in cases], dtype)
             z = np.array([[0] * width + row for _, row, _ in cases], np.float32)
-            np.testing.assert_allclose(bv.softmax_cross_entropy(x, z), [e for *_, e in cases], rtol=1e-6, err_msg=str(width))
+            np.testing.assert_allclose(
+                bv.softmax_cross_entropy(x, z), [e for *_, e in cases], rtol=1e-6, err_msg=str(width)
+            )
 
 
 def test_large_soft_logits_do_not_cancel():
@@ -333,7 +349,9 @@ def test_log_loss_takes_any_shape():
     for epsilon in (0.0, 1e-300, 1e-7, 1.0):
         for label in (0.0, 1.0, 0.5):
             z = np.full(5, label)
-            np.testing.assert_allclose(bv.log_loss(edges, z, epsilon=epsilon), naive.log_loss(edges, z, epsilon), rtol=1e-13, atol=1e-15)
+            np.testing.assert_allclose(
+                bv.log_loss(edges, z, epsilon=epsilon), naive.log_loss(edges, z, epsilon), rtol=1e-13, atol=1e-15
+            )
 
 
 def test_sets_in_any_order_and_form():
@@ -342,9 +360,13 @@ def test_sets_in_any_order_and_form():
     plain = bv.sparse_sigmoid_cross_entropy(x, ids)
     np.testing.assert_array_equal(bv.sparse_sigmoid_cross_entropy(x, ids[:, ::-1].astype(np.uint8)), plain)
     np.testing.assert_array_equal(bv.sparse_sigmoid_cross_entropy(x, ([0, 3, 6, 9], ids.ravel())), plain)
-    np.testing.assert_allclose(bv.sparse_sigmoid_cross_entropy(x, np.zeros((3, 0), int)), naive.sparse_sigmoid_cross_entropy(x, [[]] * 3))
+    np.testing.assert_allclose(
+        bv.sparse_sigmoid_cross_entropy(x, np.zeros((3, 0), int)), naive.sparse_sigmoid_cross_entropy(x, [[]] * 3)
+    )
     every = np.tile(np.arange(100), (3, 1))
-    np.testing.assert_allclose(bv.sparse_sigmoid_cross_entropy(x, every), naive.sparse_sigmoid_cross_entropy(x, every), rtol=1e-6)
+    np.testing.assert_allclose(
+        bv.sparse_sigmoid_cross_entropy(x, every), naive.sparse_sigmoid_cross_entropy(x, every), rtol=1e-6
+    )
 
 
 @settings(deadline=None, max_examples=60)
@@ -401,7 +423,12 @@ BAD = [
     ("sparse-sigmoid", (X, ([0, 1, 1, 2], [0, 1, 2])), {}, "the last offset is 2, expected 3"),
     ("sparse-sigmoid", (X, ([0, 1, 2, 3], [[0, 1, 2]])), {}, "one dimension"),
     ("sparse-sigmoid", (X, ([0], [1], [2])), {}, "a tuple of 3"),
-    ("log-loss", (changed(X, (1, 2), 1.5), Z), {}, r"predictions: row 1, class 2, is 1.5, expected a probability in \[0, 1\]"),
+    (
+        "log-loss",
+        (changed(X, (1, 2), 1.5), Z),
+        {},
+        r"predictions: row 1, class 2, is 1.5, expected a probability in \[0, 1\]",
+    ),
     ("log-loss", (changed(X, (2, 0), -1e-6), Z), {}, "predictions: row 2, class 0, is -9.99999"),
     ("log-loss", (X, changed(Z, (0, 3), np.nan)), {}, "labels: row 0, class 3, is nan"),
     ("log-loss", (X, Z[:2]), {}, "labels: got shape"),
@@ -410,7 +437,9 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("name", "arguments", "options", "message"), BAD, ids=[f"{b[0]}-{i}" for i, b in enumerate(BAD)])
+@pytest.mark.parametrize(
+    ("name", "arguments", "options", "message"), BAD, ids=[f"{b[0]}-{i}" for i, b in enumerate(BAD)]
+)
 def test_bad_values_are_named(name, arguments, options, message):
     with pytest.raises(bv.BigvocabError, match=message):
         LOSSES[name](*arguments, **{**options_of(name), **options})

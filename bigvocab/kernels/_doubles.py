@@ -1,4 +1,5 @@
-"""Sixteen float64 lanes out of arrays of any float type, their stores, the logarithm, and the selections of the sigmoid family.
+"""Sixteen float64 lanes out of arrays of any float type, their stores, the logarithm, and the selections of the
+sigmoid family.
 
 Loops over two arrays of different types (logits and soft labels) load both through here, so that their lanes fit.
 """
@@ -50,7 +51,9 @@ def load_part(typingctx, array, index, stop, fill):
         pointer, size = v._pointer(context, builder, array, args[0], args[1], SIZE)
         mask, stored = _mask(builder, args[1], args[2]), pointer.type.pointee
         arguments = [pointer, ir.Constant(I32, size), mask, ir.Constant(stored, None)]
-        raw = builder.call(v._function(builder, f"llvm.masked.load.{v._suffix(stored)}.p0", stored, arguments), arguments)
+        raw = builder.call(
+            v._function(builder, f"llvm.masked.load.{v._suffix(stored)}.p0", stored, arguments), arguments
+        )
         wide = _to_doubles(builder, array.dtype, raw, SIZE)
         return builder.select(mask, wide, v._splat(builder, args[3], SIZE))
 
@@ -125,7 +128,7 @@ def where_positive(typingctx, x, yes, no):
 
 @intrinsic
 def times(typingctx, factor, y):
-    """factor * y, which is 0 where the factor is, whatever y is: a class that does not count adds nothing."""
+    """The product factor * y, 0 where the factor is, whatever y is: a class that does not count adds nothing."""
 
     def codegen(context, builder, signature, args):
         zero = _constant(args[0], 0.0)
@@ -137,7 +140,7 @@ def times(typingctx, factor, y):
 
 @intrinsic
 def add_times(typingctx, factor, y, total):
-    """total + factor * y, where a factor of 0 adds nothing, whatever y is."""
+    """Add factor * y to total; a factor of 0 adds nothing, whatever y is."""
 
     def codegen(context, builder, signature, args):
         zero = _constant(args[0], 0.0)
@@ -149,7 +152,7 @@ def add_times(typingctx, factor, y, total):
 
 @intrinsic
 def without(typingctx, x, lane, fill):
-    """x with `fill` in one lane."""
+    """The vector x with `fill` in one lane."""
 
     def codegen(context, builder, signature, args):
         number = ir.Constant(ir.VectorType(I32, x.count), list(range(x.count)))
@@ -190,8 +193,8 @@ def exp_negative(y, high, low, least):
     return nothing_below(y, least, v.times_power(exp2_polynomial(f), n))
 
 
-# log(1 + f) = f - f^2/2 + s (f^2/2 + R(s^2)), s = f / (2 + f): W. Kahan's and K. C. Ng's polynomial (fdlibm, e_log.c), error < 1 ulp
-# for f in [sqrt(1/2) - 1, sqrt(2) - 1].
+# log(1 + f) = f - f^2/2 + s (f^2/2 + R(s^2)), s = f / (2 + f): W. Kahan's and K. C. Ng's polynomial (fdlibm, e_log.c),
+# error < 1 ulp for f in [sqrt(1/2) - 1, sqrt(2) - 1].
 _LG = (
     6.666666666666735130e-01, 3.999999999940941908e-01, 2.857142874366239149e-01, 2.222219843214978396e-01,
     1.818357216161805012e-01, 1.531383769920937332e-01, 1.479819860511658591e-01,
@@ -200,7 +203,7 @@ _LG = (
 
 @inline
 def _log1p_core(f, base):
-    """base + log(1 + f)."""
+    """The sum base + log(1 + f)."""
     s = v.div(f, v.add(v.splat(2.0, f), f))
     z = v.mul(s, s)
     r = v.fma(v.splat(_LG[6], f), z, v.splat(_LG[5], f))
@@ -263,6 +266,6 @@ def _log_edges(typingctx, u, log):
 
 @inline
 def log(u):
-    """log(u) for u >= 0; NaN stays NaN."""
+    """Natural logarithm of u >= 0; NaN stays NaN."""
     k, m = _exponent_and_mantissa(u)
     return _log_edges(u, _log1p_core(v.sub(m, v.splat(1.0, u)), v.mul(k, v.splat(LN2, u))))

@@ -1,11 +1,13 @@
 """The sigmoid family: sums of softplus over a row of logits, element-wise losses of logits, and those of probabilities.
 
-Sums of softplus(x) = max(x, 0) + log1p(e), e = exp(-|x|). A logarithm a logit would take most of the time, so a block of 2,048 classes carries
-q = prod(1 + e) - 1 by q <- q + r + q r and takes four logarithms. Kept less 1, the product loses nothing where every e is 3e-7. In float32 lanes a
-lane's product is at most 2**64. Eight vectors are combined as a tree before they meet the block's product, which keeps rounding errors of equal logits
-from adding up. Blocks are counted from class 0 of a tile, their sums are float64 and are added one by one: no split into pieces changes a bit.
+Sums of softplus(x) = max(x, 0) + log1p(e), e = exp(-|x|). A logarithm a logit would take most of the time, so a block
+of 2,048 classes carries q = prod(1 + e) - 1 by q <- q + r + q r and takes four logarithms. Kept less 1, the product
+loses nothing where every e is 3e-7. In float32 lanes a lane's product is at most 2**64. Eight vectors are combined as
+a tree before they meet the block's product, which keeps rounding errors of equal logits from adding up. Blocks are
+counted from class 0 of a tile, their sums are float64 and are added one by one: no split into pieces changes a bit.
 
-A positive class is taken out of its vector (as -inf, which adds 0) and its softplus(-x) added in float64: nothing cancels, however large its logit.
+A positive class is taken out of its vector (as -inf, which adds 0) and its softplus(-x) added in float64: nothing
+cancels, however large its logit.
 
 Element-wise losses are float64 throughout: writing them takes longer than computing them.
 """
@@ -142,8 +144,8 @@ def _softplus(x):
 def rows_softplus(logits, skip, offsets, ids, pos_weight, transform, span, out):
     """Add the sparse sigmoid losses of a tile of logits to `out` (n,).
 
-    logits (n, at least classes); span = (first class, classes); skip (n,) True leaves the row out; ids[offsets[r]:offsets[r + 1]] are row r's positive
-    classes, rising; pos_weight (V,) or (1,); transform = (scale, softcap or 0).
+    logits (n, at least classes); span = (first class, classes); skip (n,) True leaves the row out;
+    ids[offsets[r]:offsets[r + 1]] are row r's positive classes, rising; pos_weight (V,) or (1,); transform = (scale, softcap or 0).
     """
     scale, softcap = transform
     first_class, classes = span
@@ -176,7 +178,7 @@ BAD_LABEL, BAD_PREDICTION = 1, 2  # what is wrong with a row: a label that is no
 
 @inline
 def _sigmoid_lanes(x, z, weight, smoothing):
-    """q z softplus(-x) + (1 - z) softplus(x), with z smoothed towards 1/2; a factor of 0 times an infinite term is 0."""
+    """The sum q z softplus(-x) + (1 - z) softplus(x), z smoothed towards 1/2; 0 times an infinite term is 0."""
     z = v.fma(z, v.splat(1.0 - smoothing, z), v.splat(0.5 * smoothing, z))
     size = v.absolute(x)
     e = d.exp_negative(d.negative(size), v.splat(LOG2E, x), v.splat(_LOG2E_LOW, x), v.splat(_LEAST_DOUBLE, x))

@@ -1,8 +1,10 @@
-"""Softmax cross-entropy with a distribution as label: the row's softmax statistics and its sums with the labels, in one pass over memory.
+"""Softmax cross-entropy with a distribution as label: the row's softmax statistics and its sums with the labels, in
+one pass over memory.
 
-A row is read in parts of 32,768 classes: `softmax` reads a part's logits from memory, and the sums of z and z (reference - x), in float64, read them again
-from the cache, together with the labels. The reference is the maximum of the row's first part that has one: sums with it, unlike sums of z x, do not
-cancel against log S exp(x) where logits are large.
+A row is read in parts of 65,536 classes: `softmax` reads a part's logits from memory, and the sums of z and z
+(reference - x), in float64, read them again from the cache, together with the labels. The reference is the maximum of
+the row's first part that has one: sums with it, unlike sums of z x, do not cancel against log S exp(x) where logits
+are large.
 """
 
 from __future__ import annotations
@@ -16,9 +18,10 @@ from bigvocab.kernels import _lanes as v
 from bigvocab.kernels._jit import inline, jit
 from bigvocab.kernels.softmax import MAX, SKIP, _row, _row_wide, _transformed, _transformed_lanes
 
-PART = 32768
+PART = 65536
 
-# Columns of the sums with labels: REFERENCE a raw logit (NaN: none yet), LABEL_SUM S z, SHIFT S z (g(reference) - g(x)) with 0 where z is 0.
+# Columns of the sums with labels: REFERENCE a raw logit (NaN: none yet), LABEL_SUM S z, SHIFT S z (g(reference) -
+# g(x)) with 0 where z is 0.
 REFERENCE, LABEL_SUM, SHIFT = range(3)
 SUMS = 3
 
@@ -60,7 +63,8 @@ def _label_sums(x, z, transform, sums):
 def rows_soft_labels(logits, soft, labels, transform, want, span, stats, sums):
     """Add a tile of logits and soft labels to the rows' statistics.
 
-    logits, soft (n, at least classes); labels (n,) SKIP or NO_LABEL; transform, want, span and stats as for `rows_softmax`; sums (n, SUMS).
+    logits, soft (n, at least classes); labels (n,) SKIP or NO_LABEL; transform, want, span and stats as for
+    `rows_softmax`; sums (n, SUMS).
     """
     scale, softcap = transform
     first_class, classes = span
@@ -79,7 +83,7 @@ def rows_soft_labels(logits, soft, labels, transform, want, span, stats, sums):
 
 @jit
 def rows_sparse_labels(logits, labels, offsets, ids, probabilities, transform, span, sums):
-    """As `rows_soft_labels` for labels of few classes: adds S p and S p (g(reference) - g(x)) over the listed ids of this tile."""
+    """As `rows_soft_labels` for labels of few classes: the same sums over the listed ids that this tile has."""
     scale, softcap = transform
     first_class, classes = span
     for r in range(labels.size):

@@ -1,10 +1,10 @@
 """Row statistics of logits in one pass: maximum, sum of exponentials and, when asked, rank, ties, argmax, entropy and sum.
 
-How a row is read. Blocks of 2,048 classes, counted from the first one of the tile. In a block, every lane sums
-2**(x c - reference) in float32 (float64 for float64 input), where c = scale / ln 2; across blocks, sums are float64. The
-reference is the first finite maximum seen, not the row's: a sum of exponentials is free of scale, so it only has to keep
-clear of overflow, and a block is read again only when its maximum lies more than 2**60 above the reference. Thus one pass
-over memory finds maximum and sum together. At the end the sum is put in terms of the exact maximum in float64, with the
+How a row is read. Blocks of 2,048 classes, counted from the first one of the tile. Every lane sums 2**(x c - reference) in
+float32 (float64 for float64 input), where c = scale / ln 2, eight terms at a time: more would let the roundings of equal
+terms, added to a large one, add up. Beyond that, sums are float64. The reference is the first finite maximum seen, not the
+row's: a sum of exponentials is free of scale, so it only has to stay near enough for float32, and a block is read again only
+when its maximum lies more than 2**16 above the reference. Thus one pass over memory finds maximum and sum together. At the end the sum is put in terms of the exact maximum in float64, with the
 constant c as it was rounded to float32, so that this rounding cancels where it would matter (large |x|).
 
 A tile is any range of classes: a whole row, one file of a vocab-sharded set, or one tile of a linear head. The statistics of several tiles of a row merge.
@@ -21,6 +21,7 @@ from bigvocab.kernels._exp import LN2, LOG2E, exp2
 from bigvocab.kernels._jit import inline, jit
 
 BLOCK = 2048
+STRIP = 8
 
 # Columns of the statistics, float64, one line per row. MAX is the greatest raw logit, SUM the sum of exp(g(x) - g(MAX)) with
 # g(x) = softcap(scale x), SHIFTED the sum of (g(x) - g(MAX)) exp(g(x) - g(MAX)), TOTAL the sum of g(x).
@@ -54,7 +55,7 @@ def _block_max(x, start, stop):
 
 @inline
 def _add_lanes(logits, held, c, r, low, y, ranked, entropy):
-    """Add one vector of logits to what a block holds: (sum of 2**t, maximum, sum of t 2**t, logits above, at the label's)."""
+    """Add one vector of logits to what a strip holds: (sum of 2**t, maximum, sum of t 2**t, logits above, at the label's)."""
     sums, top, shifted, greater, equal = held
     t = v.fma(logits, c, r)
     if entropy:
@@ -70,19 +71,29 @@ def _add_lanes(logits, held, c, r, low, y, ranked, entropy):
 
 @inline
 def _block(x, start, stop, factor, reference, label, ranked, entropy):
-    """What `_add_lanes` says of one block; the last vector stands apart, so that the loop has no branch."""
+    """What `_add_lanes` says of one block, the sums in float64; the last vector stands apart, so that the loop has no branch."""
     zero = v.zeros_for(x)
     c, r, y = v.splat(factor, zero), v.splat(-reference, zero), v.splat(label, zero)
     low = v.splat(v.like_lane(-126.0, x), zero)
-    held = (zero, v.splat(v.floor_value(x), zero), zero, 0, 0)
+    sums, shifted = v.sums_for(x), v.sums_for(x)
+    top, greater, equal = v.splat(v.floor_value(x), zero), 0, 0
     size = v.width(x)
     whole = stop - (stop - start) % size
-    for i in range(start, whole, size):
-        held = _add_lanes(v.load(x, i), held, c, r, low, y, ranked, entropy)
+    for strip in range(start, whole, STRIP * size):
+        held = (zero, top, zero, greater, equal)
+        for i in range(strip, min(strip + STRIP * size, whole), size):
+            held = _add_lanes(v.load(x, i), held, c, r, low, y, ranked, entropy)
+        sums = v.add(sums, v.widen(held[0]))
+        if entropy:
+            shifted = v.add(shifted, v.widen(held[2]))
+        top, greater, equal = held[1], held[3], held[4]
     if whole < stop:
         rest = v.load_part(x, whole, stop, v.floor_value(x))
-        held = _add_lanes(rest, held, c, r, low, y, ranked, entropy)
-    return held
+        held = _add_lanes(rest, (zero, top, zero, greater, equal), c, r, low, y, ranked, entropy)
+        sums = v.add(sums, v.widen(held[0]))
+        shifted = v.add(shifted, v.widen(held[2]))
+        top, greater, equal = held[1], held[3], held[4]
+    return sums, top, shifted, greater, equal
 
 
 @inline
@@ -189,8 +200,8 @@ def _row(x, label, scale, want, first_class, stats):
             reference = moved
             limit = v.like_lane((np.float64(reference) + _FARTHEST) / c, x)
             block = _block(x, start, stop, factor, reference, lane_label, True, True)
-        sums = v.add(sums, v.widen(block[0]))
-        shifted_sums = v.add(shifted_sums, v.widen(block[2]))
+        sums = v.add(sums, block[0])
+        shifted_sums = v.add(shifted_sums, block[2])
         if want & LOGIT_SUM:
             totals = _block_total(x, start, stop, totals)
         if v.any_greater(top, v.splat(best, top)):
