@@ -12,21 +12,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "bigvocab"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 
-# From the ground up: a module imports only from lines above its own, or from its own line.
-FLOORS = [
-    {"errors", "options"},
-    {"kernels"},
-    {"parallel", "checks", "formats"},
-    {"reductions", "rows", "matrix", "columns", "vocab_file", "true_classes", "numerals", "conditions"},
-    {"labels", "label_sources", "products", "draws", "tally", "soft_rows", "sigmoid_rows", "id_sets"},
-    {"losses", "sigmoid_losses", "linear", "samplers", "batches", "output", "report"},
-    {"sampled", "row_results", "candidates"},
-    {"evaluator", "inspection", "progress"},
-    {"state", "job"},
-    {"engines"},
-    {"cli"},
-    {"__main__"},
-]
+# The main rooms from the ground up; a module imports nothing from a room above its own, and no two modules need each other.
+LADDER = ["errors", "kernels", "rows", "losses", "labels", "tally", "row_results", "evaluator", "job", "engines", "cli", "__main__"]
 ROOMS = {
     "numba": {"kernels"},
     "llvmlite": {"kernels"},
@@ -40,10 +27,6 @@ ROOMS = {
 
 def room(path):
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-
-
-def floor(name):
-    return next((i for i, names in enumerate(FLOORS) if name in names), None)
 
 
 def imports(path):
@@ -66,19 +49,32 @@ def imports(path):
                     yield f"{node.module}.{alias.name}", node in later
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_imports_point_upwards(path):
-    here = room(path)
-    if here == "__init__":
-        return
-    mine = floor(here)
-    assert mine is not None, f"{here} has no floor: give it one in FLOORS"
-    for module, later in imports(path):
-        parts = module.split(".")
-        if parts[0] == "bigvocab" and len(parts) > 1 and not later:
-            theirs = floor(parts[1])
-            if theirs is not None and parts[1] != here:
-                assert theirs <= mine, f"{here} imports {parts[1]}, which stands above it"
+def graph():
+    """Room -> rooms that it imports when it is itself imported."""
+    found = {}
+    for path in SOURCES:
+        if room(path) == "__init__":
+            continue
+        for module, later in imports(path):
+            parts = module.split(".")
+            if parts[0] == "bigvocab" and len(parts) > 1 and not later and parts[1] != room(path):
+                found.setdefault(room(path), set()).add(parts[1])
+    names = {room(path) for path in SOURCES}
+    return {name: needed & names for name, needed in found.items()}
+
+
+def test_imports_point_upwards():
+    needs = graph()
+
+    def below(name, path=()):
+        assert name not in path, " -> ".join([*path, name])
+        return {name}.union(*(below(other, (*path, name)) for other in needs.get(name, ())))
+
+    for height, name in enumerate(LADDER):
+        above = below(name) & set(LADDER[height + 1 :])
+        assert not above, f"{name} needs {above}, which stand above it"
+    for name in needs:
+        assert not needs[name] & {"cli", "__main__"}, f"{name} imports the command line"
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(PACKAGE)))
