@@ -1,7 +1,8 @@
-"""Files of candidates: one draw of a sampler as an Arrow file of one row, to look at, to use again, or to bring from elsewhere.
+"""Files of candidates: one draw of a sampler as an Arrow file of one row, to look at, to use again, or from elsewhere.
 
-Columns: sampled_candidates list<int64>, sampled_expected_count list<float64>, true_classes list<list<int64>> and true_expected_count
-list<list<float64>> (one list a row of the data; null without true classes), num_tries, seed list<int64> (the pair), step, sampler, range_max, vocab_file, distortion.
+Columns: sampled_candidates list<int64>, sampled_expected_count list<float64>, true_classes list<list<int64>> and
+true_expected_count list<list<float64>> (a list for each row of the data; null without true classes), num_tries, seed
+list<int64> (the pair), step, sampler, range_max, vocab_file, distortion.
 """
 
 from __future__ import annotations
@@ -54,12 +55,19 @@ def write_candidates(
     distortion: float | None = None,
     true_classes: Any = None,
 ) -> dict[str, Any]:
-    """Draw candidates and write them to `output`; returns what was drawn as {sampler, num_sampled, range_max, seed, step, num_tries}.
+    """Draw candidates, write them to `output`, and return what was drawn: sampler, num_sampled, range_max, seed, ...
 
     Args:
         output: path of the Arrow IPC file, which appears whole or not at all.
-        true_classes: labels, as `read_labels` takes them: their expected counts are written too. They do not change the draw.
-        sampler, num_sampled, range_max, seed, step, vocab_file, distortion: see `DrawBlocks`.
+        sampler: log-uniform, uniform, unigram, learned-unigram (before it learned anything) or all.
+        num_sampled: S, candidates to draw.
+        range_max: V, classes to draw from; unigram takes it from the vocabulary.
+        seed: a pair or an int, as of a TensorFlow op.
+        step: number of the call, from 0.
+        vocab_file: a word and its count a line (unigram).
+        distortion: power of the counts (unigram).
+        true_classes: labels, as `read_labels` takes them: their expected counts are written too. They do not change
+            the draw.
 
     Raises:
         BigvocabError: an option that does not fit, a true class out of range.
@@ -71,7 +79,9 @@ def write_candidates(
     """
     source = make_sampler(sampler, range_max, vocab_file, distortion)
     pair = seed_pair(seed)
+    name = os.fspath(true_classes) if isinstance(true_classes, str | os.PathLike) else "true_classes"
     offsets, ids = (np.zeros(1, np.int64), np.zeros(0, np.int64)) if true_classes is None else read_true(true_classes)
+    TrueClasses((offsets, ids), name).check_range(source.range_max)
     values = source.sample((offsets, ids), num_sampled, seed=pair, step=step)
     row = {
         "sampled_candidates": values.sampled_candidates,
@@ -87,10 +97,16 @@ def write_candidates(
         "distortion": distortion,
     }
     table = pa.table({name: _one_row(row[name], SCHEMA.field(name).type) for name in SCHEMA.names}, schema=SCHEMA)
-    with replacing(output) as temporary, pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, SCHEMA) as writer:
+    with (
+        replacing(output) as temporary,
+        pa.OSFile(str(temporary), "wb") as sink,
+        pa.ipc.new_file(sink, SCHEMA) as writer,
+    ):
         writer.write_table(table)
     told = ("sampler", "range_max", "seed", "step", "num_tries")
-    return {"path": os.fspath(output), "num_sampled": len(values.sampled_candidates)} | {name: row[name] for name in told}
+    return {"path": os.fspath(output), "num_sampled": len(values.sampled_candidates)} | {
+        name: row[name] for name in told
+    }
 
 
 def _nested(offsets: Ids, flat: Any) -> pa.Array:
@@ -110,7 +126,9 @@ def read_true(labels: Any) -> tuple[Ids, Ids]:
     sizes, parts = [np.zeros(1, np.int64)], [np.zeros(0, np.int64)]
     source = read_labels(labels)
     if source.kind not in ("id", "list"):
-        raise BigvocabError(f"{source.path}: expected one class or a list of classes a row, got labels of kind {source.kind}")
+        raise BigvocabError(
+            f"{source.path}: expected one class or a list of classes a row, got labels of kind {source.kind}"
+        )
     for batch in source:
         if isinstance(batch.labels, tuple):
             sizes.append(np.diff(batch.labels[0]))
@@ -125,8 +143,8 @@ def read_true(labels: Any) -> tuple[Ids, Ids]:
 class FileCandidates:
     """The candidates of a file, the same for all rows of an evaluation.
 
-    log Q of the labels comes from the file where it has true classes (they must be the labels, row by row), else it is computed from the
-    sampler that the file names.
+    The expected counts of the labels come from the file where it has true classes (they must be the labels, row by
+    row), else from the sampler that the file names.
     """
 
     ordered = False
@@ -146,26 +164,33 @@ class FileCandidates:
         self.num_sampled = len(self._candidates)
         self.name = str(row.get("sampler") or "file")
         self.seed = row.get("seed")
-        self._num_tries = row.get("num_tries")
-        self._true = row.get("true_classes"), row.get("true_expected_count")
+        self._num_tries: Any = row.get("num_tries")
+        self._true: tuple[Ids, Ids] | None = row.get("true_classes")
+        self._true_counts: npt.NDArray[np.float64] | None = row.get("true_expected_count")
         _check(self.path, self._candidates, self._counts, num_classes)
         if num_sampled is not None and num_sampled != self.num_sampled:
             raise BigvocabError(f"num_sampled: got {num_sampled}, but {self.path} has {self.num_sampled} candidates")
-        self._sampler = None
-        if self._true[1] is None:
+        self._sampler: Any = None
+        if self._true_counts is None:
             if self.name not in SAMPLERS or self._num_tries is None:
                 raise FormatError(
                     f"{self.path}: has no true_expected_count, and sampler {self.name!r} cannot compute it, "
                     f"expected one of {', '.join(SAMPLERS)} with num_tries"
                 )
             if row.get("range_max") != num_classes:
-                raise BigvocabError(f"{self.path}: was drawn from {row.get('range_max')} classes, expected {num_classes}")
+                raise BigvocabError(
+                    f"{self.path}: was drawn from {row.get('range_max')} classes, expected {num_classes}"
+                )
             file = vocab_file if vocab_file is not None else row.get("vocab_file")
             self._sampler = make_sampler(self.name, num_classes, file, row.get("distortion"))
 
     def shown(self) -> dict[str, Any]:
         """What a report says of them."""
-        return {"sampler": self.name, "num_sampled": self.num_sampled, "seed": None if self.seed is None else list(self.seed)}
+        return {
+            "sampler": self.name,
+            "num_sampled": self.num_sampled,
+            "seed": None if self.seed is None else list(self.seed),
+        }
 
     def options(self) -> dict[str, Any]:
         """What tells candidates apart."""
@@ -173,26 +198,29 @@ class FileCandidates:
 
     def draw(self, row: int, rows: int, true: TrueClasses, kept: Ids) -> Draw:
         """The candidates, for `rows` rows from `row` on; `kept` are those that have the true classes, from 0."""
-        if self._sampler is None:
-            counts = self._stored_counts(row, true, kept)
+        if self._true is not None and self._true_counts is not None:
+            counts = self._true_counts[self._stored(self._true, row, true, kept)]
         elif self.name == "all" or self.num_sampled == self._sampler.range_max:
             counts = np.ones(len(true.ids))
         else:
-            counts = expected_count(self._sampler.probability(true.ids), self.num_sampled, int(self._num_tries))
+            counts = expected_count(self._sampler.probability(true.ids), self.num_sampled, self._num_tries)
         bad = ~((counts > 0) & (counts < np.inf))
         if bad.any():
             at = int(np.argmax(bad))
             raise BigvocabError(
-                f"{true.name}: row {row + kept[true.row_of(at)]:,} is {true.ids[at]}, whose expected count in {self.path} is "
-                f"{counts[at]}, expected a finite number above 0"
+                f"{true.name}: row {row + kept[true.row_of(at)]:,} is {true.ids[at]}, whose expected count in "
+                f"{self.path} is {counts[at]}, expected a finite number above 0"
             )
         return Draw(self._candidates, np.log(counts), np.log(self._counts))
 
-    def _stored_counts(self, row: int, true: TrueClasses, kept: Ids) -> npt.NDArray[np.float64]:
-        offsets, ids, counts = self._true[0][0], self._true[0][1], self._true[1]
+    def _stored(self, classes: tuple[Ids, Ids], row: int, true: TrueClasses, kept: Ids) -> Ids:
+        """Where the true classes of these rows stand in the file, which must have the same ones."""
+        offsets, ids = classes
         last = row + int(kept[-1]) if len(kept) else row
         if last >= len(offsets) - 1:
-            raise BigvocabError(f"{self.path}: has true classes of {len(offsets) - 1:,} rows, but there is a row {last:,}")
+            raise BigvocabError(
+                f"{self.path}: has true classes of {len(offsets) - 1:,} rows, but there is a row {last:,}"
+            )
         starts, sizes = offsets[row + kept], np.diff(offsets)[row + kept]
         same = sizes == np.diff(true.offsets)
         if not same.all():
@@ -201,10 +229,11 @@ class FileCandidates:
         where = np.repeat(starts - true.offsets[:-1], sizes) + np.arange(len(true.ids))
         if (ids[where] != true.ids).any():
             at = int(np.argmax(ids[where] != true.ids))
+            here, there = true.ids[at], ids[where][at]
             raise BigvocabError(
-                f"{true.name}: row {row + kept[true.row_of(at)]:,} is {true.ids[at]}, but {ids[where][at]} in {self.path}"
+                f"{true.name}: row {row + kept[true.row_of(at)]:,} is {here}, but {there} in {self.path}"
             )
-        return counts[where]
+        return where
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Which candidates belong to which rows of an evaluation: a fresh draw for every 512 rows.
 
-Blocks are counted from row 0 of the data, and the number of the block is the sampler's step. So the candidates of a row depend on its number and the
-seed alone: not on chunks, threads, files or the shards of a job.
+Blocks are counted from row 0 of the data, and the number of the block is the sampler's step. So the candidates of a row
+depend on its number and the seed alone: not on chunks, threads, files or the shards of a job.
 """
 
 from __future__ import annotations
@@ -39,14 +39,19 @@ SAMPLERS = {
 
 
 def make_sampler(
-    name: str, num_classes: int | None, vocab_file: str | os.PathLike[str] | None = None, distortion: float | None = None
+    name: str,
+    num_classes: int | None,
+    vocab_file: str | os.PathLike[str] | None = None,
+    distortion: float | None = None,
 ) -> Any:
-    """The sampler of the command's name; the vocabulary of "unigram" must have num_classes lines, where that is known."""
+    """The sampler of the command's name; the vocabulary of "unigram" has num_classes lines, where that is known."""
     if name not in SAMPLERS:
         raise BigvocabError(f"sampler: got {name!r}, expected one of {', '.join(SAMPLERS)}")
     if name == "unigram":
         if vocab_file is None:
-            raise BigvocabError("vocab_file: the unigram sampler needs it, expected a file with a word and its count a line")
+            raise BigvocabError(
+                "vocab_file: the unigram sampler needs it, expected a file with a word and its count a line"
+            )
         power = 1.0 if distortion is None else distortion
         return FixedUnigramSampler(vocab_file=vocab_file, range_max=num_classes, distortion=power)
     for option, value in {"vocab_file": vocab_file, "distortion": distortion}.items():
@@ -86,14 +91,21 @@ class DrawBlocks:
         self.num_sampled = integer("num_sampled", num_sampled, 1, 2**31 - 1)
         self.seed = seed_pair(seed)
         self.sampler = make_sampler(sampler, num_classes, vocab_file, distortion)
-        self._options = {"distortion": distortion, "vocab_file": None if vocab_file is None else os.path.abspath(vocab_file)}
+        self._options = {
+            "distortion": distortion,
+            "vocab_file": None if vocab_file is None else os.path.abspath(vocab_file),
+        }
         self.ordered = sampler == "learned-unigram"  # its draws depend on the labels of all rows before
         self._step, self._values = 0, self._drawn(0)
         self._next_row, self._unlearned = 0, [np.zeros(0, np.int64)]
 
     def shown(self) -> dict[str, Any]:
         """What a report says of them."""
-        return {"sampler": self.name, "num_sampled": self.num_sampled, "seed": None if self.seed is None else list(self.seed)}
+        return {
+            "sampler": self.name,
+            "num_sampled": self.num_sampled,
+            "seed": None if self.seed is None else list(self.seed),
+        }
 
     def options(self) -> dict[str, Any]:
         """What tells draws apart."""
@@ -104,7 +116,7 @@ class DrawBlocks:
         return self.sampler.sample(nothing, self.num_sampled, seed=self.seed, step=step)
 
     def draw(self, row: int, rows: int, true: TrueClasses, kept: Ids) -> Draw:
-        """The draw of the block of `row`, for `rows` rows of it; `kept` are those that have the true classes, from 0."""
+        """The draw of the block of `row`, for `rows` rows of it; `kept` are those that have the true classes."""
         step = row // DRAW_ROWS
         if self.ordered:
             self._follow(row, rows, step)
@@ -136,8 +148,8 @@ class DrawBlocks:
         if outside.any():
             at = int(np.argmax(outside))
             raise BigvocabError(
-                f"{true.name}: row {row + kept[true.row_of(at)]:,} is {true.ids[at]}, a class that {self.name} never draws: "
-                "log Q would be -inf"
+                f"{true.name}: row {row + kept[true.row_of(at)]:,} is {true.ids[at]}, "
+                f"a class that {self.name} never draws: log Q would be -inf"
             )
         if self.name == "all" or self.num_sampled == self.sampler.range_max:
             return np.ones(len(probability))

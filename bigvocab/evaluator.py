@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +24,9 @@ from bigvocab.sampled_results import SAMPLED_RESULTS, open_draws
 from bigvocab.settings import one_of, parse_metrics, parse_top_k, read_vector
 from bigvocab.sigmoid_rows import pos_weight_vector
 from bigvocab.tally import RowResult, Tally
+
+if TYPE_CHECKING:
+    from bigvocab.state import Data
 
 NONFINITE = ("error", "skip", "keep")
 SCHEMA_VERSION = 1
@@ -98,6 +102,7 @@ class Evaluator:
         candidates: Any = None,
         exact: bool = False,
     ) -> None:
+        self._given = {name: value for name, value in locals().items() if name != "self"}
         self.loss = one_of("loss", loss, (*ROW_RESULTS, *SAMPLED_RESULTS))
         self.sampling = {
             "sampler": sampler,
@@ -136,6 +141,7 @@ class Evaluator:
         self.logits_name, self.label_name = "logits" if self.layer is None else "inputs", "labels"
         self._tally = Tally(self.top_k)
         self._seen = 0
+        self._data: Data | None = None  # which rows of which files it holds, where they came from a job's state
 
     def _check_options(self, probability_column: str | None) -> None:
         """Refuse options that mean nothing to the loss: they would change nothing, and nobody would know."""
@@ -263,7 +269,42 @@ class Evaluator:
             raise BigvocabError(f"merge: {name} is {mine[name]!r} here and {theirs[name]!r} there; expected the same options")
         if self.draws is not None and self.draws.ordered:
             raise BigvocabError("merge: the draws of learned-unigram depend on the rows before them, expected one evaluator for all rows")
+        from bigvocab.merging import merge_data
+
+        self._data = merge_data(self._data, other._data)
         self._tally.merge(other._tally)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write all that this evaluator holds to a state file, whole or not at all: for `load`, and for `bigvocab merge`.
+
+        >>> import tempfile
+        >>> import numpy as np
+        >>> ev = Evaluator()
+        >>> _ = ev.update(np.array([[0.0, 1.0]]), [1])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     ev.save(f"{folder}/part.state")
+        ...     Evaluator.load(f"{folder}/part.state").report()["rows"]
+        1
+        """
+        from bigvocab.merging import state_of
+        from bigvocab.state import write_state
+
+        write_state(path, state_of(self))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], **options: Any) -> Evaluator:
+        """The evaluator that `save`, or a run with `state`, has written.
+
+        Args:
+            path: the state file.
+            options: keywords of `Evaluator` in place of what the state holds: arrays over 1 MiB, which it does not, and `threads`.
+
+        Raises:
+            BigvocabError: no such file, a newer version, or options that are not those of the state; FormatError: a damaged file.
+        """
+        from bigvocab.merging import load
+
+        return load(path, **options)
 
     def options(self) -> dict[str, Any]:
         """What decides the figures: evaluators merge only where all of it is equal."""
@@ -278,10 +319,15 @@ class Evaluator:
 
     def report(self) -> Report:
         """The report of all rows so far."""
-        figures = self._tally.figures(perplexity=self.loss in _PERPLEXITY_LOSSES)
-        if self.draws is not None:
-            figures["sampled"] = self.draws.shown() | self._tally.bias()
-        return Report({"schema_version": SCHEMA_VERSION, "loss": self.loss, **figures, "versions": versions()})
+        return make_report(self.loss, self._tally, None if self.draws is None else self.draws.shown())
+
+
+def make_report(loss: str, tally: Tally, sampled: dict[str, Any] | None) -> Report:
+    """The report of a tally; `sampled` is what it says of the draws."""
+    figures = tally.figures(perplexity=loss in _PERPLEXITY_LOSSES)
+    if sampled is not None:
+        figures["sampled"] = sampled | tally.bias()
+    return Report({"schema_version": SCHEMA_VERSION, "loss": loss, **figures, "versions": versions()})
 
 
 def versions() -> dict[str, str]:

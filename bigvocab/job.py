@@ -16,7 +16,7 @@ from bigvocab.label_sources import MatrixLabels, check_labels, cut, open_labels
 from bigvocab.labels import Labels
 from bigvocab.linear_rows import LinearMatrix
 from bigvocab.matrix import Matrix
-from bigvocab.output import LossWriter, replacing, write_text
+from bigvocab.output import LossWriter, loss_lines, loss_schema, replacing, write_text
 from bigvocab.report import Report
 from bigvocab.settings import parse_bytes
 from bigvocab.sigmoid_rows import pos_weight_vector
@@ -43,7 +43,7 @@ def evaluate(
     """Evaluate logits in files, or arrays, against labels in files, or arrays, in bounded memory.
 
     Args:
-        labels: a path, a list of paths, or an array.
+        labels: what the loss takes (see `Evaluator.update`): a path, a list of paths, or arrays.
         logits: (N, V): a path, a glob, a folder, a list of paths, or an array; see `open_matrix` for shape, dtype, offset, vocab_shards.
         inputs: hidden states (N, D) in place of logits; `weights` (V, D) and what else makes logits of them are among the options.
         output: path of losses.parquet, one line per row.
@@ -152,7 +152,9 @@ def _open_writer(
         raise BigvocabError(f"{output}: is one of the files that are read; choose another output")
     temporary = stack.enter_context(replacing(output))
     weight, group = (evaluator.columns[role] is not None for role in ("weight", "group"))
-    writer = LossWriter(temporary, evaluator.metrics, weight=weight, group=group)
+    schema = loss_schema(evaluator.metrics, weight=weight, group=group)
+    writer = LossWriter(temporary, schema)
+    writer.schema = schema
     return writer
 
 
@@ -177,7 +179,7 @@ def _stream(
                 for part, result in evaluator._results(matrix, rows):
                     evaluator._tally.add(result, part.groups, part.num_bytes)
                     if writer is not None:
-                        writer.write(part.first_row, result, part.weights, part.groups)
+                        writer.append(loss_lines(writer.schema, part.first_row, result, part.weights, part.groups))
                 behind.submit(matrix.release, rows.first_row, stop)
                 if progress is not None:
                     progress(stop, len(matrix), stop * row_bytes + getattr(matrix, "layer_bytes_read", 0))

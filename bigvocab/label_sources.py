@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from bigvocab import checks
 from bigvocab.errors import BigvocabError, FormatError
-from bigvocab.formats.paths import split_selector
+from bigvocab.formats.paths import expand
 from bigvocab.id_sets import IdSets, as_id_sets, check_ids, in_rising_order
 from bigvocab.labels import LabelBatch, Labels, read_labels
 from bigvocab.matrix import Matrix, as_matrix
@@ -85,7 +85,7 @@ def open_labels(source: Any, loss: str, columns: dict[str, str | None]) -> Label
     if isinstance(source, Labels | MatrixLabels):
         return source
     kinds, named = KINDS[loss], {f"{role}_column": name for role, name in columns.items()}
-    if isinstance(source, tuple) and not _are_paths(source) and kinds != ("id",):
+    if isinstance(source, tuple) and not _are_paths(source) and (kinds == ("list",) or "sparse" in kinds):
         source, named = _table(source, "sparse" in kinds, named)
     elif isinstance(source, list | tuple) and not _are_paths(source):
         source = np.asarray(source)
@@ -119,7 +119,10 @@ def _as_label_matrix(source: Any) -> MatrixLabels | None:
     paths = source if isinstance(source, list | tuple) else [source]
     if not _are_paths(paths):
         return None
-    suffixes = {os.path.splitext(split_selector(os.fsdecode(path))[0])[1].lower() for path in paths}
+    try:
+        suffixes = {os.path.splitext(file.path)[1].lower() for file in expand(source)}
+    except BigvocabError:
+        return None  # `read_labels` says what is wrong, or finds Parquet there
     if suffixes == {".safetensors"}:
         return MatrixLabels(as_matrix(source))
     if suffixes == {".npy"}:

@@ -1,9 +1,11 @@
-"""An output layer as TensorFlow splits it: a list of P shards in "div" or "mod" order, of which rows are picked by class id."""
+"""An output layer as TensorFlow splits it: a list of P shards in "div" or "mod" order; rows are picked by class id."""
 
 from __future__ import annotations
 
+import contextlib
+import mmap
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,7 +31,8 @@ class LayerShards:
         for i, shard in enumerate(self._shards):
             if shard.dtype != first.dtype or shard.shape[1:] != first.shape[1:]:
                 raise BigvocabError(
-                    f"{name}: shard {i} is {shard.dtype} {shard.shape}, expected {first.dtype} and columns as in shard 0, {first.shape}"
+                    f"{name}: shard {i} is {shard.dtype} {shard.shape}, "
+                    f"expected {first.dtype} and columns as in shard 0, {first.shape}"
                 )
         self._sizes = np.array([len(shard) for shard in self._shards])
         total, count = int(self._sizes.sum()), len(self._shards)
@@ -62,6 +65,33 @@ class LayerShards:
             here = np.flatnonzero(owner == i)
             out[here] = self._shards[i][rows[here]]
         return out
+
+
+@contextlib.contextmanager
+def picked_at_random(layer: Any) -> Iterator[None]:
+    """While rows are picked, tell the system not to read ahead in mapped files: it would read 128 KiB for each row."""
+    maps = list(_maps_of(layer)) if hasattr(mmap, "MADV_RANDOM") else []
+    for found in maps:
+        found.madvise(mmap.MADV_RANDOM)
+    try:
+        yield
+    finally:
+        for found in maps:
+            found.madvise(mmap.MADV_NORMAL)
+
+
+def _maps_of(layer: Any) -> Iterator[mmap.mmap]:
+    """The memory maps behind an array, a Matrix or shards of these."""
+    if isinstance(layer, LayerShards):
+        for shard in layer._shards:
+            yield from _maps_of(shard)
+    elif isinstance(layer, Matrix):
+        yield from (file.buffer for file in layer._maps)
+    else:
+        while isinstance(layer, np.ndarray):
+            layer = layer.base
+        if isinstance(layer, mmap.mmap):
+            yield layer
 
 
 def _listed(sizes: npt.NDArray[Any]) -> str:

@@ -148,7 +148,7 @@ class LinearRows:
 
         def gather(start: int, stop: int) -> None:
             ids, pairs = sets.ids[start:stop], rows[start:stop]
-            packed = Packed.of(self.inputs, self.dtype, 1, chosen=pairs, prepare=self.layer.norm)
+            packed = Packed.of(self.inputs, self.layer.weights.dtype, 1, chosen=pairs, prepare=self.layer.norm)
             logits[start:stop] = self._paired(packed, ids)
 
         parallel.run(gather, len(rows), _UNIT_ROWS, num_threads)
@@ -171,8 +171,8 @@ class LinearRows:
         row_bytes = self.inputs.shape[1] * self.dtype.itemsize + 8 * columns * (self.groups + 2)
         step = max(12, self.layer.block_bytes // row_bytes // 12 * 12)
         for start in range(0, len(rows), step):
-            chosen = rows[start : start + step]
-            yield chosen, Packed.of(self.inputs, self.dtype, num_threads, chosen=chosen, prepare=self.layer.norm)
+            chosen, layer = rows[start : start + step], self.layer
+            yield chosen, Packed.of(self.inputs, layer.weights.dtype, num_threads, chosen=chosen, prepare=layer.norm)
 
     def _label_logits(self, packed: Packed, labels: Ids, num_threads: int) -> Floats:
         """The logit of each row's label, by the steps of the tiles' product; NaN for a row without a label."""

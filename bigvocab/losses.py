@@ -42,13 +42,15 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class SparseSoftmax:
-    """The formula of sparse softmax cross-entropy, for arrays and for files: options in, losses of row statistics out."""
+    """The formula of sparse softmax cross-entropy, for arrays and files: options in, losses of row statistics out."""
 
     num_classes: int
     label_smoothing: float = 0.0
     class_weights: Floats | None = None
 
-    def weighted_sums(self, tiles: Tiles, labels: npt.NDArray[np.int64], scale: float, softcap: float, threads: int) -> Any:
+    def weighted_sums(
+        self, tiles: Tiles, labels: npt.NDArray[np.int64], scale: float, softcap: float, threads: int
+    ) -> Any:
         """S_c w_c g(x_c) of each row, which only smoothing with class weights needs; else None."""
         if self.class_weights is None or not self.label_smoothing:
             return None
@@ -111,28 +113,30 @@ def sparse_softmax_cross_entropy(
 ) -> Any:
     """Softmax cross-entropy of one class per row.
 
-    L = log S_j exp(x_j) - x_y; with smoothing e, (1 - e) (lse - x_y) + e (lse - mean_j x_j); with class weights c as PyTorch,
-    (1 - e) c_y (lse - x_y) + (e / V) S_j c_j (lse - x_j).
+    L = log S_j exp(x_j) - x_y; with smoothing e, (1 - e) (lse - x_y) + e (lse - mean_j x_j); with class weights c as
+    PyTorch, (1 - e) c_y (lse - x_y) + (e / V) S_j c_j (lse - x_j).
 
     Args:
         logits: (N, V) float16, bfloat16, float32 or float64, in any layout; -inf is a masked class.
         labels: (N,) integers in [0, V), or `ignore_index`.
         weights: a scalar or (N,), weight of each row.
-        class_weights: (V,), weight of each class; under "mean" the denominator is the sum of the weights of the labels seen.
+        class_weights: (V,), weight of each class; under "mean" the denominator is the sum of the weights of the labels
+            seen.
         label_smoothing: e in [0, 1].
         ignore_index: rows with this label count in no figure, and their logits may be anything; their loss is 0.
         reduction: see `compute_weighted_loss`.
         num_threads: None is all usable cores; no result depends on it.
 
     Returns:
-        float64 losses (N,) in nats, or one float. A NaN in a row, or +inf at its label, gives NaN there; +inf elsewhere inf.
+        float64 losses (N,) in nats, or one float. A NaN in a row, or +inf at its label, gives NaN there; +inf elsewhere
+        gives inf.
 
     Raises:
         BigvocabError: shapes that differ, a label out of range (with its row), an option outside its range.
         TypeError: logits that are no floats, labels that are no integers.
 
-    Source: tf.nn.sparse_softmax_cross_entropy_with_logits and torch.nn.functional.cross_entropy, which return the loss of
-    half-precision logits in half precision; this one is the loss of the stored values, to 1e-6 nats.
+    Source: tf.nn.sparse_softmax_cross_entropy_with_logits and torch.nn.functional.cross_entropy, which return the loss
+    of half-precision logits in half precision; this one is the loss of the stored values, to 1e-6 nats.
 
     >>> import numpy as np
     >>> logits = np.array([[1, 1, 1, 1], [1, 2, 3, 4]], np.float32)
@@ -196,14 +200,15 @@ def softmax_cross_entropy(
         num_threads: None is all usable cores; no result depends on it.
 
     Returns:
-        float64 losses (N,) in nats, or one float. A NaN in a row, or +inf where z is not 0, gives NaN there; +inf elsewhere inf.
+        float64 losses (N,) in nats, or one float. A NaN in a row, or +inf where z is not 0, gives NaN there; +inf
+        elsewhere gives inf.
 
     Raises:
         BigvocabError: shapes that differ, a label that is not finite (with its row), an option outside its range.
         TypeError: logits that are no floats, labels that are no numbers.
 
-    Source: tf.nn.softmax_cross_entropy_with_logits and torch.nn.functional.cross_entropy with probabilities, which give NaN for a
-    masked class of probability 0; optax.safe_softmax_cross_entropy does not.
+    Source: tf.nn.softmax_cross_entropy_with_logits and torch.nn.functional.cross_entropy with probabilities, which give
+    NaN for a masked class of probability 0; optax.safe_softmax_cross_entropy does not.
 
     >>> softmax_cross_entropy([[1, 1, 1, 1], [1.0, 2, 3, 4]], [[0, 0, 0, 1], [0, 0.5, 0.5, 0]]).round(6)
     array([1.386294, 1.94019 ])

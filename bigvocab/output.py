@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,18 @@ _GROUP_ROWS = 65_536  # rows of a row group: fixed, so that the file does not de
 
 
 @contextlib.contextmanager
-def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its place at the end, or vanishes after an error."""
+def replacing(path: str | os.PathLike[str], *, fixed: bool = False) -> Iterator[Path]:
+    """A temporary path beside `path` that takes its place at the end, or vanishes after an error.
+
+    With `fixed`, for a path that a lock protects, it has one name, so that what a killed run has left is used again.
+    """
     target = Path(path)
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
+        if fixed:
+            name = str(target.parent / f".{target.name}.part")
+            handle = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        else:
+            handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
         os.close(handle)
     except OSError as error:
         raise BigvocabError(f"{target}: cannot be written: {error.strerror}") from None
@@ -41,12 +48,23 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
         temporary.replace(target)
+        sync_folder(target)
     except OSError as error:
         raise BigvocabError(f"{target}: cannot be written: {error.strerror or error}") from None
     finally:
         with contextlib.suppress(FileNotFoundError):
             temporary.unlink()
         _temporaries.discard(temporary)
+
+
+def sync_folder(path: Path) -> None:
+    """Make a new name in the folder of `path` outlast a loss of power, where the system lets one say so."""
+    with contextlib.suppress(OSError):
+        handle = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def remove_temporaries() -> None:
@@ -62,44 +80,75 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-class LossWriter:
-    """Writes losses.parquet: one line for every row of the data; figures of ignored and skipped rows are null."""
+_KINDS = {"rank": pa.int64(), "predicted": pa.int64(), "logsumexp": pa.float64(), "entropy": pa.float64()}
 
-    _KINDS = {"rank": pa.int64(), "predicted": pa.int64(), "logsumexp": pa.float64(), "entropy": pa.float64()}
 
-    def __init__(self, path: Path, columns: tuple[str, ...], *, weight: bool, group: bool) -> None:
-        fields = [pa.field("row", pa.int64(), nullable=False), pa.field("loss", pa.float64())]
-        fields += [pa.field("weight", pa.float64())] * weight + [pa.field("group", pa.string())] * group
-        self._columns = [name for name in self._KINDS if name in columns]
-        self._schema = pa.schema(fields + [pa.field(name, self._KINDS[name]) for name in self._columns])
-        self._writer = pq.ParquetWriter(path, self._schema, compression="zstd")
-        self._held: list[pa.Table] = []
+def loss_schema(columns: tuple[str, ...], *, weight: bool, group: bool) -> pa.Schema:
+    """The columns of losses.parquet: those that are always there, and `columns` as asked for."""
+    fields = [pa.field("row", pa.int64(), nullable=False), pa.field("loss", pa.float64())]
+    fields += [pa.field("weight", pa.float64())] * weight + [pa.field("group", pa.string())] * group
+    return pa.schema(fields + [pa.field(name, _KINDS[name]) for name in _KINDS if name in columns])
+
+
+def loss_lines(schema: pa.Schema, first_row: int, rows: RowResult, weights: Any = None, groups: Any = None) -> pa.RecordBatch:
+    """One line for every row of a block; figures of ignored and skipped rows are null."""
+    null = ~rows.counted
+    columns: dict[str, Any] = {"row": np.arange(first_row, first_row + len(rows)), "loss": rows.loss, **rows.figures}
+    columns["weight"] = weights if weights is not None else np.ones(len(rows))
+    if "group" in schema.names:
+        columns["group"] = group_names(groups)
+    arrays = []
+    for field in schema:
+        mask = null if field.name in _KINDS or field.name == "loss" else None
+        values = columns[field.name]
+        arrays.append(values if isinstance(values, pa.Array) else pa.array(values, field.type, mask=mask))
+    return pa.record_batch(arrays, schema=schema)
+
+
+def group_names(groups: tuple[Any, list[str]]) -> pa.Array:
+    """The name of each row's group, from codes and names."""
+    codes, names = groups
+    return pa.DictionaryArray.from_arrays(codes, pa.array(names, pa.string())).cast(pa.string())
+
+
+class LineGroups:
+    """Lines in batches of any size go in, batches of 65,536 come out: what is written does not show how it was computed."""
+
+    def __init__(self) -> None:
+        self._held: list[pa.RecordBatch] = []
         self._rows = 0
 
-    def write(self, first_row: int, rows: RowResult, weights: Any = None, groups: Any = None) -> None:
-        """Write the lines of a block of rows, in the order of the data."""
-        null = ~rows.counted
-        columns: dict[str, Any] = {"row": np.arange(first_row, first_row + len(rows)), "loss": pa.array(rows.loss, mask=null)}
-        if "weight" in self._schema.names:
-            columns["weight"] = weights if weights is not None else np.ones(len(rows))
-        if "group" in self._schema.names:
-            codes, names = groups
-            columns["group"] = pa.DictionaryArray.from_arrays(codes, pa.array(names, pa.string())).cast(pa.string())
-        for name in self._columns:
-            columns[name] = pa.array(rows.figures[name], mask=null)
-        self._held.append(pa.table(columns, schema=self._schema))
-        self._rows += len(rows)
+    def add(self, batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+        """The batches that are full now."""
+        self._held.append(batch)
+        self._rows += len(batch)
         if self._rows >= _GROUP_ROWS:
-            self._flush(self._rows // _GROUP_ROWS * _GROUP_ROWS)
+            table = pa.Table.from_batches(self._held)
+            whole = self._rows // _GROUP_ROWS * _GROUP_ROWS
+            self._held, self._rows = table.slice(whole).to_batches(), self._rows - whole
+            for start in range(0, whole, _GROUP_ROWS):
+                yield from table.slice(start, _GROUP_ROWS).combine_chunks().to_batches()
 
-    def _flush(self, count: int) -> None:
-        table = pa.concat_tables(self._held)
-        for start in range(0, count, _GROUP_ROWS):
-            self._writer.write_table(table.slice(start, min(_GROUP_ROWS, count - start)).combine_chunks())
-        self._held, self._rows = [table.slice(count)], self._rows - count
+    def rest(self) -> Iterator[pa.RecordBatch]:
+        """The last batch."""
+        if self._rows:
+            yield from pa.Table.from_batches(self._held).combine_chunks().to_batches()
+
+
+class LossWriter:
+    """Writes losses.parquet from lines in the order of the data."""
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        self._writer = pq.ParquetWriter(path, schema, compression="zstd")
+        self._groups = LineGroups()
+
+    def append(self, batch: pa.RecordBatch) -> None:
+        """Add lines."""
+        for full in self._groups.add(batch):
+            self._writer.write_batch(full, row_group_size=_GROUP_ROWS)
 
     def close(self) -> None:
         """Write what is left and the footer."""
-        if self._rows:
-            self._flush(self._rows)
+        for last in self._groups.rest():
+            self._writer.write_batch(last, row_group_size=_GROUP_ROWS)
         self._writer.close()

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bigvocab import parallel
+from bigvocab.checks import BFLOAT16
 from bigvocab.rows import kernel_view
 
 Array = npt.NDArray[Any]
@@ -54,61 +55,76 @@ def lanes(dtype: Any) -> int:
 
 @dataclass(frozen=True)
 class Packed:
-    """Rows as the product's kernel reads them: panels (n / 12, D, 12), zeros behind the last row."""
+    """Rows as the product's kernel reads them: panels (n / 12, steps, 12), zeros behind the last row.
+
+    A step is a column, or two columns of bfloat16 in a uint32 where the processor multiplies such pairs.
+    """
 
     panels: Array
     rows: int
+    depth: int
 
     @classmethod
     def of(
         cls,
         inputs: Array,
-        dtype: Any = None,
+        weights_dtype: Any,
         num_threads: int | None = 1,
         *,
         chosen: npt.NDArray[np.int64] | None = None,
         prepare: Callable[[Array], Array] | None = None,
     ) -> Packed:
-        """Pack inputs (n, D) of any type, or the chosen rows of them, as `dtype`, by default their accumulator.
+        """Pack inputs (n, D), or the chosen rows of them, to be multiplied with weights of some type.
 
-        prepare, a function of converted rows, is applied before they are packed.
+        prepare, a function of rows in the accumulator's type, is applied before they are packed.
         """
-        from bigvocab.kernels.products import ROWS, pack_rows
+        from bigvocab.kernels.products import ROWS, multiplies_pairs, pack_rows
 
         n, depth = inputs.shape if chosen is None else (len(chosen), inputs.shape[1])
-        panels = np.empty((-(-n // ROWS), depth, ROWS), accumulator(inputs.dtype) if dtype is None else dtype)
+        dtype, steps = accumulator(inputs.dtype, weights_dtype), depth
+        pairs = inputs.dtype == weights_dtype == BFLOAT16 and prepare is None and multiplies_pairs()
+        if pairs:
+            dtype, steps = np.dtype(np.uint32), (depth + 1) // 2
+        panels = np.empty((-(-n // ROWS), steps, ROWS), dtype)
 
         def work(start: int, stop: int) -> None:
-            rows = converted(inputs[start:stop] if chosen is None else inputs[chosen[start:stop]], panels.dtype)
-            chunk = panels[start // ROWS : -(-stop // ROWS)]
-            pack_rows(np.ascontiguousarray(rows if prepare is None else prepare(rows)), chunk.reshape(-1))
+            rows = inputs[start:stop] if chosen is None else inputs[chosen[start:stop]]
+            if not pairs:
+                rows = converted(rows, dtype)
+                rows = rows if prepare is None else prepare(rows)
+            pack_rows(kernel_view(rows), depth, panels[start // ROWS : -(-stop // ROWS)].reshape(-1))
 
         parallel.run(work, n, _CHUNK, num_threads)
-        return cls(panels, n)
+        return cls(panels, n, depth)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The type of the products."""
+        return np.dtype(np.float64 if self.panels.dtype == np.float64 else np.float32)
 
     def part(self, start: int, stop: int) -> Packed:
         """Rows `start`, a multiple of 12, to `stop`."""
-        return Packed(self.panels[start // 12 : -(-stop // 12)], stop - start)
+        return Packed(self.panels[start // 12 : -(-stop // 12)], stop - start, self.depth)
 
     def tile(self, classes: int) -> Array:
         """Room for the products with so many classes, and for the kernel's padding on the right and below."""
-        return np.empty((12 * len(self.panels), classes + lanes(self.panels.dtype)), self.panels.dtype)
+        return np.empty((12 * len(self.panels), classes + lanes(self.dtype)), self.dtype)
 
     def panel(self) -> Array:
         """Room for one panel of weights."""
-        return np.empty(self.panels.shape[1] * lanes(self.panels.dtype), self.panels.dtype)
+        return np.empty(self.panels.shape[1] * lanes(self.dtype), self.panels.dtype)
 
     def multiply(self, weights: Array, biases: Array, panel: Array, out: Array, column: int = 0) -> int:
         """Put rows times weights (m, D) transposed, plus biases, into out[:, column : column + m].
 
-        biases is as long as the padding asks: m + lanes. Columns behind are overwritten up to the padding. Returns
-        the first row of weights of a panel that holds a NaN or an infinity, or -1.
+        biases is as long as the padding asks: m + lanes. Columns behind are overwritten up to the padding. Returns the
+        first row of weights of a panel that holds a NaN or an infinity, or -1.
         """
         from bigvocab.kernels.products import tile_product
 
         span = (0, len(weights), column)
-        depth = self.panels.shape[1]
-        found: int = tile_product(self.panels.reshape(-1), depth, kernel_view(weights), span, biases, panel, out)
+        packed = self.panels.reshape(-1)
+        found: int = tile_product(packed, self.depth, kernel_view(weights), span, biases, panel, out)
         return found
 
 
@@ -119,9 +135,8 @@ def product(inputs: Array, rows: Array, out: Array | None = None, num_threads: i
     >>> product(np.array([[1.0, 2.0]], np.float32), np.array([[3, 4], [5, 6]], np.float16))
     array([[11., 17.]], dtype=float32)
     """
-    dtype = accumulator(inputs.dtype, rows.dtype)
-    packed = Packed.of(inputs, dtype, num_threads)
-    tile, zeros = packed.tile(len(rows)), np.zeros(lanes(dtype) + 1024, dtype)
+    packed = Packed.of(inputs, rows.dtype, num_threads)
+    tile, zeros = packed.tile(len(rows)), np.zeros(lanes(packed.dtype) + 1024, packed.dtype)
 
     def work(start: int, stop: int) -> None:  # in steps of whole panels, so that none overwrites what a neighbour wrote
         packed.multiply(rows[start:stop], zeros, packed.panel(), tile, start)
@@ -138,13 +153,12 @@ def paired(inputs: Packed, rows: Array, biases: Array | None = None) -> Array:
     """The product of each row of inputs with the same row of `rows` (n, D), + biases (n,): bits of `multiply`."""
     from bigvocab.kernels.products import paired_products
 
-    dtype = inputs.panels.dtype
+    dtype = inputs.dtype
     addend = np.zeros(inputs.rows + lanes(dtype), dtype)
     if biases is not None:
         addend[: inputs.rows] = biases
     out = np.empty(inputs.rows, dtype)
     if inputs.rows:
-        depth = inputs.panels.shape[1]
-        square = np.empty((12, lanes(dtype)), dtype)
-        paired_products(inputs.panels.reshape(-1), depth, kernel_view(rows), addend, inputs.panel(), square, out)
+        packed, square = inputs.panels.reshape(-1), np.empty((12, lanes(dtype)), dtype)
+        paired_products(packed, inputs.depth, kernel_view(rows), addend, inputs.panel(), square, out)
     return out

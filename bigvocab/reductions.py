@@ -120,16 +120,18 @@ class ExactSums:
         """The sum, rounded once."""
         return to_float(self.exact(group))
 
-    def state(self) -> dict[str, Any]:
-        """The sums in their one canonical form: {low, digits, specials}."""
+    def state(self, order: npt.NDArray[np.intp] | None = None) -> dict[str, Any]:
+        """The sums, or those of the groups `order`, in their one canonical form: {low, digits, specials}."""
         self.carry()
-        digits = self._digits
+        digits, specials = self._digits, self._specials
+        if order is not None:
+            digits, specials = digits[order], specials[order]
         while digits.shape[1] > 1 and np.isin(digits[:, -1], (0, -1)).all():  # a last digit that is only a sign
             digits = np.hstack([digits[:, :-2], digits[:, -2:-1] + (digits[:, -1:] << 32)])
         used = np.flatnonzero(digits.any(0))
         first, stop = (int(used[0]), int(used[-1]) + 1) if used.size else (0, 0)
         digits = np.ascontiguousarray(digits[:, first:stop])
-        return {"low": self._low + first if used.size else 0, "digits": digits, "specials": self._specials.copy()}
+        return {"low": self._low + first if used.size else 0, "digits": digits, "specials": specials.copy()}
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> ExactSums:

@@ -1,7 +1,8 @@
 """What each loss makes of a block of rows: one short function for each name, found in the dict ROW_RESULTS.
 
-A function takes the evaluator (its options), the rows' logits as tiles and the batch of labels, and returns a RowResult: losses, weights and the by-products
-that make sense for it. Tallies, files and reports need to know nothing else of a loss.
+A function takes the evaluator (its options), the rows' logits as tiles and the batch of labels, and returns a
+RowResult: losses, weights and the by-products that make sense for it. Tallies, files and reports need to know nothing
+else of a loss.
 """
 
 from __future__ import annotations
@@ -62,10 +63,18 @@ def sparse_softmax(evaluator: Evaluator, tiles: Tiles, batch: LabelBatch) -> Row
         logit_sum=formula.needs_logit_sum,
     )
     rows = softmax_rows(tiles, labels, want=want, scale=scale, softcap=softcap, num_threads=threads)
+    sums = formula.weighted_sums(tiles, labels, scale, softcap, threads)
+    return of_statistics(evaluator, batch, labels, rows, classes, sums)
+
+
+def of_statistics(
+    evaluator: Evaluator, batch: LabelBatch, labels: npt.NDArray[np.int64], rows: RowStatistics, classes: int, sums: Any = None
+) -> RowResult:
+    """What sparse softmax makes of statistics of rows over all `classes`; `sums` of logits times class weights, where they are needed."""
+    formula = sparse_softmax_formula(classes, evaluator.label_smoothing, evaluator.class_weights)
     ignored = labels < 0
     weights, weighted = batch.weights, None
     if formula.class_weights is not None:
-        sums = formula.weighted_sums(tiles, labels, scale, softcap, threads)
         weighted = formula.weighted_losses(rows, labels, sums)
     result = _result(evaluator, batch, formula.losses(rows), weighted, rows.finite, ignored, lambda i: _fault(rows, i))
     if formula.class_weights is not None:
@@ -97,7 +106,8 @@ def _result(
 ) -> RowResult:
     """Weights applied, ignored rows set apart, rows that are not finite dealt with as `nonfinite` says.
 
-    `weighted` is the loss as class weights make it, where there are any. A row of weight 0 is never read: it may hold anything.
+    `weighted` is the loss as class weights make it, where there are any. A row of weight 0 is never read: it may hold
+    anything.
     """
     weights = batch.weights
     bad = ~finite & ~ignored
@@ -129,7 +139,7 @@ def softmax(evaluator: Evaluator, tiles: Tiles, batch: LabelBatch) -> RowResult:
     }
     if batch.probabilities is None:
         labels = _dense(evaluator, tiles, batch)
-        names = {"name": evaluator.label_name, "first_row": batch.first_row}
+        names: dict[str, Any] = {"name": evaluator.label_name, "first_row": batch.first_row}
         found = dense_label_rows(tiles, labels, ignored, **options, **names)
     else:
         found = sparse_label_rows(tiles, id_sets(evaluator, batch, classes), batch.probabilities, ignored, **options)

@@ -1,4 +1,4 @@
-"""What the two sampled losses make of a block of rows, and of the same rows with all classes, where that is asked for."""
+"""What the two sampled losses make of a block of rows, and of the same rows with all classes, where that is asked."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def sampled_softmax(evaluator: Evaluator, rows: LinearRows, batch: LabelBatch) -
 
 
 def nce(evaluator: Evaluator, rows: LinearRows, batch: LabelBatch) -> RowResult:
-    """NCE of the rows, accidental hits and all; with `exact`, beside the sum of their sigmoid losses over all classes."""
+    """NCE of the rows, accidental hits and all; with `exact`, beside the sum of sigmoid losses over all classes."""
     return _sampled(evaluator, rows, batch, lambda sampled: nce_losses(sampled, "uniform"), False, _exact_nce)
 
 
@@ -59,6 +59,7 @@ def _sampled(
     remove_hits: bool,
     exact_of: Callable[[LinearRows, TrueClasses, Ids, Floats, int], Floats],
 ) -> RowResult:
+    assert evaluator.draws is not None
     offsets, ids, ignored = true_classes(evaluator, batch, rows.num_classes)
     first, layer = evaluator._seen + batch.first_row, rows.layer
     head = Head(layer.weights, layer._biases, layer.norm)
@@ -79,10 +80,18 @@ def _sampled(
     result_exact = None
     finite = np.isfinite(losses)
     if evaluator.exact:
-        result_exact = exact_of(rows, TrueClasses((offsets, ids)), np.flatnonzero(~ignored), true_logits, evaluator.num_threads)
+        result_exact = exact_of(
+            rows, TrueClasses((offsets, ids)), np.flatnonzero(~ignored), true_logits, evaluator.num_threads
+        )
         finite &= np.isfinite(result_exact)
     result = _result(
-        evaluator, batch, losses, None, finite, ignored, lambda row: f"has the loss {losses[row]}, from what is not finite"
+        evaluator,
+        batch,
+        losses,
+        None,
+        finite,
+        ignored,
+        lambda row: f"has the loss {losses[row]}, from what is not finite",
     )
     if result_exact is not None:
         with np.errstate(invalid="ignore"):
@@ -106,7 +115,10 @@ def open_draws(loss: str, layer: OutputLayer | None, sampling: dict[str, Any]) -
     from bigvocab.candidates import FileCandidates
 
     return FileCandidates(
-        sampling["candidates"], layer.num_classes, num_sampled=sampling["num_sampled"], vocab_file=sampling["vocab_file"]
+        sampling["candidates"],
+        layer.num_classes,
+        num_sampled=sampling["num_sampled"],
+        vocab_file=sampling["vocab_file"],
     )
 
 
@@ -121,7 +133,7 @@ def _exact_softmax(rows: LinearRows, true: TrueClasses, kept: Ids, true_logits: 
 
 
 def _exact_nce(rows: LinearRows, true: TrueClasses, kept: Ids, true_logits: Floats, num_threads: int) -> Floats:
-    """Sum over all classes of the sigmoid losses, with target 1 / T for the true ones; a repeated one counts each time, as in NCE."""
+    """Sum of sigmoid losses over all classes, with target 1 / T for the true ones; a repeated one counts each time."""
     owner = np.repeat(np.arange(len(rows)), np.diff(true.offsets))
     order = np.lexsort((true.ids, owner))
     first = np.ones(len(order), bool)
@@ -131,9 +143,7 @@ def _exact_nce(rows: LinearRows, true: TrueClasses, kept: Ids, true_logits: Floa
     sets = IdSets(np.concatenate([[0], np.cumsum(sizes)]), np.ascontiguousarray(true.ids[chosen]))
     skip = np.ones(len(rows), bool)
     skip[kept] = False
-    sums = rows.sparse_sigmoid_rows(
-        sets, skip, pos_weight=np.ones(1), transform=(1.0, 0.0), num_threads=num_threads
-    )
+    sums = rows.sparse_sigmoid_rows(sets, skip, pos_weight=np.ones(1), transform=(1.0, 0.0), num_threads=num_threads)
     if (np.diff(true.offsets) > 1).any():  # the kernel's target is 1 for each of the set
         sums = sums - np.bincount(owner[chosen], np.logaddexp(0.0, -true_logits[chosen]), len(rows))
         sums = sums + true_sigmoid_sums(true_logits, true.offsets, "uniform")

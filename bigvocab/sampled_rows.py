@@ -1,8 +1,9 @@
 """Sampled logits of rows, tile by tile: true and sampled classes of an output layer, reduced to losses.
 
-Only S + N T rows of the layer are looked at. Candidates are counted in tiles of 1,024 from the first; a tile's rows of the layer are gathered, multiplied with the
-packed hidden states into a buffer that stays in the cache, accidental hits become -inf there (which adds 0 to either sum), and the kernels that read stored logits
-reduce it. Tiles are merged in order, so no result depends on the number of threads.
+Only S + N T rows of the layer are looked at. Candidates are counted in tiles of 1,024 from the first; a tile's rows of
+the layer are gathered, multiplied with the packed hidden states into a buffer that stays in the cache, accidental hits
+become -inf there (which adds 0 to either sum), and the kernels that read stored logits reduce it. Tiles are merged in
+order, so no result depends on the number of threads.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import numpy.typing as npt
 
 from bigvocab import parallel
 from bigvocab.kernels import random as random_kernels
+from bigvocab.layer_shards import picked_at_random
 from bigvocab.products import Packed, accumulator, converted, lanes, paired
 from bigvocab.rows import kernel_view
 from bigvocab.true_classes import TrueClasses
@@ -33,7 +35,7 @@ _BLOCK_BYTES = 64 << 20  # of packed rows and their statistics, while the candid
 
 @dataclass(frozen=True)
 class Head:
-    """An output layer of which rows are picked: `weights[ids]` is (n, D), `biases[ids]` is (n,); `norm` comes before it."""
+    """An output layer of which rows are picked: `weights[ids]` is (n, D), `biases[ids]` (n,); `norm` comes first."""
 
     weights: Any
     biases: Any = None
@@ -46,7 +48,7 @@ class Head:
 
 @dataclass(frozen=True)
 class Draw:
-    """Candidates (S,) of a batch of rows, and log Q of its true ids, flat, and of the candidates; zeros where it is left out."""
+    """Candidates (S,) of a batch of rows, and log Q of its true ids, flat, and of the candidates; zeros leave Q out."""
 
     candidates: Ids
     true_log_q: Floats
@@ -72,12 +74,12 @@ class SampledRows:
         self.num_threads = num_threads
         self.dtype = accumulator(inputs.dtype, head.weights.dtype)
         self.tiles = -(-len(draw.candidates) // TILE)
-        self._hit_rows, self._hit_positions, self._hit_bounds = self._hits() if remove_hits else (None, None, None)
+        self._hits = self._found_hits() if remove_hits else None
 
     def __len__(self) -> int:
         return len(self.inputs)
 
-    def _hits(self) -> tuple[Ids, Ids, Ids]:
+    def _found_hits(self) -> tuple[Ids, Ids, Ids]:
         """Accidental hits as (rows, positions) sorted by tile, then row; and where each tile's begin."""
         hits = random_kernels.accidental_hits(self.true.offsets, self.true.ids, self.draw.candidates)
         hits.sort()
@@ -88,16 +90,17 @@ class SampledRows:
 
     @cached_property
     def logits_of_true(self) -> Floats:
-        """x . w + b of each true id with its row, flat, without any correction."""
+        """The logit x . w + b of each true id with its row, flat, without any correction."""
         rows, ids = self.true_rows, self.true.ids
         out = np.empty(len(ids))
 
         def work(start: int, stop: int) -> None:
-            packed = Packed.of(self.inputs, self.dtype, 1, chosen=rows[start:stop], prepare=self.head.norm)
+            packed = Packed.of(self.inputs, self.head.weights.dtype, 1, chosen=rows[start:stop], prepare=self.head.norm)
             mine = ids[start:stop]
             out[start:stop] = paired(packed, self.head.weights[mine], self.head.biases_of(mine))
 
-        parallel.run(work, len(ids), _UNIT_ROWS, self.num_threads)
+        with picked_at_random(self.head.weights):
+            parallel.run(work, len(ids), _UNIT_ROWS, self.num_threads)
         return out
 
     @property
@@ -121,7 +124,9 @@ class SampledRows:
                 parts: Array = parts, labels: Ids = labels, nothing: Floats = nothing,
             ) -> None:  # fmt: skip
                 mine = slice(start, stop)
-                softmax.rows_softmax(logits, labels[mine], nothing[mine], (1.0, 0.0), 0, (0, classes), parts[tile, mine])
+                softmax.rows_softmax(
+                    logits, labels[mine], nothing[mine], (1.0, 0.0), 0, (0, classes), parts[tile, mine]
+                )
 
             self._sweep(first, packed, reduce)
             merge.merge_statistics(parts, (1.0, 0.0), stats[first : first + packed.rows])
@@ -155,10 +160,10 @@ class SampledRows:
         step = max(12, _BLOCK_BYTES // row_bytes // 12 * 12)
         for start in range(0, len(self), step):
             rows = self.inputs[start : start + step]
-            yield start, Packed.of(rows, self.dtype, self.num_threads, prepare=self.head.norm)
+            yield start, Packed.of(rows, self.head.weights.dtype, self.num_threads, prepare=self.head.norm)
 
     def _sweep(self, first_row: int, packed: Packed, reduce: Callable[..., None]) -> None:
-        """Call reduce(tile, start, stop, classes, logits) for all tiles of these rows; rows count from the block's first."""
+        """Call reduce(tile, start, stop, classes, logits) for all tiles of these rows; start counts in the block."""
         step = packed.rows
         while step > 48 and self.tiles * -(-packed.rows // step) < 2 * self.num_threads:
             step //= 2
@@ -170,7 +175,9 @@ class SampledRows:
             tile, first = unit // ranges, unit % ranges * step
             weights, addend = self._gathered(tile)
             if not hasattr(buffers, "tile"):  # kept for the next unit: fresh pages would cost a tenth of the product
-                buffers.tile = packed.part(0, min(step, _UNIT_ROWS, packed.rows)).tile(min(TILE, len(self.draw.candidates)))
+                buffers.tile = packed.part(0, min(step, _UNIT_ROWS, packed.rows)).tile(
+                    min(TILE, len(self.draw.candidates))
+                )
                 buffers.panel = packed.panel()
             for start in range(first, min(first + step, packed.rows), _UNIT_ROWS):
                 rows = packed.part(start, min(start + _UNIT_ROWS, first + step, packed.rows))
@@ -178,7 +185,8 @@ class SampledRows:
                 self._leave_out_hits(tile, first_row + start, rows.rows, buffers.tile)
                 reduce(tile, start, start + rows.rows, len(weights), kernel_view(buffers.tile))
 
-        parallel.run(work, self.tiles * ranges, 1, self.num_threads)
+        with picked_at_random(self.head.weights):
+            parallel.run(work, self.tiles * ranges, 1, self.num_threads)
 
     def _gathered(self, tile: int) -> tuple[Array, Array]:
         """Rows of the layer for the candidates of a tile, and bias - log Q of each, padded for the kernel."""
@@ -189,16 +197,17 @@ class SampledRows:
         return self.head.weights[ids], addend
 
     def _leave_out_hits(self, tile: int, first: int, count: int, logits: Array) -> None:
-        if self._hit_rows is None or self._hit_positions is None or self._hit_bounds is None:
+        if self._hits is None:
             return
-        a, b = self._hit_bounds[tile], self._hit_bounds[tile + 1]
-        rows = self._hit_rows[a:b]
+        hit_rows, positions, bounds = self._hits
+        a, b = bounds[tile], bounds[tile + 1]
+        rows = hit_rows[a:b]
         begin, end = np.searchsorted(rows, (first, first + count))
-        logits[rows[begin:end] - first, self._hit_positions[a + begin : a + end] - tile * TILE] = -np.inf
+        logits[rows[begin:end] - first, positions[a + begin : a + end] - tile * TILE] = -np.inf
 
 
 def softmax_losses(rows: SampledRows) -> Floats:
-    """log sum exp of the row's true and sampled logits, less the mean of its true logits; every row has a true class."""
+    """Log sum exp of the row's true and sampled logits, less the mean of the true ones, of which each row has one."""
     if not len(rows):
         return np.zeros(0)
     top, total = rows.statistics()
@@ -216,14 +225,14 @@ def _softmax_of(top: Floats, total: Floats, true: Floats, offsets: Ids) -> Float
 
 
 def exact_softmax_losses(top: Floats, total: Floats, true: Floats, offsets: Ids) -> Floats:
-    """log sum exp over all classes, given as maximum and sum, less the mean of the row's true logits."""
+    """Log sum exp over all classes, given as maximum and sum, less the mean of the row's true logits."""
     owner, counts = np.repeat(np.arange(len(top)), np.diff(offsets)), np.diff(offsets)
     with np.errstate(divide="ignore", invalid="ignore"):
         return (top - np.bincount(owner, true, len(top)) / counts) + np.log(total)
 
 
 def nce_losses(rows: SampledRows, true_label: str) -> Floats:
-    """Sum of the sigmoid losses of the row's true logits, with target 1 / T or 1, and of its sampled logits, with target 0."""
+    """Sum of sigmoid losses of the row's true logits, with target 1 / T or 1, and of its sampled ones, with 0."""
     true = rows.logits_of_true - rows.draw.true_log_q
     return rows.softplus_sums() + true_sigmoid_sums(true, rows.true.offsets, true_label)
 
@@ -235,4 +244,4 @@ def true_sigmoid_sums(true: Floats, offsets: Ids, true_label: str) -> Floats:
     z = 1.0 / counts[owner] if true_label == "uniform" else np.ones(len(owner))
     with np.errstate(invalid="ignore"):
         losses = z * np.logaddexp(0.0, -true) + np.where(z == 1.0, 0.0, (1.0 - z) * np.logaddexp(0.0, true))
-    return np.bincount(owner, losses, len(counts))
+    return np.bincount(owner, losses, len(counts)).astype(np.float64, copy=False)  # int64 where there is no id at all

@@ -141,6 +141,32 @@ class Tally:
         else:
             self.group_sums["weight"].add(weights, ids)
 
+    def state(self) -> dict[str, Any]:
+        """All of it as plain numbers and arrays, in one canonical form: groups by name."""
+        names = sorted(self.group_ids)
+        order = np.array([self.group_ids[name] for name in names], np.intp)
+        return {
+            "counts": dict(self.counts),
+            "extremes": dict(self.extremes),
+            "sums": {name: self.sums[name].state() for name in sorted(self.sums)},
+            "groups": names,
+            "group_rows": self.group_rows[order],
+            "group_sums": {name: sums.state(order) for name, sums in self.group_sums.items()},
+        }
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any], top_k: tuple[int, ...] = ()) -> Tally:
+        """The inverse of `state`."""
+        tally = cls(top_k)
+        tally.counts |= state["counts"]
+        tally.extremes = dict(state["extremes"])
+        tally.sums = {name: ExactSums.from_state(sums) for name, sums in state["sums"].items()}
+        tally._names = state["groups"]
+        tally.group_ids = {name: i for i, name in enumerate(tally._names)}
+        tally.group_rows = np.array(state["group_rows"], np.int64)
+        tally.group_sums = {name: ExactSums.from_state(sums) for name, sums in state["group_sums"].items()}
+        return tally
+
     def merge(self, other: Tally) -> None:
         """Add all that `other` has seen."""
         for name, count in other.counts.items():

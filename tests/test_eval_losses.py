@@ -211,11 +211,15 @@ def test_labels_in_a_second_matrix(data, tmp_path, name):
     np.save(tmp_path / "part-2.npy", labels[100:])
     write(table(column), tmp_path / "soft.arrow")
     sources = ["soft.npy", "fortran.npy", "soft.safetensors::soft", "soft.arrow", "soft.arrow::label"]
-    paths = [str(tmp_path / source) for source in sources] + [[tmp_path / "part-1.npy", tmp_path / "part-2.npy"]]
+    (tmp_path / "folder").mkdir()
+    save_file({"soft": labels[:100]}, tmp_path / "folder" / "part-1.safetensors")
+    save_file({"soft": labels[100:]}, tmp_path / "folder" / "part-2.safetensors")
+    paths = [str(tmp_path / source) for source in sources]
+    paths += [[tmp_path / "part-1.npy", tmp_path / "part-2.npy"], tmp_path / "folder", tmp_path / "part-*.npy"]
     for path in paths:
         report = bv.evaluate(logits=logits, labels=path, loss=loss, **options)
         assert untimed(report) == expected, path
-        assert len(report["inputs"]) == (3 if isinstance(path, list) else 2)
+        assert len(report["inputs"]) == (3 if isinstance(path, list) or "fold" in str(path) or "*" in str(path) else 2)
     assert untimed(bv.evaluate(logits=logits, labels=bv.open_matrix(paths[0]), loss=loss, **options)) == expected
     half = bv.evaluate(logits=logits, labels=labels.astype(ml_dtypes.bfloat16), loss=loss, **options)
     assert half["mean"] == pytest.approx(expected["mean"], rel=0.02)
@@ -346,7 +350,7 @@ def bad_cases(data):
     yield "log-loss", put(data["predictions"], (123, 4), 1.25), data["hard"], {}, "row 123, class 4, is 1.25"
     yield "log-loss", data["predictions"], data["hard"], {"epsilon": 2.0}, "epsilon: got 2.0"
     yield "log-loss", data["predictions"], data["hard"], {"softcap": 3.0}, "softcap: goes with .*, not with log-loss"
-    yield "softmax", x, data["soft"], {"ignore_index": 3}, "ignore_index: goes with sparse-softmax, not with softmax"
+    yield "softmax", x, data["soft"], {"ignore_index": 3}, "ignore_index: goes with sparse-softmax.*, not with softmax"
     yield "sigmoid", x, data["hard"], {"class_weights": np.ones(CLASSES)}, "class_weights: goes with sparse-softmax"
     yield "softmax", x, data["soft"], {"pos_weight": 2.0}, "pos_weight: goes with weighted-sigmoid, sparse-sigmoid"
     yield "softmax", x, fixed(data["soft"], np.ones(ROWS, bool)), {}, "all 240 rows are ignored"

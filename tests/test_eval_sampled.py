@@ -52,7 +52,9 @@ def files(job, tmp_path):
 
 
 def paths(folder):
-    return {name: folder / f"{name}.npy" for name in ("inputs", "weights", "biases")} | {"labels": folder / "labels.parquet"}
+    return {name: folder / f"{name}.npy" for name in ("inputs", "weights", "biases")} | {
+        "labels": folder / "labels.parquet"
+    }
 
 
 # ---- draws
@@ -99,7 +101,13 @@ def test_every_block_has_a_draw_of_its_own(job, vocab, tmp_path, loss, name):
 @pytest.mark.parametrize("name", ["log-uniform", "learned-unigram"])
 @pytest.mark.parametrize("loss", LOSSES)
 def test_chunks_and_threads_change_no_bit(files, loss, name):
-    options = paths(files) | {"loss": loss, "sampler": name, "num_sampled": SAMPLED, "exact": True, "group_column": "book"}
+    options = paths(files) | {
+        "loss": loss,
+        "sampler": name,
+        "num_sampled": SAMPLED,
+        "exact": True,
+        "group_column": "book",
+    }
     options |= {"weight_column": "weight"}
     whole = figures(bv.evaluate(**options))
     for changed in ({"chunk_rows": 7}, {"chunk_rows": 512}, {"chunk_rows": 513, "threads": 1}, {"threads": 3}):
@@ -128,7 +136,10 @@ def test_batches_of_arrow_count_as_well(job):
 
 def test_ignored_rows_keep_their_place(job):
     table = pa.table({"label": pa.array(job["labels"], mask=np.arange(ROWS) % 5 == 0)})
-    options = {name: job[name] for name in ("inputs", "weights", "biases")} | {"loss": "sampled-softmax", "num_sampled": SAMPLED}
+    options = {name: job[name] for name in ("inputs", "weights", "biases")} | {
+        "loss": "sampled-softmax",
+        "num_sampled": SAMPLED,
+    }
     expected = by_hand(job, "sampled-softmax", bv.LogUniformSampler(CLASSES), 0)
     report = bv.evaluate(**options, labels=table)
     assert (report["rows"], report["ignored_rows"]) == (1200, 300)
@@ -147,7 +158,9 @@ def test_several_true_classes_a_row(job):
     logits = job["inputs"].astype(float) @ job["weights"].T.astype(float) + job["biases"]
     for loss, function in LOSSES.items():
         report = bv.evaluate(**options, loss=loss, labels=table)
-        evaluator = bv.Evaluator(loss=loss, weights=job["weights"], biases=job["biases"], num_sampled=SAMPLED, exact=True)
+        evaluator = bv.Evaluator(
+            loss=loss, weights=job["weights"], biases=job["biases"], num_sampled=SAMPLED, exact=True
+        )
         losses = evaluator.update(job["inputs"], (offsets, ids))
         assert evaluator.report()["sampled"] == report["sampled"]
         values = bv.LogUniformSampler(CLASSES).sample((offsets[:21], ids[: offsets[20]]), SAMPLED, seed=0)
@@ -172,7 +185,9 @@ def test_several_true_classes_a_row(job):
 def test_bias_and_its_error(job, files, weighted, tmp_path):
     columns = {"weight_column": "weight"} if weighted else {}
     arguments = paths(files) | columns
-    report = bv.evaluate(**arguments, loss="sampled-softmax", num_sampled=SAMPLED, exact=True, seed=3, output=tmp_path / "s")
+    report = bv.evaluate(
+        **arguments, loss="sampled-softmax", num_sampled=SAMPLED, exact=True, seed=3, output=tmp_path / "s"
+    )
     exact = bv.evaluate(**arguments, metrics="", output=tmp_path / "e")
     sampled = report["sampled"]
     assert sampled["exact_mean"] == exact["mean"]
@@ -181,7 +196,9 @@ def test_bias_and_its_error(job, files, weighted, tmp_path):
     d = pq.read_table(tmp_path / "e")["loss"].to_numpy() - pq.read_table(tmp_path / "s")["loss"].to_numpy()
     mean, n = (w * d).sum() / w.sum(), np.count_nonzero(w)
     assert sampled["bias"] == pytest.approx(mean, rel=1e-12)
-    assert sampled["bias_stderr"] == pytest.approx(np.sqrt(((w * (d - mean)) ** 2).sum() * n / (n - 1)) / w.sum(), rel=1e-9)
+    assert sampled["bias_stderr"] == pytest.approx(
+        np.sqrt(((w * (d - mean)) ** 2).sum() * n / (n - 1)) / w.sum(), rel=1e-9
+    )
     assert sampled["bias"] > 0  # fewer classes, a lower loss
 
 
@@ -230,7 +247,9 @@ def test_learned_draws_cannot_be_merged(job):
 def test_candidates_of_a_file(job, files, vocab, loss, with_true):
     path = files / "c.arrow"
     labels = {"true_classes": files / "labels.parquet"} if with_true else {}
-    drawn = write_candidates(path, sampler="unigram", vocab_file=vocab, num_sampled=SAMPLED, seed=(3, 4), step=2, **labels)
+    drawn = write_candidates(
+        path, sampler="unigram", vocab_file=vocab, num_sampled=SAMPLED, seed=(3, 4), step=2, **labels
+    )
     values = bv.FixedUnigramSampler(vocab_file=vocab).sample(job["labels"][:, None], SAMPLED, seed=(3, 4), step=2)
     assert drawn["num_tries"] == values.num_tries
     with pa.OSFile(str(path)) as file:
@@ -253,7 +272,11 @@ def rewritten(path, **changes):
     with pa.OSFile(str(path)) as file:
         row = pa.ipc.open_file(file).read_all().to_pylist()[0]
     table = pa.Table.from_pylist([row | changes])
-    table = table.drop_columns([name for name, value in changes.items() if value is ...]) if ... in changes.values() else table
+    table = (
+        table.drop_columns([name for name, value in changes.items() if value is ...])
+        if ... in changes.values()
+        else table
+    )
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
 
@@ -342,7 +365,17 @@ def test_sample_and_read_back(files):
     run("sample", "--num-sampled", 8, "--range-max", 1000, "--seed", "1,7", "--step", 1, "--output", path)
     with pa.OSFile(str(path)) as file:
         assert pa.ipc.open_file(file).read_all()["sampled_candidates"][0].as_py() == [272, 1, 769, 309, 28, 3, 95, 26]
-    run("sample", "--num-sampled", 8, "--range-max", CLASSES, "--true-classes", files / "labels.parquet", "--output", path)
+    run(
+        "sample",
+        "--num-sampled",
+        8,
+        "--range-max",
+        CLASSES,
+        "--true-classes",
+        files / "labels.parquet",
+        "--output",
+        path,
+    )
     assert head(files, "--loss", "nce", "--candidates", path).exit_code == 0
 
 
@@ -353,7 +386,10 @@ def test_sample_and_read_back(files):
         (["--num-sampled", 3], "'--num-sampled' goes with sampled-softmax, nce, not with sparse-softmax"),
         (["--exact"], "'--exact' goes with sampled-softmax, nce"),
         (["--loss", "nce", "--num-sampled", 3, "--sampler", "unigram"], "'--sampler unigram' needs '--vocab-file'"),
-        (["--loss", "nce", "--num-sampled", 3, "--vocab-file", "v"], "goes with '--sampler unigram', not with log-uniform"),
+        (
+            ["--loss", "nce", "--num-sampled", 3, "--vocab-file", "v"],
+            "goes with '--sampler unigram', not with log-uniform",
+        ),
         (["--loss", "nce", "--candidates", "c", "--seed", "3"], "'--seed' does not go with it"),
         (["--loss", "nce", "--num-sampled", 3, "--seed", "1,2,3"], "expected two whole numbers such as 1,7, or one"),
         (["--loss", "nce", "--num-sampled", 3, "--softcap", 3], "'--softcap' goes with"),
@@ -416,7 +452,9 @@ def test_a_true_class_that_is_never_drawn(job, tmp_path):
     counts[job["labels"][700]] = 0
     first = int(np.argmax(job["labels"] == job["labels"][700]))
     (tmp_path / "v.txt").write_text("".join(f"w,{count}\n" for count in counts))
-    with pytest.raises(bv.BigvocabError, match=f"row {first} is {job['labels'][700]}, a class that unigram never draws"):
+    with pytest.raises(
+        bv.BigvocabError, match=f"row {first} is {job['labels'][700]}, a class that unigram never draws"
+    ):
         bv.evaluate(**job, loss="nce", sampler="unigram", vocab_file=tmp_path / "v.txt", num_sampled=2)
 
 

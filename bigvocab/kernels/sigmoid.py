@@ -145,7 +145,8 @@ def rows_softplus(logits, skip, offsets, ids, pos_weight, transform, span, out):
     """Add the sparse sigmoid losses of a tile of logits to `out` (n,).
 
     logits (n, at least classes); span = (first class, classes); skip (n,) True leaves the row out;
-    ids[offsets[r]:offsets[r + 1]] are row r's positive classes, rising; pos_weight (V,) or (1,); transform = (scale, softcap or 0).
+    ids[offsets[r]:offsets[r + 1]] are row r's positive classes, rising; pos_weight (V,) or (1,); transform =
+    (scale, softcap or 0).
     """
     scale, softcap = transform
     first_class, classes = span

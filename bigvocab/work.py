@@ -1,0 +1,116 @@
+"""The work of a job: a range of its rows, block by block, as pieces that are added to sums. A process, a pool and a cluster do the same pieces."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from bigvocab.draw_blocks import DRAW_ROWS
+from bigvocab.errors import BigvocabError
+from bigvocab.evaluator import Evaluator
+from bigvocab.label_sources import MatrixLabels, cut, true_classes
+from bigvocab.labels import LabelBatch, Labels
+from bigvocab.linear_rows import LinearMatrix
+from bigvocab.matrix import Matrix
+from bigvocab.output import loss_lines
+from bigvocab.tally import Tally
+from bigvocab.true_classes import TrueClasses
+from bigvocab.vocab_shards import ClassRange
+
+
+@dataclass
+class Job:
+    """What is to be evaluated, opened and checked."""
+
+    evaluator: Evaluator
+    matrix: Matrix | LinearMatrix
+    labels: Labels | MatrixLabels
+    block: int  # rows at a time
+    start: int
+    stop: int
+    schema: pa.Schema | None = None  # of a line for each row, where lines are kept
+    classes: ClassRange | None = None  # where only a range of the classes is looked at
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of logits, or hidden states, of one row."""
+        return self.matrix.nbytes // max(1, len(self.matrix))
+
+
+class Piece(NamedTuple):
+    """Rows `start` to `stop`, done."""
+
+    start: int
+    stop: int
+    add_to: Callable[[Tally], None]
+    lines: list[pa.RecordBatch]
+    bytes_read: int
+
+
+def pieces(job: Job, start: int, stop: int) -> Iterator[Piece]:
+    """Rows `start` to `stop` of a job, piece by piece, in order; pages are given back behind each block."""
+    matrix = job.matrix
+    read = getattr(matrix, "layer_bytes_read", 0)
+    with ThreadPoolExecutor(1, "release") as behind:  # pages go back while the next block is worked
+        for batch in job.labels.batches(start, stop):
+            for at in range(0, len(batch), job.block):
+                rows = cut(batch, at, min(at + job.block, len(batch)))
+                matrix.check()
+                for piece in _block(job, rows):
+                    now = getattr(matrix, "layer_bytes_read", 0)
+                    yield piece._replace(bytes_read=piece.bytes_read + now - read)
+                    read = now
+                behind.submit(matrix.release, rows.first_row, rows.first_row + len(rows))
+    matrix.check()
+
+
+def _block(job: Job, rows: LabelBatch) -> Iterator[Piece]:
+    if job.classes is not None:
+        lines = job.classes.lines(job.evaluator, job.matrix, rows)
+        yield Piece(rows.first_row, rows.first_row + len(rows), lambda tally: None, [lines], job.classes.nbytes(job.row_bytes, len(rows)))
+        return
+    for part, result in job.evaluator._results(job.matrix, rows):
+        lines = [] if job.schema is None else [loss_lines(job.schema, part.first_row, result, part.weights, part.groups)]
+
+        def add_to(tally: Tally, part: LabelBatch = part, result: Any = result) -> None:
+            tally.add(result, part.groups, part.num_bytes)
+
+        yield Piece(part.first_row, part.first_row + len(part), add_to, lines, job.row_bytes * len(part))
+
+
+def whole_range(job: Job, start: int, stop: int) -> tuple[Tally, list[pa.RecordBatch], int]:
+    """Rows `start` to `stop` as one: their sums, their lines and the bytes read. For a process that works for another."""
+    tally, lines, read = Tally(job.evaluator.top_k), [], 0
+    for piece in pieces(job, start, stop):
+        piece.add_to(tally)
+        lines += piece.lines
+        read += piece.bytes_read
+    return tally, lines, read
+
+
+def follow_draws(job: Job, stop: int) -> None:
+    """Draws that depend on the rows before, brought to row `stop` by the labels alone."""
+    evaluator, classes = job.evaluator, job.matrix.shape[1]
+    if stop == 0 or evaluator.draws is None or not evaluator.draws.ordered:
+        return
+    for batch in job.labels.batches(0, stop):
+        offsets, ids, ignored = true_classes(evaluator, batch, classes)
+        first, start = batch.first_row, 0
+        while start < len(batch):
+            end = min(len(batch), (first + start) // DRAW_ROWS * DRAW_ROWS + DRAW_ROWS - first)
+            kept = np.flatnonzero(~ignored[start:end])
+            own = np.concatenate([[0], np.cumsum(np.diff(offsets)[start:end][kept])])
+            true = TrueClasses((own, ids[offsets[start] : offsets[end]]), evaluator.label_name)
+            evaluator.draws.draw(first + start, end - start, true, kept)
+            start = end
+
+
+def refuse_ordered_draws(job: Job, what: str) -> None:
+    """Raise where the draws of a row depend on the rows before it, which someone else has."""
+    if job.evaluator.draws is not None and job.evaluator.draws.ordered:
+        raise BigvocabError(f"{what}: learned-unigram learns from all rows before, so its rows must be worked in order by one process")
