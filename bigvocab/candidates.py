@@ -208,7 +208,7 @@ class FileCandidates:
         if bad.any():
             at = int(np.argmax(bad))
             raise BigvocabError(
-                f"{true.name}: row {row + kept[true.row_of(at)]:,} is {true.ids[at]}, whose expected count in "
+                f"{true.name}: row {row + kept[true.row_of(at)]} is {true.ids[at]}, whose expected count in "
                 f"{self.path} is {counts[at]}, expected a finite number above 0"
             )
         return Draw(self._candidates, np.log(counts), np.log(self._counts))
@@ -219,19 +219,19 @@ class FileCandidates:
         last = row + int(kept[-1]) if len(kept) else row
         if last >= len(offsets) - 1:
             raise BigvocabError(
-                f"{self.path}: has true classes of {len(offsets) - 1:,} rows, but there is a row {last:,}"
+                f"{self.path}: has true classes of {len(offsets) - 1} rows, but there is a row {last}"
             )
         starts, sizes = offsets[row + kept], np.diff(offsets)[row + kept]
         same = sizes == np.diff(true.offsets)
         if not same.all():
             at = row + kept[np.argmin(same)]
-            raise BigvocabError(f"{true.name}: row {at:,} has not as many true classes as in {self.path}")
+            raise BigvocabError(f"{true.name}: row {at} has not as many true classes as in {self.path}")
         where = np.repeat(starts - true.offsets[:-1], sizes) + np.arange(len(true.ids))
         if (ids[where] != true.ids).any():
             at = int(np.argmax(ids[where] != true.ids))
             here, there = true.ids[at], ids[where][at]
             raise BigvocabError(
-                f"{true.name}: row {row + kept[true.row_of(at)]:,} is {here}, but {there} in {self.path}"
+                f"{true.name}: row {row + kept[true.row_of(at)]} is {here}, but {there} in {self.path}"
             )
         return where
 
@@ -282,7 +282,7 @@ def _check(path: str, candidates: Ids, counts: npt.NDArray[np.float64], num_clas
     bad = (candidates < 0) | (candidates >= num_classes)
     if bad.any():
         at = int(np.argmax(bad))
-        raise BigvocabError(f"{path}: candidate {at} is {candidates[at]}, expected a class in [0, {num_classes:,})")
+        raise BigvocabError(f"{path}: candidate {at} is {candidates[at]}, expected a class in [0, {num_classes})")
     bad = ~((counts > 0) & (counts < np.inf))
     if bad.any():
         at = int(np.argmax(bad))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,8 @@ import pyarrow as pa
 
 from bigvocab.errors import BigvocabError
 from bigvocab.merging import joined, refuse_difference, refuse_other_files, shown_rows
-from bigvocab.output import sync_folder
-from bigvocab.state import State, read_state, write_state
+from bigvocab.output import LineGroups, sync_folder
+from bigvocab.state import State, read_state, write_file, write_state
 
 MIN_SECONDS = 5.0  # between two checkpoints
 SHARE = 200  # and at least so many times what the last one took: under 1% of the run
@@ -29,9 +29,10 @@ SHARE = 200  # and at least so many times what the last one took: under 1% of th
 class Checkpoints:
     """The state of one run on disk: made by `keeping`; `append` and `done` after each part, `tick` whenever it may be written."""
 
-    def __init__(self, path: Path, state: State, schema: pa.Schema | None) -> None:
-        self.path, self.state, self._schema = path, state, schema
-        self.lines_path = path.with_name(path.name + ".lines")
+    def __init__(self, path: Path | None, state: State, schema: pa.Schema | None, started: float) -> None:
+        self.kept = path is not None  # else nothing is written, and this is only a record of what is done
+        self.path, self.state, self._schema = path or Path("state"), state, schema
+        self.lines_path = self.path.with_name(self.path.name + ".lines")
         self.busy = False  # between two moments at which tally, lines and ranges agree
         self.resumed = False
         self._file = -1
@@ -39,10 +40,10 @@ class Checkpoints:
         self._saved_rows = -1
         self._wait = MIN_SECONDS
         self._before = state.data.seconds if state.data else 0.0
-        self._started = self._last = time.monotonic()
+        self._started, self._last = started, time.monotonic()
 
     @property
-    def data(self) -> Any:
+    def data(self) -> Any:  # a Data, always
         """What was evaluated."""
         return self.state.data
 
@@ -72,7 +73,9 @@ class Checkpoints:
             ("output", found.data.output, self.data.output),
         ):
             if was != now:
-                raise BigvocabError(f"this run: {what} is {now}, but {was} in {self.path}; expected the same, to go on with it")
+                raise BigvocabError(
+                    f"this run: {what} is {now}, but {was} in {self.path}; expected the same, to go on with it"
+                )
         found.path, found.given = self.state.path, self.state.given
         found.data.inputs = self.data.inputs
         self.state, self.resumed, self._saved_rows = found, True, self.next_row
@@ -85,7 +88,9 @@ class Checkpoints:
         if self.resumed and self.data.lines:
             size = self.lines_path.stat().st_size if self.lines_path.exists() else 0
             if size < self.data.lines:
-                raise BigvocabError(f"{self.lines_path}: {size:,} bytes, expected at least {self.data.lines:,}, as {self.path} says; start anew")
+                raise BigvocabError(
+                    f"{self.lines_path}: {size} bytes, expected at least {self.data.lines}, as {self.path} says; start anew"
+                )
         fresh = not (self.resumed and self.data.lines)
         self._file = os.open(self.lines_path, os.O_RDWR | os.O_CREAT, 0o666)
         self._length = 0 if fresh else self.data.lines
@@ -114,7 +119,11 @@ class Checkpoints:
 
     def _kept(self) -> str:
         done = max(0, self._saved_rows - self.data.part[0])
-        return f"{done:,} rows are done and kept in {self.path}: --resume goes on from there" if done else "no row was done"
+        return (
+            f"{done} rows are done and kept in {self.path}: --resume goes on from there"
+            if done
+            else "no row was done"
+        )
 
     def done(self, start: int, stop: int, bytes_read: int) -> None:
         """Rows `start` to `stop` are in the tally and in the lines."""
@@ -124,7 +133,7 @@ class Checkpoints:
 
     def tick(self) -> bool:
         """Write a checkpoint if it is time for one; whether it was."""
-        if time.monotonic() - self._last < self._wait:
+        if not self.kept or time.monotonic() - self._last < self._wait:
             return False
         self.save()
         return True
@@ -145,7 +154,7 @@ class Checkpoints:
 
     def save_after_failure(self) -> None:
         """Write down the last rows before the process ends; it may fail, and then the checkpoint before counts."""
-        if not self.busy and self.next_row > self._saved_rows >= 0:
+        if self.kept and not self.busy and self.next_row > self._saved_rows >= 0:
             with contextlib.suppress(BigvocabError, OSError):
                 self.save()
 
@@ -156,11 +165,22 @@ class Checkpoints:
         with pa.OSFile(str(self.lines_path)) as file, pa.ipc.open_stream(file) as reader:
             yield from reader
 
-    def finish(self) -> None:
-        """Write the state of a run that has ended: the lines are where they belong, and their file goes."""
+    def finish(self, schema: pa.Schema | None = None) -> None:
+        """Write the state of a run that has ended: the lines are where they belong, and their file goes.
+
+        With `schema`, that of the lines, they belong into the state itself.
+        """
+        if not self.kept:
+            return
+        if schema is not None:
+            self.save()
         self.close_lines()
         self.data.lines = 0
-        self.save()
+        if schema is None:
+            self.save()
+        else:
+            write_file(self.path, self.state, self.state.tally.state(), schema, regrouped(self.all_lines()), fixed=True)
+            self._saved_rows = self.next_row
         self.remove_lines()
 
     def remove_lines(self) -> None:
@@ -176,20 +196,34 @@ class Checkpoints:
 
 
 @contextlib.contextmanager
-def keeping(path: str | os.PathLike[str], fresh: State, schema: pa.Schema | None, *, resume: bool) -> Iterator[Checkpoints]:
-    """Checkpoints at `path` for the time of a run; `fresh` is its state before any row, `schema` that of its lines, if it keeps any.
+def keeping(
+    path: str | os.PathLike[str] | None, fresh: State, schema: pa.Schema | None, *, resume: bool, started: float
+) -> Iterator[Checkpoints]:
+    """Checkpoints at `path`, or none, for the time of a run.
+
+    Args:
+        path: the state file; None keeps nothing.
+        fresh: the state before any row.
+        schema: of the lines, if there are any.
+        resume: go on from a state that is there.
+        started: when the run began, as time.monotonic() has it.
 
     Raises:
         BigvocabError: another run has the file, it is there and `resume` is False, or it is of other inputs or options.
     """
+    if path is None:
+        yield Checkpoints(None, fresh, schema, started)
+        return
     target = Path(path)
     if target.is_dir() or not target.parent.is_dir():
         raise BigvocabError(f"{target}: cannot be written: expected a file in a folder that exists")
     with _locked(target):
-        keeper = Checkpoints(target, fresh, schema)
+        keeper = Checkpoints(target, fresh, schema, started)
         if target.exists():
             if not resume:
-                raise BigvocabError(f"{target}: is there already; --resume goes on with it (or remove it, to start anew)")
+                raise BigvocabError(
+                    f"{target}: is there already; --resume goes on with it (or remove it, to start anew)"
+                )
             keeper.restore(fresh.options)
         try:
             keeper.open_lines()
@@ -203,6 +237,14 @@ def keeping(path: str | os.PathLike[str], fresh: State, schema: pa.Schema | None
             raise
         finally:
             keeper.close_lines()
+
+
+def regrouped(lines: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """Lines in batches of 65,536 rows."""
+    groups = LineGroups()
+    for batch in lines:
+        yield from groups.add(batch)
+    yield from groups.rest()
 
 
 @contextlib.contextmanager

@@ -65,7 +65,7 @@ def labels_in_range(
         bad &= ~skip
     if bad.any():
         row = int(np.argmax(bad))
-        raise BigvocabError(f"{name}: row {first_row + row} is {labels[row]}, expected a class in [0, {num_classes:,})")
+        raise BigvocabError(f"{name}: row {first_row + row} is {labels[row]}, expected a class in [0, {num_classes})")
     return np.where(skip, -1, labels) if skip is not None and skip.any() else labels
 
 

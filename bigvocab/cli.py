@@ -155,6 +155,16 @@ def _ks(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, ..
     return ks
 
 
+def _shard(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, int] | None:
+    if value is None:
+        return None
+    first, _, second = value.partition("/")
+    pair = (int(first), int(second)) if first.isdecimal() and second.isdecimal() else (0, 0)
+    if not 1 <= pair[0] <= pair[1]:
+        raise click.BadParameter(f"expected I/N, such as 2/8, with I from 1 to N, got {value!r}.")
+    return pair
+
+
 def _number_or_path(ctx: click.Context, param: click.Parameter, value: str | None) -> float | str | None:
     try:
         return None if value is None else float(value)
@@ -201,7 +211,7 @@ def _with(options: Sequence[Callable[[Any], Any]]) -> Callable[[Any], Any]:
 
 DATA, COLUMNS, LOSS, FIGURES = "Data", "Columns of the labels", "Loss", "Figures"
 SAMPLING = "Sampled losses"
-RUNNING, RESULT = "Running", "Result"
+RUNNING, BIG_JOBS, RESULT = "Running", "Big jobs", "Result"
 # fmt: off
 RAW = [
     _option(DATA, "--shape", metavar="N,V", help="Shape of raw binary; -1,V: all rows there are."),
@@ -210,6 +220,23 @@ RAW = [
 ]
 FORMAT = _option(RESULT, "--format", "form", type=click.Choice(["table", "json"]), default="table",
                  help="A table for people, or JSON.")
+REPORT = _option(RESULT, "--report", metavar="PATH", help="Write the report, as JSON.")
+FAIL_IF = _option(RESULT, "--fail-if", "conditions", metavar="CONDITION", multiple=True, callback=_conditions,
+                  help="Exit with 3 if it holds: 'perplexity > 20', 'accuracy.1 < 0.3'; names as in the JSON; repeatable.")
+JOBS = [
+    _option(BIG_JOBS, "--state", metavar="PATH", help="Keep what is done in this file: to merge, to go on."),
+    _option(BIG_JOBS, "--resume", is_flag=True, help="Go on from --state, where it is there."),
+    _option(BIG_JOBS, "--shard", metavar="I/N", callback=_shard, help="Only the I-th of N ranges of rows."),
+    _option(BIG_JOBS, "--vocab-shard", metavar="I/N", callback=_shard, help="Only the I-th of N ranges of classes."),
+    _option(BIG_JOBS, "--first-class", type=_Whole(0), metavar="C",
+            help="The files hold a slice: classes from C on, of --num-classes."),
+    _option(BIG_JOBS, "--save-label-logits", metavar="PATH", help="First pass of slices: the labels' logits, no more."),
+    _option(BIG_JOBS, "--label-logits", metavar="PATH", multiple=True, help="Those of all slices, for ranks; repeatable."),
+    _option(BIG_JOBS, "--engine", type=click.Choice(["local", "ray"]), metavar="NAME",
+            help="local: --workers processes of this machine; ray: tasks of Ray."),
+    _option(BIG_JOBS, "--workers", type=_Whole(1), metavar="K", help="Processes that share the rows."),
+    _option(BIG_JOBS, "--address", metavar="HOST", help="Of a Ray cluster; default RAY_ADDRESS, or a Ray of our own."),
+]
 SAMPLER = _option(SAMPLING, "--sampler", type=click.Choice(SAMPLERS), metavar="NAME",
                   help=f"{', '.join(SAMPLERS[:-1])} or {SAMPLERS[-1]}; default log-uniform (ids by falling frequency).")
 VOCABULARY = [
@@ -276,11 +303,18 @@ EVAL = [
     _option(RUNNING, "--threads", type=_Whole(1), metavar="N", help="Default: all cores; changes no figure."),
     _option(RUNNING, "--max-memory", metavar="512M", help="Most memory for mapped logits."),
     _option(RUNNING, "--quiet", "-q", is_flag=True, help="No progress bar and no messages."),
+    *JOBS,
     _option(RESULT, "--output", metavar="PATH", help="Write the loss of every row, as Parquet."),
-    _option(RESULT, "--report", metavar="PATH", help="Write the report, as JSON."),
+    REPORT,
+    _option(RESULT, "--report-every", type=_Number(0), metavar="SECONDS", help="Write --report so often, so far."),
     FORMAT,
-    _option(RESULT, "--fail-if", "conditions", metavar="CONDITION", multiple=True, callback=_conditions,
-            help="Exit with 3 if it holds: 'perplexity > 20', 'accuracy.1 < 0.3'; names as in the JSON; repeatable."),
+    FAIL_IF,
+]
+MERGE = [
+    _option(RESULT, "--output", metavar="PATH", help="The loss of every row, of states of ranges of classes."),
+    REPORT,
+    FORMAT,
+    FAIL_IF,
 ]
 # fmt: on
 
@@ -302,6 +336,11 @@ Examples:
   bigvocab sample --sampler unigram --vocab-file vocab.txt --num-sampled 64 --output c.arrow
   bigvocab eval --loss sampled-softmax --candidates candidates.arrow \\
       --inputs hidden.npy --weights layer.npy --labels labels.arrow --exact
+"""
+MERGE_EPILOG = """\b
+Examples:
+  bigvocab eval --logits 'part-*.npy' --labels labels/ --shard 2/8 --state 2.state
+  bigvocab merge *.state --report report.json
 """
 INSPECT_EPILOG = """\b
 Examples:
@@ -335,11 +374,15 @@ def eval_(ctx: click.Context, form: str, quiet: bool, conditions: list[Condition
         options["metrics"] = default_metrics(options["loss"])
     _check_together(ctx, options, conditions)
     report = _evaluate(options, quiet)
+    _print_report(report, form)
+    _judge(report, conditions)
+
+
+def _print_report(report: Report, form: str) -> None:
     if form == "json":
         _print(report.to_json())
     else:
         _print_tables([report])
-    _judge(report, conditions)
 
 
 def _check_together(ctx: click.Context, options: dict[str, Any], conditions: list[Condition]) -> None:
@@ -364,7 +407,7 @@ def _evaluate(options: dict[str, Any], quiet: bool) -> Report:
 
     given = {name: value for name, value in options.items() if value is not None and value is not False and value != ()}
     given["metrics"] = options["metrics"]  # which may be empty on purpose
-    for name in ("logits", "inputs", "weights"):
+    for name in ("logits", "inputs", "weights", "label_logits"):
         if name in given:
             given[name] = given[name][0] if len(given[name]) == 1 else list(given[name])
     with Display(quiet=quiet) as display:
@@ -428,6 +471,21 @@ def sample_(ctx: click.Context, **options: Any) -> None:
         f"{drawn['path']}: {drawn['num_sampled']:,} of {drawn['range_max']:,} classes, {drawn['sampler']}, "
         f"seed {seed}, step {drawn['step']}, {drawn['num_tries']:,} tries"
     )
+
+
+@cli.command("merge", cls=_Command, short_help="One report from the states of all shards.", epilog=MERGE_EPILOG)
+@click.argument("states", nargs=-1, required=True, metavar="PART.state...")
+@_with(MERGE)
+def merge_(states: tuple[str, ...], form: str, conditions: list[Condition], **options: Any) -> None:
+    """Merge the states of shards, in any order, into the report of the whole job: the same bits as one run."""
+    from bigvocab.merging import merge_states
+    from bigvocab.output import write_text
+
+    report = merge_states(states, output=options["output"])
+    if options["report"] is not None:
+        write_text(options["report"], report.to_json() + "\n")
+    _print_report(report, form)
+    _judge(report, conditions)
 
 
 @cli.command("inspect", cls=_Command, short_help="What files hold: shape, dtype, rows, columns.", epilog=INSPECT_EPILOG)

@@ -131,7 +131,7 @@ class DrawBlocks:
         if row != self._next_row:
             raise BigvocabError(
                 f"sampler: learned-unigram learns from all rows before, so rows must come in order from row 0, "
-                f"expected row {self._next_row:,}, got row {row:,}; it cannot be used with shards or merges"
+                f"expected row {self._next_row}, got row {row}; it cannot be used with shards or merges"
             )
         self._next_row = row + rows
         if step != self._step:
@@ -148,7 +148,7 @@ class DrawBlocks:
         if outside.any():
             at = int(np.argmax(outside))
             raise BigvocabError(
-                f"{true.name}: row {row + kept[true.row_of(at)]:,} is {true.ids[at]}, "
+                f"{true.name}: row {row + kept[true.row_of(at)]} is {true.ids[at]}, "
                 f"a class that {self.name} never draws: log Q would be -inf"
             )
         if self.name == "all" or self.num_sampled == self.sampler.range_max:

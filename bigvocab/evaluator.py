@@ -348,7 +348,7 @@ def versions() -> dict[str, str]:
 def _first_classes(tiles: Tiles, num_classes: int, name: str) -> Tiles:
     """The tiles of the first `num_classes` classes: the others are padding."""
     if not 1 <= num_classes <= num_classes_of(tiles):
-        raise BigvocabError(f"num_classes: got {num_classes:,}, but {name} has {num_classes_of(tiles):,} classes")
+        raise BigvocabError(f"num_classes: got {num_classes}, but {name} has {num_classes_of(tiles)} classes")
     return [(first, tile[:, : num_classes - first]) for first, tile in tiles if first < num_classes]
 
 

@@ -73,7 +73,7 @@ def check_ids(name: str, sets: IdSets, num_classes: int, first_row: int = 0) -> 
     if bad.any():
         at = int(np.argmax(bad))
         row = first_row + sets.row_of(at)
-        raise BigvocabError(f"{name}: row {row} has the id {sets.ids[at]}, expected classes in [0, {num_classes:,})")
+        raise BigvocabError(f"{name}: row {row} has the id {sets.ids[at]}, expected classes in [0, {num_classes})")
 
 
 def in_rising_order(name: str, sets: IdSets, first_row: int = 0) -> IdSets:

@@ -5,23 +5,29 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from bigvocab import checks
+from bigvocab import checks, fingerprints
+from bigvocab.checkpoints import Checkpoints, keeping
 from bigvocab.errors import BigvocabError
-from bigvocab.evaluator import Evaluator
-from bigvocab.label_sources import MatrixLabels, check_labels, cut, open_labels
+from bigvocab.evaluator import Evaluator, make_report, versions
+from bigvocab.label_sources import MatrixLabels, check_labels, open_labels
 from bigvocab.labels import Labels
 from bigvocab.linear_rows import LinearMatrix
 from bigvocab.matrix import Matrix
-from bigvocab.output import LossWriter, loss_lines, loss_schema, replacing, write_text
+from bigvocab.merging import state_of, with_times
+from bigvocab.output import LossWriter, loss_schema, replacing, write_text
 from bigvocab.report import Report
-from bigvocab.settings import parse_bytes
+from bigvocab.settings import parse_bytes, parse_shard
 from bigvocab.sigmoid_rows import pos_weight_vector
+from bigvocab.state import Data, State
+from bigvocab.vocab_shards import ClassRange, LabelLogits, check_class_job, class_range, write_label_logits
+from bigvocab.work import Job, Piece, follow_draws, pieces, refuse_ordered_draws
 
 _BLOCK_BYTES = 512 << 20  # of logits between two looks at progress, memory and the files' sizes
+
+Progress = Callable[[int, int, int], None]
 
 
 def evaluate(
@@ -31,25 +37,43 @@ def evaluate(
     inputs: Any = None,
     output: str | os.PathLike[str] | None = None,
     report: str | os.PathLike[str] | None = None,
+    report_every: float | None = None,
     vocab_shards: bool = False,
     shape: Any = None,
     dtype: str | None = None,
     offset: int = 0,
     chunk_rows: int | None = None,
     max_memory: int | str | None = None,
-    progress: Callable[[int, int, int], None] | None = None,
+    shard: str | tuple[int, int] | None = None,
+    vocab_shard: str | tuple[int, int] | None = None,
+    first_class: int | None = None,
+    label_logits: Any = None,
+    save_label_logits: str | os.PathLike[str] | None = None,
+    state: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    engine: str | None = None,
+    workers: int | None = None,
+    address: str | None = None,
+    progress: Progress | None = None,
     **options: Any,
 ) -> Report:
     """Evaluate logits in files, or arrays, against labels in files, or arrays, in bounded memory.
 
     Args:
-        labels: what the loss takes (see `Evaluator.update`): a path, a list of paths, or arrays.
+        labels: a path, a list of paths, or an array.
         logits: (N, V): a path, a glob, a folder, a list of paths, or an array; see `open_matrix` for shape, dtype, offset, vocab_shards.
         inputs: hidden states (N, D) in place of logits; `weights` (V, D) and what else makes logits of them are among the options.
         output: path of losses.parquet, one line per row.
-        report: path of report.json.
+        report: path of report.json; with `report_every`, also written every so many seconds, then with `progress` {rows_done, rows_total}.
         chunk_rows: rows of a block; None chooses by `max_memory`. No figure depends on it.
         max_memory: bytes, or "512M", of logits mapped at a time.
+        shard: "I/N" or (I, N), I from 1 to N: only the I-th of N equal ranges of rows. Its `state` merges with the others' by `merge_states`.
+        vocab_shard: the same for ranges of classes, over all rows: the I-th of N equal ones, or of the files of a set split by classes.
+        first_class: the files hold a slice of the classes only, from this one on; `num_classes` is then that of all slices.
+        label_logits, save_label_logits: files that let machines with a slice each count ranks; see `vocab_shards`.
+        state: path of the state file, written at checkpoints and at the end.
+        resume: go on from `state`, where it is there; a run that had ended just reports again.
+        engine: "local" or "ray": ranges of rows go to `workers` processes, here or on a cluster (at `address`, for ray).
         progress: called with (rows done, rows in all, bytes of logits read).
         options: those of `Evaluator`.
 
@@ -60,36 +84,199 @@ def evaluate(
     >>> evaluate(logits=np.zeros((2, 4), np.float32), labels=[1, 3])["perplexity"]
     4.0
     """
-    started = time.perf_counter()
+    started = time.monotonic()
+    if engine not in (None, "local", "ray"):
+        raise BigvocabError(f"engine: got {engine!r}, expected local or ray")
+    if workers is not None and (isinstance(workers, bool) or not isinstance(workers, int) or workers < 1):
+        raise BigvocabError(f"workers: got {workers!r}, expected a whole number from 1 on")
+    if resume and state is None:
+        raise BigvocabError("resume: needs state, expected the path of the state to go on from")
+    total = options.pop("num_classes", None) if first_class is not None else options.get("num_classes")
     evaluator = Evaluator(**options)
     values = _logits_or_inputs(evaluator, logits, inputs)
-    shards = vocab_shards and evaluator.layer is None  # files of a layer are ranges of classes in any case
-    matrix = evaluator.source(values, vocab_shards=shards, **_given(shape=shape, dtype=dtype, offset=offset))
+    by_class = vocab_shards and evaluator.layer is None  # files of a layer are ranges of classes in any case
+    matrix = evaluator.source(values, vocab_shards=by_class, **_given(shape=shape, dtype=dtype, offset=offset))
     ids = open_labels(labels, evaluator.loss, evaluator.columns)
     if matrix.files and matrix.files[0]["path"] != "<array>":
         evaluator.logits_name = matrix.files[0]["path"]
     evaluator.label_name = ids.path if ids.files else "labels"
-    _check_job(evaluator, matrix, ids)
-    block = block_rows(matrix, chunk_rows, max_memory)
+    rows = _row_range(shard, len(matrix))
+    job = Job(evaluator, matrix, ids, block_rows(matrix, chunk_rows, max_memory), *rows)
+    if vocab_shard is not None or first_class is not None:
+        if shard is not None:
+            raise BigvocabError("shard: does not go with vocab_shard; expected a split by rows or by classes")
+        span = class_range(matrix, parse_shard("vocab_shard", vocab_shard), first_class, total)
+        known = None if label_logits is None else LabelLogits(label_logits, len(matrix))
+        job.classes = ClassRange(matrix, span, whole=first_class is None, label_logits=known)
+        if save_label_logits is None:
+            check_class_job(evaluator, job.classes)
+        if engine == "ray" or (workers or 1) > 1:
+            raise BigvocabError("engine: shares rows among workers, it does not go with vocab_shard")
+    elif label_logits is not None or save_label_logits is not None:
+        raise BigvocabError("label_logits: belong to a range of classes, expected vocab_shard or first_class")
+    _check_job(job)
+    if save_label_logits is not None:
+        found = write_label_logits(job, save_label_logits)
+        return Report(
+            {"loss": evaluator.loss, "rows": len(matrix), "label_logits": found, "inputs": [*matrix.files, *ids.files]}
+        )
+    if job.classes is not None and (output is not None or state is None):
+        raise BigvocabError(
+            "vocab_shard: writes statistics of rows to a state, expected state and no output; merging makes the losses"
+        )
     if evaluator.layer is not None and max_memory is not None:
         evaluator.layer.allow(parse_bytes("max_memory", max_memory))
-    with contextlib.ExitStack() as stack:
-        writer = _open_writer(stack, output, evaluator, matrix, ids)
-        if report is not None:
-            stack.enter_context(_writable(report))
-        read = _stream(evaluator, matrix, ids, block, writer, progress)
-        if evaluator._tally.counts["ignored_rows"] == len(matrix):  # of dense labels it is known only now
-            raise BigvocabError(f"{evaluator.label_name}: all {len(matrix):,} rows are ignored, so there is nothing to evaluate")
-        if writer is not None:
-            writer.close()
-    figures = evaluator.report().to_dict()
-    made = figures.pop("versions")
-    seconds = time.perf_counter() - started
-    rates = {"seconds": seconds, "rows_per_second": len(matrix) / seconds, "bytes_per_second": read / seconds}
-    result = Report({**figures, "inputs": [*matrix.files, *ids.files], **rates, "versions": made})
-    if report is not None:
-        write_text(report, result.to_json() + "\n")
-    return result
+    if shard is not None:
+        refuse_ordered_draws(job, "shard")
+    run = _Run(job, started, output, report, report_every, progress)
+    return run.all(state, resume, engine, workers, address)
+
+
+class _Run:
+    """One run of a job: its pieces into the sums, the lines, the checkpoints and the report."""
+
+    def __init__(
+        self, job: Job, started: float, output: Any, report: Any, report_every: float | None, progress: Progress | None
+    ) -> None:
+        self.job, self.output, self.report, self.progress = job, output, report, progress
+        self.started, self.report_every = started, report_every
+        self._reported = time.monotonic()
+        columns = job.evaluator.columns
+        has = {role: columns[role] is not None for role in ("weight", "group", "bytes")}
+        if job.classes is not None:
+            job.schema = job.classes.schema(weight=has["weight"], group=has["group"], num_bytes=has["bytes"])
+        elif output is not None:
+            job.schema = loss_schema(job.evaluator.metrics, weight=has["weight"], group=has["group"])
+
+    def all(self, state: Any, resume: bool, engine: str | None, workers: int | None, address: str | None) -> Report:
+        """Do what is not done yet, and report."""
+        job = self.job
+        if self.report is not None:
+            _check_writable(self.report)
+        if self.output is not None:
+            _refuse_input(self.output, [*job.matrix.files, *job.labels.files])
+        with keeping(state, self._fresh(state is not None), job.schema, resume=resume, started=self.started) as keeper:
+            job.evaluator._tally = keeper.state.tally
+            if not keeper.complete:
+                self._to_the_end(keeper, self._source(keeper.next_row, engine, workers, address))
+            elif self.output is not None and not os.path.exists(self.output):
+                raise BigvocabError(
+                    f"{self.output}: is gone, and the run of {state} has ended; start anew to write it again"
+                )
+        result = self._result(keeper.data)
+        if self.report is not None:
+            write_text(self.report, result.to_json() + "\n")
+        return result
+
+    def _fresh(self, kept: bool) -> State:
+        """The state before any row; what tells inputs apart is looked up where it is to be `kept`."""
+        job, classes = self.job, self.job.classes
+        inputs = [*job.matrix.files, *job.labels.files]
+        data = Data(
+            [],
+            len(job.matrix),
+            dict(job.evaluator.columns),
+            part=[job.start, job.stop],
+            inputs=inputs,
+            output=self.output is not None,
+        )
+        if not kept:
+            return State({}, {}, job.evaluator._tally, data)
+        state = state_of(job.evaluator)
+        state.data = data
+        data.files = list(fingerprints.of_labels(job.labels))
+        if classes is not None:  # each range has files of its own
+            data.classes = [classes.first, classes.stop, classes.total]
+            state.options |= {"layer": None, "num_classes": classes.total}
+            return state
+        linear = isinstance(job.matrix, LinearMatrix)
+        source = job.matrix.inputs if isinstance(job.matrix, LinearMatrix) else job.matrix
+        data.files = [*fingerprints.of_matrix("inputs" if linear else "logits", source), *data.files]
+        return state
+
+    def _source(self, start: int, engine: str | None, workers: int | None, address: str | None) -> Iterator[Piece]:
+        """What is not done, in order, from this process or from others."""
+        if engine == "ray":
+            from bigvocab.engines.ray import ray_pieces
+
+            refuse_ordered_draws(self.job, "engine")
+            return ray_pieces(self.job, start, workers, address)
+        if workers is not None and workers > 1:
+            from bigvocab.engines.local import pool_pieces
+
+            refuse_ordered_draws(self.job, "workers")
+            return pool_pieces(self.job, start, workers)
+        follow_draws(self.job, start)
+        return pieces(self.job, start, self.job.stop)
+
+    def _to_the_end(self, keeper: Checkpoints, source: Iterator[Piece]) -> None:
+        """The one loop: pieces into sums and lines; then the files that the lines are for."""
+        job = self.job
+        with contextlib.closing(source), self._writer(fixed=keeper.kept) as writer:  # type: ignore[type-var]
+            sink = keeper.append if keeper.kept else writer.append if writer is not None else None
+            self._show(keeper)
+            for piece in source:
+                keeper.busy = True
+                for lines in piece.lines if sink is not None else ():
+                    sink(lines)
+                piece.add_to(job.evaluator._tally)
+                keeper.done(piece.start, piece.stop, piece.bytes_read)
+                keeper.busy = False
+                keeper.tick()
+                self._show(keeper)
+            if job.evaluator._tally.counts["ignored_rows"] == len(job.matrix):  # of dense labels it is known only now
+                raise BigvocabError(
+                    f"{job.evaluator.label_name}: all {len(job.matrix)} rows are ignored, so there is nothing to evaluate"
+                )
+            if writer is not None:
+                if keeper.kept:
+                    keeper.save()
+                    for lines in keeper.all_lines():
+                        writer.append(lines)
+                writer.close()
+        keeper.finish(job.schema if job.classes is not None else None)
+
+    @contextlib.contextmanager
+    def _writer(self, *, fixed: bool) -> Iterator[LossWriter | None]:
+        """The writer of losses.parquet, which takes its place at the end."""
+        if self.output is None:
+            yield None
+            return
+        with replacing(self.output, fixed=fixed) as temporary:
+            yield LossWriter(temporary, self.job.schema)
+
+    def _show(self, keeper: Checkpoints) -> None:
+        """Progress, and the report so far where that is asked for."""
+        done, total = keeper.next_row - self.job.start, self.job.stop - self.job.start
+        if self.progress is not None:
+            self.progress(done, total, keeper.data.bytes_read)
+        if (
+            self.report is not None
+            and self.report_every is not None
+            and time.monotonic() - self._reported >= self.report_every
+        ):
+            partial = self._result(keeper.data).to_dict()
+            partial["progress"] = {"rows_done": done, "rows_total": total}
+            write_text(self.report, Report(partial).to_json() + "\n")
+            self._reported = time.monotonic()
+
+    def _result(self, data: Data) -> Report:
+        evaluator, classes = self.job.evaluator, self.job.classes
+        if classes is not None:
+            figures = {
+                "loss": evaluator.loss,
+                "rows": data.rows,
+                "classes": [classes.first, classes.stop, classes.total],
+            }
+            return with_times(Report({**figures, "versions": versions()}), data)
+        shown = None if evaluator.draws is None else evaluator.draws.shown()
+        return with_times(make_report(evaluator.loss, evaluator._tally, shown), data)
+
+
+def _row_range(shard: Any, rows: int) -> tuple[int, int]:
+    """The rows of a shard: the I-th of N ranges, as equal as can be."""
+    i, n = parse_shard("shard", shard) or (1, 1)
+    return rows * (i - 1) // n, rows * i // n
 
 
 def _logits_or_inputs(evaluator: Evaluator, logits: Any, inputs: Any) -> Any:
@@ -116,16 +303,17 @@ def block_rows(matrix: Matrix | LinearMatrix, chunk_rows: int | None, max_memory
     return max(1, budget // max(1, row_bytes))
 
 
-def _check_job(evaluator: Evaluator, matrix: Matrix | LinearMatrix, labels: Labels | MatrixLabels) -> None:
+def _check_job(job: Job) -> None:
     """All that can be known to be wrong before any work: counts of rows, kinds of labels, labels out of range."""
+    evaluator, matrix, labels = job.evaluator, job.matrix, job.labels
     if len(matrix) != labels.num_rows:
         raise BigvocabError(
-            f"{evaluator.label_name}: {labels.num_rows:,} rows of labels, "
-            f"but {evaluator.logits_name} has {len(matrix):,} rows; expected as many"
+            f"{evaluator.label_name}: {labels.num_rows} rows of labels, "
+            f"but {evaluator.logits_name} has {len(matrix)} rows; expected as many"
         )
     if len(matrix) == 0:
         raise BigvocabError(f"{evaluator.logits_name}: no rows, so there is nothing to evaluate")
-    classes = evaluator.num_classes or matrix.shape[1]
+    classes = job.classes.total if job.classes is not None else evaluator.num_classes or matrix.shape[1]
     if evaluator.class_weights is not None:
         checks.class_vector("class_weights", evaluator.class_weights, classes)
     if evaluator.pos_weight is not None:
@@ -133,61 +321,21 @@ def _check_job(evaluator: Evaluator, matrix: Matrix | LinearMatrix, labels: Labe
     check_labels(evaluator, labels, classes)
 
 
-@contextlib.contextmanager
-def _writable(path: str | os.PathLike[str]) -> Any:
+def _check_writable(path: str | os.PathLike[str]) -> None:
     """Fail now, not after hours, if `path` cannot be written."""
     target = os.path.abspath(path)
     if os.path.isdir(target) or not os.access(os.path.dirname(target), os.W_OK):
         raise BigvocabError(f"{path}: cannot be written: expected a file in a folder that exists and can be written")
-    yield
 
 
-def _open_writer(
-    stack: contextlib.ExitStack, output: Any, evaluator: Evaluator, matrix: Matrix | LinearMatrix, labels: Labels | MatrixLabels
-) -> LossWriter | None:
-    if output is None:
-        return None
-    read = [file["path"] for file in [*matrix.files, *labels.files]]
-    if any(os.path.exists(path) and os.path.exists(output) and os.path.samefile(path, output) for path in read):
+def _refuse_input(output: str | os.PathLike[str], files: list[dict[str, Any]]) -> None:
+    """Raise if `output` is one of the files that are read."""
+    if any(
+        os.path.exists(file["path"]) and os.path.exists(output) and os.path.samefile(file["path"], output)
+        for file in files
+    ):
         raise BigvocabError(f"{output}: is one of the files that are read; choose another output")
-    temporary = stack.enter_context(replacing(output))
-    weight, group = (evaluator.columns[role] is not None for role in ("weight", "group"))
-    schema = loss_schema(evaluator.metrics, weight=weight, group=group)
-    writer = LossWriter(temporary, schema)
-    writer.schema = schema
-    return writer
-
-
-def _stream(
-    evaluator: Evaluator,
-    matrix: Matrix | LinearMatrix,
-    labels: Labels | MatrixLabels,
-    block: int,
-    writer: LossWriter | None,
-    progress: Callable[[int, int, int], None] | None,
-) -> int:
-    """The one loop: label batches, row blocks, results, tallies. Returns the bytes of logits read."""
-    row_bytes = matrix.nbytes // max(1, len(matrix))
-    if progress is not None:
-        progress(0, len(matrix), 0)
-    with ThreadPoolExecutor(1, "release") as behind:  # pages go back while the next block is worked
-        for batch in labels:
-            for start in range(0, len(batch), block):
-                rows = cut(batch, start, min(start + block, len(batch)))
-                stop = rows.first_row + len(rows)
-                matrix.check()
-                for part, result in evaluator._results(matrix, rows):
-                    evaluator._tally.add(result, part.groups, part.num_bytes)
-                    if writer is not None:
-                        writer.append(loss_lines(writer.schema, part.first_row, result, part.weights, part.groups))
-                behind.submit(matrix.release, rows.first_row, stop)
-                if progress is not None:
-                    progress(stop, len(matrix), stop * row_bytes + getattr(matrix, "layer_bytes_read", 0))
-    matrix.check()
-    return len(matrix) * row_bytes + getattr(matrix, "layer_bytes_read", 0)
 
 
 def _given(**options: Any) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None and value != 0}
-
-

@@ -207,7 +207,7 @@ def dense_labels(evaluator: Evaluator, batch: LabelBatch, num_classes: int) -> n
     if labels.shape[1] != num_classes:
         hint = "; ids of positive classes are for sparse-sigmoid" if labels.dtype.kind in "iu" else ""
         raise BigvocabError(
-            f"{name}: row {first} has {labels.shape[1]:,} labels, expected {num_classes:,}, one for each class{hint}"
+            f"{name}: row {first} has {labels.shape[1]} labels, expected {num_classes}, one for each class{hint}"
         )
     return labels
 
@@ -219,8 +219,8 @@ def _filled(name: str, sets: IdSets, batch: LabelBatch, num_classes: int) -> npt
     if wrong.any():
         row = int(np.argmax(wrong))
         raise BigvocabError(
-            f"{name}: row {batch.first_row + row} has {sets.offsets[row + 1] - sets.offsets[row]:,} labels, expected "
-            f"{num_classes:,}, one for each class; ids of positive classes are for sparse-sigmoid"
+            f"{name}: row {batch.first_row + row} has {sets.offsets[row + 1] - sets.offsets[row]} labels, expected "
+            f"{num_classes}, one for each class; ids of positive classes are for sparse-sigmoid"
         )
     bad = (sets.ids < 0) | (sets.ids > 1)
     if bad.any():
@@ -256,12 +256,12 @@ def true_classes(
     if (wrong := wrong & ~ignored).any():
         row = int(np.argmax(wrong))
         what = "at least one" if expected is None else f"{expected}, as num_true says"
-        raise BigvocabError(f"{name}: row {first + row:,} has {counts[row]} true classes, expected {what}")
+        raise BigvocabError(f"{name}: row {first + row} has {counts[row]} true classes, expected {what}")
     sets = IdSets(np.concatenate([[0], np.cumsum(counts)]), ids)
     if ids.size and (ids.min() < 0 or ids.max() >= num_classes):
         at = int(np.argmax((ids < 0) | (ids >= num_classes)))
         raise BigvocabError(
-            f"{name}: row {first + sets.row_of(at):,} is {ids[at]}, expected a class in [0, {num_classes:,})"
+            f"{name}: row {first + sets.row_of(at)} is {ids[at]}, expected a class in [0, {num_classes})"
         )
     return sets.offsets, ids, ignored
 
@@ -279,7 +279,7 @@ def check_labels(evaluator: Evaluator, labels: Labels | MatrixLabels, num_classe
     if labels.kind == "dense":
         if labels.num_classes != num_classes:
             raise BigvocabError(
-                f"{name}: {labels.num_classes:,} labels a row, expected {num_classes:,}, one for each class"
+                f"{name}: {labels.num_classes} labels a row, expected {num_classes}, one for each class"
             )
         return
     kept = 0
@@ -304,7 +304,7 @@ def check_labels(evaluator: Evaluator, labels: Labels | MatrixLabels, num_classe
         else:
             id_sets(evaluator, batch, num_classes)
     if not kept:
-        raise BigvocabError(f"{name}: all {labels.num_rows:,} rows are ignored, so there is nothing to evaluate")
+        raise BigvocabError(f"{name}: all {labels.num_rows} rows are ignored, so there is nothing to evaluate")
 
 
 _SHOWN = {

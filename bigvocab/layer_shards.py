@@ -14,6 +14,7 @@ import numpy.typing as npt
 from bigvocab.checks import as_matrix_of_floats
 from bigvocab.errors import BigvocabError
 from bigvocab.matrix import Matrix, open_matrix
+from bigvocab.rows import _rows_in_one_piece, kernel_view
 
 STRATEGIES = ("div", "mod")
 
@@ -40,8 +41,8 @@ class LayerShards:
         if (self._sizes != expected).any():
             i = int(np.argmax(self._sizes != expected))
             raise BigvocabError(
-                f"{name}: shard {i} has {self._sizes[i]:,} rows, expected {expected[i]:,}: {strategy!r} spreads "
-                f"{total:,} classes over {count} shards as {_listed(expected)}"
+                f"{name}: shard {i} has {self._sizes[i]} rows, expected {expected[i]}: {strategy!r} spreads "
+                f"{total} classes over {count} shards as {_listed(expected)}"
             )
         self._strategy = strategy
         self._starts = np.concatenate([[0], np.cumsum(self._sizes)[:-1]])
@@ -65,6 +66,16 @@ class LayerShards:
             here = np.flatnonzero(owner == i)
             out[here] = self._shards[i][rows[here]]
         return out
+
+
+def as_one_array(layer: Any) -> npt.NDArray[Any] | None:
+    """A layer whose rows a kernel can read where they lie, all in one part; None for others."""
+    if isinstance(layer, Matrix) and layer.dtype.isnative and len(layer):
+        _, tiles = next(layer.row_parts(0, len(layer)))
+        layer = tiles[0][1] if len(tiles) == 1 and len(tiles[0][1]) == len(layer) else None
+    if isinstance(layer, np.ndarray) and layer.size and _rows_in_one_piece(layer):
+        return kernel_view(layer)
+    return None
 
 
 @contextlib.contextmanager
@@ -95,7 +106,7 @@ def _maps_of(layer: Any) -> Iterator[mmap.mmap]:
 
 
 def _listed(sizes: npt.NDArray[Any]) -> str:
-    shown = ", ".join(f"{size:,}" for size in sizes[:6])
+    shown = ", ".join(f"{size}" for size in sizes[:6])
     return shown + (", ..." if len(sizes) > 6 else "")
 
 

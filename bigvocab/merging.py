@@ -58,7 +58,9 @@ def load(path: str | os.PathLike[str], **options: Any) -> Evaluator:
     """The evaluator whose state was saved; see `Evaluator.load`."""
     state = read_state(path)
     if state.table is not None:
-        raise BigvocabError(f"{state.path}: is of a range of classes, expected a state of rows; `bigvocab merge` takes it")
+        raise BigvocabError(
+            f"{state.path}: is of a range of classes, expected a state of rows; `bigvocab merge` takes it"
+        )
     given = {name: value for name, value in state.given.items() if name not in options}
     evaluator = Evaluator(**options, **{name: from_given(name, value, state.path) for name, value in given.items()})
     refuse_difference(state.options, identity(evaluator), (state.path, "the options and files given now"))
@@ -90,7 +92,7 @@ def missing(ranges: Ranges, rows: int) -> Ranges:
 
 def shown_rows(ranges: Ranges) -> str:
     """Ranges as people write them: both ends included."""
-    shown = [f"{start:,}-{stop - 1:,}" if stop - start > 1 else f"{start:,}" for start, stop in ranges]
+    shown = [f"{start}-{stop - 1}" if stop - start > 1 else f"{start}" for start, stop in ranges]
     return ", ".join(shown[:5]) + (f" and {len(shown) - 5} ranges more" if len(shown) > 5 else "")
 
 
@@ -122,17 +124,25 @@ def refuse_other_files(mine: Data, theirs: Data, names: tuple[str, str]) -> None
             path = next(file["path"] for file, entry in zip(theirs.files, b["files"], strict=True) if entry is there)
             what = next(name for name in (*here, *there) if here.get(name) != there.get(name))
             what = "content" if what == "fingerprint" else what
-            raise BigvocabError(f"{names[1]}: the {what} of {path} is not that of the {here['role']} in {names[0]}; expected the same files")
+            raise BigvocabError(
+                f"{names[1]}: the {what} of {path} is not that of the {here['role']} in {names[0]}; expected the same files"
+            )
     if len(a["files"]) != len(b["files"]):
-        raise BigvocabError(f"{names[1]}: is of {len(b['files'])} files, but {names[0]} of {len(a['files'])}; expected the same")
+        raise BigvocabError(
+            f"{names[1]}: is of {len(b['files'])} files, but {names[0]} of {len(a['files'])}; expected the same"
+        )
     refuse_difference({"rows": a["rows"], **a["columns"]}, {"rows": b["rows"], **b["columns"]}, names)
 
 
-def merge_data(mine: Data | None, theirs: Data | None, names: tuple[str, str] = ("this evaluator", "merge")) -> Data | None:
+def merge_data(
+    mine: Data | None, theirs: Data | None, names: tuple[str, str] = ("this evaluator", "merge")
+) -> Data | None:
     """What was evaluated in both; nothing is changed."""
     if mine is None or theirs is None:
         if mine is not theirs:
-            raise BigvocabError(f"{names[1]}: rows of files and rows fed by update cannot be told apart, expected one kind; other: {names[0]}")
+            raise BigvocabError(
+                f"{names[1]}: rows of files and rows fed by update cannot be told apart, expected one kind; other: {names[0]}"
+            )
         return None
     refuse_other_files(mine, theirs, names)
     try:
@@ -164,7 +174,9 @@ def merge_states(paths: Sequence[str | os.PathLike[str]], *, output: str | os.Pa
 
         return merge_classes([whole, *(read_state(path) for path in found[1:])], output)
     if output is not None:
-        raise BigvocabError(f"output: {whole.path} is of rows, whose losses its own run wrote; expected it with ranges of classes alone")
+        raise BigvocabError(
+            f"output: {whole.path} is of rows, whose losses its own run wrote; expected it with ranges of classes alone"
+        )
     owners = [] if whole.data is None else [(one, whole.path) for one in whole.data.ranges]
     for path in found[1:]:
         state = read_state(path, names=names)
@@ -201,10 +213,12 @@ def _refuse_overlap(owners: list[tuple[list[int], str]], state: State) -> None:
 
 def refuse_incomplete(data: Data, name: str) -> None:
     """Raise unless all rows of the job are in."""
+    if data.lines:
+        raise BigvocabError(f"{name}: its run has not ended; --resume ends it")
     if gaps := missing(data.ranges, data.rows):
         count = sum(stop - start for start, stop in gaps)
         raise BigvocabError(
-            f"{name}: rows {shown_rows(gaps)} of 0-{data.rows - 1:,} are missing ({count:,} rows); "
+            f"{name}: rows {shown_rows(gaps)} of 0-{data.rows - 1} are missing ({count} rows); "
             "expected the states of all shards, each run to its end (--resume)"
         )
 
@@ -216,7 +230,7 @@ def state_report(state: State) -> Report:
     if data is None:
         return report
     if data.ranges and state.tally.counts["ignored_rows"] == data.rows:
-        raise BigvocabError(f"{state.path}: all {data.rows:,} rows are ignored, so there is nothing to evaluate")
+        raise BigvocabError(f"{state.path}: all {data.rows} rows are ignored, so there is nothing to evaluate")
     return with_times(report, data)
 
 
@@ -225,8 +239,14 @@ def with_times(report: Report, data: Data) -> Report:
     figures = report.to_dict()
     made, seconds = figures.pop("versions"), data.seconds
     rows = sum(stop - start for start, stop in data.ranges)
-    inputs = [{name: value for name, value in entry.items() if name in ("path", "shape", "dtype", "bytes", "rows")} for entry in data.inputs]
-    rates = {"rows_per_second": rows / seconds if seconds else 0.0, "bytes_per_second": data.bytes_read / seconds if seconds else 0.0}
+    inputs = [
+        {name: value for name, value in entry.items() if name in ("path", "shape", "dtype", "bytes", "rows")}
+        for entry in data.inputs
+    ]
+    rates = {
+        "rows_per_second": rows / seconds if seconds else 0.0,
+        "bytes_per_second": data.bytes_read / seconds if seconds else 0.0,
+    }
     return Report({**figures, "inputs": inputs, "seconds": seconds, **rates, "versions": made})
 
 

@@ -75,7 +75,36 @@ def eval_faults(options: Mapping[str, Any], given: Collection[str]) -> Iterator[
             yield f"'--{name.replace('_', '-')}' goes with {', '.join(losses)}, not with {options['loss']}."
     if options["loss"] in SAMPLED:
         yield from sampling_faults(options, given)
+    yield from job_faults(options, given)
     yield from raw_faults(options)
+
+
+def job_faults(options: Mapping[str, Any], given: Collection[str]) -> Iterator[str]:
+    """What is wrong with the options of big jobs."""
+    sliced = "vocab_shard" in given or "first_class" in given
+    if "resume" in given and "state" not in given:
+        yield "'--resume' needs '--state', the file to go on from."
+    if "report_every" in given and "report" not in given:
+        yield "'--report-every' needs '--report'."
+    if "shard" in given and sliced:
+        yield "'--shard' splits rows, '--vocab-shard' and '--first-class' classes: they exclude each other."
+    if "first_class" in given and "num_classes" not in given:
+        yield "'--first-class' needs '--num-classes', that of all slices together."
+    for name in ("label_logits", "save_label_logits"):
+        if name in given and not sliced:
+            yield f"'--{name.replace('_', '-')}' belongs to '--first-class' or '--vocab-shard'."
+    if sliced and "save_label_logits" not in given:
+        if "state" not in given:
+            yield "'--vocab-shard' and '--first-class' need '--state': their states merge into losses."
+        if "output" in given:
+            yield "'--output' needs all classes: give it to 'bigvocab merge'."
+        for name in ("engine", "workers"):
+            if name in given:
+                yield f"'--{name}' shares rows: it does not go with ranges of classes."
+    if "address" in given and options["engine"] != "ray":
+        yield "'--address' needs '--engine ray'."
+    if options["state"] is not None and options["state"] in (options["output"], options["report"]):
+        yield "'--state', '--output' and '--report' must be different files."
 
 
 def sampling_faults(options: Mapping[str, Any], given: Collection[str]) -> Iterator[str]:

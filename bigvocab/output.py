@@ -90,7 +90,9 @@ def loss_schema(columns: tuple[str, ...], *, weight: bool, group: bool) -> pa.Sc
     return pa.schema(fields + [pa.field(name, _KINDS[name]) for name in _KINDS if name in columns])
 
 
-def loss_lines(schema: pa.Schema, first_row: int, rows: RowResult, weights: Any = None, groups: Any = None) -> pa.RecordBatch:
+def loss_lines(
+    schema: pa.Schema, first_row: int, rows: RowResult, weights: Any = None, groups: Any = None
+) -> pa.RecordBatch:
     """One line for every row of a block; figures of ignored and skipped rows are null."""
     null = ~rows.counted
     columns: dict[str, Any] = {"row": np.arange(first_row, first_row + len(rows)), "loss": rows.loss, **rows.figures}

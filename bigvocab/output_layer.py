@@ -106,7 +106,7 @@ class OutputLayer:
         self.shape = self.weights.shape
         self.num_classes = self.shape[0] if num_classes is None else num_classes
         if not 1 <= self.num_classes <= self.shape[0]:
-            raise BigvocabError(f"num_classes: got {num_classes:,}, but {self.name} has {self.shape[0]:,} classes")
+            raise BigvocabError(f"num_classes: got {num_classes}, but {self.name} has {self.shape[0]} classes")
         self.strict = strict
         self._vectors = {"biases": biases, "norm_weight": norm_weight, "norm_bias": norm_bias}
         self.files = list(self.weights.files)
@@ -162,7 +162,7 @@ class OutputLayer:
         """Raise unless the hidden states have as many columns as the layer."""
         if columns != self.shape[1]:
             raise BigvocabError(
-                f"{name}: has {columns:,} columns, but {self.name} has {self.shape[1]:,}, "
+                f"{name}: has {columns} columns, but {self.name} has {self.shape[1]}, "
                 "expected the same hidden size in both"
             )
 

@@ -85,7 +85,7 @@ class ExactSums:
         self._pending = 0
 
     def merge(self, other: ExactSums, groups: npt.NDArray[np.intp] | None = None) -> None:
-        """Add the sums of `other`; its group i is group `groups[i]` here, or the same one."""
+        """Add the sums of `other`; its group i is group `groups[i]` here, each another one, or the same one."""
         to = np.arange(len(other)) if groups is None else groups
         self.grow(int(to.max(initial=-1)) + 1)
         other.carry()
@@ -93,8 +93,8 @@ class ExactSums:
         if width := other._digits.shape[1]:
             self._cover(other._low, other._low + width - 1)
             start = other._low - self._low
-            np.add.at(self._digits[:, start : start + width], to, other._digits)
-        np.add.at(self._specials, to, other._specials)
+            self._digits[to, start : start + width] += other._digits
+        self._specials[to] += other._specials
         self._pending = 2 * len(other)
 
     def integer(self, group: int = 0) -> int:
@@ -138,7 +138,8 @@ class ExactSums:
         """The inverse of `state`."""
         sums = cls(len(state["specials"]))
         sums._specials = np.array(state["specials"], np.int64).reshape(-1, 3)
-        digits = np.array(state["digits"], np.int64).reshape(len(sums), -1)
+        digits = np.array(state["digits"], np.int64)
+        digits = digits.reshape(len(sums), -1 if digits.size else 0)
         if digits.shape[1]:
             sums._low, sums._digits = int(state["low"]), np.pad(digits, ((0, 0), (0, 1)))
         return sums

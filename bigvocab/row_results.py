@@ -116,7 +116,7 @@ def _result(
     if evaluator.nonfinite == "error" and bad.any():
         row = int(np.argmax(bad))
         raise BigvocabError(
-            f"{evaluator.logits_name}: row {batch.first_row + row:,} {fault(row)}; expected finite logits "
+            f"{evaluator.logits_name}: row {batch.first_row + row} {fault(row)}; expected finite logits "
             '(nonfinite="skip" leaves such rows out and counts them, "keep" lets them through)'
         )
     counted = ~ignored & ~bad if evaluator.nonfinite == "skip" else ~ignored

@@ -169,11 +169,11 @@ def _sampled_rows(
     layer = open_layer("weights", weights, 2, strategy)
     num_classes = integer("num_classes", num_classes, 1, 2**62)
     if num_classes > len(layer):
-        raise BigvocabError(f"num_classes: got {num_classes:,}, but weights has {len(layer):,} rows")
+        raise BigvocabError(f"num_classes: got {num_classes}, but weights has {len(layer)} rows")
     x = inputs[:] if isinstance(inputs, Matrix) else checks.as_matrix_of_floats("inputs", inputs)
     if x.shape[1:] != layer.shape[1:]:
         raise BigvocabError(
-            f"inputs: has {x.shape[1]:,} columns, but weights has {layer.shape[1]:,}, "
+            f"inputs: has {x.shape[1]} columns, but weights has {layer.shape[1]}, "
             "expected the same hidden size in both"
         )
     true = TrueClasses(labels, "labels")
@@ -200,7 +200,7 @@ def _check_true_classes(true: TrueClasses, rows: int, num_classes: int, num_true
     counts = np.diff(true.offsets)
     if len(counts) != rows:
         raise BigvocabError(
-            f"{true.name}: {len(counts):,} rows of labels, but inputs has {rows:,} rows, expected as many"
+            f"{true.name}: {len(counts)} rows of labels, but inputs has {rows} rows, expected as many"
         )
     num_true = integer("num_true", num_true, 1, 2**31 - 1)
     wrong = counts != num_true
@@ -228,7 +228,7 @@ def _checked_draw(values: Any, true: TrueClasses, num_sampled: int, num_classes:
     if bad.any():
         at = int(np.argmax(bad))
         raise BigvocabError(
-            f"sampled_values: candidate {at} is {candidates[at]}, expected a class in [0, {num_classes:,})"
+            f"sampled_values: candidate {at} is {candidates[at]}, expected a class in [0, {num_classes})"
         )
     sampled = _counts("sampled_expected_count", values[2])
     if sampled.shape != candidates.shape:

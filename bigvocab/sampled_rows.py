@@ -18,8 +18,9 @@ import numpy as np
 import numpy.typing as npt
 
 from bigvocab import parallel
+from bigvocab.kernels import gather
 from bigvocab.kernels import random as random_kernels
-from bigvocab.layer_shards import picked_at_random
+from bigvocab.layer_shards import as_one_array, picked_at_random
 from bigvocab.products import Packed, accumulator, converted, lanes, paired
 from bigvocab.rows import kernel_view
 from bigvocab.true_classes import TrueClasses
@@ -29,7 +30,9 @@ Floats = npt.NDArray[np.float64]
 Ids = npt.NDArray[np.int64]
 
 TILE = 1024  # candidates; changing it changes last bits
-_UNIT_ROWS = 480  # 480 x 1,024 float32 logits are 1.9 MiB
+_UNIT_ROWS = 528  # so that 512 are multiplied with a panel of weights at once
+_PAIR_ROWS = 120
+_KEPT_BYTES = 8 << 20
 _BLOCK_BYTES = 64 << 20  # of packed rows and their statistics, while the candidates' rows are gathered once
 
 
@@ -55,6 +58,20 @@ class Draw:
     sampled_log_q: Floats
 
 
+_rooms = threading.local()
+
+
+def _room(name: str, shape: tuple[int, int], dtype: np.dtype[Any]) -> Array:
+    """Room of this thread for one purpose, kept for the next time: fresh pages would cost a tenth of the product."""
+    size = shape[0] * shape[1] * dtype.itemsize
+    held: Array | None = getattr(_rooms, name, None)
+    if held is None or held.nbytes < size:
+        held = np.empty(size, np.uint8)
+        if size <= _KEPT_BYTES:
+            setattr(_rooms, name, held)
+    return held[:size].view(dtype).reshape(shape)
+
+
 class SampledRows:
     """Rows of sampled logits that are made while they are read.
 
@@ -73,6 +90,7 @@ class SampledRows:
         self.head, self.inputs, self.true, self.draw = head, inputs, true, draw
         self.num_threads = num_threads
         self.dtype = accumulator(inputs.dtype, head.weights.dtype)
+        self._one_array = as_one_array(head.weights)
         self.tiles = -(-len(draw.candidates) // TILE)
         self._hits = self._found_hits() if remove_hits else None
 
@@ -97,10 +115,10 @@ class SampledRows:
         def work(start: int, stop: int) -> None:
             packed = Packed.of(self.inputs, self.head.weights.dtype, 1, chosen=rows[start:stop], prepare=self.head.norm)
             mine = ids[start:stop]
-            out[start:stop] = paired(packed, self.head.weights[mine], self.head.biases_of(mine))
+            out[start:stop] = paired(packed, self._rows_of(mine), self.head.biases_of(mine))
 
         with picked_at_random(self.head.weights):
-            parallel.run(work, len(ids), _UNIT_ROWS, self.num_threads)
+            parallel.run(work, len(ids), _PAIR_ROWS, self.num_threads)
         return out
 
     @property
@@ -169,21 +187,19 @@ class SampledRows:
             step //= 2
         step = max(12, -(-step // 12) * 12)
         ranges = -(-packed.rows // step)
-        buffers = threading.local()
+        width = min(TILE, len(self.draw.candidates))
 
         def work(unit: int, _: int) -> None:
             tile, first = unit // ranges, unit % ranges * step
             weights, addend = self._gathered(tile)
-            if not hasattr(buffers, "tile"):  # kept for the next unit: fresh pages would cost a tenth of the product
-                buffers.tile = packed.part(0, min(step, _UNIT_ROWS, packed.rows)).tile(
-                    min(TILE, len(self.draw.candidates))
-                )
-                buffers.panel = packed.panel()
+            height = -(-min(step, _UNIT_ROWS, packed.rows) // 12) * 12
+            logits = _room("logits", (height, width + lanes(packed.dtype)), packed.dtype)
+            panel = packed.panel()
             for start in range(first, min(first + step, packed.rows), _UNIT_ROWS):
                 rows = packed.part(start, min(start + _UNIT_ROWS, first + step, packed.rows))
-                rows.multiply(weights, addend, buffers.panel, buffers.tile)
-                self._leave_out_hits(tile, first_row + start, rows.rows, buffers.tile)
-                reduce(tile, start, start + rows.rows, len(weights), kernel_view(buffers.tile))
+                rows.multiply(weights, addend, panel, logits)
+                self._leave_out_hits(tile, first_row + start, rows.rows, logits)
+                reduce(tile, start, start + rows.rows, len(weights), kernel_view(logits))
 
         with picked_at_random(self.head.weights):
             parallel.run(work, self.tiles * ranges, 1, self.num_threads)
@@ -194,7 +210,15 @@ class SampledRows:
         ids = self.draw.candidates[mine]
         addend = np.zeros(len(ids) + lanes(self.dtype), self.dtype)
         addend[: len(ids)] = self.head.biases_of(ids) - self.draw.sampled_log_q[mine]
-        return self.head.weights[ids], addend
+        return self._rows_of(ids), addend
+
+    def _rows_of(self, ids: Ids) -> Array:
+        weights = self.head.weights
+        if self._one_array is None:
+            return np.asarray(weights[ids])
+        out = _room("weights", (len(ids), weights.shape[1]), weights.dtype)
+        gather.gather_rows(self._one_array, ids, out.view(self._one_array.dtype))
+        return out
 
     def _leave_out_hits(self, tile: int, first: int, count: int, logits: Array) -> None:
         if self._hits is None:
@@ -202,7 +226,9 @@ class SampledRows:
         hit_rows, positions, bounds = self._hits
         a, b = bounds[tile], bounds[tile + 1]
         rows = hit_rows[a:b]
-        begin, end = np.searchsorted(rows, (first, first + count))
+        begin, end = rows.searchsorted(first), rows.searchsorted(first + count)
+        if begin == end:
+            return
         logits[rows[begin:end] - first, positions[a + begin : a + end] - tile * TILE] = -np.inf
 
 

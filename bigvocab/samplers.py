@@ -69,7 +69,7 @@ class _Sampler:
         outside = (array < 0) | (array >= self.range_max)
         if outside.any():
             at = int(np.argmax(outside))
-            raise BigvocabError(f"ids: row {at} is {array.flat[at]}, expected a class in [0, {self.range_max:,})")
+            raise BigvocabError(f"ids: row {at} is {array.flat[at]}, expected a class in [0, {self.range_max})")
         return np.asarray(self._probability(array))
 
     def sample(

@@ -32,6 +32,19 @@ def parse_bytes(name: str, value: int | str) -> int:
     return number
 
 
+def parse_shard(name: str, value: Any) -> tuple[int, int] | None:
+    """(I, N) from "I/N", I from 1 to N."""
+    if value is None:
+        return None
+    match = re.fullmatch(r"\s*(\d+)\s*/\s*(\d+)\s*", value) if isinstance(value, str) else None
+    pair = (int(match[1]), int(match[2])) if match else value
+    if not isinstance(pair, list | tuple) or len(pair) != 2 or not all(isinstance(number, int) for number in pair):
+        raise BigvocabError(f"{name}: got {value!r}, expected I/N, such as 2/8")
+    if not 1 <= pair[0] <= pair[1]:
+        raise BigvocabError(f"{name}: got {pair[0]}/{pair[1]}, expected I from 1 to N")
+    return pair[0], pair[1]
+
+
 def one_of(name: str, value: str, expected: Sequence[str]) -> str:
     if value not in expected:
         raise BigvocabError(f"{name}: got {value!r}, expected one of {', '.join(expected)}")

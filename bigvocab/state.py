@@ -113,7 +113,9 @@ def as_given(value: Any) -> Any:
         return value
     if isinstance(value, os.PathLike):
         return os.path.abspath(value)
-    if isinstance(value, list | tuple | set | frozenset) and all(isinstance(item, str | int | os.PathLike) for item in value):
+    if isinstance(value, list | tuple | set | frozenset) and all(
+        isinstance(item, str | int | os.PathLike) for item in value
+    ):
         return [as_given(item) for item in value]
     array = np.asarray(value)
     if array.nbytes > _HELD_BYTES or array.dtype.kind not in "biuf":
@@ -128,7 +130,9 @@ def from_given(name: str, value: Any, path: str) -> Any:
     if isinstance(value, dict):
         if "npy" not in value:
             shape = tuple(value["missing"])
-            raise BigvocabError(f"{path}: {name} was an array of shape {shape}, too large for a state; expected it again: {name}=...")
+            raise BigvocabError(
+                f"{path}: {name} was an array of shape {shape}, too large for a state; expected it again: {name}=..."
+            )
         return np.load(io.BytesIO(base64.b64decode(value["npy"])), allow_pickle=False)
     return value
 
@@ -252,7 +256,9 @@ def read_state(path: str | os.PathLike[str], *, names: Callable[[Any], list[str]
         with open(path, "rb") as file:
             head = file.read(8)
             if not head.startswith(b"ARROW1") or os.fstat(file.fileno()).st_size < 32:
-                raise FormatError(f"{shown}: is no state of an evaluation, expected an Arrow IPC file that bigvocab wrote")
+                raise FormatError(
+                    f"{shown}: is no state of an evaluation, expected an Arrow IPC file that bigvocab wrote"
+                )
             found, places = _digest(file)
             stored = []
             for place in places:
@@ -280,7 +286,9 @@ def parse_state(source: Any, path: str = "state", names: Callable[[Any], list[st
     if held.get("format") != FORMAT:
         raise FormatError(f"{path}: is no state of an evaluation, expected an Arrow IPC file that bigvocab wrote")
     if held["version"] > VERSION:
-        raise BigvocabError(f"{path}: is of version {held['version']}, of a newer bigvocab; this one reads up to version {VERSION}")
+        raise BigvocabError(
+            f"{path}: is of version {held['version']}, of a newer bigvocab; this one reads up to version {VERSION}"
+        )
     data = None if held["data"] is None else Data(**held["data"])
     table = reader.read_all()
     of_classes = data is not None and data.classes is not None
@@ -293,7 +301,11 @@ def parse_state(source: Any, path: str = "state", names: Callable[[Any], list[st
 
 def _sums(held: dict[str, Any], table: pa.Table | None, names: Callable[[Any], list[str]] | None) -> dict[str, Any]:
     def arrays(one: dict[str, Any]) -> dict[str, Any]:
-        return {"low": one["low"], "digits": np.array([one["digits"]], np.int64), "specials": np.array([one["specials"]])}
+        return {
+            "low": one["low"],
+            "digits": np.array([one["digits"]], np.int64),
+            "specials": np.array([one["specials"]]),
+        }
 
     found: dict[str, Any] = {
         "counts": held["counts"],
@@ -301,7 +313,9 @@ def _sums(held: dict[str, Any], table: pa.Table | None, names: Callable[[Any], l
         "sums": {name: arrays(one) for name, one in held["sums"].items()},
         "groups": [],
         "group_rows": np.zeros(0, np.int64),
-        "group_sums": {name: {"low": 0, "digits": np.zeros((0, 0)), "specials": np.zeros((0, 3))} for name in ("weight", "loss")},
+        "group_sums": {
+            name: {"low": 0, "digits": np.zeros((0, 0)), "specials": np.zeros((0, 3))} for name in ("weight", "loss")
+        },
     }
     if table is not None:
         column = table.column("group").combine_chunks()

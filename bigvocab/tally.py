@@ -43,9 +43,18 @@ class Tally:
         self.counts = dict.fromkeys(COUNTS, 0)
         self.sums: dict[str, ExactSums] = {}
         self.extremes: dict[str, tuple[float, float]] = {}
-        self.group_ids: dict[str, int] = {}
+        self._ids: dict[str, int] | None = {}
+        self._names: list[str] = []  # of the groups, where `_ids` is not made yet
+        self._met: tuple[list[str], npt.NDArray[np.intp]] | None = None  # names that were merged last, and their groups here
         self.group_rows = np.zeros(0, np.int64)
         self.group_sums = {"weight": ExactSums(0), "loss": ExactSums(0)}
+
+    @property
+    def group_ids(self) -> dict[str, int]:
+        """The number of each group, by name."""
+        if self._ids is None:
+            self._ids = {name: i for i, name in enumerate(self._names)}
+        return self._ids
 
     def _sum(self, name: str) -> ExactSums:
         return self.sums.setdefault(name, ExactSums())
@@ -161,8 +170,7 @@ class Tally:
         tally.counts |= state["counts"]
         tally.extremes = dict(state["extremes"])
         tally.sums = {name: ExactSums.from_state(sums) for name, sums in state["sums"].items()}
-        tally._names = state["groups"]
-        tally.group_ids = {name: i for i, name in enumerate(tally._names)}
+        tally._ids, tally._names = None, state["groups"]
         tally.group_rows = np.array(state["group_rows"], np.int64)
         tally.group_sums = {name: ExactSums.from_state(sums) for name, sums in state["group_sums"].items()}
         return tally
@@ -176,11 +184,14 @@ class Tally:
         for name, (low, high) in other.extremes.items():
             mine = self.extremes.get(name, (math.inf, -math.inf))
             self.extremes[name] = (min(low, mine[0]), max(high, mine[1]))
-        if other.group_ids:
-            ids = self._grow_groups(list(other.group_ids))
-            np.add.at(self.group_rows, ids, other.group_rows)
+        names = other._names if other._ids is None else list(other._ids)
+        if names:
+            if self._met is None or self._met[0] is not names:  # states of one job mostly have the same groups
+                self._met = names, self._grow_groups(names).astype(np.intp)
+            ids = self._met[1]
+            self.group_rows[ids] += other.group_rows
             for name, sums in other.group_sums.items():
-                self.group_sums[name].merge(sums, ids.astype(np.intp))
+                self.group_sums[name].merge(sums, ids)
 
     # ---- figures: each one division of exact sums
 

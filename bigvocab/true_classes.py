@@ -69,7 +69,7 @@ class TrueClasses:
         if ids.size and (ids.min() < 0 or ids.max() >= range_max):
             at = int(np.argmax((ids < 0) | (ids >= range_max)))
             raise BigvocabError(
-                f"{self.name}: row {self.row_of(at)} is {ids[at]}, expected a class in [0, {range_max:,})"
+                f"{self.name}: row {self.row_of(at)} is {ids[at]}, expected a class in [0, {range_max})"
             )
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,7 +28,7 @@ from bigvocab.labels import LabelBatch
 from bigvocab.linear_rows import LinearMatrix, LinearRows
 from bigvocab.matrix import Matrix
 from bigvocab.merging import from_given, refuse_difference, refuse_incomplete, refuse_other_files, state_report
-from bigvocab.output import LineGroups, LossWriter, group_names, loss_lines, loss_schema, replacing
+from bigvocab.output import LossWriter, group_names, loss_lines, loss_schema, replacing
 from bigvocab.output_layer import OutputLayer
 from bigvocab.report import Report
 from bigvocab.row_results import of_statistics
@@ -55,13 +55,20 @@ class ClassRange:
     """
 
     def __init__(
-        self, matrix: Matrix | LinearMatrix, span: tuple[int, int, int], *, whole: bool, label_logits: LabelLogits | None = None
+        self,
+        matrix: Matrix | LinearMatrix,
+        span: tuple[int, int, int],
+        *,
+        whole: bool,
+        label_logits: LabelLogits | None = None,
     ) -> None:
         self.first, self.stop, self.total = first, stop, _ = span
         self.whole = whole
         self._offset = 0 if self.whole else first  # class of the first column of the matrix
         self._label_logits = label_logits
-        self._slice = _layer_range(matrix.layer, first, stop) if isinstance(matrix, LinearMatrix) and self.whole else None
+        self._slice = (
+            _layer_range(matrix.layer, first, stop) if isinstance(matrix, LinearMatrix) and self.whole else None
+        )
 
     @property
     def counts(self) -> bool:
@@ -70,13 +77,19 @@ class ClassRange:
 
     def nbytes(self, row_bytes: int, rows: int) -> int:
         """Bytes read of so many rows."""
-        return row_bytes * rows * (self.stop - self.first) // self.total if self.whole and self._slice is None else row_bytes * rows
+        return (
+            row_bytes * rows * (self.stop - self.first) // self.total
+            if self.whole and self._slice is None
+            else row_bytes * rows
+        )
 
     def schema(self, *, weight: bool, group: bool, num_bytes: bool) -> pa.Schema:
         """The columns of the lines."""
         fields = [("row", pa.int64()), ("label", pa.int64()), ("label_logit", pa.float64())]
         fields += [(name, pa.float64()) for name in _STATISTICS]
-        fields += [("weight", pa.float64())] * weight + [("group", pa.string())] * group + [("bytes", pa.int64())] * num_bytes
+        fields += (
+            [("weight", pa.float64())] * weight + [("group", pa.string())] * group + [("bytes", pa.int64())] * num_bytes
+        )
         return pa.schema(fields)
 
     def lines(self, evaluator: Evaluator, matrix: Matrix | LinearMatrix, batch: LabelBatch) -> pa.RecordBatch:
@@ -91,7 +104,10 @@ class ClassRange:
         )
         logits, known = self.label_logits(evaluator, matrix, batch.first_row, labels)
         rows = self._statistics(evaluator, matrix, batch.first_row, labels, logits)
-        columns: dict[str, Any] = {"row": np.arange(batch.first_row, batch.first_row + len(labels)), "label": np.where(labels < 0, -1, labels)}
+        columns: dict[str, Any] = {
+            "row": np.arange(batch.first_row, batch.first_row + len(labels)),
+            "label": np.where(labels < 0, -1, labels),
+        }
         columns["label_logit"] = pa.array(np.where(known, logits, 0.0), mask=~known)
         columns |= {name: np.ascontiguousarray(rows.columns[:, i]) for i, name in enumerate(_STATISTICS)}
         if batch.weights is not None:
@@ -101,9 +117,17 @@ class ClassRange:
         if batch.num_bytes is not None:
             columns["bytes"] = batch.num_bytes
         schema = self.schema(weight="weight" in columns, group="group" in columns, num_bytes="bytes" in columns)
-        return pa.record_batch([columns[name] if isinstance(columns[name], pa.Array) else pa.array(columns[name]) for name in schema.names], schema)
+        return pa.record_batch(
+            [
+                columns[name] if isinstance(columns[name], pa.Array) else pa.array(columns[name])
+                for name in schema.names
+            ],
+            schema,
+        )
 
-    def label_logits(self, evaluator: Evaluator, matrix: Any, row: int, labels: npt.NDArray[np.int64]) -> tuple[Floats, Any]:
+    def label_logits(
+        self, evaluator: Evaluator, matrix: Any, row: int, labels: npt.NDArray[np.int64]
+    ) -> tuple[Floats, Any]:
         """The raw logit of each row's label, and where it is known here."""
         inside = (labels >= 0) if self.whole else (labels >= self.first) & (labels < self.stop)
         logits = np.full(len(labels), np.nan)
@@ -121,7 +145,9 @@ class ClassRange:
             logits, inside = np.where(inside, logits, others), inside | there & (labels >= 0)
             if (lost := (labels >= 0) & ~inside).any():
                 at = int(np.argmax(lost))
-                raise BigvocabError(f"label_logits: row {row + at:,} has the label {labels[at]}, whose logit is in none of the files")
+                raise BigvocabError(
+                    f"label_logits: row {row + at} has the label {labels[at]}, whose logit is in none of the files"
+                )
         return logits, inside
 
     def _statistics(self, evaluator: Evaluator, matrix: Any, row: int, labels: Any, logits: Floats) -> RowStatistics:
@@ -131,7 +157,12 @@ class ClassRange:
             predicted=evaluator.wants("predicted"),
             logit_sum=evaluator.label_smoothing > 0,
         )
-        options = {"want": want, "scale": evaluator.logit_scale, "softcap": evaluator.softcap or 0.0, "num_threads": evaluator.num_threads}
+        options = {
+            "want": want,
+            "scale": evaluator.logit_scale,
+            "softcap": evaluator.softcap or 0.0,
+            "num_threads": evaluator.num_threads,
+        }
         found = np.empty((len(labels), len(_STATISTICS)))
         for first, tiles in matrix.row_parts(row, row + len(labels)):
             count = len(tiles) if isinstance(tiles, LinearRows) else len(tiles[0][1])
@@ -216,14 +247,18 @@ def _layer_range(layer: OutputLayer, first: int, stop: int) -> OutputLayer:
 # ---- which range
 
 
-def class_range(matrix: Matrix | LinearMatrix, vocab_shard: tuple[int, int] | None, first_class: int | None, num_classes: int | None) -> tuple[int, int, int]:
+def class_range(
+    matrix: Matrix | LinearMatrix, vocab_shard: tuple[int, int] | None, first_class: int | None, num_classes: int | None
+) -> tuple[int, int, int]:
     """(first, stop, total) of the classes to look at: a slice that the files hold, a file of a vocab-sharded set, or one of N equal parts."""
     held = matrix.shape[1] if num_classes is None or first_class is not None else min(matrix.shape[1], num_classes)
     if first_class is not None:
         if num_classes is None:
             raise BigvocabError("first_class: needs num_classes, expected the number of classes of all slices together")
         if not 0 <= first_class < first_class + held <= num_classes:
-            raise BigvocabError(f"first_class: got {first_class:,} for a slice of {held:,} classes, but num_classes is {num_classes:,}")
+            raise BigvocabError(
+                f"first_class: got {first_class} for a slice of {held} classes, but num_classes is {num_classes}"
+            )
         return first_class, first_class + held, num_classes
     assert vocab_shard is not None
     i, n = vocab_shard
@@ -234,20 +269,26 @@ def class_range(matrix: Matrix | LinearMatrix, vocab_shard: tuple[int, int] | No
         edges = [shard.first_class for shard in matrix._shards]
     if len(edges) > 1:
         if len(edges) != n:
-            raise BigvocabError(f"vocab_shard: got {i}/{n}, but there are {len(edges)} files of classes; expected {i}/{len(edges)}")
+            raise BigvocabError(
+                f"vocab_shard: got {i}/{n}, but there are {len(edges)} files of classes; expected {i}/{len(edges)}"
+            )
         edges = [min(edge, held) for edge in edges] + [held]
         return edges[i - 1], edges[i], held
     if n > held:
-        raise BigvocabError(f"vocab_shard: got {i}/{n}, but there are {held:,} classes")
+        raise BigvocabError(f"vocab_shard: got {i}/{n}, but there are {held} classes")
     return held * (i - 1) // n, held * i // n, held
 
 
 def check_class_job(evaluator: Evaluator, classes: ClassRange) -> None:
     """Raise for what cannot be merged exactly from ranges of classes."""
     if evaluator.loss != "sparse-softmax":
-        raise BigvocabError(f"vocab_shard: goes with sparse-softmax, not with {evaluator.loss}; --shard splits any loss by rows")
+        raise BigvocabError(
+            f"vocab_shard: goes with sparse-softmax, not with {evaluator.loss}; --shard splits any loss by rows"
+        )
     if evaluator.class_weights is not None and evaluator.label_smoothing:
-        raise BigvocabError("vocab_shard: class_weights with label_smoothing need all classes at once; --shard splits by rows")
+        raise BigvocabError(
+            "vocab_shard: class_weights with label_smoothing need all classes at once; --shard splits by rows"
+        )
     asked = [name for name in ("rank", "accuracy") if evaluator.wants(name)]
     if asked and not classes.counts:
         raise BigvocabError(
@@ -270,9 +311,11 @@ class LabelLogits:
                     table = pa.ipc.open_file(file).read_all()
                 column = table.column("label_logit")
             except (pa.ArrowException, OSError, KeyError) as error:
-                raise FormatError(f"{path}: expected an Arrow file with a column label_logit, as save_label_logits writes it: {error}") from None
+                raise FormatError(
+                    f"{path}: expected an Arrow file with a column label_logit, as save_label_logits writes it: {error}"
+                ) from None
             if len(column) != rows:
-                raise BigvocabError(f"{path}: has {len(column):,} rows, expected {rows:,}, as the labels have")
+                raise BigvocabError(f"{path}: has {len(column)} rows, expected {rows}, as the labels have")
             self._columns.append(column)
 
     def rows(self, start: int, stop: int) -> tuple[Floats, Any]:
@@ -316,7 +359,9 @@ def merge_classes(states: Sequence[State], output: str | os.PathLike[str] | None
     for state in states[1:]:
         refuse_difference(first.options, state.options, (first.path, state.path))
         if state.data is None or state.data.classes is None:
-            raise BigvocabError(f"{state.path}: is of all classes, but {first.path} of a range of them; expected one kind")
+            raise BigvocabError(
+                f"{state.path}: is of all classes, but {first.path} of a range of them; expected one kind"
+            )
         refuse_other_files(first.data, state.data, (first.path, state.path))
     ordered = _all_classes(states)
     given = {name: value for name, value in first.given.items() if name not in _LAYER and not name.startswith("norm_")}
@@ -325,7 +370,9 @@ def merge_classes(states: Sequence[State], output: str | os.PathLike[str] | None
     assert data is not None
     with contextlib.ExitStack() as stack:
         writer = None
-        schema = loss_schema(evaluator.metrics, weight="weight" in first.table.column_names, group="group" in first.table.column_names)
+        schema = loss_schema(
+            evaluator.metrics, weight="weight" in first.table.column_names, group="group" in first.table.column_names
+        )
         if output is not None:
             writer = LossWriter(stack.enter_context(replacing(output)), schema)
         for batch, result in _merged(evaluator, ordered, data.rows):
@@ -334,7 +381,9 @@ def merge_classes(states: Sequence[State], output: str | os.PathLike[str] | None
                 writer.append(loss_lines(schema, batch.first_row, result, batch.weights, batch.groups))
         if writer is not None:
             writer.close()
-    data.seconds, data.bytes_read = (sum(getattr(state.data, name) for state in states) for name in ("seconds", "bytes_read"))
+    data.seconds, data.bytes_read = (
+        sum(getattr(state.data, name) for state in states) for name in ("seconds", "bytes_read")
+    )
     inputs = [entry for state in ordered for entry in state.data.inputs]  # type: ignore[union-attr]
     data.inputs = list({(entry["path"]): entry for entry in inputs}.values())
     return state_report(State(first.options, first.given, evaluator._tally, data, path=first.path))
@@ -347,13 +396,19 @@ def _all_classes(states: Sequence[State]) -> list[State]:
     for state in ordered:
         first, stop, total = state.data.classes  # type: ignore[union-attr, misc]
         if first > at:
-            raise BigvocabError(f"{state.path}: classes {at:,}-{first - 1:,} of 0-{total - 1:,} are missing; expected the states of all ranges")
+            raise BigvocabError(
+                f"{state.path}: classes {at}-{first - 1} of 0-{total - 1} are missing; expected the states of all ranges"
+            )
         if first < at:
-            raise BigvocabError(f"{state.path}: classes {first:,}-{min(at, stop) - 1:,} are in another state too; merging would count them twice")
+            raise BigvocabError(
+                f"{state.path}: classes {first}-{min(at, stop) - 1} are in another state too; merging would count them twice"
+            )
         refuse_incomplete(state.data, state.path)  # type: ignore[arg-type]
         at = stop
     if at < total:
-        raise BigvocabError(f"merge: classes {at:,}-{total - 1:,} of 0-{total - 1:,} are missing; expected the states of all ranges")
+        raise BigvocabError(
+            f"merge: classes {at}-{total - 1} of 0-{total - 1} are missing; expected the states of all ranges"
+        )
     return ordered
 
 
@@ -392,13 +447,3 @@ def _labels_of(part: pa.Table, row: int) -> LabelBatch:
         coded = coded.combine_chunks() if isinstance(coded, pa.ChunkedArray) else coded
         batch.groups = (coded.indices.to_numpy(zero_copy_only=False).astype(np.int32), coded.dictionary.to_pylist())
     return batch
-
-
-def regrouped(lines: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """Lines in batches of 65,536 rows."""
-    groups = LineGroups()
-    for batch in lines:
-        yield from groups.add(batch)
-    yield from groups.rest()
-
-

@@ -72,10 +72,18 @@ def pieces(job: Job, start: int, stop: int) -> Iterator[Piece]:
 def _block(job: Job, rows: LabelBatch) -> Iterator[Piece]:
     if job.classes is not None:
         lines = job.classes.lines(job.evaluator, job.matrix, rows)
-        yield Piece(rows.first_row, rows.first_row + len(rows), lambda tally: None, [lines], job.classes.nbytes(job.row_bytes, len(rows)))
+        yield Piece(
+            rows.first_row,
+            rows.first_row + len(rows),
+            lambda tally: None,
+            [lines],
+            job.classes.nbytes(job.row_bytes, len(rows)),
+        )
         return
     for part, result in job.evaluator._results(job.matrix, rows):
-        lines = [] if job.schema is None else [loss_lines(job.schema, part.first_row, result, part.weights, part.groups)]
+        lines = (
+            [] if job.schema is None else [loss_lines(job.schema, part.first_row, result, part.weights, part.groups)]
+        )
 
         def add_to(tally: Tally, part: LabelBatch = part, result: Any = result) -> None:
             tally.add(result, part.groups, part.num_bytes)
@@ -113,4 +121,6 @@ def follow_draws(job: Job, stop: int) -> None:
 def refuse_ordered_draws(job: Job, what: str) -> None:
     """Raise where the draws of a row depend on the rows before it, which someone else has."""
     if job.evaluator.draws is not None and job.evaluator.draws.ordered:
-        raise BigvocabError(f"{what}: learned-unigram learns from all rows before, so its rows must be worked in order by one process")
+        raise BigvocabError(
+            f"{what}: learned-unigram learns from all rows before, so its rows must be worked in order by one process"
+        )

@@ -2,10 +2,12 @@
 bad input."""
 
 import inspect
+import math
 import os
 import re
 import subprocess
 import sys
+from fractions import Fraction
 
 import ml_dtypes
 import naive
@@ -132,6 +134,52 @@ def test_reductions_and_weights(name, reduction):
     nothing = LOSSES[name](x, y, weights=0.0, reduction=reduction, **options_of(name))
     expected = {"none": 0.0, "sum": 0.0, "sum_over_batch_size": 0.0}.get(reduction, np.nan)
     np.testing.assert_array_equal(nothing, np.full(np.shape(nothing), expected))
+
+
+@pytest.mark.parametrize("kind", range(12))
+def test_condensing_changes_no_sum(kind):
+    """Exact sums of many numbers begin by condensing them: to the bit the sum that adds one at a time."""
+    from bigvocab.reductions import ExactSums
+    from bigvocab.sigmoid_losses import _add_all
+
+    for size in (1, 15, 4096, 4097, 20_000):
+        x = np.random.default_rng(size + kind).standard_normal(size)
+        if kind % 2:
+            x = np.full(size, 1 - 2.0**-53)  # all bits set, of one sign: sums of upper parts need all their room
+        if kind in (2, 3):
+            x *= 2.0 ** RNG.integers(-150, 1, size)
+        x *= {4: 1e290, 5: 1e-290, 6: 0.0, 7: 1e15}.get(kind, 1.0)
+        x[size // 2] = {8: np.inf, 9: 1e-300, 10: np.nan, 11: 5e-324}.get(kind, x[size // 2])
+        plain, condensed = ExactSums(), ExactSums()
+        plain.add(x)
+        _add_all(condensed, x)
+        np.testing.assert_equal(condensed.exact(), plain.exact())
+
+
+@pytest.mark.parametrize("name", ["sigmoid", "weighted-sigmoid", "log-loss"])
+def test_reduced_losses_are_exact_sums_of_the_elements(name):
+    x, y = logits_of(name, 70, 5000, scale=20.0), labels_of(name, 70, 5000)
+    elements = LOSSES[name](x, y, **options_of(name))
+    assert LOSSES[name](x, y, reduction="sum", **options_of(name)) == math.fsum(elements.ravel())
+    mean = Fraction(0) + sum(map(Fraction, elements.ravel().tolist())) / elements.size
+    assert LOSSES[name](x, y, reduction="mean", **options_of(name)) == float(mean)
+
+
+@pytest.mark.parametrize("name", ["weighted-sigmoid", "sparse-sigmoid"])
+def test_a_pos_weight_for_each_class_in_every_layout(name):
+    x, y = logits_of(name, 3, 20_011), labels_of(name, 3, 20_011)
+    q = RNG.random(20_011) + 0.5
+    expected = oracle(name, x, y, pos_weight=q)
+    for layout, view in layouts(x):
+        np.testing.assert_allclose(LOSSES[name](view, y, pos_weight=q), expected, rtol=5e-7, err_msg=layout)
+    classes = 40_011
+    q = RNG.random(classes) + 0.5
+    many = np.zeros((64, classes), np.float32, order="F")  # read in parts of 32,768 columns
+    some = np.ones((64, classes), np.float32) if name != "sparse-sigmoid" else np.full((64, 1), classes - 1)
+    got = LOSSES[name](many, some, pos_weight=q, num_threads=1)
+    each = np.broadcast_to(q * np.log(2), (64, classes))
+    expected = each if name != "sparse-sigmoid" else np.full(64, (classes - 1 + q[-1]) * np.log(2))
+    np.testing.assert_allclose(got, expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", LOSSES)

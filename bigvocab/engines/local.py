@@ -1,0 +1,57 @@
+"""A spawn pool on this machine: K processes, each with its share of the threads. A process that dies is replaced, and its rows are done again."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import pickle
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
+
+from bigvocab.engines import Order, as_piece, do_task, task_ranges, threads_each
+from bigvocab.errors import BigvocabError
+from bigvocab.work import Job, Piece
+
+_DEATHS = 3  # of processes in a row, without any work done between them
+
+
+def pool_pieces(job: Job, start: int, workers: int) -> Iterator[Piece]:
+    """The rows of a job from `start` on, in order, worked by a pool of processes."""
+    order = pickle.dumps(Order.of(job, threads_each(job, workers)))
+    todo = deque(task_ranges(job, start, workers))
+    deaths = 0
+    while todo:
+        try:
+            for first, stop, done in _pool(order, todo, workers):
+                deaths = 0
+                yield as_piece(job, first, stop, done)
+        except BrokenProcessPool:
+            deaths += 1
+            if deaths >= _DEATHS:
+                first, stop = todo[0]
+                raise BigvocabError(
+                    f"workers: {deaths} processes died one after the other (killed, or out of memory) near rows {first}-{stop - 1}; "
+                    "all rows before are done: with state, resume goes on from there"
+                ) from None
+
+
+def _pool(order: bytes, todo: deque[tuple[int, int]], workers: int) -> Iterator[tuple[int, int, Any]]:
+    """Results of `todo` in order; a range leaves it when its result is handed on."""
+    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+    running: deque[Future[Any]] = deque()
+    waiting = iter(list(todo))
+    try:
+        while todo:
+            while len(running) < 3 * workers and (span := next(waiting, None)) is not None:
+                running.append(pool.submit(do_task, order, *span))
+            done = running.popleft().result()
+            first, stop = todo.popleft()
+            yield first, stop, done
+    finally:
+        with contextlib.suppress(Exception):
+            for process in list((pool._processes or {}).values()) if todo else ():
+                process.terminate()  # after an error or Ctrl-C nobody waits for what is still running
+        pool.shutdown(wait=True, cancel_futures=True)
