@@ -12,7 +12,12 @@ import pyarrow as pa
 from bigvocab.errors import BigvocabError
 from bigvocab.labels import Labels, read_labels
 
-_ELEMENTS = {pa.float16(): np.float16, pa.float32(): np.float32, pa.float64(): np.float64, pa.uint16(): ml_dtypes.bfloat16}
+_ELEMENTS = {
+    pa.float16(): np.float16,
+    pa.float32(): np.float32,
+    pa.float64(): np.float64,
+    pa.uint16(): ml_dtypes.bfloat16,
+}
 
 
 def arrays_of(batch: Any, columns: dict[str, str | None], name: str = "logits") -> tuple[npt.NDArray[Any], Labels]:
@@ -43,11 +48,15 @@ def _values(name: str, kind: pa.DataType, chunk: Any) -> npt.NDArray[Any]:
     array = chunk.storage if isinstance(chunk, pa.ExtensionArray) else chunk
     kind = array.type
     if not pa.types.is_fixed_size_list(kind) or kind.value_type not in _ELEMENTS:
-        raise BigvocabError(f"batch: column {name!r} is {kind}, expected a FixedSizeList or fixed_shape_tensor of floats")
+        raise BigvocabError(
+            f"batch: column {name!r} is {kind}, expected a FixedSizeList or fixed_shape_tensor of floats"
+        )
     flat = array.flatten()  # unlike .values, this honours the slice
     if array.null_count or flat.null_count:
         raise BigvocabError(f"batch: column {name!r} has nulls, expected none")
-    values = np.frombuffer(flat.buffers()[1], _ELEMENTS[kind.value_type], len(flat), flat.offset * kind.value_type.bit_width // 8)
+    values = np.frombuffer(
+        flat.buffers()[1], _ELEMENTS[kind.value_type], len(flat), flat.offset * kind.value_type.bit_width // 8
+    )
     return values.reshape(len(array), kind.list_size)
 
 

@@ -1,7 +1,8 @@
-"""A file that shrinks under a memory map kills its reader with a bus error; the command says so, and leaves nothing behind.
+"""A file that shrinks under a memory map kills its reader; the command says so, and leaves nothing behind.
 
-Sizes are checked before every block, so this is for the moment between a check and the read. The handler runs in the thread that
-faulted, which is in a kernel and does not hold the interpreter, so it may call Python; it ends the process, since nothing can be mended.
+Sizes are checked before every block, so this is for the moment between a check and the read. The handler runs in the
+thread that faulted, which is in a kernel and does not hold the interpreter, so it may call Python; it ends the process,
+since nothing can be mended.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
-"""What tells inputs apart by their content: sizes and hashes, so that copies on other machines match and changed files do not.
+"""What tells inputs apart by their content: sizes and hashes, so that copies on other machines match and changed files
+do not.
 
-Files up to 1 MiB, and labels up to 256 MiB, are hashed whole; of others the size, both ends and blocks spread evenly between them. Nothing else is
-read, so that a job over terabytes starts at once; a change between the blocks of such a file, of the same size, goes unseen.
+Files up to 1 MiB, and labels up to 256 MiB, are hashed whole; of others the size, both ends and blocks spread evenly
+between them. Nothing else is read, so that a job over terabytes starts at once; a change between the blocks of such a
+file, of the same size, goes unseen.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Threads that share rows: a plain pool, because kernels release the GIL.
 
-Numba's own threads die after fork or under concurrent callers, depending on the layer; a pool of Python threads does neither, and one row
-is always worked by one thread in one order, so results do not depend on how many there are.
+Numba's own threads die after fork or under concurrent callers, depending on the layer; a pool of Python threads does
+neither, and one row is always worked by one thread in one order, so results do not depend on how many there are.
 """
 
 from __future__ import annotations
@@ -53,7 +53,8 @@ if hasattr(os, "register_at_fork"):
 
 
 def run(task: Callable[[int, int], None], count: int, step: int, num_threads: int | None = None) -> None:
-    """Call `task(start, stop)` for consecutive ranges of at most `step` that cover `range(count)`, on `num_threads` threads.
+    """Call `task(start, stop)` for consecutive ranges of at most `step` that cover `range(count)`, on `num_threads`
+    threads.
 
     The first exception of a task is raised here, after those under way have ended; ranges not yet begun are left out.
     """

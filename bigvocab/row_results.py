@@ -68,9 +68,16 @@ def sparse_softmax(evaluator: Evaluator, tiles: Tiles, batch: LabelBatch) -> Row
 
 
 def of_statistics(
-    evaluator: Evaluator, batch: LabelBatch, labels: npt.NDArray[np.int64], rows: RowStatistics, classes: int, sums: Any = None
+    evaluator: Evaluator,
+    batch: LabelBatch,
+    labels: npt.NDArray[np.int64],
+    rows: RowStatistics,
+    classes: int,
+    sums: Any = None,
 ) -> RowResult:
-    """What sparse softmax makes of statistics of rows over all `classes`; `sums` of logits times class weights, where they are needed."""
+    """What sparse softmax makes of statistics of rows over all `classes`; `sums` of logits times class weights, where
+    they are needed.
+    """
     formula = sparse_softmax_formula(classes, evaluator.label_smoothing, evaluator.class_weights)
     ignored = labels < 0
     weights, weighted = batch.weights, None

@@ -1,6 +1,7 @@
 """Statistics of rows of logits: the kernels' sums, and the figures that are read from them.
 
-Logits come as tiles: a list of (first class, 2-D array), one for a plain matrix, several where classes are split over files.
+Logits come as tiles: a list of (first class, 2-D array), one for a plain matrix, several where classes are split over
+files.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ def kernel_view(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     if not array.dtype.isnative:
         array = array.astype(array.dtype.newbyteorder("="))
     if not array.flags.c_contiguous and _rows_in_one_piece(array) and array.shape[0] > 1:
-        array = np.lib.stride_tricks.as_strided(array, (len(array), array.strides[0] // array.itemsize), writeable=False)
+        array = np.lib.stride_tricks.as_strided(
+            array, (len(array), array.strides[0] // array.itemsize), writeable=False
+        )
     view = array if array.flags.c_contiguous and array.flags.aligned else np.require(array, requirements=["C", "A"])
     view = view.view(_CANONICAL.get(view.dtype.name, view.dtype))
     view.flags.writeable = False
@@ -46,7 +49,7 @@ def _rows_in_one_piece(array: npt.NDArray[Any]) -> bool:
 
 
 def pieces(tiles: Tiles, start: int, stop: int) -> Iterator[tuple[tuple[int, int], npt.NDArray[Any]]]:
-    """The tiles of rows `start` to `stop` as ((first class, classes), kernel view); those that need a copy in bounded parts."""
+    """Tiles of rows `start` to `stop` as ((first class, classes), kernel view); what needs a copy in bounded parts."""
     for first_class, tile in tiles:
         if _rows_in_one_piece(tile):
             yield (first_class, tile.shape[1]), kernel_view(tile[start:stop])
@@ -100,7 +103,7 @@ class RowStatistics:
 
     @property
     def label_loss(self) -> npt.NDArray[np.float64]:
-        """logsumexp - g(label's logit), never below 0; NaN for a NaN row or +inf at the label, inf for +inf elsewhere."""
+        """logsumexp - g(label's logit), at least 0; NaN for a NaN row or +inf at the label, inf for +inf elsewhere."""
         with np.errstate(divide="ignore", invalid="ignore"):
             highest = self.transformed(self._column("MAX"))
             return (highest - self.transformed(self.label_logits)) + np.log(self._column("SUM"))
@@ -185,4 +188,6 @@ def _gather(
         return
     here = np.flatnonzero((labels >= 0) & (labels >= first_class) & (labels < first_class + tile.shape[1]))
     picked = tile[start + here, labels[here] - first_class]
-    out[here] = picked.astype(picked.dtype.newbyteorder("=") if picked.dtype != BFLOAT16 else BFLOAT16).astype(np.float64)
+    out[here] = picked.astype(picked.dtype.newbyteorder("=") if picked.dtype != BFLOAT16 else BFLOAT16).astype(
+        np.float64
+    )

@@ -31,7 +31,7 @@ Ids = npt.NDArray[np.int64]
 
 TILE = 1024  # candidates; changing it changes last bits
 _UNIT_ROWS = 528  # so that 512 are multiplied with a panel of weights at once
-_PAIR_ROWS = 120
+_PAIR_ROWS = 528  # fewer are not worth a second thread
 _KEPT_BYTES = 8 << 20
 _BLOCK_BYTES = 64 << 20  # of packed rows and their statistics, while the candidates' rows are gathered once
 
@@ -178,7 +178,8 @@ class SampledRows:
         step = max(12, _BLOCK_BYTES // row_bytes // 12 * 12)
         for start in range(0, len(self), step):
             rows = self.inputs[start : start + step]
-            yield start, Packed.of(rows, self.head.weights.dtype, self.num_threads, prepare=self.head.norm)
+            threads = self.num_threads if len(rows) > 4 * _UNIT_ROWS else 1  # waking a thread takes as long as packing few
+            yield start, Packed.of(rows, self.head.weights.dtype, threads, prepare=self.head.norm)
 
     def _sweep(self, first_row: int, packed: Packed, reduce: Callable[..., None]) -> None:
         """Call reduce(tile, start, stop, classes, logits) for all tiles of these rows; start counts in the block."""

@@ -46,12 +46,14 @@ def parse_shard(name: str, value: Any) -> tuple[int, int] | None:
 
 
 def one_of(name: str, value: str, expected: Sequence[str]) -> str:
+    """`value`, which must be one of `expected`."""
     if value not in expected:
         raise BigvocabError(f"{name}: got {value!r}, expected one of {', '.join(expected)}")
     return value
 
 
 def parse_metrics(metrics: str | Iterable[str], loss: str) -> tuple[str, ...]:
+    """The by-products that are asked for, in the order of METRICS, if the loss has them."""
     names = [part.strip() for part in metrics.split(",") if part.strip()] if isinstance(metrics, str) else list(metrics)
     chosen = tuple(metric for metric in METRICS if metric in [one_of("metrics", name, METRICS) for name in names])
     if fault := metrics_fault(loss, chosen):
@@ -72,7 +74,7 @@ def parse_top_k(values: int | str | Iterable[int]) -> tuple[int, ...]:
 
 
 def read_vector(values: Any) -> Any:
-    """Numbers from a path (.npy, text with one number a line, or what `open_matrix` reads) or an array; None stays None."""
+    """Numbers from a path (.npy, text with one a line, or what `open_matrix` reads) or an array; None stays None."""
     if not isinstance(values, str | os.PathLike):
         return None if values is None else np.asarray(values)
     if str(values).lower().endswith((".txt", ".csv")):

@@ -1,7 +1,9 @@
-"""Logits and labels of any size: FOLDER/logits.npy and FOLDER/labels.parquet, written in blocks, so that any disk can be filled.
+"""Logits and labels of any size: FOLDER/logits.npy and FOLDER/labels.parquet, written in blocks, so that any disk can
+be filled.
 
-The values are like those of a word model: a class has a prior that falls as log(rank), a row has a temperature and a hundred likely
-classes, and the label is drawn mostly among the likely ones. A tenth of the labels is null, and there are columns for weight, group and bytes.
+The values are like those of a word model: a class has a prior that falls as log(rank), a row has a temperature and a
+hundred likely classes, and the label is drawn mostly among the likely ones. A tenth of the labels is null, and there
+are columns for weight, group and bytes.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Places and ways a process may run in: no HOME, no cache, a damaged cache, spawn pools, threads, forks, many starts at once."""
+"""Ways a process may run: no HOME, no cache, a damaged one, spawn pools, threads, forks, many starts at once."""
 
 import multiprocessing
 import os
@@ -148,10 +148,8 @@ from pathlib import Path
 def anonymous():
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) >> 10 for line in lines if line.startswith("RssAnon"))
-import bigvocab.evaluator, bigvocab.kernels.softmax
-before, seen = anonymous(), []
-bv.evaluate(logits={str(path)!r}, labels=np.arange(512), progress=lambda *_: seen.append(anonymous()), max_memory="128M")
-print(max(seen) - before)
+import bigvocab.evaluator, bigvocab.kernels.softmax before, seen = anonymous(), [] bv.evaluate(logits={str(path)!r},
+labels=np.arange(512), progress=lambda *_: seen.append(anonymous()), max_memory="128M") print(max(seen) - before)
 """
     if not os.path.exists("/proc/self/status"):
         pytest.skip("needs /proc")
@@ -177,7 +175,5 @@ cli.cli(["eval", "--logits", "{tmp_path}/logits.npy", "--labels", "{tmp_path}/la
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 1
-    assert done.stderr == (
-        "bigvocab: error: a file was cut short while it was read (bus error); nothing was written\n"
-    )
+    assert done.stderr == ("bigvocab: error: a file was cut short while it was read (bus error); nothing was written\n")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["labels.npy", "logits.npy"]

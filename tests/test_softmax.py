@@ -120,7 +120,8 @@ def test_logits_beyond_the_fast_range():
 def test_infinities_and_nan_stay_in_their_row():
     nan, inf = np.nan, np.inf
     rows = [
-        [nan, 1, 2], [inf, 1, 2], [inf, 1, 2], [-inf, 1, 2], [-inf, 1, 2], [-inf, -inf, -inf], [nan, inf, -inf], [0, 0, 1],
+        [nan, 1, 2], [inf, 1, 2], [inf, 1, 2], [-inf, 1, 2], [-inf, 1, 2], [-inf, -inf, -inf], [nan, inf, -inf], [0, 0,
+        1],
     ]  # fmt: skip
     labels = [0, 0, 1, 1, 0, 0, 2, 2]
     for dtype in DTYPES:

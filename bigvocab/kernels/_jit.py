@@ -1,8 +1,8 @@
 """The one decorator of every kernel, and the folder that keeps their machine code between runs.
 
-Numba's own cache stamps only the file a kernel stands in, so a change in a helper of another file would go unseen. Here the folder's
-name is a hash over the sources of all kernels and the versions of Numba and llvmlite; a folder that cannot be written, or that another
-user could write, means no cache, never an error.
+Numba's own cache stamps only the file a kernel stands in, so a change in a helper of another file would go unseen. Here
+the folder's name is a hash over the sources of all kernels and the versions of Numba and llvmlite; a folder that cannot
+be written, or that another user could write, means no cache, never an error.
 """
 
 from __future__ import annotations
@@ -138,9 +138,9 @@ def _compiling(function: Callable[..., Any]) -> None:
 def jit(function: Callable[..., Any]) -> Any:
     """Compile `function` at its first call and keep the machine code.
 
-    `nogil`: threads of one process share the rows. No fastmath flag at all: the order of every sum is written out in the
-    kernels, so that the same bits come from every processor, and a NaN stays a NaN. `error_model="numpy"`: x / 0 is inf,
-    not an exception that stops vectorisation.
+    `nogil`: threads of one process share the rows. No fastmath flag at all: the order of every sum is written out in
+    the kernels, so that the same bits come from every processor, and a NaN stays a NaN. `error_model="numpy"`: x / 0 is
+    inf, not an exception that stops vectorisation.
     """
     dispatcher = numba.njit(nogil=True, error_model="numpy")(function)
     dispatcher._cache = _NoCache(function) if _folder is None else _KernelCache(function)

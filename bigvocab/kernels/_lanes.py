@@ -1,8 +1,10 @@
-"""Vectors of numbers for kernels: Numba types `<32 x float>` and `<16 x double>` with the few operations the losses need.
+"""Vectors of numbers for kernels: Numba types `<32 x float>` and `<16 x double>` with the few operations the losses
+need.
 
-Written out, a loop has the order of its sums in the source: no fastmath flag may reorder it, and no compiler has to find out by itself that it can be
-vectorised. LLVM splits a vector into whatever registers the processor has, so AVX2 and AVX-512 machines, whose instructions differ, return the same bits.
-float16 arrays come as int16 and bfloat16 as uint16, and are widened in the load (NumPy's own conversion runs at 1 GB/s).
+Written out, a loop has the order of its sums in the source: no fastmath flag may reorder it, and no compiler has to
+find out by itself that it can be vectorised. LLVM splits a vector into whatever registers the processor has, so AVX2
+and AVX-512 machines, whose instructions differ, return the same bits. float16 arrays come as int16 and bfloat16 as
+uint16, and are widened in the load (NumPy's own conversion runs at 1 GB/s).
 """
 
 from __future__ import annotations
@@ -82,7 +84,9 @@ def _pieces(builder, vector, size):
     """The registers of `size` numbers that a vector is made of."""
     count = vector.type.count
     for start in range(0, count, size):
-        yield builder.shuffle_vector(vector, vector, ir.Constant(ir.VectorType(I32, size), list(range(start, start + size))))
+        yield builder.shuffle_vector(
+            vector, vector, ir.Constant(ir.VectorType(I32, size), list(range(start, start + size)))
+        )
 
 
 def _joined(builder, parts):
@@ -147,7 +151,9 @@ def load_part(typingctx, array, index, stop, fill):
         stored = pointer.type.pointee
         arguments = [pointer, ir.Constant(I32, size), mask, ir.Constant(stored, None)]
         raw = builder.call(_function(builder, f"llvm.masked.load.{_suffix(stored)}.p0", stored, arguments), arguments)
-        return builder.select(mask, _widened(builder, array.dtype, raw, lanes.count), _splat(builder, args[3], lanes.count))
+        return builder.select(
+            mask, _widened(builder, array.dtype, raw, lanes.count), _splat(builder, args[3], lanes.count)
+        )
 
     return lanes(array, types.intp, types.intp, _scalar(lanes)), codegen
 
@@ -158,7 +164,9 @@ def load_scalar(typingctx, array, index):
 
     def codegen(context, builder, signature, args):
         pointer, size = _pointer(context, builder, array, args[0], args[1], 1)
-        value = builder.extract_element(_widened(builder, array.dtype, builder.load(pointer, align=size), 1), ir.Constant(I32, 0))
+        value = builder.extract_element(
+            _widened(builder, array.dtype, builder.load(pointer, align=size), 1), ir.Constant(I32, 0)
+        )
         return value if value.type == F64 else builder.fpext(value, F64)
 
     return types.float64(array, types.intp), codegen
@@ -202,7 +210,9 @@ def sums_for(typingctx, array):
 def floor_value(typingctx, array):
     """-inf in the type of one lane of `array`."""
     lanes = lanes_of(array.dtype)
-    return _scalar(lanes)(array), lambda context, builder, signature, args: ir.Constant(_ELEMENTS[lanes.kind], -math.inf)
+    return _scalar(lanes)(array), lambda context, builder, signature, args: ir.Constant(
+        _ELEMENTS[lanes.kind], -math.inf
+    )
 
 
 @intrinsic
@@ -372,7 +382,8 @@ def largest(typingctx, lanes):
 def fraction(typingctx, t):
     """t - floor(t), in [0, 1].
 
-    AVX-512's vreduceps does it in one instruction instead of two, but rounds 1 - tiny down where subtraction rounds to nearest.
+    AVX-512's vreduceps does it in one instruction instead of two, but rounds 1 - tiny down where subtraction rounds to
+    nearest.
     """
 
     def codegen(context, builder, signature, args):

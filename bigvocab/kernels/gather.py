@@ -1,6 +1,6 @@
 """Rows picked from a large array: the memory of a row some places ahead is asked for before it is copied.
 
-`numpy.take` waits for memory at each row, 0.14 microseconds for a kilobyte; with rows asked for ahead, the waits overlap.
+`numpy.take` waits for memory at each row, 0.14 microseconds for one of a kilobyte; asked for ahead, the waits overlap.
 """
 
 from __future__ import annotations

@@ -1,13 +1,16 @@
-"""Row statistics of logits in one pass: maximum, sum of exponentials and, when asked, rank, ties, argmax, entropy and sum.
+"""Row statistics of logits in one pass: maximum, sum of exponentials and, when asked, rank, ties, argmax, entropy and
+sum.
 
-How a row is read. Blocks of 2,048 classes, counted from the first one of the tile. Every lane sums 2**(x c - reference) in
-float32 (float64 for float64 input), where c = scale / ln 2, eight terms at a time: more would let the roundings of equal
-terms, added to a large one, add up. Beyond that, sums are float64. The reference is the first finite maximum seen, not the
-row's: a sum of exponentials is free of scale, so it only has to stay near enough for float32, and a block is read again only
-when its maximum lies more than 2**16 above the reference. Thus one pass over memory finds maximum and sum together. At the end the sum is put in terms of the exact maximum in float64, with the
-constant c as it was rounded to float32, so that this rounding cancels where it would matter (large |x|).
+How a row is read. Blocks of 2,048 classes, counted from the first one of the tile. Every lane sums 2**(x c - reference)
+in float32 (float64 for float64 input), where c = scale / ln 2, eight terms at a time: more would let the roundings of
+equal terms, added to a large one, add up. Beyond that, sums are float64. The reference is the first finite maximum
+seen, not the row's: a sum of exponentials is free of scale, so it only has to stay near enough for float32, and a block
+is read again only when its maximum lies more than 2**16 above the reference. Thus one pass over memory finds maximum
+and sum together. At the end the sum is put in terms of the exact maximum in float64, with the constant c as it was
+rounded to float32, so that this rounding cancels where it would matter (large |x|).
 
-A tile is any range of classes: a whole row, one file of a vocab-sharded set, or one tile of a linear head. The statistics of several tiles of a row merge.
+A tile is any range of classes: a whole row, one file of a vocab-sharded set, or one tile of a linear head. The
+statistics of several tiles of a row merge.
 """
 
 from __future__ import annotations
@@ -23,8 +26,8 @@ from bigvocab.kernels._jit import inline, jit
 BLOCK = 2048
 STRIP = 8
 
-# Columns of the statistics, float64, one line per row. MAX is the greatest raw logit, SUM the sum of exp(g(x) - g(MAX)) with
-# g(x) = softcap(scale x), SHIFTED the sum of (g(x) - g(MAX)) exp(g(x) - g(MAX)), TOTAL the sum of g(x).
+# Columns of the statistics, float64, one line per row. MAX is the greatest raw logit, SUM the sum of exp(g(x) -
+# g(MAX)) with g(x) = softcap(scale x), SHIFTED the sum of (g(x) - g(MAX)) exp(g(x) - g(MAX)), TOTAL the sum of g(x).
 MAX, SUM, ARGMAX, SHIFTED, TOTAL, GREATER, EQUAL = range(7)
 COLUMNS = 7
 
@@ -55,7 +58,7 @@ def _block_max(x, start, stop):
 
 @inline
 def _add_lanes(logits, held, c, r, low, y, ranked, entropy):
-    """Add one vector of logits to what a strip holds: (sum of 2**t, maximum, sum of t 2**t, logits above, at the label's)."""
+    """Add one vector to a strip's (sum of 2**t, maximum, sum of t 2**t, logits above, at the label's)."""
     sums, top, shifted, greater, equal = held
     t = v.fma(logits, c, r)
     if entropy:
@@ -71,7 +74,7 @@ def _add_lanes(logits, held, c, r, low, y, ranked, entropy):
 
 @inline
 def _block(x, start, stop, factor, reference, label, ranked, entropy):
-    """What `_add_lanes` says of one block, the sums in float64; the last vector stands apart, so that the loop has no branch."""
+    """What `_add_lanes` says of a block, sums in float64; the last vector stands apart: the loop has no branch."""
     zero = v.zeros_for(x)
     c, r, y = v.splat(factor, zero), v.splat(-reference, zero), v.splat(label, zero)
     low = v.splat(v.like_lane(-126.0, x), zero)
@@ -317,8 +320,9 @@ def rows_gather(logits, labels, span, label_logits):
 def rows_softmax(logits, labels, label_logits, transform, want, span, stats):
     """Add a tile of logits to the rows' statistics.
 
-    logits (n, at least classes); span = (first class, classes), the rest is padding; labels (n,) int64, SKIP or NO_LABEL; label_logits (n,) float64, raw, of all rows that have a label;
-    transform = (scale, softcap or 0); want = RANK | ENTROPY | PREDICTED | LOGIT_SUM; stats (n, COLUMNS).
+    logits (n, at least classes); span = (first class, classes), the rest is padding; labels (n,) int64, SKIP or
+    NO_LABEL; label_logits (n,) float64, raw, of all rows that have a label; transform = (scale, softcap or 0); want =
+    RANK | ENTROPY | PREDICTED | LOGIT_SUM; stats (n, COLUMNS).
     """
     scale, softcap = transform
     first_class, classes = span

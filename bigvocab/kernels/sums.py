@@ -1,7 +1,8 @@
 """Exact sums of float64 numbers: integers of 32-bit digits, wide enough for the exponents that were seen.
 
-A float64 is m 2**e with a 53-bit integer m; m, shifted, is added to three digits of its group's integer. Integer sums do not depend on any order, so neither does what
-is read from them (the idea is U. Kulisch's long accumulator). A digit is held in 64 bits, so 2**29 numbers fit before carries must be propagated.
+A float64 is m 2**e with a 53-bit integer m; m, shifted, is added to three digits of its group's integer. Integer sums
+do not depend on any order, so neither does what is read from them (the idea is U. Kulisch's long accumulator). A digit
+is held in 64 bits, so 2**29 numbers fit before carries must be propagated.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def digit_range(bits):
 
 @jit
 def add_numbers(bits, groups, low, digits, specials):
-    """Add numbers, given as uint64 `bits`, to their groups: digits (G, L) from digit `low` on, specials (G, 3) counts."""
+    """Add numbers, as uint64 `bits`, to their groups: digits (G, L) from digit `low` on, specials (G, 3) counts."""
     word = np.uint64(0xFFFFFFFF)
     for i in range(bits.size):
         b = bits[i]

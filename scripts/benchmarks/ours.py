@@ -11,7 +11,7 @@ import worker
 
 import bigvocab as bv
 from bigvocab import parallel
-from bigvocab.rows import kernel_view, softmax_rows, wanted
+from bigvocab.rows import softmax_rows, wanted
 
 
 @numba.njit(nogil=True)

@@ -45,7 +45,12 @@ class Side:
 
     def __init__(self, python, script):
         self._process = subprocess.Popen(
-            [python, str(HERE / script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1, stderr=subprocess.DEVNULL if script == "tensorflow.py" else None
+            [python, str(HERE / script)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            bufsize=1,
+            stderr=subprocess.DEVNULL if script == "tensorflow.py" else None,
         )
 
     def run(self, case):
@@ -79,7 +84,10 @@ def measured(sides, case, limit, rounds):
 
 
 def table(results):
-    lines = ["| work | limit | bigvocab | of limit | PyTorch | TensorFlow | to the faster peer |", "|---|---|---|---|---|---|---|"]
+    lines = [
+        "| work | limit | bigvocab | of limit | PyTorch | TensorFlow | to the faster peer |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for title, limit, unit, amount, times in results:
         rate = {name: amount / seconds for name, seconds in times.items()}
         peers = [rate[name] for name in ("torch", "tf") if name in rate]
@@ -90,7 +98,9 @@ def table(results):
         share = f"{rate['ours'] / rate['limit']:.0%}" if limit else "-"
         ahead = f"{rate['ours'] / max(peers):.1f} x" if peers else "-"
         shown = f"{cell('limit')} ({limit})" if limit else "-"
-        lines.append(f"| {title} | {shown} | {cell('ours')} {unit} | {share} | {cell('torch')} | {cell('tf')} | {ahead} |")
+        lines.append(
+            f"| {title} | {shown} | {cell('ours')} {unit} | {share} | {cell('torch')} | {cell('tf')} | {ahead} |"
+        )
     return "\n".join(lines)
 
 
@@ -119,7 +129,10 @@ def main():
     used = [f"Python {platform.python_version()}"]
     used += [f"{name} {importlib.metadata.version(name)}" for name in ("bigvocab", "numba", "numpy")]
     if not options.no_peers:
-        sides |= {"torch": Side(os.environ["BENCH_TORCH"], "pytorch.py"), "tf": Side(os.environ["BENCH_TF"], "tensorflow.py")}
+        sides |= {
+            "torch": Side(os.environ["BENCH_TORCH"], "pytorch.py"),
+            "tf": Side(os.environ["BENCH_TF"], "tensorflow.py"),
+        }
         used.append(f"torch {peer_version(os.environ['BENCH_TORCH'], 'torch')}")
         used.append(f"tensorflow-cpu {peer_version(os.environ['BENCH_TF'], 'tensorflow-cpu')}")
     results = []

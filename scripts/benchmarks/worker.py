@@ -1,7 +1,7 @@
 """One side of a benchmark: a process that makes its inputs and runs a case whenever it is told to.
 
-It reads a case's name from standard input and answers the seconds of one run, so that several sides can take turns. Every side makes the
-same inputs from the same seed.
+It reads a case's name from standard input and answers the seconds of one run, so that several sides can take turns.
+Every side makes the same inputs from the same seed.
 """
 
 import sys
@@ -50,7 +50,7 @@ def sampled(seed=4):
 
 
 def serve(cases):
-    """Answer requests until standard input ends; `cases` maps a name to a function that returns the function to time."""
+    """Answer requests until standard input ends; `cases` maps a name to what makes the function to time."""
     current, run = None, None
     for line in sys.stdin:
         name = line.strip()
