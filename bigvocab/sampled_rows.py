@@ -178,7 +178,9 @@ class SampledRows:
         step = max(12, _BLOCK_BYTES // row_bytes // 12 * 12)
         for start in range(0, len(self), step):
             rows = self.inputs[start : start + step]
-            threads = self.num_threads if len(rows) > 4 * _UNIT_ROWS else 1  # waking a thread takes as long as packing few
+            threads = (
+                self.num_threads if len(rows) > 4 * _UNIT_ROWS else 1
+            )  # waking a thread takes as long as packing few
             yield start, Packed.of(rows, self.head.weights.dtype, threads, prepare=self.head.norm)
 
     def _sweep(self, first_row: int, packed: Packed, reduce: Callable[..., None]) -> None:
@@ -190,8 +192,13 @@ class SampledRows:
         ranges = -(-packed.rows // step)
         width = min(TILE, len(self.draw.candidates))
 
+        few = int(0 < len(self.true.ids) <= _PAIR_ROWS)  # true logits, which one thread may make while others begin
+
         def work(unit: int, _: int) -> None:
-            tile, first = unit // ranges, unit % ranges * step
+            if unit < few:
+                self.logits_of_true  # noqa: B018 - keeps what it makes
+                return
+            tile, first = (unit - few) // ranges, (unit - few) % ranges * step
             weights, addend = self._gathered(tile)
             height = -(-min(step, _UNIT_ROWS, packed.rows) // 12) * 12
             logits = _room("logits", (height, width + lanes(packed.dtype)), packed.dtype)
@@ -203,7 +210,7 @@ class SampledRows:
                 reduce(tile, start, start + rows.rows, len(weights), kernel_view(logits))
 
         with picked_at_random(self.head.weights):
-            parallel.run(work, self.tiles * ranges, 1, self.num_threads)
+            parallel.run(work, few + self.tiles * ranges, 1, self.num_threads)
 
     def _gathered(self, tile: int) -> tuple[Array, Array]:
         """Rows of the layer for the candidates of a tile, and bias - log Q of each, padded for the kernel."""

@@ -142,7 +142,7 @@ def jit(function: Callable[..., Any]) -> Any:
     the kernels, so that the same bits come from every processor, and a NaN stays a NaN. `error_model="numpy"`: x / 0 is
     inf, not an exception that stops vectorisation.
     """
-    dispatcher = numba.njit(nogil=True, error_model="numpy")(function)
+    dispatcher: Any = numba.njit(nogil=True, error_model="numpy")(function)
     dispatcher._cache = _NoCache(function) if _folder is None else _KernelCache(function)
     return dispatcher
 
