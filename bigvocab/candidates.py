@@ -218,9 +218,7 @@ class FileCandidates:
         offsets, ids = classes
         last = row + int(kept[-1]) if len(kept) else row
         if last >= len(offsets) - 1:
-            raise BigvocabError(
-                f"{self.path}: has true classes of {len(offsets) - 1} rows, but there is a row {last}"
-            )
+            raise BigvocabError(f"{self.path}: has true classes of {len(offsets) - 1} rows, but there is a row {last}")
         starts, sizes = offsets[row + kept], np.diff(offsets)[row + kept]
         same = sizes == np.diff(true.offsets)
         if not same.all():
@@ -230,9 +228,7 @@ class FileCandidates:
         if (ids[where] != true.ids).any():
             at = int(np.argmax(ids[where] != true.ids))
             here, there = true.ids[at], ids[where][at]
-            raise BigvocabError(
-                f"{true.name}: row {row + kept[true.row_of(at)]} is {here}, but {there} in {self.path}"
-            )
+            raise BigvocabError(f"{true.name}: row {row + kept[true.row_of(at)]} is {here}, but {there} in {self.path}")
         return where
 
 

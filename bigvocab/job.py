@@ -12,8 +12,8 @@ from bigvocab import checks, fingerprints
 from bigvocab.checkpoints import Checkpoints, keeping
 from bigvocab.errors import BigvocabError
 from bigvocab.evaluator import Evaluator, make_report, versions
-from bigvocab.label_sources import MatrixLabels, check_labels, open_labels
-from bigvocab.labels import Labels
+from bigvocab.label_logits import LabelLogits, write_label_logits
+from bigvocab.label_sources import check_labels, open_labels
 from bigvocab.linear_rows import LinearMatrix
 from bigvocab.matrix import Matrix
 from bigvocab.merging import state_of, with_times
@@ -22,7 +22,7 @@ from bigvocab.report import Report
 from bigvocab.settings import parse_bytes, parse_shard
 from bigvocab.sigmoid_rows import pos_weight_vector
 from bigvocab.state import Data, State
-from bigvocab.vocab_shards import ClassRange, LabelLogits, check_class_job, class_range, write_label_logits
+from bigvocab.vocab_shards import ClassRange, check_class_job, class_range
 from bigvocab.work import Job, Piece, follow_draws, pieces, refuse_ordered_draws
 
 _BLOCK_BYTES = 512 << 20  # of logits between two looks at progress, memory and the files' sizes

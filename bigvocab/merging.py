@@ -170,7 +170,7 @@ def merge_states(paths: Sequence[str | os.PathLike[str]], *, output: str | os.Pa
     names = _Names()
     whole = read_state(found[0], names=names)
     if whole.data is not None and whole.data.classes is not None:
-        from bigvocab.vocab_shards import merge_classes
+        from bigvocab.vocab_merging import merge_classes
 
         return merge_classes([whole, *(read_state(path) for path in found[1:])], output)
     if output is not None:

@@ -173,8 +173,7 @@ def _sampled_rows(
     x = inputs[:] if isinstance(inputs, Matrix) else checks.as_matrix_of_floats("inputs", inputs)
     if x.shape[1:] != layer.shape[1:]:
         raise BigvocabError(
-            f"inputs: has {x.shape[1]} columns, but weights has {layer.shape[1]}, "
-            "expected the same hidden size in both"
+            f"inputs: has {x.shape[1]} columns, but weights has {layer.shape[1]}, expected the same hidden size in both"
         )
     true = TrueClasses(labels, "labels")
     _check_true_classes(true, len(x), num_classes, num_true)
@@ -199,9 +198,7 @@ def _check_true_classes(true: TrueClasses, rows: int, num_classes: int, num_true
     """Raise unless there are labels for so many rows, num_true in each, all in range; 1 lets ragged rows be."""
     counts = np.diff(true.offsets)
     if len(counts) != rows:
-        raise BigvocabError(
-            f"{true.name}: {len(counts)} rows of labels, but inputs has {rows} rows, expected as many"
-        )
+        raise BigvocabError(f"{true.name}: {len(counts)} rows of labels, but inputs has {rows} rows, expected as many")
     num_true = integer("num_true", num_true, 1, 2**31 - 1)
     wrong = counts != num_true
     if wrong.any() and not (num_true == 1 and len(true.shape) == 1):

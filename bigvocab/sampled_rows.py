@@ -117,8 +117,7 @@ class SampledRows:
             mine = ids[start:stop]
             out[start:stop] = paired(packed, self._rows_of(mine), self.head.biases_of(mine))
 
-        with picked_at_random(self.head.weights):
-            parallel.run(work, len(ids), _PAIR_ROWS, self.num_threads)
+        parallel.run(work, len(ids), _PAIR_ROWS, self.num_threads)
         return out
 
     @property
@@ -209,8 +208,7 @@ class SampledRows:
                 self._leave_out_hits(tile, first_row + start, rows.rows, logits)
                 reduce(tile, start, start + rows.rows, len(weights), kernel_view(logits))
 
-        with picked_at_random(self.head.weights):
-            parallel.run(work, few + self.tiles * ranges, 1, self.num_threads)
+        parallel.run(work, few + self.tiles * ranges, 1, self.num_threads)
 
     def _gathered(self, tile: int) -> tuple[Array, Array]:
         """Rows of the layer for the candidates of a tile, and bias - log Q of each, padded for the kernel."""
@@ -244,8 +242,10 @@ def softmax_losses(rows: SampledRows) -> Floats:
     """Log sum exp of the row's true and sampled logits, less the mean of the true ones, of which each row has one."""
     if not len(rows):
         return np.zeros(0)
-    top, total = rows.statistics()
-    return _softmax_of(top, total, rows.logits_of_true - rows.draw.true_log_q, rows.true.offsets)
+    with picked_at_random(rows.head.weights):
+        top, total = rows.statistics()
+        true = rows.logits_of_true - rows.draw.true_log_q
+    return _softmax_of(top, total, true, rows.true.offsets)
 
 
 def _softmax_of(top: Floats, total: Floats, true: Floats, offsets: Ids) -> Floats:
@@ -267,8 +267,10 @@ def exact_softmax_losses(top: Floats, total: Floats, true: Floats, offsets: Ids)
 
 def nce_losses(rows: SampledRows, true_label: str) -> Floats:
     """Sum of sigmoid losses of the row's true logits, with target 1 / T or 1, and of its sampled ones, with 0."""
-    true = rows.logits_of_true - rows.draw.true_log_q
-    return rows.softplus_sums() + true_sigmoid_sums(true, rows.true.offsets, true_label)
+    with picked_at_random(rows.head.weights):
+        sums = rows.softplus_sums()
+        true = rows.logits_of_true - rows.draw.true_log_q
+    return sums + true_sigmoid_sums(true, rows.true.offsets, true_label)
 
 
 def true_sigmoid_sums(true: Floats, offsets: Ids, true_label: str) -> Floats:

@@ -39,9 +39,7 @@ if TYPE_CHECKING:
     from bigvocab.work import Job
 
 Floats = npt.NDArray[np.float64]
-_STATISTICS = ("max", "sum", "argmax", "shifted", "total", "greater", "equal")  # in the order of the kernels' columns
-_LAYER = ("weights", "biases", "final_norm", "norm_weight", "norm_bias", "num_classes")
-_ROWS = 65_536
+STATISTICS = ("max", "sum", "argmax", "shifted", "total", "greater", "equal")  # in the order of the kernels' columns
 
 
 class ClassRange:
@@ -86,7 +84,7 @@ class ClassRange:
     def schema(self, *, weight: bool, group: bool, num_bytes: bool) -> pa.Schema:
         """The columns of the lines."""
         fields = [("row", pa.int64()), ("label", pa.int64()), ("label_logit", pa.float64())]
-        fields += [(name, pa.float64()) for name in _STATISTICS]
+        fields += [(name, pa.float64()) for name in STATISTICS]
         fields += (
             [("weight", pa.float64())] * weight + [("group", pa.string())] * group + [("bytes", pa.int64())] * num_bytes
         )
@@ -109,7 +107,7 @@ class ClassRange:
             "label": np.where(labels < 0, -1, labels),
         }
         columns["label_logit"] = pa.array(np.where(known, logits, 0.0), mask=~known)
-        columns |= {name: np.ascontiguousarray(rows.columns[:, i]) for i, name in enumerate(_STATISTICS)}
+        columns |= {name: np.ascontiguousarray(rows.columns[:, i]) for i, name in enumerate(STATISTICS)}
         if batch.weights is not None:
             columns["weight"] = batch.weights
         if batch.groups is not None:
@@ -163,7 +161,7 @@ class ClassRange:
             "softcap": evaluator.softcap or 0.0,
             "num_threads": evaluator.num_threads,
         }
-        found = np.empty((len(labels), len(_STATISTICS)))
+        found = np.empty((len(labels), len(STATISTICS)))
         for first, tiles in matrix.row_parts(row, row + len(labels)):
             count = len(tiles) if isinstance(tiles, LinearRows) else len(tiles[0][1])
             part = slice(first - row, first - row + count)
@@ -295,155 +293,3 @@ def check_class_job(evaluator: Evaluator, classes: ClassRange) -> None:
             f"metrics: {asked[0]} counts the logits above the label's, which another slice may hold; expected label_logits, files of a first "
             "pass with save_label_logits over each slice, or metrics without accuracy and rank"
         )
-
-
-# ---- logits of labels, in files
-
-
-class LabelLogits:
-    """Logits of labels of all rows, from the files of the machines that hold them; memory-mapped."""
-
-    def __init__(self, paths: Any, rows: int) -> None:
-        self._columns = []
-        for path in paths if isinstance(paths, list | tuple) else [paths]:
-            try:
-                with pa.memory_map(os.fspath(path)) as file:
-                    table = pa.ipc.open_file(file).read_all()
-                column = table.column("label_logit")
-            except (pa.ArrowException, OSError, KeyError) as error:
-                raise FormatError(
-                    f"{path}: expected an Arrow file with a column label_logit, as save_label_logits writes it: {error}"
-                ) from None
-            if len(column) != rows:
-                raise BigvocabError(f"{path}: has {len(column)} rows, expected {rows}, as the labels have")
-            self._columns.append(column)
-
-    def rows(self, start: int, stop: int) -> tuple[Floats, Any]:
-        """Logits of rows `start` to `stop`, and which are there."""
-        logits, there = np.full(stop - start, np.nan), np.zeros(stop - start, bool)
-        for column in self._columns:
-            part = column.slice(start, stop - start).combine_chunks()
-            here = part.is_valid().to_numpy(zero_copy_only=False)
-            logits = np.where(here, part.to_numpy(zero_copy_only=False), logits)
-            there |= here
-        return logits, there
-
-
-def write_label_logits(job: Job, path: str | os.PathLike[str]) -> int:
-    """The first pass: one logit a row, where the range holds it. Returns how many there are."""
-    schema = pa.schema([("label_logit", pa.float64())])
-    found = 0
-    with replacing(path) as temporary, pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
-        for batch in job.labels:
-            ids = checks.labels_in_range(
-                batch.labels,
-                job.classes.total,  # type: ignore[union-attr]
-                ignore_index=job.evaluator.ignore_index,
-                ignored=batch.ignored,
-                name=job.evaluator.label_name,
-                first_row=batch.first_row,
-            )
-            logits, known = job.classes.label_logits(job.evaluator, job.matrix, batch.first_row, ids)  # type: ignore[union-attr]
-            writer.write_batch(pa.record_batch([pa.array(np.where(known, logits, 0.0), mask=~known)], schema))
-            found += int(np.count_nonzero(known))
-            job.matrix.release(batch.first_row, batch.first_row + len(batch))
-    return found
-
-
-# ---- merging
-
-
-def merge_classes(states: Sequence[State], output: str | os.PathLike[str] | None) -> Report:
-    """The report of states of all ranges of classes, merged row by row in order of class; and losses.parquet."""
-    first = states[0]
-    for state in states[1:]:
-        refuse_difference(first.options, state.options, (first.path, state.path))
-        if state.data is None or state.data.classes is None:
-            raise BigvocabError(
-                f"{state.path}: is of all classes, but {first.path} of a range of them; expected one kind"
-            )
-        refuse_other_files(first.data, state.data, (first.path, state.path))
-    ordered = _all_classes(states)
-    given = {name: value for name, value in first.given.items() if name not in _LAYER and not name.startswith("norm_")}
-    evaluator = Evaluator(**{name: from_given(name, value, first.path) for name, value in given.items()})
-    data = first.data
-    assert data is not None
-    with contextlib.ExitStack() as stack:
-        writer = None
-        schema = loss_schema(
-            evaluator.metrics, weight="weight" in first.table.column_names, group="group" in first.table.column_names
-        )
-        if output is not None:
-            writer = LossWriter(stack.enter_context(replacing(output)), schema)
-        for batch, result in _merged(evaluator, ordered, data.rows):
-            evaluator._tally.add(result, batch.groups, batch.num_bytes)
-            if writer is not None:
-                writer.append(loss_lines(schema, batch.first_row, result, batch.weights, batch.groups))
-        if writer is not None:
-            writer.close()
-    data.seconds, data.bytes_read = (
-        sum(getattr(state.data, name) for state in states) for name in ("seconds", "bytes_read")
-    )
-    inputs = [entry for state in ordered for entry in state.data.inputs]  # type: ignore[union-attr]
-    data.inputs = list({(entry["path"]): entry for entry in inputs}.values())
-    return state_report(State(first.options, first.given, evaluator._tally, data, path=first.path))
-
-
-def _all_classes(states: Sequence[State]) -> list[State]:
-    """The states in order of class, complete: every row of every class, once."""
-    ordered = sorted(states, key=lambda state: state.data.classes)  # type: ignore[union-attr]
-    at = 0
-    for state in ordered:
-        first, stop, total = state.data.classes  # type: ignore[union-attr, misc]
-        if first > at:
-            raise BigvocabError(
-                f"{state.path}: classes {at}-{first - 1} of 0-{total - 1} are missing; expected the states of all ranges"
-            )
-        if first < at:
-            raise BigvocabError(
-                f"{state.path}: classes {first}-{min(at, stop) - 1} are in another state too; merging would count them twice"
-            )
-        refuse_incomplete(state.data, state.path)  # type: ignore[arg-type]
-        at = stop
-    if at < total:
-        raise BigvocabError(
-            f"merge: classes {at}-{total - 1} of 0-{total - 1} are missing; expected the states of all ranges"
-        )
-    return ordered
-
-
-def _merged(evaluator: Evaluator, states: list[State], rows: int) -> Iterator[tuple[LabelBatch, Any]]:
-    from bigvocab.kernels import merge, softmax
-
-    scale, softcap = evaluator.logit_scale, evaluator.softcap or 0.0
-    total = states[0].data.classes[2]  # type: ignore[union-attr, index]
-    for start in range(0, rows, _ROWS):
-        parts = [state.table.slice(start, _ROWS).combine_chunks() for state in states]  # type: ignore[union-attr]
-        groups = np.stack([np.stack([_numbers(part, name) for name in _STATISTICS], 1) for part in parts])
-        stats = np.empty(groups.shape[1:])
-        softmax.clear_statistics(stats)
-        merge.merge_statistics(groups, (scale, softcap), stats)
-        logits = np.full(len(stats), np.nan)
-        for part in parts:
-            known = part.column("label_logit").is_valid().to_numpy()
-            logits = np.where(known, part.column("label_logit").to_numpy(), logits)
-        batch = _labels_of(parts[0], start)
-        yield batch, of_statistics(evaluator, batch, batch.labels, RowStatistics(stats, logits, scale, softcap), total)
-
-
-def _numbers(part: pa.Table, name: str) -> Any:
-    return part.column(name).to_numpy()
-
-
-def _labels_of(part: pa.Table, row: int) -> LabelBatch:
-    names = part.column_names
-    batch = LabelBatch(row, _numbers(part, "label"))
-    if "weight" in names:
-        batch.weights = _numbers(part, "weight")
-    if "bytes" in names:
-        batch.num_bytes = _numbers(part, "bytes")
-    if "group" in names:
-        coded = part.column("group").combine_chunks().dictionary_encode()
-        coded = coded.combine_chunks() if isinstance(coded, pa.ChunkedArray) else coded
-        batch.groups = (coded.indices.to_numpy(zero_copy_only=False).astype(np.int32), coded.dictionary.to_pylist())
-    return batch

@@ -1,0 +1,69 @@
+"""Logits of labels in files: what lets machines that hold a slice of the classes each count the logits above a label's."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from bigvocab import checks
+from bigvocab.errors import BigvocabError, FormatError
+from bigvocab.output import replacing
+
+if TYPE_CHECKING:
+    from bigvocab.work import Job
+
+Floats = npt.NDArray[np.float64]
+
+
+class LabelLogits:
+    """Logits of labels of all rows, from the files of the machines that hold them; memory-mapped."""
+
+    def __init__(self, paths: Any, rows: int) -> None:
+        self._columns = []
+        for path in paths if isinstance(paths, list | tuple) else [paths]:
+            try:
+                with pa.memory_map(os.fspath(path)) as file:
+                    table = pa.ipc.open_file(file).read_all()
+                column = table.column("label_logit")
+            except (pa.ArrowException, OSError, KeyError) as error:
+                raise FormatError(
+                    f"{path}: expected an Arrow file with a column label_logit, as save_label_logits writes it: {error}"
+                ) from None
+            if len(column) != rows:
+                raise BigvocabError(f"{path}: has {len(column)} rows, expected {rows}, as the labels have")
+            self._columns.append(column)
+
+    def rows(self, start: int, stop: int) -> tuple[Floats, Any]:
+        """Logits of rows `start` to `stop`, and which are there."""
+        logits, there = np.full(stop - start, np.nan), np.zeros(stop - start, bool)
+        for column in self._columns:
+            part = column.slice(start, stop - start).combine_chunks()
+            here = part.is_valid().to_numpy(zero_copy_only=False)
+            logits = np.where(here, part.to_numpy(zero_copy_only=False), logits)
+            there |= here
+        return logits, there
+
+
+def write_label_logits(job: Job, path: str | os.PathLike[str]) -> int:
+    """The first pass: one logit a row, where the range holds it. Returns how many there are."""
+    schema = pa.schema([("label_logit", pa.float64())])
+    found = 0
+    with replacing(path) as temporary, pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+        for batch in job.labels:
+            ids = checks.labels_in_range(
+                batch.labels,
+                job.classes.total,  # type: ignore[union-attr]
+                ignore_index=job.evaluator.ignore_index,
+                ignored=batch.ignored,
+                name=job.evaluator.label_name,
+                first_row=batch.first_row,
+            )
+            logits, known = job.classes.label_logits(job.evaluator, job.matrix, batch.first_row, ids)  # type: ignore[union-attr]
+            writer.write_batch(pa.record_batch([pa.array(np.where(known, logits, 0.0), mask=~known)], schema))
+            found += int(np.count_nonzero(known))
+            job.matrix.release(batch.first_row, batch.first_row + len(batch))
+    return found

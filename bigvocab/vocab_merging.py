@@ -1,0 +1,122 @@
+"""States of ranges of classes become one report: statistics merged row by row, in order of class, then divided as ever."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from bigvocab.errors import BigvocabError
+from bigvocab.evaluator import Evaluator
+from bigvocab.labels import LabelBatch
+from bigvocab.merging import from_given, refuse_difference, refuse_incomplete, refuse_other_files, state_report
+from bigvocab.output import LossWriter, loss_lines, loss_schema, replacing
+from bigvocab.report import Report
+from bigvocab.row_results import of_statistics
+from bigvocab.rows import RowStatistics
+from bigvocab.state import Data, State
+from bigvocab.vocab_shards import STATISTICS
+
+_LAYER = ("weights", "biases", "final_norm", "norm_weight", "norm_bias", "num_classes")
+_ROWS = 65_536
+
+
+def merge_classes(states: Sequence[State], output: str | os.PathLike[str] | None) -> Report:
+    """The report of states of all ranges of classes, merged row by row in order of class; and losses.parquet."""
+    first = states[0]
+    for state in states[1:]:
+        refuse_difference(first.options, state.options, (first.path, state.path))
+        if state.data is None or state.data.classes is None:
+            raise BigvocabError(
+                f"{state.path}: is of all classes, but {first.path} of a range of them; expected one kind"
+            )
+        refuse_other_files(first.data, state.data, (first.path, state.path))
+    ordered = _all_classes(states)
+    given = {name: value for name, value in first.given.items() if name not in _LAYER and not name.startswith("norm_")}
+    evaluator = Evaluator(**{name: from_given(name, value, first.path) for name, value in given.items()})
+    data = first.data
+    assert data is not None
+    with contextlib.ExitStack() as stack:
+        writer = None
+        schema = loss_schema(
+            evaluator.metrics, weight="weight" in first.table.column_names, group="group" in first.table.column_names
+        )
+        if output is not None:
+            writer = LossWriter(stack.enter_context(replacing(output)), schema)
+        for batch, result in _merged(evaluator, ordered, data.rows):
+            evaluator._tally.add(result, batch.groups, batch.num_bytes)
+            if writer is not None:
+                writer.append(loss_lines(schema, batch.first_row, result, batch.weights, batch.groups))
+        if writer is not None:
+            writer.close()
+    data.seconds, data.bytes_read = (
+        sum(getattr(state.data, name) for state in states) for name in ("seconds", "bytes_read")
+    )
+    inputs = [entry for state in ordered for entry in state.data.inputs]  # type: ignore[union-attr]
+    data.inputs = list({(entry["path"]): entry for entry in inputs}.values())
+    return state_report(State(first.options, first.given, evaluator._tally, data, path=first.path))
+
+
+def _all_classes(states: Sequence[State]) -> list[State]:
+    """The states in order of class, complete: every row of every class, once."""
+    ordered = sorted(states, key=lambda state: state.data.classes)  # type: ignore[union-attr]
+    for state in ordered:
+        refuse_incomplete(state.data, state.path)  # type: ignore[arg-type]
+    at = 0
+    for state in ordered:
+        first, stop, total = state.data.classes  # type: ignore[union-attr, misc]
+        if first > at:
+            raise BigvocabError(
+                f"{state.path}: classes {at}-{first - 1} of 0-{total - 1} are missing; expected the states of all ranges"
+            )
+        if first < at:
+            raise BigvocabError(
+                f"{state.path}: classes {first}-{min(at, stop) - 1} are in another state too; merging would count them twice"
+            )
+        at = stop
+    if at < total:
+        raise BigvocabError(
+            f"merge: classes {at}-{total - 1} of 0-{total - 1} are missing; expected the states of all ranges"
+        )
+    return ordered
+
+
+def _merged(evaluator: Evaluator, states: list[State], rows: int) -> Iterator[tuple[LabelBatch, Any]]:
+    from bigvocab.kernels import merge, softmax
+
+    scale, softcap = evaluator.logit_scale, evaluator.softcap or 0.0
+    total = states[0].data.classes[2]  # type: ignore[union-attr, index]
+    for start in range(0, rows, _ROWS):
+        parts = [state.table.slice(start, _ROWS).combine_chunks() for state in states]  # type: ignore[union-attr]
+        groups = np.stack([np.stack([_numbers(part, name) for name in STATISTICS], 1) for part in parts])
+        stats = np.empty(groups.shape[1:])
+        softmax.clear_statistics(stats)
+        merge.merge_statistics(groups, (scale, softcap), stats)
+        logits = np.full(len(stats), np.nan)
+        for part in parts:
+            known = part.column("label_logit").is_valid().to_numpy()
+            logits = np.where(known, part.column("label_logit").to_numpy(), logits)
+        batch = _labels_of(parts[0], start)
+        yield batch, of_statistics(evaluator, batch, batch.labels, RowStatistics(stats, logits, scale, softcap), total)
+
+
+def _numbers(part: pa.Table, name: str) -> Any:
+    return part.column(name).to_numpy()
+
+
+def _labels_of(part: pa.Table, row: int) -> LabelBatch:
+    names = part.column_names
+    batch = LabelBatch(row, _numbers(part, "label"))
+    if "weight" in names:
+        batch.weights = _numbers(part, "weight")
+    if "bytes" in names:
+        batch.num_bytes = _numbers(part, "bytes")
+    if "group" in names:
+        coded = part.column("group").combine_chunks().dictionary_encode()
+        coded = coded.combine_chunks() if isinstance(coded, pa.ChunkedArray) else coded
+        batch.groups = (coded.indices.to_numpy(zero_copy_only=False).astype(np.int32), coded.dictionary.to_pylist())
+    return batch

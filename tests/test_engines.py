@@ -1,0 +1,270 @@
+"""Engines: processes and clusters give the bits of one process; what dies is done again, and an error is the error of the row."""
+
+import importlib.util
+import multiprocessing
+import os
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from commands import process, run
+
+import bigvocab as bv
+from bigvocab import checkpoints
+from bigvocab.engines import Order, do_task, local, task_ranges
+from bigvocab.merging import merge_states
+from bigvocab.work import Job
+
+ROWS, CLASSES = 600, 300
+TIMES = ("seconds", "rows_per_second", "bytes_per_second", "inputs")
+
+
+def figures(report):
+    return {name: value for name, value in report.to_dict().items() if name not in TIMES}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("job")
+    rng = np.random.default_rng(1)
+    logits = rng.standard_normal((ROWS, CLASSES), np.float32) * 3
+    np.save(folder / "logits-0.npy", logits[:250])
+    np.save(folder / "logits-1.npy", logits[250:])
+    np.save(folder / "hidden.npy", rng.standard_normal((ROWS, 16), np.float32))
+    np.save(folder / "layer.npy", rng.standard_normal((CLASSES, 16), np.float32))
+    np.save(folder / "biases.npy", rng.standard_normal(CLASSES, np.float32))
+    columns = {
+        "label": pa.array(rng.integers(0, CLASSES, ROWS), mask=rng.random(ROWS) < 0.1),
+        "weight": rng.random(ROWS),
+        "group": rng.choice(["a", "b", "c"], ROWS),
+    }
+    pq.write_table(pa.table(columns), folder / "labels.parquet", row_group_size=100)
+    return folder
+
+
+def job(folder, **options):
+    columns = {"weight_column": "weight", "group_column": "group"}
+    return {"logits": str(folder / "logits-*.npy"), "labels": folder / "labels.parquet", **columns, **options}
+
+
+def layer_job(folder, **options):
+    files = {"inputs": folder / "hidden.npy", "weights": folder / "layer.npy", "biases": folder / "biases.npy"}
+    columns = {"weight_column": "weight", "group_column": "group"}
+    return {**files, "labels": folder / "labels.parquet", **columns, **options}
+
+
+RAY = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed")
+ENGINES = ["local", pytest.param("ray", marks=RAY)]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_workers_give_the_bits_of_one_process(folder, tmp_path, engine):
+    expected = figures(bv.evaluate(**job(folder), output=tmp_path / "one.parquet"))
+    seen = []
+    report = bv.evaluate(
+        **job(folder), engine=engine, workers=2, output=tmp_path / "many.parquet", progress=lambda *now: seen.append(now)
+    )
+    assert figures(report) == expected
+    assert (tmp_path / "many.parquet").read_bytes() == (tmp_path / "one.parquet").read_bytes()
+    rows = [done for done, _, _ in seen]
+    assert rows == sorted(rows)
+    assert len(rows) > 8
+    assert seen[-1] == (ROWS, ROWS, ROWS * CLASSES * 4)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("options", [{}, {"loss": "sampled-softmax", "num_sampled": 10, "exact": True, "group_column": None}])
+def test_a_layer_and_sampled_losses(folder, engine, options):
+    expected = bv.evaluate(**layer_job(folder) | options)
+    report = bv.evaluate(**layer_job(folder) | options, engine=engine, workers=2)
+    assert figures(report) == figures(expected)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_an_error_in_a_worker_is_the_error_of_the_row(folder, tmp_path, engine):
+    logits = np.load(folder / "logits-1.npy")
+    logits[100, 7] = np.nan
+    np.save(tmp_path / "logits-1.npy", logits)
+    os.link(folder / "logits-0.npy", tmp_path / "logits-0.npy")
+    with pytest.raises(bv.BigvocabError, match="logits-0.npy: row 350 holds a NaN"):
+        bv.evaluate(**job(folder) | {"logits": str(tmp_path / "logits-*.npy")}, engine=engine, workers=2)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_run_with_workers_goes_on(folder, tmp_path, engine, monkeypatch):
+    monkeypatch.setattr(checkpoints, "MIN_SECONDS", 0)
+    monkeypatch.setattr(checkpoints, "SHARE", 0)
+    expected = figures(bv.evaluate(**job(folder), output=tmp_path / "one.parquet"))
+
+    def stop(done, total, read):
+        if done >= 200:
+            raise KeyboardInterrupt
+
+    for options in ({"progress": stop}, {"resume": True}):
+        try:
+            report = bv.evaluate(**job(folder), engine=engine, workers=2, state=tmp_path / "s", output=tmp_path / "many.parquet", **options)
+        except KeyboardInterrupt:
+            assert "resume" not in options
+    assert figures(report) == expected == figures(merge_states([tmp_path / "s"]))
+    assert (tmp_path / "many.parquet").read_bytes() == (tmp_path / "one.parquet").read_bytes()
+    assert not multiprocessing.active_children()
+
+
+def test_a_worker_that_dies_is_replaced(folder):
+    """Two of them are killed while they work; every row counts once all the same."""
+    killed = []
+
+    def kill(done, total, read):
+        if len(killed) < 2 and done > 100 * len(killed):
+            victim = multiprocessing.active_children()[0]
+            killed.append(victim.pid)
+            victim.kill()
+
+    report = bv.evaluate(**job(folder), workers=2, progress=kill)
+    assert len(killed) == 2
+    assert figures(report) == figures(bv.evaluate(**job(folder)))
+
+
+def die(order, start, stop):
+    if start >= 200:
+        os._exit(9)
+    return do_task(order, start, stop)
+
+
+def test_workers_that_die_again_and_again_are_an_error(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(local, "do_task", die)
+    with pytest.raises(bv.BigvocabError, match=r"3 processes died one after the other .* near rows 2\d\d-2\d\d; .*resume goes on from there"):
+        bv.evaluate(**job(folder), workers=2, state=tmp_path / "s")
+    monkeypatch.undo()
+    assert figures(bv.evaluate(**job(folder), state=tmp_path / "s", resume=True)) == figures(bv.evaluate(**job(folder)))
+
+
+def test_tasks_are_ranges_of_all_rows_and_orders_are_small(folder):
+    import pickle
+
+    logits = bv.open_matrix(str(folder / "logits-*.npy"))
+    order = pickle.dumps(Order.of(Job(bv.Evaluator(), logits, bv.read_labels(folder / "labels.parquet"), 10, 0, ROWS), 1))
+    assert len(order) < 4096
+    for rows, workers in ((1, 4), (7, 2), (ROWS, 3)):
+        ranges = list(task_ranges(Job(bv.Evaluator(), logits, None, 10, 0, rows), 0, workers))
+        assert [stop for _, stop in ranges[:-1]] == [start for start, _ in ranges[1:]]
+        assert (ranges[0][0], ranges[-1][1]) == (0, rows)
+
+
+def test_options_of_engines(folder, tmp_path):
+    with pytest.raises(bv.BigvocabError, match="engine: got 'spark', expected local or ray"):
+        bv.evaluate(**job(folder), engine="spark")
+    with pytest.raises(bv.BigvocabError, match="workers: got 0"):
+        bv.evaluate(**job(folder), workers=0)
+    with pytest.raises(bv.BigvocabError, match="does not go with vocab_shard"):
+        bv.evaluate(**job(folder), workers=2, vocab_shard="1/2", state=tmp_path / "s")
+    options = {"loss": "nce", "num_sampled": 5, "sampler": "learned-unigram", "group_column": None}
+    with pytest.raises(bv.BigvocabError, match="workers: learned-unigram learns from all rows before"):
+        bv.evaluate(**layer_job(folder) | options, workers=2)
+
+
+def test_without_ray_there_is_a_message(folder, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "ray", None)
+    with pytest.raises(bv.BigvocabError, match=r"ray is not installed here; pip install 'bigvocab\[ray\]'"):
+        bv.evaluate(**job(folder), engine="ray")
+
+
+def test_the_command_with_workers(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(folder)
+    arguments = ["eval", "--logits", "logits-*.npy", "--labels", "labels.parquet", "--format", "json"]
+    one = run(*arguments)
+    many = process(*arguments, "--engine", "local", "--workers", "2", "--state", str(tmp_path / "s"), "--output", str(tmp_path / "l.parquet"))
+    assert many.returncode == 0, many.stderr
+    assert many.stderr == ""
+    mean = [line for line in one.stdout.splitlines() if '"mean"' in line]
+    assert mean == [line for line in many.stdout.splitlines() if '"mean"' in line]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["l.parquet", "s"]
+
+
+# ---- recipes of the README
+
+
+def batches_of(folder, rows=100):
+    logits = np.concatenate([np.load(folder / f"logits-{i}.npy") for i in (0, 1)])
+    table = pq.read_table(folder / "labels.parquet")
+    lists = pa.FixedSizeListArray.from_arrays(pa.array(logits.reshape(-1)), CLASSES)
+    return table.append_column("logits", lists), rows
+
+
+def evaluate_batches(batches: Iterator[pa.RecordBatch], path: str) -> Iterator[pa.RecordBatch]:
+    """What the README gives to Spark's mapInArrow: batches of one partition in, the same with their losses out, and a state."""
+    ev = bv.Evaluator(weight_column="weight", group_column="group", threads=1)
+    for batch in batches:
+        yield ev.update_batch(batch).drop_columns(["logits"])
+    ev.save(path)
+
+
+def test_the_recipe_for_map_in_arrow(folder, tmp_path):
+    """Spark calls it once for each partition, with an iterator of record batches."""
+    table, rows = batches_of(folder)
+    expected = bv.evaluate(**job(folder), output=tmp_path / "losses.parquet")
+    losses = []
+    for i, partition in enumerate([table.slice(0, 350), table.slice(350)]):
+        for batch in evaluate_batches(iter(partition.to_batches(max_chunksize=rows)), str(tmp_path / f"{i}.state")):
+            losses += batch.column("loss").to_pylist()
+    assert losses == pq.read_table(tmp_path / "losses.parquet")["loss"].to_pylist()
+    assert figures(merge_states(sorted(tmp_path.glob("*.state")))) == figures(expected)
+
+
+def evaluate_shard(i: int, count: int, folder: str) -> str:
+    """What the README gives to a spawn pool."""
+    bv.evaluate(**job_of(folder), shard=(i, count), state=f"{folder}/pool-{i}.state", threads=1)
+    return f"{folder}/pool-{i}.state"
+
+
+def job_of(folder):
+    return {"logits": f"{folder}/logits-*.npy", "labels": f"{folder}/labels.parquet", "weight_column": "weight", "group_column": "group"}
+
+
+def test_the_recipe_for_a_spawn_pool(folder):
+    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
+        states = list(pool.map(evaluate_shard, [1, 2, 3], [3] * 3, [str(folder)] * 3))
+    assert figures(merge_states(states)) == figures(bv.evaluate(**job(folder)))
+    for state in states:
+        os.unlink(state)
+
+
+@RAY
+def test_the_recipe_for_map_batches(folder, tmp_path):
+    """Ray Data hands pyarrow tables to actors; each keeps an evaluator and saves its state."""
+    import ray
+
+    class Losses:
+        def __init__(self, place: str) -> None:
+            import uuid
+
+            import bigvocab
+
+            self.evaluator = bigvocab.Evaluator(weight_column="weight", group_column="group", threads=1)
+            self.path = f"{place}/{uuid.uuid4()}.state"
+
+        def __call__(self, batch):
+            losses = self.evaluator.update_batch(batch).drop_columns(["logits"])
+            self.evaluator.save(self.path)
+            return losses
+
+    table, rows = batches_of(folder)
+    pq.write_table(table, tmp_path / "all.parquet", row_group_size=rows)
+    expected = bv.evaluate(**job(folder))
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    try:
+        data = ray.data.read_parquet(str(tmp_path / "all.parquet"))
+        losses = data.map_batches(
+            Losses,
+            fn_constructor_kwargs={"place": str(tmp_path)},
+            batch_format="pyarrow",
+            batch_size=rows,
+            concurrency=2,
+        )
+        assert losses.count() == ROWS
+    finally:
+        ray.shutdown()
+    assert figures(merge_states(list(tmp_path.glob("*.state")))) == figures(expected)
