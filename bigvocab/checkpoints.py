@@ -1,9 +1,10 @@
 """Checkpoints: a run writes down what it has done, so that it may be killed at any moment and go on from there.
 
-Two files. `part.state` is replaced whole, by rename. `part.state.lines` holds the lines of the rows (their losses), appended to and never rewritten; the
-state says how much of it counts, and what a killed run has written beyond that is cut off. So a row is in the state and in the lines, or in neither.
-The order is: lines to the disk, state to the disk under another name, rename, folder to the disk. A lock that dies with its process keeps a second
-run away. Nothing here looks at the time of day: intervals come from the clock that only goes forward.
+Two files. `part.state` is replaced whole, by rename. `part.state.lines` holds the lines of the rows (their losses),
+appended to and never rewritten; the state says how much of it counts, and what a killed run has written beyond that is
+cut off. So a row is in the state and in the lines, or in neither. The order is: lines to the disk, state to the disk
+under another name, rename, folder to the disk. A lock that dies with its process keeps a second run away. Nothing here
+looks at the time of day: intervals come from the clock that only goes forward.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ import pyarrow as pa
 from bigvocab.errors import BigvocabError
 from bigvocab.merging import joined, refuse_difference, refuse_other_files, shown_rows
 from bigvocab.output import LineGroups, sync_folder
-from bigvocab.state import State, read_state, write_file, write_state
+from bigvocab.state import Data, State, read_state, write_file, write_state
 
 MIN_SECONDS = 5.0  # between two checkpoints
 SHARE = 200  # and at least so many times what the last one took: under 1% of the run
 
 
 class Checkpoints:
-    """The state of one run on disk: made by `keeping`; `append` and `done` after each part, `tick` whenever it may be written."""
+    """The state of one run on disk, made by `keeping`: `append` and `done` after each part, then `tick`."""
 
     def __init__(self, path: Path | None, state: State, schema: pa.Schema | None, started: float) -> None:
         self.kept = path is not None  # else nothing is written, and this is only a record of what is done
@@ -68,7 +69,7 @@ class Checkpoints:
             raise BigvocabError(f"{self.path}: holds rows fed by update, expected the state of a run over files")
         refuse_other_files(found.data, self.data, names)
         for what, was, now in (
-            ("rows", shown_rows([found.data.part]), shown_rows([self.data.part])),
+            ("rows", _shown(found.data), _shown(self.data)),
             ("classes", found.data.classes, self.data.classes),
             ("output", found.data.output, self.data.output),
         ):
@@ -89,7 +90,8 @@ class Checkpoints:
             size = self.lines_path.stat().st_size if self.lines_path.exists() else 0
             if size < self.data.lines:
                 raise BigvocabError(
-                    f"{self.lines_path}: {size} bytes, expected at least {self.data.lines}, as {self.path} says; start anew"
+                    f"{self.lines_path}: {size} bytes, expected at least {self.data.lines}, "
+                    f"as {self.path} says; start anew"
                 )
         fresh = not (self.resumed and self.data.lines)
         self._file = os.open(self.lines_path, os.O_RDWR | os.O_CREAT, 0o666)
@@ -120,9 +122,7 @@ class Checkpoints:
     def _kept(self) -> str:
         done = max(0, self._saved_rows - self.data.part[0])
         return (
-            f"{done} rows are done and kept in {self.path}: --resume goes on from there"
-            if done
-            else "no row was done"
+            f"{done} rows are done and kept in {self.path}: --resume goes on from there" if done else "no row was done"
         )
 
     def done(self, start: int, stop: int, bytes_read: int) -> None:
@@ -237,6 +237,10 @@ def keeping(
             raise
         finally:
             keeper.close_lines()
+
+
+def _shown(data: Data) -> str:
+    return shown_rows([data.part or [0, data.rows]])
 
 
 def regrouped(lines: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:

@@ -222,7 +222,7 @@ FORMAT = _option(RESULT, "--format", "form", type=click.Choice(["table", "json"]
                  help="A table for people, or JSON.")
 REPORT = _option(RESULT, "--report", metavar="PATH", help="Write the report, as JSON.")
 FAIL_IF = _option(RESULT, "--fail-if", "conditions", metavar="CONDITION", multiple=True, callback=_conditions,
-                  help="Exit with 3 if it holds: 'perplexity > 20', 'accuracy.1 < 0.3'; names as in the JSON; repeatable.")
+                  help="Exit with 3 if it holds: 'perplexity > 20', 'accuracy.1 < 0.3'; names as in JSON; repeatable.")
 JOBS = [
     _option(BIG_JOBS, "--state", metavar="PATH", help="Keep what is done in this file: to merge, to go on."),
     _option(BIG_JOBS, "--resume", is_flag=True, help="Go on from --state, where it is there."),
@@ -231,7 +231,7 @@ JOBS = [
     _option(BIG_JOBS, "--first-class", type=_Whole(0), metavar="C",
             help="The files hold a slice: classes from C on, of --num-classes."),
     _option(BIG_JOBS, "--save-label-logits", metavar="PATH", help="First pass of slices: the labels' logits, no more."),
-    _option(BIG_JOBS, "--label-logits", metavar="PATH", multiple=True, help="Those of all slices, for ranks; repeatable."),
+    _option(BIG_JOBS, "--label-logits", metavar="PATH", multiple=True, help="Those of all slices, for ranks."),
     _option(BIG_JOBS, "--engine", type=click.Choice(["local", "ray"]), metavar="NAME",
             help="local: --workers processes of this machine; ray: tasks of Ray."),
     _option(BIG_JOBS, "--workers", type=_Whole(1), metavar="K", help="Processes that share the rows."),

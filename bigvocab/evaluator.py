@@ -198,6 +198,7 @@ class Evaluator:
             weights: (N,) weight of each row.
             groups: (N,) names; the report has figures for each.
         """
+        self._refuse_rows_of_files()
         matrix = self.source(logits)
         batch = self._batch(labels, weights, groups, len(matrix))
         losses = np.empty(len(matrix))
@@ -244,6 +245,7 @@ class Evaluator:
         Logits are the column `logits` (FixedSizeList or fixed_shape_tensor of floats), labels the column `label_column`;
         where there is an output layer, hidden states are the column `inputs`.
         """
+        self._refuse_rows_of_files()
         from bigvocab.batches import arrays_of, with_losses
 
         logits, labels = arrays_of(batch, self.columns, "logits" if self.layer is None else "inputs")
@@ -256,6 +258,10 @@ class Evaluator:
             losses[part.first_row : part.first_row + len(rows)] = np.where(rows.counted, rows.loss, np.nan)
         self._seen += len(matrix)
         return with_losses(batch, losses)
+
+    def _refuse_rows_of_files(self) -> None:
+        if self._data is not None:
+            raise BigvocabError("update: this evaluator holds rows of a job over files, expected a new one for other rows")
 
     # ---- the whole
 
@@ -350,11 +356,3 @@ def _first_classes(tiles: Tiles, num_classes: int, name: str) -> Tiles:
     if not 1 <= num_classes <= num_classes_of(tiles):
         raise BigvocabError(f"num_classes: got {num_classes}, but {name} has {num_classes_of(tiles)} classes")
     return [(first, tile[:, : num_classes - first]) for first, tile in tiles if first < num_classes]
-
-
-def __getattr__(name: str) -> Any:
-    if name in ("evaluate", "parse_bytes", "block_rows"):  # moved to job.py and settings.py
-        from bigvocab import job, settings
-
-        return getattr(job if hasattr(job, name) else settings, name)
-    raise AttributeError(name)

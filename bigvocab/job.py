@@ -1,4 +1,4 @@
-"""evaluate: one job over files, block by block, in bounded memory, to one report; outputs appear whole or not at all."""
+"""evaluate: one job over files, block by block, in bounded memory, to one report; outputs are whole or not there."""
 
 from __future__ import annotations
 
@@ -61,24 +61,36 @@ def evaluate(
 
     Args:
         labels: a path, a list of paths, or an array.
-        logits: (N, V): a path, a glob, a folder, a list of paths, or an array; see `open_matrix` for shape, dtype, offset, vocab_shards.
-        inputs: hidden states (N, D) in place of logits; `weights` (V, D) and what else makes logits of them are among the options.
+        logits: (N, V): a path, a glob, a folder, a list of paths, or an array.
+        inputs: hidden states (N, D) in place of logits; `weights` (V, D) and what else makes logits of them are among
+            the options.
+        shape: see `open_matrix`.
+        dtype: see `open_matrix`.
+        offset: see `open_matrix`.
+        vocab_shards: see `open_matrix`.
         output: path of losses.parquet, one line per row.
-        report: path of report.json; with `report_every`, also written every so many seconds, then with `progress` {rows_done, rows_total}.
+        report: path of report.json.
+        report_every: seconds; `report` is also written so often, then with `progress` {rows_done, rows_total}.
         chunk_rows: rows of a block; None chooses by `max_memory`. No figure depends on it.
         max_memory: bytes, or "512M", of logits mapped at a time.
-        shard: "I/N" or (I, N), I from 1 to N: only the I-th of N equal ranges of rows. Its `state` merges with the others' by `merge_states`.
-        vocab_shard: the same for ranges of classes, over all rows: the I-th of N equal ones, or of the files of a set split by classes.
-        first_class: the files hold a slice of the classes only, from this one on; `num_classes` is then that of all slices.
-        label_logits, save_label_logits: files that let machines with a slice each count ranks; see `vocab_shards`.
+        shard: "I/N" or (I, N), I from 1 to N: only the I-th of N equal ranges of rows. Its `state` merges with those
+            of the others, by `bigvocab merge`.
+        vocab_shard: the same for ranges of classes, over all rows: the I-th of N equal ones, or of the files of a set
+            that is split by classes.
+        first_class: the files hold a slice of the classes only, from this one on; `num_classes` is that of all slices.
+        label_logits: files of logits of labels, for ranks where each machine holds a slice; see `vocab_shards`.
+        save_label_logits: the path to write those of this slice to, and nothing else.
         state: path of the state file, written at checkpoints and at the end.
         resume: go on from `state`, where it is there; a run that had ended just reports again.
-        engine: "local" or "ray": ranges of rows go to `workers` processes, here or on a cluster (at `address`, for ray).
+        engine: "local" or "ray": ranges of rows go to `workers` processes, here or on a cluster.
+        workers: how many; None is one process, or all of a cluster.
+        address: of a Ray cluster; None is RAY_ADDRESS, or a Ray of our own.
         progress: called with (rows done, rows in all, bytes of logits read).
         options: those of `Evaluator`.
 
     Raises:
-        BigvocabError: bad values, named by file and row; FormatError: files that are not what they say. No output is left then.
+        BigvocabError: bad values, named by file and row; FormatError: files that are not what they say. No output is
+            left then.
 
     >>> import numpy as np
     >>> evaluate(logits=np.zeros((2, 4), np.float32), labels=[1, 3])["perplexity"]
@@ -213,12 +225,12 @@ class _Run:
         """The one loop: pieces into sums and lines; then the files that the lines are for."""
         job = self.job
         with contextlib.closing(source), self._writer(fixed=keeper.kept) as writer:  # type: ignore[type-var]
-            sink = keeper.append if keeper.kept else writer.append if writer is not None else None
+            sink = keeper if keeper.kept else writer
             self._show(keeper)
             for piece in source:
                 keeper.busy = True
                 for lines in piece.lines if sink is not None else ():
-                    sink(lines)
+                    sink.append(lines)  # type: ignore[union-attr]
                 piece.add_to(job.evaluator._tally)
                 keeper.done(piece.start, piece.stop, piece.bytes_read)
                 keeper.busy = False
@@ -226,7 +238,8 @@ class _Run:
                 self._show(keeper)
             if job.evaluator._tally.counts["ignored_rows"] == len(job.matrix):  # of dense labels it is known only now
                 raise BigvocabError(
-                    f"{job.evaluator.label_name}: all {len(job.matrix)} rows are ignored, so there is nothing to evaluate"
+                    f"{job.evaluator.label_name}: all {len(job.matrix)} rows are ignored, "
+                    "so there is nothing to evaluate"
                 )
             if writer is not None:
                 if keeper.kept:

@@ -1,4 +1,4 @@
-"""Logits of labels in files: what lets machines that hold a slice of the classes each count the logits above a label's."""
+"""Logits of labels in files: with them, machines that hold a slice of the classes each can count the logits above."""
 
 from __future__ import annotations
 
@@ -50,19 +50,20 @@ class LabelLogits:
 
 def write_label_logits(job: Job, path: str | os.PathLike[str]) -> int:
     """The first pass: one logit a row, where the range holds it. Returns how many there are."""
+    assert job.classes is not None
     schema = pa.schema([("label_logit", pa.float64())])
     found = 0
     with replacing(path) as temporary, pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
         for batch in job.labels:
             ids = checks.labels_in_range(
                 batch.labels,
-                job.classes.total,  # type: ignore[union-attr]
+                job.classes.total,
                 ignore_index=job.evaluator.ignore_index,
                 ignored=batch.ignored,
                 name=job.evaluator.label_name,
                 first_row=batch.first_row,
             )
-            logits, known = job.classes.label_logits(job.evaluator, job.matrix, batch.first_row, ids)  # type: ignore[union-attr]
+            logits, known = job.classes.label_logits(job.evaluator, job.matrix, batch.first_row, ids)
             writer.write_batch(pa.record_batch([pa.array(np.where(known, logits, 0.0), mask=~known)], schema))
             found += int(np.count_nonzero(known))
             job.matrix.release(batch.first_row, batch.first_row + len(batch))

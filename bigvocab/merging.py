@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -125,7 +125,8 @@ def refuse_other_files(mine: Data, theirs: Data, names: tuple[str, str]) -> None
             what = next(name for name in (*here, *there) if here.get(name) != there.get(name))
             what = "content" if what == "fingerprint" else what
             raise BigvocabError(
-                f"{names[1]}: the {what} of {path} is not that of the {here['role']} in {names[0]}; expected the same files"
+                f"{names[1]}: the {what} of {path} is not that of the {here['role']} in {names[0]}; "
+                "expected the same files"
             )
     if len(a["files"]) != len(b["files"]):
         raise BigvocabError(
@@ -141,7 +142,8 @@ def merge_data(
     if mine is None or theirs is None:
         if mine is not theirs:
             raise BigvocabError(
-                f"{names[1]}: rows of files and rows fed by update cannot be told apart, expected one kind; other: {names[0]}"
+                f"{names[1]}: rows of files and rows fed by update cannot be told apart, "
+                f"expected one kind; the other is {names[0]}"
             )
         return None
     refuse_other_files(mine, theirs, names)
@@ -156,7 +158,7 @@ def merge_data(
 # ---- the command
 
 
-def merge_states(paths: Sequence[str | os.PathLike[str]], *, output: str | os.PathLike[str] | None = None) -> Report:
+def merge_states(paths: Iterable[str | os.PathLike[str]], *, output: str | os.PathLike[str] | None = None) -> Report:
     """The report of a whole job from the states of its shards, in any order.
 
     Args:
@@ -251,7 +253,7 @@ def with_times(report: Report, data: Data) -> Report:
 
 
 class _Names:
-    """Lists of names of groups, made once where the states that follow have the same: most shards see the same groups."""
+    """Lists of names of groups, made once where the states that follow have the same, as most shards do."""
 
     def __init__(self) -> None:
         self._column: pa.Array | None = None

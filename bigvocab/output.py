@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +114,7 @@ def group_names(groups: tuple[Any, list[str]]) -> pa.Array:
 
 
 class LineGroups:
-    """Lines in batches of any size go in, batches of 65,536 come out: what is written does not show how it was computed."""
+    """Lines in batches of any size go in, batches of 65,536 come out: files do not show how they were computed."""
 
     def __init__(self) -> None:
         self._held: list[pa.RecordBatch] = []

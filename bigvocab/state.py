@@ -5,20 +5,27 @@ A state is one Arrow IPC file. The schema's metadata holds, under the key `bigvo
     format, version   "bigvocab-state", 1; a reader refuses a higher version
     checksum          BLAKE2b (32 bytes, hex) of the whole file with the digits of the checksum itself as zeros
     options           what decides the figures; states merge only where all of it is equal
-    given             the keywords of `Evaluator`, arrays up to 1 MiB as base64 of .npy
-    data              null where rows came by `update`, else what was evaluated: `files` (role, path, shape, dtype, bytes, fingerprint of the
-                      content), `columns`, `rows` (of the whole job), `part` ([first, stop) of the rows this state is for), `ranges` (of those
-                      that are in), `inputs` (files, for reports), `seconds`, `bytes_read`, `output` (whether per-row losses are kept), `lines` (length of the file of per-row lines beside an unfinished state),
-                      `classes` ([first, stop), number of classes) where the state is of a range of classes
+    given             the keywords of `Evaluator`; arrays up to 1 MiB as base64 of .npy
+    data              null where rows came by `update`, else what was evaluated:
+        files         role, path, shape, dtype, bytes and fingerprint of the content of each
+        columns       names of the columns of labels
+        rows          of the whole job
+        part, ranges  [first, stop) of the rows this state is for, and of those that are in
+        classes       [first, stop, number of classes] where it is of a range of classes
+        output        whether per-row losses are kept
+        lines         bytes that count of the file of per-row lines beside an unfinished state
+        inputs, seconds, bytes_read
+                      for reports
     seen              rows that came by `update`
     sampled           what a report says of the draws, or null
-    counts, extremes, sums
-                      integers; {name: [least, greatest]} as C99 hexadecimal floats; exact sums by name, each {low, digits, specials}: the sum is
-                      S_k digits[k] * 2**(32 (k + low) - 1074), and specials counts NaN, +inf and -inf. Figures are quotients of these.
+    counts            integers
+    extremes          {name: [least, greatest]}, as C99 hexadecimal floats
+    sums              exact sums by name, each {low, digits, specials}: S_k digits[k] 2**(32 (k + low) - 1074), and how
+                      many NaN, +inf and -inf. Figures are quotients of these.
     groups            null, or {name: low} of the sums that the table has of each group
 
-The table has one line per group, by name: `group`, `rows`, and for each sum its digits and (where there are any) its specials. The state of a range of
-classes has one line per row of the data instead: see `vocab_shards`.
+The table has one line per group, by name: `group`, `rows`, and for each sum its digits and (where there are any) its
+specials. The state of a range of classes has one line per row of the data instead: see `vocab_shards`.
 """
 
 from __future__ import annotations
@@ -141,7 +148,7 @@ def from_given(name: str, value: Any, path: str) -> Any:
 
 
 def write_state(path: str | os.PathLike[str], state: State, *, fixed: bool = False) -> None:
-    """Write a state, whole or not at all; `fixed` says that nobody else writes it, so that a temporary file of a killed run is used again."""
+    """Write a state, whole or not at all; `fixed`: nobody else writes it (see `replacing`)."""
     sums = state.tally.state()
     table = _groups_table(sums)
     write_file(path, state, sums, table.schema, table.to_batches(), fixed=fixed)

@@ -45,7 +45,7 @@ class Tally:
         self.extremes: dict[str, tuple[float, float]] = {}
         self._ids: dict[str, int] | None = {}
         self._names: list[str] = []  # of the groups, where `_ids` is not made yet
-        self._met: tuple[list[str], npt.NDArray[np.intp]] | None = None  # names that were merged last, and their groups here
+        self._met: tuple[list[str], npt.NDArray[np.intp]] | None = None  # merged last, and their groups
         self.group_rows = np.zeros(0, np.int64)
         self.group_sums = {"weight": ExactSums(0), "loss": ExactSums(0)}
 

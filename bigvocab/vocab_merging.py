@@ -1,4 +1,4 @@
-"""States of ranges of classes become one report: statistics merged row by row, in order of class, then divided as ever."""
+"""States of ranges of classes become one report: statistics merged row by row, in order of class."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from bigvocab.vocab_shards import STATISTICS
 
 _LAYER = ("weights", "biases", "final_norm", "norm_weight", "norm_bias", "num_classes")
 _ROWS = 65_536
+_EXPECTED = "expected the states of all ranges"
 
 
 def merge_classes(states: Sequence[State], output: str | os.PathLike[str] | None) -> Report:
@@ -34,54 +35,64 @@ def merge_classes(states: Sequence[State], output: str | os.PathLike[str] | None
             raise BigvocabError(
                 f"{state.path}: is of all classes, but {first.path} of a range of them; expected one kind"
             )
-        refuse_other_files(first.data, state.data, (first.path, state.path))
-    ordered = _all_classes(states)
+        refuse_other_files(_data(first), state.data, (first.path, state.path))
+    ordered, data = _all_classes(states), _data(first)
     given = {name: value for name, value in first.given.items() if name not in _LAYER and not name.startswith("norm_")}
     evaluator = Evaluator(**{name: from_given(name, value, first.path) for name, value in given.items()})
-    data = first.data
-    assert data is not None
+    columns = _table(first).column_names
+    schema = loss_schema(evaluator.metrics, weight="weight" in columns, group="group" in columns)
     with contextlib.ExitStack() as stack:
-        writer = None
-        schema = loss_schema(
-            evaluator.metrics, weight="weight" in first.table.column_names, group="group" in first.table.column_names
-        )
-        if output is not None:
-            writer = LossWriter(stack.enter_context(replacing(output)), schema)
+        writer = None if output is None else LossWriter(stack.enter_context(replacing(output)), schema)
         for batch, result in _merged(evaluator, ordered, data.rows):
             evaluator._tally.add(result, batch.groups, batch.num_bytes)
             if writer is not None:
                 writer.append(loss_lines(schema, batch.first_row, result, batch.weights, batch.groups))
         if writer is not None:
             writer.close()
-    data.seconds, data.bytes_read = (
-        sum(getattr(state.data, name) for state in states) for name in ("seconds", "bytes_read")
-    )
-    inputs = [entry for state in ordered for entry in state.data.inputs]  # type: ignore[union-attr]
-    data.inputs = list({(entry["path"]): entry for entry in inputs}.values())
+    every = [_data(state) for state in ordered]
+    data.seconds, data.bytes_read = sum(one.seconds for one in every), sum(one.bytes_read for one in every)
+    data.inputs = list({entry["path"]: entry for one in every for entry in one.inputs}.values())
     return state_report(State(first.options, first.given, evaluator._tally, data, path=first.path))
+
+
+def _data(state: State) -> Data:
+    assert state.data is not None
+    return state.data
+
+
+def _table(state: State) -> pa.Table:
+    assert state.table is not None
+    return state.table
+
+
+def _classes(state: State) -> tuple[int, int, int]:
+    """(first, stop, number of classes) of a state."""
+    first, stop, total = _data(state).classes or (0, 0, 0)
+    return first, stop, total
 
 
 def _all_classes(states: Sequence[State]) -> list[State]:
     """The states in order of class, complete: every row of every class, once."""
-    ordered = sorted(states, key=lambda state: state.data.classes)  # type: ignore[union-attr]
+    ordered = sorted(states, key=_classes)
     for state in ordered:
-        refuse_incomplete(state.data, state.path)  # type: ignore[arg-type]
-    at = 0
+        refuse_incomplete(_data(state), state.path)
+    at, last = 0, _classes(ordered[0])[2]
     for state in ordered:
-        first, stop, total = state.data.classes  # type: ignore[union-attr, misc]
-        if first > at:
+        first, stop, total = _classes(state)
+        if total != last:
             raise BigvocabError(
-                f"{state.path}: classes {at}-{first - 1} of 0-{total - 1} are missing; expected the states of all ranges"
+                f"{state.path}: is of {total} classes, but {ordered[0].path} of {last}; expected the same"
             )
+        if first > at:
+            raise BigvocabError(f"{state.path}: classes {at}-{first - 1} of 0-{last - 1} are missing; {_EXPECTED}")
         if first < at:
             raise BigvocabError(
-                f"{state.path}: classes {first}-{min(at, stop) - 1} are in another state too; merging would count them twice"
+                f"{state.path}: classes {first}-{min(at, stop) - 1} are in another state too; "
+                "merging would count them twice"
             )
         at = stop
-    if at < total:
-        raise BigvocabError(
-            f"merge: classes {at}-{total - 1} of 0-{total - 1} are missing; expected the states of all ranges"
-        )
+    if at < last:
+        raise BigvocabError(f"merge: classes {at}-{last - 1} of 0-{last - 1} are missing; {_EXPECTED}")
     return ordered
 
 
@@ -89,9 +100,9 @@ def _merged(evaluator: Evaluator, states: list[State], rows: int) -> Iterator[tu
     from bigvocab.kernels import merge, softmax
 
     scale, softcap = evaluator.logit_scale, evaluator.softcap or 0.0
-    total = states[0].data.classes[2]  # type: ignore[union-attr, index]
+    total = _classes(states[0])[2]
     for start in range(0, rows, _ROWS):
-        parts = [state.table.slice(start, _ROWS).combine_chunks() for state in states]  # type: ignore[union-attr]
+        parts = [_table(state).slice(start, _ROWS).combine_chunks() for state in states]
         groups = np.stack([np.stack([_numbers(part, name) for name in STATISTICS], 1) for part in parts])
         stats = np.empty(groups.shape[1:])
         softmax.clear_statistics(stats)

@@ -1,42 +1,36 @@
-"""Ranges of classes evaluated apart: statistics of every row in each range, and their merge, row by row, into losses.
+"""Ranges of classes evaluated apart: statistics of every row in each range; `vocab_merging` makes losses of them.
 
-The softmax of a row is known from (max, sum of exp) of each range, its label's logit, and counts of logits above and equal to that. All of it merges
-exactly but for the last rounding of the sums. The counts need the label's logit before the range is read. A machine that sees the files of all ranges
-picks it from there. A machine that holds its own slice alone (`first_class`) does not: it needs `label_logits`, files that each machine writes in a first
-pass which reads one logit a row (`save_label_logits`); without them accuracy and rank are refused.
+The softmax of a row is known from (max, sum of exp) of each range, its label's logit, and counts of logits above and
+equal to that. All of it merges exactly but for the last rounding of the sums. The counts need the label's logit before
+the range is read. A machine that sees the files of all ranges picks it from there. A machine that holds its own slice
+alone (`first_class`) does not: it needs `label_logits`, files that each machine writes in a first pass, which reads one
+logit a row (`save_label_logits`); without them accuracy and rank are refused.
 
-A state of a range has one line per row: `row`, `label` (-1: ignored), `label_logit` (raw; null where it is not known here), `max` (raw), `sum` of exp(g - g(max)),
-`argmax`, `shifted` (for the entropy), `total` (of g), `greater`, `equal`, and `weight`, `group`, `bytes` where the labels have them.
+A state of a range has one line per row: `row`, `label` (-1: ignored), `label_logit` (raw; null where it is not known
+here), `max` (raw), `sum` of exp(g - g(max)), `argmax`, `shifted` (for the entropy), `total` (of g), `greater`, `equal`,
+and `weight`, `group`, `bytes` where the labels have them.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from bigvocab import checks
-from bigvocab.errors import BigvocabError, FormatError
+from bigvocab.errors import BigvocabError
 from bigvocab.evaluator import Evaluator
 from bigvocab.formats.parts import Part, make_shard
+from bigvocab.label_logits import LabelLogits
 from bigvocab.labels import LabelBatch
 from bigvocab.linear_rows import LinearMatrix, LinearRows
 from bigvocab.matrix import Matrix
-from bigvocab.merging import from_given, refuse_difference, refuse_incomplete, refuse_other_files, state_report
-from bigvocab.output import LossWriter, group_names, loss_lines, loss_schema, replacing
+from bigvocab.output import group_names
 from bigvocab.output_layer import OutputLayer
-from bigvocab.report import Report
-from bigvocab.row_results import of_statistics
 from bigvocab.rows import RowStatistics, _gather, wanted
-from bigvocab.state import State
-
-if TYPE_CHECKING:
-    from bigvocab.work import Job
 
 Floats = npt.NDArray[np.float64]
 STATISTICS = ("max", "sum", "argmax", "shifted", "total", "greater", "equal")  # in the order of the kernels' columns
@@ -248,7 +242,7 @@ def _layer_range(layer: OutputLayer, first: int, stop: int) -> OutputLayer:
 def class_range(
     matrix: Matrix | LinearMatrix, vocab_shard: tuple[int, int] | None, first_class: int | None, num_classes: int | None
 ) -> tuple[int, int, int]:
-    """(first, stop, total) of the classes to look at: a slice that the files hold, a file of a vocab-sharded set, or one of N equal parts."""
+    """(first, stop, total) of the classes: the slice that is there, the I-th file of a set, or of N equal parts."""
     held = matrix.shape[1] if num_classes is None or first_class is not None else min(matrix.shape[1], num_classes)
     if first_class is not None:
         if num_classes is None:
@@ -290,6 +284,7 @@ def check_class_job(evaluator: Evaluator, classes: ClassRange) -> None:
     asked = [name for name in ("rank", "accuracy") if evaluator.wants(name)]
     if asked and not classes.counts:
         raise BigvocabError(
-            f"metrics: {asked[0]} counts the logits above the label's, which another slice may hold; expected label_logits, files of a first "
+            f"metrics: {asked[0]} counts the logits above the label's, which another slice may hold; "
+            "expected label_logits, files of a first "
             "pass with save_label_logits over each slice, or metrics without accuracy and rank"
         )

@@ -1,4 +1,7 @@
-"""The work of a job: a range of its rows, block by block, as pieces that are added to sums. A process, a pool and a cluster do the same pieces."""
+"""The work of a job: a range of its rows, block by block, as pieces that are added to sums.
+
+A process, a pool and a cluster do the same pieces.
+"""
 
 from __future__ import annotations
 
@@ -92,7 +95,7 @@ def _block(job: Job, rows: LabelBatch) -> Iterator[Piece]:
 
 
 def whole_range(job: Job, start: int, stop: int) -> tuple[Tally, list[pa.RecordBatch], int]:
-    """Rows `start` to `stop` as one: their sums, their lines and the bytes read. For a process that works for another."""
+    """Rows `start` to `stop` as one: their sums, their lines and the bytes read, for another process."""
     tally, lines, read = Tally(job.evaluator.top_k), [], 0
     for piece in pieces(job, start, stop):
         piece.add_to(tally)

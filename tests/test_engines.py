@@ -1,10 +1,15 @@
-"""Engines: processes and clusters give the bits of one process; what dies is done again, and an error is the error of the row."""
+"""Engines: processes and clusters give the bits of one process; what dies is done again; errors name the row."""
 
 import importlib.util
 import multiprocessing
 import os
+import socket
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -56,6 +61,7 @@ def layer_job(folder, **options):
     return {**files, "labels": folder / "labels.parquet", **columns, **options}
 
 
+# Ray's own warnings are none of ours.
 RAY = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed")
 ENGINES = ["local", pytest.param("ray", marks=RAY)]
 
@@ -65,7 +71,11 @@ def test_workers_give_the_bits_of_one_process(folder, tmp_path, engine):
     expected = figures(bv.evaluate(**job(folder), output=tmp_path / "one.parquet"))
     seen = []
     report = bv.evaluate(
-        **job(folder), engine=engine, workers=2, output=tmp_path / "many.parquet", progress=lambda *now: seen.append(now)
+        **job(folder),
+        engine=engine,
+        workers=2,
+        output=tmp_path / "many.parquet",
+        progress=lambda *now: seen.append(now),
     )
     assert figures(report) == expected
     assert (tmp_path / "many.parquet").read_bytes() == (tmp_path / "one.parquet").read_bytes()
@@ -76,7 +86,9 @@ def test_workers_give_the_bits_of_one_process(folder, tmp_path, engine):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("options", [{}, {"loss": "sampled-softmax", "num_sampled": 10, "exact": True, "group_column": None}])
+@pytest.mark.parametrize(
+    "options", [{}, {"loss": "sampled-softmax", "num_sampled": 10, "exact": True, "group_column": None}]
+)
 def test_a_layer_and_sampled_losses(folder, engine, options):
     expected = bv.evaluate(**layer_job(folder) | options)
     report = bv.evaluate(**layer_job(folder) | options, engine=engine, workers=2)
@@ -105,7 +117,14 @@ def test_a_run_with_workers_goes_on(folder, tmp_path, engine, monkeypatch):
 
     for options in ({"progress": stop}, {"resume": True}):
         try:
-            report = bv.evaluate(**job(folder), engine=engine, workers=2, state=tmp_path / "s", output=tmp_path / "many.parquet", **options)
+            report = bv.evaluate(
+                **job(folder),
+                engine=engine,
+                workers=2,
+                state=tmp_path / "s",
+                output=tmp_path / "many.parquet",
+                **options,
+            )
         except KeyboardInterrupt:
             assert "resume" not in options
     assert figures(report) == expected == figures(merge_states([tmp_path / "s"]))
@@ -136,17 +155,76 @@ def die(order, start, stop):
 
 def test_workers_that_die_again_and_again_are_an_error(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(local, "do_task", die)
-    with pytest.raises(bv.BigvocabError, match=r"3 processes died one after the other .* near rows 2\d\d-2\d\d; .*resume goes on from there"):
+    with pytest.raises(
+        bv.BigvocabError,
+        match=r"3 processes died one after the other .* near rows 2\d\d-2\d\d; .*resume goes on from there",
+    ):
         bv.evaluate(**job(folder), workers=2, state=tmp_path / "s")
     monkeypatch.undo()
     assert figures(bv.evaluate(**job(folder), state=tmp_path / "s", resume=True)) == figures(bv.evaluate(**job(folder)))
+
+
+@RAY
+def test_ray_starts_a_task_again_whose_process_dies(folder, tmp_path, monkeypatch):
+    from bigvocab.engines import ray as engine
+
+    def once(order, start, stop):  # by value to the workers, who cannot import this file
+        import os
+
+        from bigvocab.engines import do_task as really
+
+        marker = f"{tmp_path}/{start // 200}"
+        if not os.path.exists(marker):
+            open(marker, "w").close()
+            os._exit(9)
+        return really(order, start, stop)
+
+    monkeypatch.setattr(engine, "do_task", once)
+    assert figures(bv.evaluate(**job(folder), engine="ray", workers=2)) == figures(bv.evaluate(**job(folder)))
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+@RAY
+def test_a_ray_that_runs_already_is_used_and_left(folder):
+    import ray
+
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    try:
+        assert figures(bv.evaluate(**job(folder), engine="ray", workers=2)) == figures(bv.evaluate(**job(folder)))
+        assert ray.is_initialized()
+    finally:
+        ray.shutdown()
+
+
+@RAY
+def test_a_cluster_at_an_address(folder, tmp_path, monkeypatch):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [Path(sys.executable).with_name("ray"), "start", "--head", f"--port={port}", "--num-cpus=2", "--block"]
+    command += ["--include-dashboard=false", "--disable-usage-stats", "--node-ip-address=127.0.0.1"]
+    with (tmp_path / "log").open("w") as log:
+        head = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+    try:
+        while "Ray runtime started" not in (tmp_path / "log").read_text():
+            assert head.poll() is None, (tmp_path / "log").read_text()
+            time.sleep(0.1)
+        expected = figures(bv.evaluate(**job(folder)))
+        assert figures(bv.evaluate(**job(folder), engine="ray", address=f"127.0.0.1:{port}")) == expected
+        monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")
+        assert figures(bv.evaluate(**job(folder), engine="ray", workers=2)) == expected
+    finally:
+        head.terminate()  # it ends what it has started
+        head.wait(30)
 
 
 def test_tasks_are_ranges_of_all_rows_and_orders_are_small(folder):
     import pickle
 
     logits = bv.open_matrix(str(folder / "logits-*.npy"))
-    order = pickle.dumps(Order.of(Job(bv.Evaluator(), logits, bv.read_labels(folder / "labels.parquet"), 10, 0, ROWS), 1))
+    order = pickle.dumps(
+        Order.of(Job(bv.Evaluator(), logits, bv.read_labels(folder / "labels.parquet"), 10, 0, ROWS), 1)
+    )
     assert len(order) < 4096
     for rows, workers in ((1, 4), (7, 2), (ROWS, 3)):
         ranges = list(task_ranges(Job(bv.Evaluator(), logits, None, 10, 0, rows), 0, workers))
@@ -176,7 +254,17 @@ def test_the_command_with_workers(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(folder)
     arguments = ["eval", "--logits", "logits-*.npy", "--labels", "labels.parquet", "--format", "json"]
     one = run(*arguments)
-    many = process(*arguments, "--engine", "local", "--workers", "2", "--state", str(tmp_path / "s"), "--output", str(tmp_path / "l.parquet"))
+    many = process(
+        *arguments,
+        "--engine",
+        "local",
+        "--workers",
+        "2",
+        "--state",
+        str(tmp_path / "s"),
+        "--output",
+        str(tmp_path / "l.parquet"),
+    )
     assert many.returncode == 0, many.stderr
     assert many.stderr == ""
     mean = [line for line in one.stdout.splitlines() if '"mean"' in line]
@@ -195,7 +283,7 @@ def batches_of(folder, rows=100):
 
 
 def evaluate_batches(batches: Iterator[pa.RecordBatch], path: str) -> Iterator[pa.RecordBatch]:
-    """What the README gives to Spark's mapInArrow: batches of one partition in, the same with their losses out, and a state."""
+    """What the README gives to Spark's mapInArrow: batches of a partition in, the same with losses out, and a state."""
     ev = bv.Evaluator(weight_column="weight", group_column="group", threads=1)
     for batch in batches:
         yield ev.update_batch(batch).drop_columns(["logits"])
@@ -221,7 +309,12 @@ def evaluate_shard(i: int, count: int, folder: str) -> str:
 
 
 def job_of(folder):
-    return {"logits": f"{folder}/logits-*.npy", "labels": f"{folder}/labels.parquet", "weight_column": "weight", "group_column": "group"}
+    return {
+        "logits": f"{folder}/logits-*.npy",
+        "labels": f"{folder}/labels.parquet",
+        "weight_column": "weight",
+        "group_column": "group",
+    }
 
 
 def test_the_recipe_for_a_spawn_pool(folder):
@@ -233,6 +326,7 @@ def test_the_recipe_for_a_spawn_pool(folder):
 
 
 @RAY
+@pytest.mark.filterwarnings("ignore")
 def test_the_recipe_for_map_batches(folder, tmp_path):
     """Ray Data hands pyarrow tables to actors; each keeps an evaluator and saves its state."""
     import ray
@@ -254,7 +348,7 @@ def test_the_recipe_for_map_batches(folder, tmp_path):
     table, rows = batches_of(folder)
     pq.write_table(table, tmp_path / "all.parquet", row_group_size=rows)
     expected = bv.evaluate(**job(folder))
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     try:
         data = ray.data.read_parquet(str(tmp_path / "all.parquet"))
         losses = data.map_batches(

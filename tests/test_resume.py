@@ -1,4 +1,4 @@
-"""A run may end at any moment, in any way: it goes on from its last checkpoint, and ends with the same bits. Nothing is lost, nothing counted twice."""
+"""A run may end at any moment, in any way: it goes on and ends with the same bits; no row is lost or counted twice."""
 
 import json
 import os
@@ -45,7 +45,13 @@ def folder(tmp_path_factory):
 
 def job(folder, **options):
     columns = {"weight_column": "weight", "group_column": "group"}
-    return {"logits": folder / "logits.npy", "labels": folder / "labels.parquet", "chunk_rows": CHUNK, **columns, **options}
+    return {
+        "logits": folder / "logits.npy",
+        "labels": folder / "labels.parquet",
+        "chunk_rows": CHUNK,
+        **columns,
+        **options,
+    }
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +88,7 @@ def left(place):
 
 # ---- many ends
 
-# Runs in a process of its own, which forks a child for each run: nothing is imported twice. `{body}` says what kills the children.
+# A process of its own that forks a child for each run, so that nothing is imported twice; a body says what kills them.
 NURSERY = """
 import os, pathlib, random, resource, signal, sys, time
 import bigvocab as bv
@@ -96,8 +102,8 @@ folder, place = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])
 state, output = place / "s", place / "losses.parquet"
 
 def evaluate(**options):
-    return bv.evaluate(logits=folder / "logits.npy", labels=folder / "labels.parquet", chunk_rows=20, weight_column="weight",
-        group_column="group", state=state, output=output, resume=True, threads=1, **options)
+    return bv.evaluate(logits=folder / "logits.npy", labels=folder / "labels.parquet", chunk_rows=20,
+        weight_column="weight", group_column="group", state=state, output=output, resume=True, threads=1, **options)
 
 def child(prepare, **options):
     pid = os.fork()
@@ -133,7 +139,12 @@ def same():
 def nursery(folder, place, body, **kwargs):
     code = NURSERY + textwrap.dedent(body)
     done = subprocess.run(
-        [sys.executable, "-c", code, str(folder), str(place)], env=ENVIRONMENT, capture_output=True, text=True, timeout=120, **kwargs
+        [sys.executable, "-c", code, str(folder), str(place)],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        **kwargs,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -178,7 +189,8 @@ def test_kill_at_random_moments_many_times(folder, whole, tmp_path):
 
 
 DOORS = """
-doors = [(os, "open"), (os, "write"), (os, "fsync"), (os, "ftruncate"), (os, "close"), (pathlib.Path, "replace"), (pathlib.Path, "unlink")]
+doors = [(os, name) for name in ("open", "write", "fsync", "ftruncate", "close")]
+doors += [(pathlib.Path, name) for name in ("replace", "unlink")]
 def dies_at(count, before):
     left = [count]
     def wrap(home, name):
@@ -260,8 +272,12 @@ def test_a_full_disk_says_what_is_kept(folder, tmp_path, at_every_block, monkeyp
     with monkeypatch.context() as patched:
         bv.evaluate(**job(folder), state=tmp_path / "other")  # so that nothing but the lines is written by os.write
         (tmp_path / "other").unlink()
-        patched.setattr(checkpoints.os, "write", lambda h, d: full(h, d) if (tmp_path / "s").exists() else written(h, d))
-        with pytest.raises(bv.BigvocabError, match=r"s\.lines: cannot be written: No space left on device; 100 rows are done and kept"):
+        patched.setattr(
+            checkpoints.os, "write", lambda h, d: full(h, d) if (tmp_path / "s").exists() else written(h, d)
+        )
+        with pytest.raises(
+            bv.BigvocabError, match=r"s\.lines: cannot be written: No space left on device; 100 rows are done and kept"
+        ):
             bv.evaluate(**job(folder), state=tmp_path / "s", output=tmp_path / "losses.parquet")
     assert left(tmp_path) == ["s", "s.lines"]
     assert resumed(folder, tmp_path) == (figures(bv.evaluate(**job(folder))), (folder / "whole.parquet").read_bytes())
@@ -270,9 +286,10 @@ def test_a_full_disk_says_what_is_kept(folder, tmp_path, at_every_block, monkeyp
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_of_the_command_keeps_the_last_block(folder, whole, tmp_path, number):
     """No checkpoint was due: the one that is written is that of the end."""
-    code = f"""
-import time
+    code = """
+import signal, time
 from bigvocab import cli, matrix
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which jobs in the background have switched off
 check, seen = matrix.Matrix.check, []
 def slow(self):
     check(self)
@@ -282,9 +299,32 @@ def slow(self):
 matrix.Matrix.check = slow
 cli.main()
 """
-    arguments = ["eval", "--logits", str(folder / "logits.npy"), "--labels", str(folder / "labels.parquet"), "--weight-column", "weight"]
-    arguments += ["--group-column", "group", "--chunk-rows", str(CHUNK), "--state", str(tmp_path / "s"), "--output", str(tmp_path / "losses.parquet")]
-    process = subprocess.Popen([sys.executable, "-c", code, *arguments], env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    arguments = [
+        "eval",
+        "--logits",
+        str(folder / "logits.npy"),
+        "--labels",
+        str(folder / "labels.parquet"),
+        "--weight-column",
+        "weight",
+    ]
+    arguments += [
+        "--group-column",
+        "group",
+        "--chunk-rows",
+        str(CHUNK),
+        "--state",
+        str(tmp_path / "s"),
+        "--output",
+        str(tmp_path / "losses.parquet"),
+    ]
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *arguments],
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     while process.stdout.readline().strip() != "6":
         assert process.poll() is None, process.stderr.read()
     process.send_signal(number)
@@ -339,7 +379,13 @@ def test_a_shard_of_classes_goes_on(folder, tmp_path, at_every_block):
 def test_draws_that_learn_go_on(folder, tmp_path, at_every_block):
     rng = np.random.default_rng(2)
     layer, hidden = rng.standard_normal((50, 8), np.float32), rng.standard_normal((2000, 8), np.float32)
-    options = {"inputs": hidden, "weights": layer, "labels": rng.integers(0, 50, 2000), "loss": "nce", "sampler": "learned-unigram"}
+    options = {
+        "inputs": hidden,
+        "weights": layer,
+        "labels": rng.integers(0, 50, 2000),
+        "loss": "nce",
+        "sampler": "learned-unigram",
+    }
     options |= {"num_sampled": 5, "seed": 3, "chunk_rows": 300}
     expected = figures(bv.evaluate(**options))
 
@@ -360,10 +406,16 @@ def test_changed_inputs_and_options_are_refused(folder, tmp_path, at_every_block
 
     def refused(match, **options):
         with pytest.raises(bv.BigvocabError, match=match):
-            bv.evaluate(**{**job(folder), "output": tmp_path / "losses.parquet", "resume": True, "state": tmp_path / "s"} | options)
+            bv.evaluate(
+                **{**job(folder), "output": tmp_path / "losses.parquet", "resume": True, "state": tmp_path / "s"}
+                | options
+            )
 
     np.save(tmp_path / "logits.npy", np.load(folder / "logits.npy") + 1)
-    refused(r"this run: the content of .*logits\.npy is not that of the logits in .*s; expected the same files", logits=tmp_path / "logits.npy")
+    refused(
+        r"this run: the content of .*logits\.npy is not that of the logits in .*s; expected the same files",
+        logits=tmp_path / "logits.npy",
+    )
     refused("this run: label_smoothing is 0.1, but 0.0 in ", label_smoothing=0.1)
     refused("this run: metrics is", metrics="rank")
     refused("this run: rows is 0-119, but 0-239 in", shard="1/2")
@@ -412,7 +464,10 @@ def test_clocks_that_go_backwards(folder, whole, tmp_path, at_every_block, monke
         os.utime(tmp_path / name, (4e9, 4e9))
     assert resumed(folder, tmp_path) == whole
     monkeypatch.setattr(time, "monotonic", lambda: 0.0)  # another machine, just started
-    assert bv.evaluate(**job(folder), state=tmp_path / "s", output=tmp_path / "losses.parquet", resume=True)["seconds"] >= 0
+    assert (
+        bv.evaluate(**job(folder), state=tmp_path / "s", output=tmp_path / "losses.parquet", resume=True)["seconds"]
+        >= 0
+    )
 
 
 # ---- cost and reports
@@ -450,7 +505,9 @@ def test_the_report_so_far(folder, tmp_path):
             seen.append(json.loads((tmp_path / "report.json").read_text()))
 
     report = bv.evaluate(**job(folder), report=tmp_path / "report.json", report_every=0, progress=look)
-    assert [partial["progress"] for partial in seen] == [{"rows_done": done, "rows_total": ROWS} for done in range(0, ROWS, CHUNK) if done % 100 in (0, 20, 40, 60, 80)]
+    assert [partial["progress"] for partial in seen] == [
+        {"rows_done": done, "rows_total": ROWS} for done in range(0, ROWS, CHUNK) if done % 100 in (0, 20, 40, 60, 80)
+    ]
     assert sum(seen[3][name] for name in ("rows", "ignored_rows")) == seen[3]["progress"]["rows_done"]
     last = json.loads((tmp_path / "report.json").read_text())
     assert "progress" not in last

@@ -1,6 +1,7 @@
 """Where the shards of a job run: in processes of this machine (`local`), or as tasks of a cluster (`ray`).
 
-An engine is a generator: ranges of rows go out, sums and lines come back, in the order of the rows. No logits travel: a worker opens the files itself.
+An engine is a generator: ranges of rows go out, sums and lines come back, in the order of the rows. No logits travel: a
+worker opens the files itself.
 """
 
 from __future__ import annotations
@@ -19,12 +20,14 @@ from bigvocab.tally import Tally
 from bigvocab.work import Job, Piece, whole_range
 
 _TASKS = 8  # for each worker at least, so that the last one does not keep all others waiting
-_TASK_BYTES = 4 << 30  # of logits in a task at most: what is lost with a worker, and the grain of progress and checkpoints
+_TASK_BYTES = (
+    4 << 30
+)  # of logits in a task at most: what is lost with a worker, and the grain of progress and checkpoints
 
 
 @dataclass
 class Order:
-    """What a worker needs to know to open a job: keywords and files, no logits (but for arrays that were given as such)."""
+    """What a worker needs to open a job: keywords and files; no logits, but for arrays that were given as such."""
 
     given: dict[str, Any]
     values: Any  # a Matrix, which travels as the paths of its files
@@ -38,7 +41,12 @@ class Order:
     def of(cls, job: Job, threads: int) -> Order:
         """The order to do parts of a job with so many threads."""
         evaluator = job.evaluator
-        given = {**evaluator._given, "threads": threads, "class_weights": evaluator.class_weights, "pos_weight": evaluator.pos_weight}
+        given = {
+            **evaluator._given,
+            "threads": threads,
+            "class_weights": evaluator.class_weights,
+            "pos_weight": evaluator.pos_weight,
+        }
         for name in ("vocab_file", "candidates"):
             if isinstance(given[name], str | os.PathLike):
                 given[name] = os.path.abspath(given[name])
@@ -47,7 +55,15 @@ class Order:
             given |= {"weights": evaluator.layer.weights, **evaluator.layer._vectors}
         values = job.matrix.inputs if linear else job.matrix  # type: ignore[union-attr]
         names = (evaluator.logits_name, evaluator.label_name)
-        return cls(given, values, job.labels, job.block, job.schema, names, evaluator.layer.block_bytes if evaluator.layer else None)
+        return cls(
+            given,
+            values,
+            job.labels,
+            job.block,
+            job.schema,
+            names,
+            evaluator.layer.block_bytes if evaluator.layer else None,
+        )
 
     def open(self) -> Job:
         """The job, in the process of a worker."""

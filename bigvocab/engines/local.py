@@ -1,4 +1,7 @@
-"""A spawn pool on this machine: K processes, each with its share of the threads. A process that dies is replaced, and its rows are done again."""
+"""A spawn pool on this machine: K processes, each with its share of the threads.
+
+A process that dies is replaced, and its rows are done again.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,8 @@ def pool_pieces(job: Job, start: int, workers: int) -> Iterator[Piece]:
             if deaths >= _DEATHS:
                 first, stop = todo[0]
                 raise BigvocabError(
-                    f"workers: {deaths} processes died one after the other (killed, or out of memory) near rows {first}-{stop - 1}; "
+                    f"workers: {deaths} processes died one after the other (killed, or out of memory) "
+                    f"near rows {first}-{stop - 1}; "
                     "all rows before are done: with state, resume goes on from there"
                 ) from None
 

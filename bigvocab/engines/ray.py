@@ -1,7 +1,7 @@
-"""Ray Core: each range of rows is a task that opens the files, wherever it runs, and sends back sums. Ray starts failed tasks again.
+"""Ray Core: each range of rows is a task that opens the files, wherever it runs, and sends back sums.
 
-Workers need bigvocab and the files, under the same paths. `address`, or RAY_ADDRESS, names a cluster; without either, Ray starts on this machine and
-ends with the job.
+Ray starts failed tasks again. Workers need bigvocab and the files, under the same paths. `address`, or RAY_ADDRESS,
+names a cluster; without either, Ray starts on this machine and ends with the job.
 """
 
 from __future__ import annotations
@@ -61,7 +61,8 @@ def _connected(ray: Any, workers: int | None, address: str | None) -> Iterator[N
         if place:
             ray.init(address=place, log_to_driver=False, logging_level="ERROR")
         else:
-            ray.init(num_cpus=workers, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+            quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
+            ray.init(address="local", num_cpus=workers, **quiet)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise BigvocabError(f"address: no Ray at {place or 'this machine'}: {str(error).splitlines()[0]}") from None
     try:
