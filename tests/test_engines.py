@@ -348,7 +348,7 @@ def test_the_recipe_for_map_batches(folder, tmp_path):
     table, rows = batches_of(folder)
     pq.write_table(table, tmp_path / "all.parquet", row_group_size=rows)
     expected = bv.evaluate(**job(folder))
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     try:
         data = ray.data.read_parquet(str(tmp_path / "all.parquet"))
         losses = data.map_batches(

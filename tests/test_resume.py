@@ -19,6 +19,7 @@ import bigvocab as bv
 from bigvocab import checkpoints
 from bigvocab.merging import merge_states
 from bigvocab.state import read_state
+from bigvocab.tally import Tally
 
 ROWS, CLASSES, CHUNK = 240, 300, 20
 TIMES = ("seconds", "rows_per_second", "bytes_per_second")
@@ -351,6 +352,26 @@ def test_going_on_is_the_same_run(folder, whole, tmp_path, at_every_block):
     (tmp_path / "losses.parquet").unlink()
     with pytest.raises(bv.BigvocabError, match=r"losses\.parquet: is gone, and the run of .*s has ended"):
         resumed(folder, tmp_path)
+
+
+@pytest.mark.parametrize("place", ["before", "after"])
+def test_an_end_in_the_middle_of_a_block_does_not_count_it(folder, whole, tmp_path, monkeypatch, place):
+    """Ctrl-C may come between the lines and the sums of a block, or between its sums and the note that it is done."""
+    add, calls = Tally.add, []
+
+    def interrupted_add(self, *args):
+        calls.append(1)
+        if len(calls) == 6 and place == "before":
+            raise KeyboardInterrupt
+        add(self, *args)
+        if len(calls) == 6:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Tally, "add", interrupted_add)
+        with pytest.raises(KeyboardInterrupt):
+            bv.evaluate(**job(folder), state=tmp_path / "s", output=tmp_path / "losses.parquet")
+    assert resumed(folder, tmp_path) == whole
 
 
 def test_without_a_state_there_is_a_start(folder, whole, tmp_path):

@@ -139,6 +139,26 @@ def load(typingctx, array, index):
 
 
 @intrinsic
+def prefetch(typingctx, array, index):
+    """Ask for the memory of the vector at `index`, to be used once; it may lie behind the end of `array`."""
+    lanes = lanes_of(array.dtype)
+
+    def codegen(context, builder, signature, args):
+        pointer, size = _pointer(context, builder, array, args[0], args[1], 1)
+        byte = ir.IntType(8).as_pointer()
+        address = builder.bitcast(pointer, byte)
+        kinds = [byte, I32, I32, I32]
+        function = builder.module.globals.get("llvm.prefetch.p0")
+        function = function or ir.Function(builder.module, ir.FunctionType(ir.VoidType(), kinds), "llvm.prefetch.p0")
+        for line in range(0, lanes.count * size, 64):
+            where = builder.gep(address, [ir.Constant(I32, line)])
+            builder.call(function, [where, ir.Constant(I32, 0), ir.Constant(I32, 0), ir.Constant(I32, 1)])
+        return context.get_dummy_value()
+
+    return types.none(array, types.intp), codegen
+
+
+@intrinsic
 def load_part(typingctx, array, index, stop, fill):
     """The elements from `index` to `stop`, fewer than a whole vector, and `fill` in the lanes behind."""
     lanes = lanes_of(array.dtype)

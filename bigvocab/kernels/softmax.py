@@ -25,6 +25,7 @@ from bigvocab.kernels._jit import inline, jit
 
 BLOCK = 2048
 STRIP = 8
+AHEAD = 4096  # classes asked for ahead: the processor's own prefetch stops at the end of a page
 
 # Columns of the statistics, float64, one line per row. MAX is the greatest raw logit, SUM the sum of exp(g(x) -
 # g(MAX)) with g(x) = softcap(scale x), SHIFTED the sum of (g(x) - g(MAX)) exp(g(x) - g(MAX)), TOTAL the sum of g(x).
@@ -85,6 +86,7 @@ def _block(x, start, stop, factor, reference, label, ranked, entropy):
     for strip in range(start, whole, STRIP * size):
         held = (zero, top, zero, greater, equal)
         for i in range(strip, min(strip + STRIP * size, whole), size):
+            v.prefetch(x, i + AHEAD)
             held = _add_lanes(v.load(x, i), held, c, r, low, y, ranked, entropy)
         sums = v.add(sums, v.widen(held[0]))
         if entropy:
