@@ -214,8 +214,11 @@ def test_a_cluster_at_an_address(folder, tmp_path, monkeypatch):
         monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")
         assert figures(bv.evaluate(**job(folder), engine="ray", workers=2)) == expected
     finally:
-        head.terminate()  # it ends what it has started
+        head.terminate()  # it ends what it has started, but not its note of where it was
         head.wait(30)
+        note = Path("/tmp/ray/ray_current_cluster")
+        if note.exists() and note.read_text().endswith(f":{port}"):
+            note.unlink()
 
 
 def test_tasks_are_ranges_of_all_rows_and_orders_are_small(folder):

@@ -399,6 +399,12 @@ def largest(typingctx, lanes):
 
 
 @intrinsic
+def floor(typingctx, t):
+    """The greatest whole number that is not above t."""
+    return t(t), lambda context, builder, signature, args: _call(builder, "llvm.floor", args)
+
+
+@intrinsic
 def fraction(typingctx, t):
     """t - floor(t), in [0, 1].
 

@@ -20,7 +20,7 @@ import math
 import numpy as np
 
 from bigvocab.kernels import _lanes as v
-from bigvocab.kernels._exp import LN2, LOG2E, exp2
+from bigvocab.kernels._exp import LN2, LOG2E, exp2, exp2_normal
 from bigvocab.kernels._jit import inline, jit
 
 BLOCK = 2048
@@ -61,10 +61,8 @@ def _block_max(x, start, stop):
 def _add_lanes(logits, held, c, r, low, y, ranked, entropy):
     """Add one vector to a strip's (sum of 2**t, maximum, sum of t 2**t, logits above, at the label's)."""
     sums, top, shifted, greater, equal = held
-    t = v.fma(logits, c, r)
-    if entropy:
-        t = v.at_least(t, low)
-    e = exp2(t)
+    t = v.at_least(v.fma(logits, c, r), low)
+    e = exp2_normal(t)
     if entropy:
         shifted = v.fma(t, e, shifted)
     if ranked:
