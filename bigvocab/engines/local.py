@@ -28,7 +28,7 @@ def pool_pieces(job: Job, start: int, workers: int) -> Iterator[Piece]:
     deaths = 0
     while todo:
         try:
-            for first, stop, done in _pool(order, todo, workers):
+            for first, stop, done in _pool(order, todo, workers, cautious=deaths > 0):
                 deaths = 0
                 yield as_piece(job, first, stop, done)
         except BrokenProcessPool:
@@ -42,16 +42,22 @@ def pool_pieces(job: Job, start: int, workers: int) -> Iterator[Piece]:
                 ) from None
 
 
-def _pool(order: bytes, todo: deque[tuple[int, int]], workers: int) -> Iterator[tuple[int, int, Any]]:
-    """Results of `todo` in order; a range leaves it when its result is handed on."""
+def _pool(
+    order: bytes, todo: deque[tuple[int, int]], workers: int, *, cautious: bool
+) -> Iterator[tuple[int, int, Any]]:
+    """Results of `todo` in order; a range leaves it when its result is handed on.
+
+    `cautious` begins with one range alone: if that is the one whose processes die, no other dies with it.
+    """
     pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
     running: deque[Future[Any]] = deque()
     waiting = iter(list(todo))
+    most = 1 if cautious else 3 * workers
     try:
         while todo:
-            while len(running) < 3 * workers and (span := next(waiting, None)) is not None:
+            while len(running) < most and (span := next(waiting, None)) is not None:
                 running.append(pool.submit(do_task, order, *span))
-            done = running.popleft().result()
+            done, most = running.popleft().result(), 3 * workers
             first, stop = todo.popleft()
             yield first, stop, done
     finally:
