@@ -16,7 +16,7 @@ import numpy as np
 from bigvocab.kernels import _doubles as d
 from bigvocab.kernels import _lanes as v
 from bigvocab.kernels._jit import inline, jit
-from bigvocab.kernels.softmax import MAX, SKIP, _row, _row_wide, _transformed, _transformed_lanes
+from bigvocab.kernels.softmax import AHEAD, MAX, SKIP, _row, _row_wide, _transformed, _transformed_lanes
 
 PART = 65536
 
@@ -44,6 +44,7 @@ def _label_sums(x, z, transform, sums):
     mass, shift = zero, zero
     whole = x.size - x.size % d.SIZE
     for i in range(0, whole, d.SIZE):
+        v.prefetch(z, i + AHEAD)
         logits, labels = d.load(x, i), d.load(z, i)
         if not plain:
             logits = _transformed_lanes(logits, scale, softcap)
