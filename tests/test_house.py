@@ -31,7 +31,7 @@ LADDER = [
 ROOMS = {
     "numba": {"kernels"},
     "llvmlite": {"kernels"},
-    "click": {"cli"},
+    "click": {"cli", "command_options"},
     "rich": {"cli", "progress", "report"},
 }  # fmt: skip
 

@@ -40,12 +40,19 @@ def loss(dtype, **asked):
     return lambda: softmax_rows([(0, x)], y, want=wanted(**asked))
 
 
+def long_loss(dtype):
+    """The loss alone of as many rows as the file below has."""
+    x, y = np.concatenate([typed(dtype)] * 4), np.concatenate([worker.labels()] * 4)
+    return lambda: softmax_rows([(0, x)], y)
+
+
 def file_loss(dtype):
-    """The streaming part of `evaluate` over a file in the page cache."""
+    """All of `evaluate` over a file in the page cache."""
     folder = Path(tempfile.mkdtemp(dir=os.environ.get("BENCH_FOLDER")))
     path = folder / "logits.npy"
-    np.save(path, typed(dtype).view(np.uint16) if dtype == ml_dtypes.bfloat16 else typed(dtype))
-    y = worker.labels()
+    x = np.concatenate([typed(dtype)] * 4)
+    np.save(path, x.view(np.uint16) if dtype == ml_dtypes.bfloat16 else x)
+    y = np.concatenate([worker.labels()] * 4)
 
     class Stream:
         def __call__(self):
@@ -126,6 +133,8 @@ CASES = {
     "by-products f32": lambda: by_products(np.float32),
     "by-products bf16": lambda: by_products(BF16),
     "by-products f16": lambda: by_products(np.float16),
+    "long f32": lambda: long_loss(np.float32),
+    "long bf16": lambda: long_loss(BF16),
     "file f32": lambda: file_loss(np.float32),
     "file bf16": lambda: file_loss(BF16),
     "soft labels limit": soft_labels_limit,
