@@ -110,6 +110,8 @@ def as_usage(option: str, function: Callable[..., Any], *args: Any) -> Any:
 
 
 def with_options(options: Sequence[Callable[[Any], Any]]) -> Callable[[Any], Any]:
+    """A decorator that adds all of `options` to a command, in order."""
+
     def decorate(function: Any) -> Any:
         for option in reversed(options):
             function = option(function)
@@ -154,7 +156,9 @@ VOCABULARY = [
     _option(SAMPLING, "--vocab-file", metavar="PATH", help="A word and its count a line, comma-separated (unigram)."),
     _option(SAMPLING, "--distortion", type=_Number(), metavar="P", help="Power of the counts (unigram); default 1."),
 ]
-SEED = _option(SAMPLING, "--seed", metavar="A,B", callback=_seed, help="TensorFlow's two seeds, or the op's; default 0.")
+SEED = _option(
+    SAMPLING, "--seed", metavar="A,B", callback=_seed, help="TensorFlow's two seeds, or the op's; default 0."
+)
 SAMPLING_OPTIONS = [
     SAMPLER,
     _option(SAMPLING, "--num-sampled", type=_Whole(1), metavar="S", help="Candidates to draw for each 512 rows."),

@@ -1,4 +1,4 @@
-"""The main path: batches of labels set the row ranges, logits follow by slice, kernels make losses, exact sums make the report."""
+"""The main path: labels set the row ranges, logits follow by slice, kernels make losses, exact sums the report."""
 
 from __future__ import annotations
 
@@ -34,29 +34,35 @@ _PERPLEXITY_LOSSES = ("sparse-softmax", "softmax", "sampled-softmax")
 
 
 class Evaluator:
-    """Losses of batches, and the report of all of them: exact sums, so that splits, orders, merges and threads do not show.
+    """Losses of batches, and the report of all of them: exact sums, so that splits, orders, merges and threads do not
+    show.
 
     Args:
         loss: the name of the loss.
         weights, biases: an output layer (V, D) and (V,); `update` then takes hidden states (N, D) for logits.
-        final_norm, norm_weight, norm_bias, norm_epsilon: the norm of the hidden states before that layer; see `OutputLayer`.
+        final_norm, norm_weight, norm_bias, norm_epsilon: the norm of the hidden states before that layer; see
+            `OutputLayer`.
         ignore_index, label_smoothing, class_weights, logit_scale, softcap: as in `sparse_softmax_cross_entropy`.
         pos_weight: weight of positives, one number, one for each class, or a path (weighted-sigmoid, sparse-sigmoid).
         epsilon: added inside the logarithms of log-loss.
-        metrics: by-products to keep, of accuracy, rank, logsumexp, entropy, predicted; None is the first three, as they fit the loss.
+        metrics: by-products to keep, of accuracy, rank, logsumexp, entropy, predicted; None is the first three, as they
+            fit the loss.
         top_k: the k of the accuracies.
-        nonfinite: "error" names the first row with a NaN, +inf or no finite logit; "skip" leaves such rows out; "keep" lets them through.
+        nonfinite: "error" names the first row with a NaN, +inf or no finite logit; "skip" leaves such rows out; "keep"
+            lets them through.
         threads: None is all usable cores.
-        label_column, probability_column, weight_column, group_column, bytes_column: columns of the batches of `update_batch`.
-        sampler, num_sampled, vocab_file, distortion, seed: for sampled-softmax and nce, how candidates are drawn: by default
-            log-uniform, which takes ids to be sorted by falling frequency, with the seed 0. Rows share a draw in blocks of 512, counted
-            from row 0 of the data (with `update`, from the first row this evaluator has seen); the number of the block is the step.
+        label_column, probability_column, weight_column, group_column, bytes_column: columns of the batches of
+            `update_batch`.
+        sampler, num_sampled, vocab_file, distortion, seed: for sampled-softmax and nce, how candidates are drawn: by
+            default log-uniform, which takes ids to be sorted by falling frequency, with the seed 0. Rows share a draw
+            in blocks of 512, counted from row 0 of the data (with `update`, from the first row this evaluator has
+            seen); the number of the block is the step.
         candidates: a file of candidates for all rows, in place of draws; see `bigvocab sample`.
         num_true: how many true classes each row must have; None is any number.
         exact: compute the loss over all classes of the same rows too, and report the bias.
 
-    The unit of every figure is the row. For the losses of independent classes (sigmoid, weighted-sigmoid, sparse-sigmoid, log-loss)
-    the loss of a row is the sum over its classes, and there is no perplexity, rank or accuracy.
+    The unit of every figure is the row. For the losses of independent classes (sigmoid, weighted-sigmoid, sparse-
+    sigmoid, log-loss) the loss of a row is the sum over its classes, and there is no perplexity, rank or accuracy.
 
     >>> import numpy as np
     >>> ev = Evaluator(top_k=(1,))
@@ -167,7 +173,11 @@ class Evaluator:
     def _layer(self, weights: Any, biases: Any, final_norm: str | None, norm: dict[str, Any]) -> OutputLayer | None:
         """The output layer, where there is one."""
         if weights is None:
-            given = {"biases": biases, "final_norm": final_norm, **{k: v for k, v in norm.items() if k != "norm_epsilon"}}
+            given = {
+                "biases": biases,
+                "final_norm": final_norm,
+                **{k: v for k, v in norm.items() if k != "norm_epsilon"},
+            }
             for name, value in given.items():
                 if value is not None:
                     raise BigvocabError(f"{name}: belongs to an output layer, expected weights beside it")
@@ -176,7 +186,9 @@ class Evaluator:
         return OutputLayer(weights, biases, num_classes=self.num_classes, final_norm=final_norm, strict=strict, **norm)
 
     def source(self, values: Any, **options: Any) -> Matrix | LinearMatrix:
-        """Logits, or hidden states before the output layer, as a matrix of logits; `options` as `open_matrix` takes them."""
+        """Logits, or hidden states before the output layer, as a matrix of logits; `options` as `open_matrix` takes
+        them.
+        """
         matrix = as_matrix(values, **options)
         return matrix if self.layer is None else LinearMatrix(matrix, self.layer)
 
@@ -192,9 +204,10 @@ class Evaluator:
         """Add a batch and return the loss of each row, unweighted; NaN where the row is ignored or skipped.
 
         Args:
-            logits: (N, V) of any type, layout or source of `open_matrix`; hidden states (N, D) where there is an output layer.
-            labels: what the loss takes: (N,) integers; (N, V) soft labels; (N, T) ids or a pair (offsets, ids) for sparse-sigmoid;
-                a triple (offsets, ids, probabilities) for softmax as well.
+            logits: (N, V) of any type, layout or source of `open_matrix`; hidden states (N, D) where there is an output
+                layer.
+            labels: what the loss takes: (N,) integers; (N, V) soft labels; (N, T) ids or a pair (offsets, ids) for
+                sparse-sigmoid; a triple (offsets, ids, probabilities) for softmax as well.
             weights: (N,) weight of each row.
             groups: (N,) names; the report has figures for each.
         """
@@ -202,7 +215,8 @@ class Evaluator:
         matrix = self.source(logits)
         batch = self._batch(labels, weights, groups, len(matrix))
         losses = np.empty(len(matrix))
-        results = list(self._results(matrix, batch))  # all, before anything is added: a batch counts whole or not at all
+        # all, before anything is added: a batch counts whole or not at all
+        results = list(self._results(matrix, batch))
         for part, rows in results:
             self._tally.add(rows, part.groups, part.num_bytes)
             start = part.first_row - batch.first_row
@@ -218,11 +232,15 @@ class Evaluator:
             values = np.asarray(weights)
             if values.dtype.kind not in "fiub":
                 raise TypeError(f"weights: expected real numbers, got {values.dtype}")
-            values = np.broadcast_to(values.astype(np.float64), (rows,)) if values.ndim == 0 else values.astype(np.float64)
+            values = (
+                np.broadcast_to(values.astype(np.float64), (rows,)) if values.ndim == 0 else values.astype(np.float64)
+            )
             checks.one_per_row("weights", values, rows)
         coded = None
         if groups is not None:
-            names, codes = np.unique(np.asarray([str(name) for name in groups], dtype=object).astype(str), return_inverse=True)
+            names, codes = np.unique(
+                np.asarray([str(name) for name in groups], dtype=object).astype(str), return_inverse=True
+            )
             checks.one_per_row("groups", codes, rows)
             coded = (codes.astype(np.int32), [str(name) for name in names])
         return LabelBatch(0, found, probabilities=probabilities, weights=values, groups=coded)
@@ -240,10 +258,11 @@ class Evaluator:
         return (ROW_RESULTS | SAMPLED_RESULTS)[self.loss](self, tiles, batch)
 
     def update_batch(self, batch: Any) -> Any:
-        """Add a pyarrow RecordBatch or Table and return the same kind with a column `loss` appended: for map_batches and mapInArrow.
+        """Add a pyarrow RecordBatch or Table and return the same kind with a column `loss` appended: for map_batches
+        and mapInArrow.
 
-        Logits are the column `logits` (FixedSizeList or fixed_shape_tensor of floats), labels the column `label_column`;
-        where there is an output layer, hidden states are the column `inputs`.
+        Logits are the column `logits` (FixedSizeList or fixed_shape_tensor of floats), labels the column
+        `label_column`; where there is an output layer, hidden states are the column `inputs`.
         """
         self._refuse_rows_of_files()
         from bigvocab.batches import arrays_of, with_losses
@@ -261,7 +280,9 @@ class Evaluator:
 
     def _refuse_rows_of_files(self) -> None:
         if self._data is not None:
-            raise BigvocabError("update: this evaluator holds rows of a job over files, expected a new one for other rows")
+            raise BigvocabError(
+                "update: this evaluator holds rows of a job over files, expected a new one for other rows"
+            )
 
     # ---- the whole
 
@@ -272,16 +293,21 @@ class Evaluator:
         mine, theirs = self.options(), other.options()
         if differing := [name for name in mine if mine[name] != theirs[name]]:
             name = differing[0]
-            raise BigvocabError(f"merge: {name} is {mine[name]!r} here and {theirs[name]!r} there; expected the same options")
+            raise BigvocabError(
+                f"merge: {name} is {mine[name]!r} here and {theirs[name]!r} there; expected the same options"
+            )
         if self.draws is not None and self.draws.ordered:
-            raise BigvocabError("merge: the draws of learned-unigram depend on the rows before them, expected one evaluator for all rows")
+            raise BigvocabError(
+                "merge: learned-unigram draws by the rows before them, expected one evaluator for all rows"
+            )
         from bigvocab.merging import merge_data
 
         self._data = merge_data(self._data, other._data)
         self._tally.merge(other._tally)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write all that this evaluator holds to a state file, whole or not at all: for `load`, and for `bigvocab merge`.
+        """Write all that this evaluator holds to a state file, whole or not at all: for `load`, and for `bigvocab
+        merge`.
 
         >>> import tempfile
         >>> import numpy as np
@@ -303,10 +329,12 @@ class Evaluator:
 
         Args:
             path: the state file.
-            options: keywords of `Evaluator` in place of what the state holds: arrays over 1 MiB, which it does not, and `threads`.
+            options: keywords of `Evaluator` in place of what the state holds: arrays over 1 MiB, which it does not, and
+                `threads`.
 
         Raises:
-            BigvocabError: no such file, a newer version, or options that are not those of the state; FormatError: a damaged file.
+            BigvocabError: no such file, a newer version, or options that are not those of the state; FormatError: a
+                damaged file.
         """
         from bigvocab.merging import load
 
@@ -314,13 +342,26 @@ class Evaluator:
 
     def options(self) -> dict[str, Any]:
         """What decides the figures: evaluators merge only where all of it is equal."""
-        names = ("loss", "ignore_index", "label_smoothing", "logit_scale", "softcap", "epsilon", "num_classes", "metrics", "top_k", "nonfinite")
+        names = (
+            "loss",
+            "ignore_index",
+            "label_smoothing",
+            "logit_scale",
+            "softcap",
+            "epsilon",
+            "num_classes",
+            "metrics",
+            "top_k",
+            "nonfinite",
+        )
         options = {name: getattr(self, name) for name in names}
         options["layer"] = None if self.layer is None else self.layer.options()
         for name in ("class_weights", "pos_weight"):
             value = getattr(self, name)
             options[name] = None if value is None else np.asarray(value).tolist()
-        options["draws"] = None if self.draws is None else self.draws.options() | {"num_true": self.num_true, "exact": self.exact}
+        options["draws"] = (
+            None if self.draws is None else self.draws.options() | {"num_true": self.num_true, "exact": self.exact}
+        )
         return options
 
     def report(self) -> Report:

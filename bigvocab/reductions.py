@@ -73,7 +73,11 @@ class ExactSums:
             self._cover(*sums.digit_range(part))
             digits = self._digits if self._digits.shape[1] else np.zeros((len(self), 1), np.int64)
             sums.add_numbers(
-                part, where[start : start + _CARRY_AFTER] if groups is not None else where, self._low, digits, self._specials
+                part,
+                where[start : start + _CARRY_AFTER] if groups is not None else where,
+                self._low,
+                digits,
+                self._specials,
             )
 
     def carry(self) -> None:
@@ -168,9 +172,7 @@ def check_reduction(reduction: str) -> None:
         raise BigvocabError(f"reduction: got {reduction!r}, expected one of {', '.join(REDUCTIONS)}")
 
 
-def reduced(
-    reduction: str, total: Fraction | float, weight: Fraction | float, count: int, nonzero: int
-) -> float:
+def reduced(reduction: str, total: Fraction | float, weight: Fraction | float, count: int, nonzero: int) -> float:
     """The figure `reduction` of sums: total = S w l, weight = S w, `count` losses of which `nonzero` have a weight."""
     if reduction == "sum":
         return to_float(total)
@@ -182,8 +184,9 @@ def compute_weighted_loss(
 ) -> Any:
     """Weight losses and reduce them.
 
-    With w the weights broadcast to the losses l: none w l; sum S w l; mean S w l / S w; sum_over_batch_size S w l / number of losses;
-    sum_by_nonzero_weights S w l / number of weights that are not 0 (a negative one counts). A loss of weight 0 is left out, even if it is NaN.
+    With w the weights broadcast to the losses l: none w l; sum S w l; mean S w l / S w; sum_over_batch_size S w l /
+    number of losses; sum_by_nonzero_weights S w l / number of weights that are not 0 (a negative one counts). A loss of
+    weight 0 is left out, even if it is NaN.
 
     Args:
         losses: any shape, in nats.
@@ -191,7 +194,8 @@ def compute_weighted_loss(
         reduction: one of the five names.
 
     Returns:
-        float64 array of the shape of `losses` for "none", else a float; NaN where there is nothing to average (TensorFlow says 0).
+        float64 array of the shape of `losses` for "none", else a float; NaN where there is nothing to average
+        (TensorFlow says 0).
 
     Raises:
         BigvocabError: an unknown reduction, or weights that do not fit.
@@ -231,7 +235,9 @@ def broadcast_weights(weights: npt.ArrayLike, shape: tuple[int, ...]) -> npt.NDA
 def reduce_losses(
     losses: npt.NDArray[np.float64], weights: npt.NDArray[np.float64], reduction: str, counted: Any = None
 ) -> Any:
-    """`compute_weighted_loss` of checked arrays; where `counted` (bool, of the losses' shape) is False, a loss is in no figure."""
+    """`compute_weighted_loss` of checked arrays; where `counted` (bool, of the losses' shape) is False, a loss is in no
+    figure.
+    """
     spread = np.broadcast_to(weights, losses.shape)
     unit = not weights.ndim and weights == 1.0
     weighted = losses if unit else np.where(spread == 0, 0.0, spread * np.where(spread == 0, 0.0, losses))

@@ -135,9 +135,7 @@ class Tally:
                 sums.grow(len(self.group_ids))
         return np.array(ids, np.int32)
 
-    def _add_groups(
-        self, codes: npt.NDArray[Any], names: list[str], values: Floats, weights: Floats | None
-    ) -> None:
+    def _add_groups(self, codes: npt.NDArray[Any], names: list[str], values: Floats, weights: Floats | None) -> None:
         seen = np.unique(codes)
         place = np.zeros(len(names), np.int32)
         place[seen] = self._grow_groups([names[code] for code in seen])
@@ -215,10 +213,16 @@ class Tally:
         return math.sqrt(to_float(spread / Fraction(weight) ** 2 * Fraction(n, n - 1)))
 
     def bias(self) -> dict[str, float]:
-        """The exact loss beside the sampled one: means, and exact less sampled with its standard error; nothing without exact losses."""
+        """The exact loss beside the sampled one: means, and exact less sampled with its standard error; nothing without
+        exact losses.
+        """
         figures = {"mean": self.mean()}
         if "bias" in self.sums:
-            figures |= {"exact_mean": self._mean("exact"), "bias": self._mean("bias"), "bias_stderr": self.stderr("bias")}
+            figures |= {
+                "exact_mean": self._mean("exact"),
+                "bias": self._mean("bias"),
+                "bias_stderr": self.stderr("bias"),
+            }
         return figures
 
     def reductions(self) -> dict[str, float]:
@@ -228,7 +232,7 @@ class Tally:
         return {name: reduced(name, total, weight, *counts) for name in REDUCTIONS if name != "none"}
 
     def figures(self, *, perplexity: bool = True) -> dict[str, Any]:
-        """The part of a report that comes from the rows; `perplexity` and bits only where the loss is a log-likelihood."""
+        """What a report has from the rows; `perplexity` and bits only where the loss is a log-likelihood."""
         mean, stderr = self.mean(), self.stderr()
         figures: dict[str, Any] = {
             "mean": mean,

@@ -344,7 +344,9 @@ def test_a_file_that_shrinks_while_it_is_read(tmp_path):
                 file.truncate(1_000_000)
 
     with pytest.raises(bv.FormatError, match="shrank while it is read"):
-        bv.evaluate(logits=path, labels=np.zeros(64, int), chunk_rows=16, progress=shrink, output=tmp_path / "out.parquet")
+        bv.evaluate(
+            logits=path, labels=np.zeros(64, int), chunk_rows=16, progress=shrink, output=tmp_path / "out.parquet"
+        )
     assert [p.name for p in tmp_path.iterdir()] == ["logits.npy"]
 
 

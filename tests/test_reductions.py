@@ -16,7 +16,11 @@ finite = st.floats(allow_nan=False, allow_infinity=False)
 
 def same(a, b):
     x, y = a.state(), b.state()
-    return x["low"] == y["low"] and np.array_equal(x["digits"], y["digits"]) and np.array_equal(x["specials"], y["specials"])
+    return (
+        x["low"] == y["low"]
+        and np.array_equal(x["digits"], y["digits"])
+        and np.array_equal(x["specials"], y["specials"])
+    )
 
 
 @settings(max_examples=200, deadline=None)
@@ -57,7 +61,12 @@ def test_groups_grow_and_merge_by_name():
 
 @pytest.mark.parametrize(
     ("values", "expected"),
-    [([1, math.inf], math.inf), ([-math.inf, 1], -math.inf), ([math.inf, -math.inf], math.nan), ([math.nan, 1], math.nan)],
+    [
+        ([1, math.inf], math.inf),
+        ([-math.inf, 1], -math.inf),
+        ([math.inf, -math.inf], math.nan),
+        ([math.nan, 1], math.nan),
+    ],
 )
 def test_what_is_not_finite_is_kept_apart(values, expected):
     sums = ExactSums()
