@@ -148,8 +148,11 @@ from pathlib import Path
 def anonymous():
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) >> 10 for line in lines if line.startswith("RssAnon"))
-import bigvocab.evaluator, bigvocab.kernels.softmax before, seen = anonymous(), [] bv.evaluate(logits={str(path)!r},
-labels=np.arange(512), progress=lambda *_: seen.append(anonymous()), max_memory="128M") print(max(seen) - before)
+import bigvocab.job, bigvocab.kernels.softmax
+path, before, seen = {str(path)!r}, anonymous(), []
+look = lambda *_: seen.append(anonymous())
+bv.evaluate(logits=path, labels=np.arange(512), progress=look, max_memory="128M")
+print(max(seen) - before)
 """
     if not os.path.exists("/proc/self/status"):
         pytest.skip("needs /proc")
