@@ -11,6 +11,8 @@ import contextlib
 import ctypes
 import os
 import signal
+import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -24,7 +26,11 @@ def die_with_a_message(clean_up: Callable[[], None]) -> None:
     if not hasattr(signal, "SIGBUS"):
         return
 
+    first = threading.Lock()
+
     def on_bus_error(number: int) -> None:
+        if not first.acquire(blocking=False):
+            time.sleep(60)  # another thread faulted before, and ends the process
         with contextlib.suppress(BaseException):
             clean_up()
         os.write(2, _MESSAGE)
