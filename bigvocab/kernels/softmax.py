@@ -175,9 +175,11 @@ def _row(x, label, scale, want, first_class, stats):
                 if not abs(np.float64(reference)) < _PRECISE:
                     return False
                 limit = v.like_lane((np.float64(reference) + _FARTHEST) / c, x)
-        counted = want & RANK and (near or want & ENTROPY)
-        if want & ENTROPY:
+        counted = want & RANK and near
+        if want & ENTROPY and counted:
             block = _block(x, start, stop, factor, reference, lane_label, True, True)
+        elif want & ENTROPY:
+            block = _block(x, start, stop, factor, reference, lane_label, False, True)
         elif counted:
             block = _block(x, start, stop, factor, reference, lane_label, True, False)
         else:
@@ -202,7 +204,7 @@ def _row(x, label, scale, want, first_class, stats):
             sums = v.mul(sums, scaling)
             reference = moved
             limit = v.like_lane((np.float64(reference) + _FARTHEST) / c, x)
-            block = _block(x, start, stop, factor, reference, lane_label, True, True)
+            block = _block(x, start, stop, factor, reference, lane_label, False, True)
         sums = v.add(sums, block[0])
         shifted_sums = v.add(shifted_sums, block[2])
         if want & LOGIT_SUM:
