@@ -3,6 +3,7 @@
 import json
 import random
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -531,3 +532,21 @@ def test_options_that_do_not_go_together(options, message):
     done = run("eval", "--logits", "x.npy", "--labels", "y.npy", *options)
     assert done.exit_code == 2
     assert message in done.stderr
+
+
+def test_shards_of_a_linear_head_merge_to_the_bits_of_one_run(tmp_path):
+    """On the real sample: with other threads and chunks in every shard, merged out of order."""
+    kjv = Path(__file__).parents[1] / "data" / "kjv"
+    job = {
+        "inputs": kjv / "hidden.safetensors",
+        "weights": f"{kjv / 'model.safetensors'}::lm_head.weight",
+        "biases": f"{kjv / 'model.safetensors'}::lm_head.bias",
+        "labels": kjv / "labels_hidden.parquet",
+        "group_column": "book",
+    }
+    paths = [tmp_path / f"{i}.state" for i in (3, 1, 2)]
+    for i, path in zip((3, 1, 2), paths, strict=True):
+        bv.evaluate(**job, shard=(i, 3), state=path, threads=i, chunk_rows=50 * i)
+    times = ("seconds", "rows_per_second", "bytes_per_second", "inputs")
+    merged, whole = merge_states(paths).to_dict(), bv.evaluate(**job).to_dict()
+    assert {k: v for k, v in merged.items() if k not in times} == {k: v for k, v in whole.items() if k not in times}
