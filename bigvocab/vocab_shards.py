@@ -140,6 +140,8 @@ class ClassRange:
                 raise BigvocabError(
                     f"label_logits: row {row + at} has the label {labels[at]}, whose logit is in none of the files"
                 )
+            if isinstance(matrix, Matrix):
+                _check_stored(logits, matrix.dtype, row)
         return logits, inside
 
     def _statistics(self, evaluator: Evaluator, matrix: Any, row: int, labels: Any, logits: Floats) -> RowStatistics:
@@ -170,6 +172,18 @@ class ClassRange:
         if isinstance(matrix, LinearMatrix):  # a slice of a layer counts its classes from 0
             found[:, 2] += np.where(found[:, 2] >= 0, self.first, 0)
         return RowStatistics(found, logits, evaluator.logit_scale, evaluator.softcap or 0.0)
+
+
+def _check_stored(logits: Floats, dtype: np.dtype[Any], row: int) -> None:
+    """Raise unless each logit is a number of the matrix's type: kernels compare it with the others bit by bit."""
+    with np.errstate(over="ignore"):
+        stored = logits.astype(dtype).astype(np.float64)
+    if (other := ~np.isnan(logits) & (stored != logits)).any():
+        at = int(np.argmax(other))
+        raise BigvocabError(
+            f"label_logits: row {row + at} has {float(logits[at])}, which is no {dtype.name}, as the logits here are; "
+            "expected the files of one set of logits"
+        )
 
 
 def _cut(first_class: int, tile: Any, first: int, stop: int) -> tuple[int, Any]:

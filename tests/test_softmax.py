@@ -133,6 +133,26 @@ def test_infinities_and_nan_stay_in_their_row():
     np.testing.assert_array_equal(rows.finite, [False, False, True])
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: np.dtype(d).name)
+@pytest.mark.parametrize("entropy", [False, True])
+@pytest.mark.parametrize("size", ["small", "large"])
+def test_labels_of_either_sign_zeros_subnormals_and_masked_classes_are_counted(dtype, entropy, size):
+    """Half-precision logits are counted as the integers they are stored in, where -0 is not 0."""
+    info = ml_dtypes.finfo(dtype)
+    steps = np.array([1, 2, 3, 1.5, 0.25]) * (1 if size == "large" else float(info.tiny))
+    values = np.concatenate([-steps, [0.0, -0.0, -np.inf, float(info.smallest_subnormal)], steps]).astype(dtype)
+    rng = np.random.default_rng(3)
+    classes = 2 * kernels.BLOCK + 77
+    logits = values[rng.integers(0, len(values), (len(values), classes))]
+    labels = rng.integers(0, classes, len(values))
+    logits[np.arange(len(values)), labels] = values
+    x = logits.astype(np.float64)
+    rows = softmax_rows([(0, logits)], labels, want=wanted(rank=True, entropy=entropy))
+    at = x[np.arange(len(labels)), labels][:, None]
+    np.testing.assert_array_equal(rows.rank, 1 + (x > at).sum(1))
+    np.testing.assert_array_equal(rows._column("EQUAL"), (x == at).sum(1))
+
+
 def test_ties_of_a_masked_label_do_not_count_the_padding():
     logits = np.array([[-np.inf, -np.inf, 1.0]], np.float32)
     rows = softmax_rows([(0, logits)], np.array([0]), want=wanted(rank=True))

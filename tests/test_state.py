@@ -467,6 +467,17 @@ def test_machines_that_hold_one_slice_each(data, tmp_path):
     assert figures(merge_states([tmp_path / f"{i}.state" for i in (2, 0, 1)])) == figures(whole)
 
 
+def test_label_logits_of_another_type_are_refused(data, tmp_path):
+    """Logits are compared as they are stored: one that this type does not have belongs to other files."""
+    name, first = SLICES[0]
+    job = main_job(data, logits=data / name, first_class=first, num_classes=CLASSES)
+    logits = pa.table({"label_logit": np.linspace(0.1, 0.9, ROWS)})
+    with pa.OSFile(str(tmp_path / "other.arrow"), "wb") as sink, pa.ipc.new_file(sink, logits.schema) as writer:
+        writer.write_table(logits)
+    with pytest.raises(bv.BigvocabError, match=r"row \d+ has 0\.\d+, which is no float32"):
+        bv.evaluate(**job, state=tmp_path / "x.state", label_logits=tmp_path / "other.arrow")
+
+
 def test_ranges_of_classes_that_do_not_fit(data, tmp_path):
     job = main_job(data)
     for i in (1, 2, 3):

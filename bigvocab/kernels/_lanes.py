@@ -16,11 +16,11 @@ from numba import types
 from numba.extending import intrinsic, models, register_model
 
 F32, F64, I16, I32 = ir.FloatType(), ir.DoubleType(), ir.IntType(16), ir.IntType(32)
-_ELEMENTS = {"float": F32, "double": F64, "int": I32}
+_ELEMENTS = {"float": F32, "double": F64, "int": I32, "short": I16}
 
 
 class Lanes(types.Type):
-    """A vector of `count` numbers of one kind: "float", "double" or "int"."""
+    """A vector of `count` numbers of one kind: "float", "double", "int" or "short"."""
 
     def __init__(self, kind: str, count: int) -> None:
         self.kind, self.count = kind, count
@@ -33,7 +33,7 @@ class _LanesModel(models.PrimitiveModel):
         super().__init__(dmm, fe_type, ir.VectorType(_ELEMENTS[fe_type.kind], fe_type.count))
 
 
-FLOATS, DOUBLES = Lanes("float", 32), Lanes("double", 16)
+FLOATS, DOUBLES, SHORTS = Lanes("float", 32), Lanes("double", 16), Lanes("short", 32)
 
 
 def lanes_of(dtype: types.Type) -> Lanes:
@@ -134,6 +134,24 @@ def load(typingctx, array, index):
     def codegen(context, builder, signature, args):
         pointer, size = _pointer(context, builder, array, args[0], args[1], lanes.count)
         return _widened(builder, array.dtype, builder.load(pointer, align=size), lanes.count)
+
+    return lanes(array, types.intp), codegen
+
+
+@intrinsic
+def load_unordered(typingctx, array, index):
+    """As `load`, but lane by lane in any order, which is cheaper for bfloat16: the even elements, then the odd ones."""
+    lanes = lanes_of(array.dtype)
+
+    def codegen(context, builder, signature, args):
+        pointer, size = _pointer(context, builder, array, args[0], args[1], lanes.count)
+        raw = builder.load(pointer, align=size)
+        if array.dtype != types.uint16:
+            return _widened(builder, array.dtype, raw, lanes.count)
+        pairs = builder.bitcast(raw, ir.VectorType(I32, lanes.count // 2))
+        even = builder.shl(pairs, ir.Constant(pairs.type, [16] * pairs.type.count))
+        odd = builder.and_(pairs, ir.Constant(pairs.type, [0xFFFF0000] * pairs.type.count))
+        return builder.bitcast(_joined(builder, [even, odd]), _ir(lanes))
 
     return lanes(array, types.intp), codegen
 
@@ -257,6 +275,19 @@ def widen(typingctx, lanes):
     return Lanes("double", lanes.count)(lanes), codegen
 
 
+@intrinsic
+def fold(typingctx, lanes):
+    """Float lanes as half as many float64, the upper half added to the lower one in float; float64 as they are."""
+
+    def codegen(context, builder, signature, args):
+        if lanes.kind == "double":
+            return args[0]
+        lower, upper = _pieces(builder, args[0], lanes.count // 2)
+        return builder.fpext(builder.fadd(lower, upper), _ir(DOUBLES))
+
+    return DOUBLES(lanes), codegen
+
+
 def _binary(operation):
     @intrinsic
     def apply(typingctx, a, b):
@@ -333,12 +364,61 @@ def keep_first(typingctx, x, count):
     return x(x, types.intp), codegen
 
 
+# Half-precision numbers are compared as the integers they are stored in, twice as many in a register: as they are with
+# a label of at least 0; with a negative one all bits but the sign are turned, because there the integers run downwards.
+# So a label is (its bits in every lane, what to turn). Not for a label of 0: to integers, -0 is another number.
+
+
+def _is_half(dtype):
+    return dtype in (types.int16, types.uint16)
+
+
+def _order_of(dtype):
+    return SHORTS if _is_half(dtype) else lanes_of(dtype)
+
+
+@intrinsic
+def order_of(typingctx, value, array):
+    """A stored number as (lanes, turn), to be compared with what `load_order` loads of `array`."""
+    lanes = _order_of(array.dtype)
+
+    def codegen(context, builder, signature, args):
+        turn = ir.Constant(I16, 0)
+        if not _is_half(array.dtype):
+            return context.make_tuple(builder, signature.return_type, [_splat(builder, args[0], lanes.count), turn])
+        number = args[0]
+        if array.dtype == types.uint16:
+            bits = builder.trunc(builder.lshr(builder.bitcast(number, I32), ir.Constant(I32, 16)), I16)
+        else:
+            bits = builder.bitcast(builder.fptrunc(number, ir.HalfType()), I16)
+        turn = builder.select(
+            builder.fcmp_ordered("<", number, ir.Constant(number.type, 0.0)), ir.Constant(I16, 0x7FFF), turn
+        )
+        ordered = builder.xor(_splat(builder, bits, lanes.count), _splat(builder, turn, lanes.count))
+        return context.make_tuple(builder, signature.return_type, [ordered, turn])
+
+    return types.Tuple((lanes, types.int16))(_scalar(lanes_of(array.dtype)), array), codegen
+
+
+@intrinsic
+def load_order(typingctx, array, index, turn):
+    """The elements from `index` on, all within the array, as lanes to count with."""
+    lanes = _order_of(array.dtype)
+
+    def codegen(context, builder, signature, args):
+        pointer, size = _pointer(context, builder, array, args[0], args[1], lanes.count)
+        raw = builder.load(pointer, align=size)
+        return builder.xor(raw, _splat(builder, args[2], lanes.count)) if lanes == SHORTS else raw
+
+    return lanes(array, types.intp, types.int16), codegen
+
+
 def _counting(comparison):
     @intrinsic
     def count(typingctx, x, y):
         def codegen(context, builder, signature, args):
-            held = builder.fcmp_ordered(comparison, *args)
-            bits = builder.bitcast(held, ir.IntType(x.count))
+            compare = builder.icmp_signed if x.kind == "short" else builder.fcmp_ordered
+            bits = builder.bitcast(compare(comparison, *args), ir.IntType(x.count))
             return builder.zext(builder.ctpop(bits), ir.IntType(64))
 
         return types.int64(x, x), codegen

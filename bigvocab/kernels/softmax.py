@@ -58,16 +58,19 @@ def _block_max(x, start, stop):
 
 
 @inline
-def _add_lanes(logits, held, c, r, low, y, ranked, entropy):
-    """Add one vector to a strip's (sum of 2**t, maximum, sum of t 2**t, logits above, at the label's)."""
+def _add_lanes(logits, ordered, held, c, r, low, y, ranked, entropy):
+    """Add one vector to a strip's (sum of 2**t, maximum, sum of t 2**t, logits above, at the label's).
+
+    `ordered` and `y` are the logits and the label as they are compared.
+    """
     sums, top, shifted, greater, equal = held
     t = v.at_least(v.fma(logits, c, r), low)
     e = exp2_normal(t)
     if entropy:
         shifted = v.fma(t, e, shifted)
     if ranked:
-        greater += v.count_greater(logits, y)
-        equal += v.count_equal(logits, y)
+        greater += v.count_greater(ordered, y)
+        equal += v.count_equal(ordered, y)
     return v.add(sums, e), v.larger(logits, top), shifted, greater, equal
 
 
@@ -75,9 +78,10 @@ def _add_lanes(logits, held, c, r, low, y, ranked, entropy):
 def _block(x, start, stop, factor, reference, label, ranked, entropy):
     """What `_add_lanes` says of a block, sums in float64; the last vector stands apart: the loop has no branch."""
     zero = v.zeros_for(x)
-    c, r, y = v.splat(factor, zero), v.splat(-reference, zero), v.splat(label, zero)
+    c, r = v.splat(factor, zero), v.splat(-reference, zero)
+    y, turn = v.order_of(label, x)
     low = v.splat(v.like_lane(-126.0, x), zero)
-    sums, shifted = v.sums_for(x), v.sums_for(x)
+    sums, shifted = v.fold(zero), v.fold(zero)
     top, greater, equal = v.splat(v.floor_value(x), zero), 0, 0
     size = v.width(x)
     whole = stop - (stop - start) % size
@@ -85,16 +89,17 @@ def _block(x, start, stop, factor, reference, label, ranked, entropy):
         held = (zero, top, zero, greater, equal)
         for i in range(strip, min(strip + STRIP * size, whole), size):
             v.prefetch(x, i + AHEAD)
-            held = _add_lanes(v.load(x, i), held, c, r, low, y, ranked, entropy)
-        sums = v.add(sums, v.widen(held[0]))
+            held = _add_lanes(v.load_unordered(x, i), v.load_order(x, i, turn), held, c, r, low, y, ranked, entropy)
+        sums = v.add(sums, v.fold(held[0]))
         if entropy:
-            shifted = v.add(shifted, v.widen(held[2]))
+            shifted = v.add(shifted, v.fold(held[2]))
         top, greater, equal = held[1], held[3], held[4]
     if whole < stop:
         rest = v.load_part(x, whole, stop, v.floor_value(x))
-        held = _add_lanes(rest, (zero, top, zero, greater, equal), c, r, low, y, ranked, entropy)
-        sums = v.add(sums, v.widen(held[0]))
-        shifted = v.add(shifted, v.widen(held[2]))
+        held = (zero, top, zero, greater, equal)
+        held = _add_lanes(rest, rest, held, c, r, low, v.splat(label, zero), ranked, entropy)
+        sums = v.add(sums, v.fold(held[0]))
+        shifted = v.add(shifted, v.fold(held[2]))
         top, greater, equal = held[1], held[3], held[4]
     return sums, top, shifted, greater, equal
 
@@ -161,7 +166,7 @@ def _row(x, label, scale, want, first_class, stats):
     nothing = v.floor_value(x)
     reference, limit = v.like_lane(-1e30, x), nothing
     started = False
-    sums, shifted_sums, totals = v.sums_for(x), v.sums_for(x), v.sums_for(x)
+    sums, shifted_sums, totals = v.fold(v.zeros_for(x)), v.fold(v.zeros_for(x)), v.sums_for(x)
     greater, equal = 0, 0
     best, best_start = nothing, 0
     near = True  # whether the label's logit was reached in the block before: then count in the same pass
@@ -175,7 +180,7 @@ def _row(x, label, scale, want, first_class, stats):
                 if not abs(np.float64(reference)) < _PRECISE:
                     return False
                 limit = v.like_lane((np.float64(reference) + _FARTHEST) / c, x)
-        counted = want & RANK and near
+        counted = want & RANK and near and label != 0
         if want & ENTROPY and counted:
             block = _block(x, start, stop, factor, reference, lane_label, True, True)
         elif want & ENTROPY:
