@@ -10,6 +10,7 @@ import tracemalloc
 from decimal import Decimal, localcontext
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -104,7 +105,9 @@ def naive_alias(weights):
 def test_alias_table(weights):
     """A 23-bit fraction k is below the threshold just where k / 2^23 is below the float32 probability."""
     weights = np.array([*weights, 1.0], np.float32)
-    table = kernels.build_alias(weights)
+    size = len(weights)
+    table = np.empty((size, 2), np.uint32)
+    kernels.build_alias(weights, np.empty(size + 2, np.uint32), np.empty(size + 2), table)
     probabilities, aliases = naive_alias(weights)
     assert table[:, 1].tolist() == aliases
     thresholds = table[:, 0].astype(np.int64)
@@ -112,6 +115,26 @@ def test_alias_table(weights):
     assert (thresholds / 2**23 >= probabilities).all()
     drawn = kernels.alias_probabilities(table)
     np.testing.assert_allclose(drawn, weights / weights.sum(dtype=np.float64), rtol=1e-5, atol=2.0**-22)
+
+
+def test_weights_of_any_kind_are_the_same_sampler():
+    """A list of ints, of floats, of both, beyond int64, a tuple, arrays of any type: one table, one P."""
+    small = [3, 1, 4, 1, 5, 0, 9]
+    given = [small, tuple(small), [float(n) for n in small], [3, 1.0, 4, True, 5, 0, np.int64(9)]]
+    given += [np.array(small, dtype) for dtype in ("u1", "i4", "f2", "f4", "f8", ml_dtypes.bfloat16)]
+    first, *others = [bv.FixedUnigramSampler(weights, distortion=0.75) for weights in given]
+    for other in others:
+        np.testing.assert_array_equal(other._table, first._table)
+        np.testing.assert_array_equal(other.probability(np.arange(7)), first.probability(np.arange(7)))
+    assert bv.FixedUnigramSampler([2**70, 2**70]).probability([1]) == 0.5
+    assert first.probability([5]) == 0
+
+
+def test_many_weights_by_several_threads():
+    weights = np.random.default_rng(0).integers(0, 9, 300_000)
+    sampler = bv.FixedUnigramSampler(weights, distortion=0.75)
+    expected = weights**0.75 / (weights**0.75).sum()
+    np.testing.assert_allclose(sampler.probability(np.arange(len(weights))), expected, rtol=1e-12)
 
 
 def test_float32_powers():
@@ -552,14 +575,14 @@ UNIGRAM = bv.FixedUnigramSampler([1, 0, 2, 0, 3])
         (lambda: bv.AllCandidateSampler(5).sample([[4]], 4, seed=1), "true_classes: row 0 is 4"),
         (lambda: UNIGRAM.sample([[0]], 4, seed=1), "got 4 unique candidates, but the number of classes of positive"),
         (lambda: UNIGRAM.sample([[0, 2], [4, 3]], 2, seed=1), "true_classes: row 1 is 3, a class of weight 0"),
-        (lambda: bv.FixedUnigramSampler([1, 2, -3, -4]), r"unigrams: row 2 is -3\.0"),
+        (lambda: bv.FixedUnigramSampler([1, 2, -3, -4]), r"unigrams: row 2 is -3,"),
         (lambda: bv.FixedUnigramSampler([1, math.nan]), "unigrams: row 1 is nan"),
         (lambda: bv.FixedUnigramSampler([math.inf]), "unigrams: row 0 is inf"),
         (lambda: bv.FixedUnigramSampler([0, 0, 0]), "unigrams: all 3 weights of shard 0 of 1 are 0"),
         (lambda: bv.FixedUnigramSampler([0, 1, 0], num_shards=2), "unigrams: all 2 weights of shard 0 of 2 are 0"),
         (lambda: bv.FixedUnigramSampler([1e300, 1]), r"weight 1e\+300 of word 0.* is past the largest float32"),
         (lambda: bv.FixedUnigramSampler([1e30, 1], distortion=2), r"weight 1e\+30 of word 0"),
-        (lambda: bv.FixedUnigramSampler([1, 0], distortion=-1), r"weight 0\.0 of word 1"),
+        (lambda: bv.FixedUnigramSampler([1, 0], distortion=-1), r"weight 0 of word 1"),
         (lambda: bv.FixedUnigramSampler([]), r"unigrams: .* got shape \(0,\)"),
         (lambda: bv.FixedUnigramSampler([[1.0]]), r"unigrams: .* got shape \(1, 1\)"),
         (lambda: bv.FixedUnigramSampler([1], distortion=math.nan), "distortion: got nan"),

@@ -108,65 +108,62 @@ def alias_draws(pairs, start, table, draws):
 
 
 @jit
-def build_alias(weights):
+def build_alias(weights, stack, masses, table):
     """Alias table of float32 weights (Vose 1991, doi:10.1109/32.92917): (V, 2) uint32, threshold and alias.
 
     Every rounding is TensorFlow's: w * V in float32, the rest in float64, the probability stored as float32. A fraction
-    u = k / 2^23 is below p just where k < ceil(p 2^23), so integers are compared.
+    u = k / 2^23 is below p just where k < ceil(p 2^23), so integers are compared. `stack` (uint32) and `masses`
+    (float64), both (V + 2,), are two stacks in one: buckets below 1 grow from the bottom, the others from the top.
     """
-    size = weights.size
-    scale = np.float32(size)
+    scale = np.float32(weights.size)
     total = 0.0
     for weight in weights:
         total += np.float64(weight)
-    mass = np.empty(size)
-    stack = np.empty(size + 2, np.int64)  # buckets below 1 grow from its bottom, the others from its top
     num_low, top_high = 0, stack.size
-    for i in range(size):
-        mass[i] = np.float64(weights[i] * scale) / total
-        is_low = np.int64(mass[i] < 1.0)
-        stack[num_low] = i  # written to both: a branch would be mispredicted every other time
-        stack[top_high - 1] = i
+    for i in range(weights.size):
+        mass = np.float64(weights[i] * scale) / total
+        is_low = np.int64(mass < 1.0)
+        stack[num_low], masses[num_low] = i, mass  # written to both: a branch would be mispredicted every other time
+        stack[top_high - 1], masses[top_high - 1] = i, mass
         num_low += is_low
         top_high -= 1 - is_low
-    aliases = np.arange(size)
-    _pair_buckets(mass, aliases, stack, num_low, top_high)
-    table = np.empty((size, 2), np.uint32)
-    for i in range(size):
-        table[i, 0] = np.uint32(math.ceil(np.float64(np.float32(mass[i])) * 2.0**23))
-        table[i, 1] = aliases[i]
-    return table
+    _pair_buckets(stack, masses, (num_low, top_high), table)
 
 
 @inline
-def _pair_buckets(mass, aliases, stack, num_low, top_high):
+def _fill_bucket(table, bucket, mass, alias):
+    table[bucket, 0] = np.uint32(math.ceil(np.float64(np.float32(mass)) * 2.0**23))
+    table[bucket, 1] = alias
+
+
+@inline
+def _pair_buckets(stack, masses, ends, table):
     """Fill each bucket below 1 from the last one above, which may fall below 1 and is then the next to be filled."""
+    num_low, top_high = ends
     if num_low > 0 and top_high < stack.size:
-        low, high = stack[num_low - 1], stack[top_high]
-        num_low, top_high = num_low - 1, top_high + 1
-        low_mass, high_mass = mass[low], mass[high]
+        num_low -= 1
+        low, low_mass, high, high_mass = stack[num_low], masses[num_low], stack[top_high], masses[top_high]
+        top_high += 1
         while True:
-            aliases[low] = high
-            mass[low] = low_mass
+            _fill_bucket(table, low, low_mass, high)
             high_mass -= 1.0 - low_mass
             if high_mass < 1.0:
                 low, low_mass = high, high_mass
                 if top_high == stack.size:
-                    mass[low] = 1.0
+                    _fill_bucket(table, low, 1.0, low)
                     break
-                high, top_high = stack[top_high], top_high + 1
-                high_mass = mass[high]
+                high, high_mass = stack[top_high], masses[top_high]
+                top_high += 1
             else:
                 if num_low == 0:
-                    mass[high] = 1.0
+                    _fill_bucket(table, high, 1.0, high)
                     break
                 num_low -= 1
-                low = stack[num_low]
-                low_mass = mass[low]
+                low, low_mass = stack[num_low], masses[num_low]
     for i in range(num_low):  # what is left is 1 but for rounding, and keeps all to itself
-        mass[stack[i]] = 1.0
+        _fill_bucket(table, stack[i], 1.0, stack[i])
     for i in range(top_high, stack.size):
-        mass[stack[i]] = 1.0
+        _fill_bucket(table, stack[i], 1.0, stack[i])
 
 
 @jit
