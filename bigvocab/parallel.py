@@ -54,7 +54,7 @@ if hasattr(os, "register_at_fork"):
 
 def run(task: Callable[[int, int], None], count: int, step: int, num_threads: int | None = None) -> None:
     """Call `task(start, stop)` for consecutive ranges of at most `step` that cover `range(count)`, on `num_threads`
-    threads.
+    threads, of which the caller's is one.
 
     The first exception of a task is raised here, after those under way have ended; ranges not yet begun are left out.
     """
@@ -83,11 +83,13 @@ def run(task: Callable[[int, int], None], count: int, step: int, num_threads: in
         finally:
             _inside.task = False
 
-    pool = _pool(threads)
-    futures = [pool.submit(work) for _ in range(threads)]
+    pool = _pool(threads - 1)
+    futures = [pool.submit(work) for _ in range(threads - 1)]
     try:
+        work()  # this thread is at it before the others have woken up
         for future in futures:
-            future.result()
+            if not future.cancel():  # it may wait behind the work of another caller: none is left for it
+                future.result()
     finally:  # also on Ctrl-C: no task may go on writing into arrays that the caller gave up
         stopped.set()
         for future in futures:

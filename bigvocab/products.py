@@ -18,6 +18,7 @@ from bigvocab.checks import BFLOAT16
 from bigvocab.rows import kernel_view
 
 Array = npt.NDArray[Any]
+Ids = npt.NDArray[np.int64]
 
 _CHUNK = 480  # rows that are packed, or multiplied with a panel of weights, at a turn: a multiple of the 12 of a panel
 
@@ -71,14 +72,14 @@ class Packed:
         weights_dtype: Any,
         num_threads: int | None = 1,
         *,
-        chosen: npt.NDArray[np.int64] | None = None,
+        chosen: Ids | None = None,
         prepare: Callable[[Array], Array] | None = None,
     ) -> Packed:
         """Pack inputs (n, D), or the chosen rows of them, to be multiplied with weights of some type.
 
         prepare, a function of rows in the accumulator's type, is applied before they are packed.
         """
-        from bigvocab.kernels.products import ROWS, multiplies_pairs, pack_rows
+        from bigvocab.kernels.panels import ROWS, multiplies_pairs, pack_rows
 
         n, depth = inputs.shape if chosen is None else (len(chosen), inputs.shape[1])
         dtype, steps = accumulator(inputs.dtype, weights_dtype), depth
@@ -114,17 +115,20 @@ class Packed:
         """Room for one panel of weights."""
         return np.empty(self.panels.shape[1] * lanes(self.dtype), self.panels.dtype)
 
-    def multiply(self, weights: Array, biases: Array, panel: Array, out: Array, column: int = 0) -> int:
-        """Put rows times weights (m, D) transposed, plus biases, into out[:, column : column + m].
+    def multiply(
+        self, weights: Array, biases: Array, panel: Array, out: Array, column: int = 0, ids: Ids | None = None
+    ) -> int:
+        """Put rows times weights (m, D), or weights[ids], transposed, plus biases, into out[:, column : column + m].
 
-        biases is as long as the padding asks: m + lanes. Columns behind are overwritten up to the padding. Returns the
-        first row of weights of a panel that holds a NaN or an infinity, or -1.
+        ids are not checked, and their rows are read where they lie. biases is as long as the padding asks: m + lanes.
+        Columns behind are overwritten up to the padding. Returns the first row of weights of a panel that holds a NaN
+        or an infinity, or -1.
         """
         from bigvocab.kernels.products import tile_product
 
-        span = (0, len(weights), column)
+        span = (0, len(weights if ids is None else ids), column)
         packed = self.panels.reshape(-1)
-        found: int = tile_product(packed, self.depth, kernel_view(weights), span, biases, panel, out)
+        found: int = tile_product(packed, self.depth, kernel_view(weights), ids, span, biases, panel, out)
         return found
 
 
@@ -149,8 +153,8 @@ def product(inputs: Array, rows: Array, out: Array | None = None, num_threads: i
     return out
 
 
-def paired(inputs: Packed, rows: Array, biases: Array | None = None) -> Array:
-    """The product of each row of inputs with the same row of `rows` (n, D), + biases (n,): bits of `multiply`."""
+def paired(inputs: Packed, rows: Array, biases: Array | None = None, ids: Ids | None = None) -> Array:
+    """Each row of inputs times the same row of `rows` (n, D), or of rows[ids], + biases (n,): bits of `multiply`."""
     from bigvocab.kernels.products import paired_products
 
     dtype = inputs.dtype
@@ -160,5 +164,5 @@ def paired(inputs: Packed, rows: Array, biases: Array | None = None) -> Array:
     out = np.empty(inputs.rows, dtype)
     if inputs.rows:
         packed, square = inputs.panels.reshape(-1), np.empty((12, lanes(dtype)), dtype)
-        paired_products(packed, inputs.depth, kernel_view(rows), addend, inputs.panel(), square, out)
+        paired_products(packed, inputs.depth, kernel_view(rows), ids, addend, inputs.panel(), square, out)
     return out

@@ -18,7 +18,6 @@ import numpy as np
 import numpy.typing as npt
 
 from bigvocab import parallel
-from bigvocab.kernels import gather
 from bigvocab.kernels import random as random_kernels
 from bigvocab.layer_shards import as_one_array, picked_at_random
 from bigvocab.products import Packed, accumulator, converted, lanes, paired
@@ -31,7 +30,7 @@ Ids = npt.NDArray[np.int64]
 
 TILE = 1024  # candidates; changing it changes last bits
 _UNIT_ROWS = 528  # so that 512 are multiplied with a panel of weights at once
-_PAIR_ROWS = 528  # fewer are not worth a second thread
+_PAIRS = 264  # true ids of a turn of a thread: a multiple of the 12 rows of a panel
 _KEPT_BYTES = 8 << 20
 _BLOCK_BYTES = 64 << 20  # of packed rows and their statistics, while the candidates' rows are gathered once
 
@@ -82,6 +81,9 @@ class SampledRows:
         draw: the candidates.
         remove_hits: leave a candidate out of the rows that have it as a true class.
         num_threads: no result depends on it.
+
+    `statistics` and `softplus_sums` leave the logits x . w + b of the true ids in `logits_of_true`, flat, without any
+    correction.
     """
 
     def __init__(
@@ -93,6 +95,8 @@ class SampledRows:
         self._one_array = as_one_array(head.weights)
         self.tiles = -(-len(draw.candidates) // TILE)
         self._hits = self._found_hits() if remove_hits else None
+        self.logits_of_true = np.empty(len(true.ids))
+        self._one_each = len(true.ids) == len(inputs) and bool((np.diff(true.offsets) == 1).all())
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -107,20 +111,6 @@ class SampledRows:
         return rows, positions, np.searchsorted(positions // TILE, np.arange(self.tiles + 1))
 
     @cached_property
-    def logits_of_true(self) -> Floats:
-        """The logit x . w + b of each true id with its row, flat, without any correction."""
-        rows, ids = self.true_rows, self.true.ids
-        out = np.empty(len(ids))
-
-        def work(start: int, stop: int) -> None:
-            packed = Packed.of(self.inputs, self.head.weights.dtype, 1, chosen=rows[start:stop], prepare=self.head.norm)
-            mine = ids[start:stop]
-            out[start:stop] = paired(packed, self._rows_of(mine), self.head.biases_of(mine))
-
-        parallel.run(work, len(ids), _PAIR_ROWS, self.num_threads)
-        return out
-
-    @property
     def true_rows(self) -> Ids:
         """The row of each true id."""
         return np.repeat(np.arange(len(self)), np.diff(self.true.offsets))
@@ -191,40 +181,47 @@ class SampledRows:
         ranges = -(-packed.rows // step)
         width = min(TILE, len(self.draw.candidates))
 
-        few = int(0 < len(self.true.ids) <= _PAIR_ROWS)  # true logits, which one thread may make while others begin
+        addends = np.zeros(len(self.draw.candidates) + lanes(packed.dtype), packed.dtype)  # padded for the kernel
+        addends[: len(self.draw.candidates)] = self.head.biases_of(self.draw.candidates) - self.draw.sampled_log_q
+        begin, end = (int(self.true.offsets[row]) for row in (first_row, first_row + packed.rows))
+        pairs = -(-(end - begin) // _PAIRS)  # units that make logits of true ids, before those of candidates
 
         def work(unit: int, _: int) -> None:
-            if unit < few:
-                self.logits_of_true  # noqa: B018 - keeps what it makes
+            if unit < pairs:
+                start = begin + unit * _PAIRS
+                self._pair(first_row, packed, start, min(start + _PAIRS, end))
                 return
-            tile, first = (unit - few) // ranges, (unit - few) % ranges * step
-            weights, addend = self._gathered(tile)
+            tile, first = (unit - pairs) // ranges, (unit - pairs) % ranges * step
+            candidates = self.draw.candidates[tile * TILE : (tile + 1) * TILE]
+            weights, ids = self._picked(candidates)
+            addend = addends[tile * TILE :]
             height = -(-min(step, _UNIT_ROWS, packed.rows) // 12) * 12
             logits = _room("logits", (height, width + lanes(packed.dtype)), packed.dtype)
             panel = packed.panel()
             for start in range(first, min(first + step, packed.rows), _UNIT_ROWS):
                 rows = packed.part(start, min(start + _UNIT_ROWS, first + step, packed.rows))
-                rows.multiply(weights, addend, panel, logits)
+                rows.multiply(weights, addend, panel, logits, ids=ids)
                 self._leave_out_hits(tile, first_row + start, rows.rows, logits)
-                reduce(tile, start, start + rows.rows, len(weights), kernel_view(logits))
+                reduce(tile, start, start + rows.rows, len(candidates), kernel_view(logits))
 
-        parallel.run(work, few + self.tiles * ranges, 1, self.num_threads)
+        parallel.run(work, pairs + self.tiles * ranges, 1, self.num_threads)
 
-    def _gathered(self, tile: int) -> tuple[Array, Array]:
-        """Rows of the layer for the candidates of a tile, and bias - log Q of each, padded for the kernel."""
-        mine = slice(tile * TILE, (tile + 1) * TILE)
-        ids = self.draw.candidates[mine]
-        addend = np.zeros(len(ids) + lanes(self.dtype), self.dtype)
-        addend[: len(ids)] = self.head.biases_of(ids) - self.draw.sampled_log_q[mine]
-        return self._rows_of(ids), addend
+    def _pair(self, first_row: int, packed: Packed, start: int, stop: int) -> None:
+        """Make `logits_of_true` from `start` to `stop`; their rows begin with the first of `packed`."""
+        if self._one_each:
+            rows = packed.part(start - first_row, stop - first_row)
+        else:
+            chosen = self.true_rows[start:stop]
+            rows = Packed.of(self.inputs, self.head.weights.dtype, 1, chosen=chosen, prepare=self.head.norm)
+        classes = self.true.ids[start:stop]
+        weights, ids = self._picked(classes)
+        self.logits_of_true[start:stop] = paired(rows, weights, self.head.biases_of(classes), ids)
 
-    def _rows_of(self, ids: Ids) -> Array:
-        weights = self.head.weights
-        if self._one_array is None:
-            return np.asarray(weights[ids])
-        out = _room("weights", (len(ids), weights.shape[1]), weights.dtype)
-        gather.gather_rows(self._one_array, ids, out.view(self._one_array.dtype))
-        return out
+    def _picked(self, classes: Ids) -> tuple[Array, Ids | None]:
+        """Rows of the layer for these classes, as (array, which of its rows): only shards have to be copied."""
+        if self._one_array is not None:
+            return self._one_array, classes
+        return np.asarray(self.head.weights[classes]), None
 
     def _leave_out_hits(self, tile: int, first: int, count: int, logits: Array) -> None:
         if self._hits is None:

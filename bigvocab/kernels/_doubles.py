@@ -13,6 +13,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from bigvocab.kernels import _lanes as v
+from bigvocab.kernels import _memory as m
 from bigvocab.kernels._exp import LN2, exp2_polynomial
 from bigvocab.kernels._jit import inline
 from bigvocab.kernels._lanes import DOUBLES, F32, F64, I32
@@ -22,7 +23,7 @@ _I64 = ir.IntType(64)
 
 
 def _to_doubles(builder, dtype, raw, count):
-    wide = v._widened(builder, dtype, raw, count)
+    wide = m.widened(builder, dtype, raw, count)
     return wide if wide.type.element == F64 else builder.fpext(wide, ir.VectorType(F64, count))
 
 
@@ -31,7 +32,7 @@ def load(typingctx, array, index):
     """16 elements from `index` on, all within the array, as float64."""
 
     def codegen(context, builder, signature, args):
-        pointer, size = v._pointer(context, builder, array, args[0], args[1], SIZE)
+        pointer, size = m.pointer_to(context, builder, array, args[0], args[1], SIZE)
         return _to_doubles(builder, array.dtype, builder.load(pointer, align=size), SIZE)
 
     return DOUBLES(array, types.intp), codegen
@@ -48,7 +49,7 @@ def load_part(typingctx, array, index, stop, fill):
     """The elements from `index` to `stop`, fewer than 16, as float64, and `fill` in the lanes behind."""
 
     def codegen(context, builder, signature, args):
-        pointer, size = v._pointer(context, builder, array, args[0], args[1], SIZE)
+        pointer, size = m.pointer_to(context, builder, array, args[0], args[1], SIZE)
         mask, stored = _mask(builder, args[1], args[2]), pointer.type.pointee
         arguments = [pointer, ir.Constant(I32, size), mask, ir.Constant(stored, None)]
         raw = builder.call(
@@ -65,7 +66,7 @@ def store(typingctx, array, index, lanes):
     """Put 16 lanes into a float64 array from `index` on."""
 
     def codegen(context, builder, signature, args):
-        pointer, size = v._pointer(context, builder, array, args[0], args[1], SIZE)
+        pointer, size = m.pointer_to(context, builder, array, args[0], args[1], SIZE)
         builder.store(args[2], pointer, align=size)
         return context.get_dummy_value()
 
@@ -77,7 +78,7 @@ def store_part(typingctx, array, index, stop, lanes):
     """Put the first `stop` - `index` lanes into a float64 array."""
 
     def codegen(context, builder, signature, args):
-        pointer, size = v._pointer(context, builder, array, args[0], args[1], SIZE)
+        pointer, size = m.pointer_to(context, builder, array, args[0], args[1], SIZE)
         mask = _mask(builder, args[1], args[2])
         arguments = [args[3], pointer, ir.Constant(I32, size), mask]
         name = f"llvm.masked.store.{v._suffix(args[3].type)}.p0"
@@ -267,5 +268,5 @@ def _log_edges(typingctx, u, log):
 @inline
 def log(u):
     """Natural logarithm of u >= 0; NaN stays NaN."""
-    k, m = _exponent_and_mantissa(u)
-    return _log_edges(u, _log1p_core(v.sub(m, v.splat(1.0, u)), v.mul(k, v.splat(LN2, u))))
+    k, mantissa = _exponent_and_mantissa(u)
+    return _log_edges(u, _log1p_core(v.sub(mantissa, v.splat(1.0, u)), v.mul(k, v.splat(LN2, u))))

@@ -3,8 +3,7 @@ need.
 
 Written out, a loop has the order of its sums in the source: no fastmath flag may reorder it, and no compiler has to
 find out by itself that it can be vectorised. LLVM splits a vector into whatever registers the processor has, so AVX2
-and AVX-512 machines, whose instructions differ, return the same bits. float16 arrays come as int16 and bfloat16 as
-uint16, and are widened in the load (NumPy's own conversion runs at 1 GB/s).
+and AVX-512 machines, whose instructions differ, return the same bits.
 """
 
 from __future__ import annotations
@@ -100,121 +99,6 @@ def _joined(builder, parts):
 def _has(context, *features):
     """Whether the processor that the code is made for has these features (NUMBA_CPU_FEATURES is honoured)."""
     return all(f"+{feature}" in context.codegen().magic_tuple()[2].split(",") for feature in features)
-
-
-# ---- loads
-
-
-def _widened(builder, dtype, raw, count):
-    """Stored bits as float or double lanes."""
-    if dtype == types.uint16:  # bfloat16 is the upper half of a float
-        wide = builder.zext(raw, ir.VectorType(I32, count))
-        shifted = builder.shl(wide, ir.Constant(wide.type, [16] * count))
-        return builder.bitcast(shifted, ir.VectorType(F32, count))
-    if dtype == types.int16:
-        return builder.fpext(builder.bitcast(raw, ir.VectorType(ir.HalfType(), count)), ir.VectorType(F32, count))
-    return raw
-
-
-def _pointer(context, builder, array_type, array, index, count):
-    """Address of `count` elements from `index` on, as a pointer to a vector, and the size of one element."""
-    from numba.np import arrayobj
-
-    data = arrayobj.make_array(array_type)(context, builder, array).data
-    element = context.get_data_type(array_type.dtype)
-    address = builder.gep(data, [index])
-    return builder.bitcast(address, ir.VectorType(element, count).as_pointer()), context.get_abi_sizeof(element)
-
-
-@intrinsic
-def load(typingctx, array, index):
-    """The elements from `index` on, all within the array."""
-    lanes = lanes_of(array.dtype)
-
-    def codegen(context, builder, signature, args):
-        pointer, size = _pointer(context, builder, array, args[0], args[1], lanes.count)
-        return _widened(builder, array.dtype, builder.load(pointer, align=size), lanes.count)
-
-    return lanes(array, types.intp), codegen
-
-
-@intrinsic
-def load_unordered(typingctx, array, index):
-    """As `load`, but lane by lane in any order, which is cheaper for bfloat16: the even elements, then the odd ones."""
-    lanes = lanes_of(array.dtype)
-
-    def codegen(context, builder, signature, args):
-        pointer, size = _pointer(context, builder, array, args[0], args[1], lanes.count)
-        raw = builder.load(pointer, align=size)
-        if array.dtype != types.uint16:
-            return _widened(builder, array.dtype, raw, lanes.count)
-        pairs = builder.bitcast(raw, ir.VectorType(I32, lanes.count // 2))
-        even = builder.shl(pairs, ir.Constant(pairs.type, [16] * pairs.type.count))
-        odd = builder.and_(pairs, ir.Constant(pairs.type, [0xFFFF0000] * pairs.type.count))
-        return builder.bitcast(_joined(builder, [even, odd]), _ir(lanes))
-
-    return lanes(array, types.intp), codegen
-
-
-@intrinsic
-def prefetch(typingctx, array, index):
-    """Ask for the memory of the vector at `index`, to be used once; it may lie behind the end of `array`."""
-    lanes = lanes_of(array.dtype)
-
-    def codegen(context, builder, signature, args):
-        pointer, size = _pointer(context, builder, array, args[0], args[1], 1)
-        byte = ir.IntType(8).as_pointer()
-        address = builder.bitcast(pointer, byte)
-        kinds = [byte, I32, I32, I32]
-        function = builder.module.globals.get("llvm.prefetch.p0")
-        function = function or ir.Function(builder.module, ir.FunctionType(ir.VoidType(), kinds), "llvm.prefetch.p0")
-        for line in range(0, lanes.count * size, 64):
-            where = builder.gep(address, [ir.Constant(I32, line)])
-            builder.call(function, [where, ir.Constant(I32, 0), ir.Constant(I32, 0), ir.Constant(I32, 1)])
-        return context.get_dummy_value()
-
-    return types.none(array, types.intp), codegen
-
-
-@intrinsic
-def load_part(typingctx, array, index, stop, fill):
-    """The elements from `index` to `stop`, fewer than a whole vector, and `fill` in the lanes behind."""
-    lanes = lanes_of(array.dtype)
-
-    def codegen(context, builder, signature, args):
-        pointer, size = _pointer(context, builder, array, args[0], args[1], lanes.count)
-        left = builder.trunc(builder.sub(args[2], args[1]), I32)
-        number = ir.Constant(ir.VectorType(I32, lanes.count), list(range(lanes.count)))
-        mask = builder.icmp_signed("<", number, _splat(builder, left, lanes.count))
-        stored = pointer.type.pointee
-        arguments = [pointer, ir.Constant(I32, size), mask, ir.Constant(stored, None)]
-        raw = builder.call(_function(builder, f"llvm.masked.load.{_suffix(stored)}.p0", stored, arguments), arguments)
-        return builder.select(
-            mask, _widened(builder, array.dtype, raw, lanes.count), _splat(builder, args[3], lanes.count)
-        )
-
-    return lanes(array, types.intp, types.intp, _scalar(lanes)), codegen
-
-
-@intrinsic
-def load_scalar(typingctx, array, index):
-    """One element as float64, exactly."""
-
-    def codegen(context, builder, signature, args):
-        pointer, size = _pointer(context, builder, array, args[0], args[1], 1)
-        value = builder.extract_element(
-            _widened(builder, array.dtype, builder.load(pointer, align=size), 1), ir.Constant(I32, 0)
-        )
-        return value if value.type == F64 else builder.fpext(value, F64)
-
-    return types.float64(array, types.intp), codegen
-
-
-@intrinsic
-def width(typingctx, array):
-    """How many elements of `array` are loaded at once."""
-    lanes = lanes_of(array.dtype)
-    return types.intp(array), lambda context, builder, signature, args: ir.Constant(ir.IntType(64), lanes.count)
 
 
 # ---- arithmetic
@@ -362,55 +246,6 @@ def keep_first(typingctx, x, count):
         return builder.select(mask, args[0], _constant(x, 0.0))
 
     return x(x, types.intp), codegen
-
-
-# Half-precision numbers are compared as the integers they are stored in, twice as many in a register: as they are with
-# a label of at least 0; with a negative one all bits but the sign are turned, because there the integers run downwards.
-# So a label is (its bits in every lane, what to turn). Not for a label of 0: to integers, -0 is another number.
-
-
-def _is_half(dtype):
-    return dtype in (types.int16, types.uint16)
-
-
-def _order_of(dtype):
-    return SHORTS if _is_half(dtype) else lanes_of(dtype)
-
-
-@intrinsic
-def order_of(typingctx, value, array):
-    """A stored number as (lanes, turn), to be compared with what `load_order` loads of `array`."""
-    lanes = _order_of(array.dtype)
-
-    def codegen(context, builder, signature, args):
-        turn = ir.Constant(I16, 0)
-        if not _is_half(array.dtype):
-            return context.make_tuple(builder, signature.return_type, [_splat(builder, args[0], lanes.count), turn])
-        number = args[0]
-        if array.dtype == types.uint16:
-            bits = builder.trunc(builder.lshr(builder.bitcast(number, I32), ir.Constant(I32, 16)), I16)
-        else:
-            bits = builder.bitcast(builder.fptrunc(number, ir.HalfType()), I16)
-        turn = builder.select(
-            builder.fcmp_ordered("<", number, ir.Constant(number.type, 0.0)), ir.Constant(I16, 0x7FFF), turn
-        )
-        ordered = builder.xor(_splat(builder, bits, lanes.count), _splat(builder, turn, lanes.count))
-        return context.make_tuple(builder, signature.return_type, [ordered, turn])
-
-    return types.Tuple((lanes, types.int16))(_scalar(lanes_of(array.dtype)), array), codegen
-
-
-@intrinsic
-def load_order(typingctx, array, index, turn):
-    """The elements from `index` on, all within the array, as lanes to count with."""
-    lanes = _order_of(array.dtype)
-
-    def codegen(context, builder, signature, args):
-        pointer, size = _pointer(context, builder, array, args[0], args[1], lanes.count)
-        raw = builder.load(pointer, align=size)
-        return builder.xor(raw, _splat(builder, args[2], lanes.count)) if lanes == SHORTS else raw
-
-    return lanes(array, types.intp, types.int16), codegen
 
 
 def _counting(comparison):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from numba import types
 from numba.extending import intrinsic
 
-from bigvocab.kernels import _lanes as v
+from bigvocab.kernels import _memory as m
 from bigvocab.kernels._jit import jit
 
 
@@ -14,7 +14,7 @@ def _store(typingctx, out, index, lanes):
     """Write lanes to `out` from `index` on, all within the array; float lanes are widened where `out` is float64."""
 
     def codegen(context, builder, signature, args):
-        pointer, size = v._pointer(context, builder, out, args[0], args[1], lanes.count)
+        pointer, size = m.pointer_to(context, builder, out, args[0], args[1], lanes.count)
         wide = pointer.type.pointee
         value = args[2] if args[2].type == wide else builder.fpext(args[2], wide)
         builder.store(value, pointer, align=size)
@@ -26,12 +26,12 @@ def _store(typingctx, out, index, lanes):
 @jit
 def widen_row(x, out):
     """out[i] = x[i] for one row of any of the four types, exactly; out float32 or float64, not narrower than x."""
-    size = v.width(x)
+    size = m.width(x)
     whole = x.size - x.size % size
     for i in range(0, whole, size):
-        _store(out, i, v.load(x, i))
+        _store(out, i, m.load(x, i))
     for i in range(whole, x.size):
-        out[i] = v.load_scalar(x, i)
+        out[i] = m.load_scalar(x, i)
 
 
 @jit

@@ -20,6 +20,7 @@ import numpy as np
 
 from bigvocab.kernels import _doubles as d
 from bigvocab.kernels import _lanes as v
+from bigvocab.kernels import _memory as m
 from bigvocab.kernels._exp import LOG2E
 from bigvocab.kernels._jit import inline, jit
 from bigvocab.kernels.softmax import _lanes_at, _transformed, _transformed_lanes
@@ -36,7 +37,7 @@ _OVERFLOW = 1e300
 @inline
 def _least(x):
     """The least logit whose exponential is kept, in the lanes of x."""
-    return v.like_lane(_LEAST_FLOAT if v.width(x) > d.SIZE else _LEAST_DOUBLE, x)
+    return v.like_lane(_LEAST_FLOAT if m.width(x) > d.SIZE else _LEAST_DOUBLE, x)
 
 
 @inline
@@ -55,7 +56,7 @@ def _combined(a, b):
 
 @inline
 def _two(x, i, size, constants):
-    return _combined(_term(v.load(x, i), constants), _term(v.load(x, i + size), constants))
+    return _combined(_term(m.load(x, i), constants), _term(m.load(x, i + size), constants))
 
 
 @inline
@@ -82,7 +83,7 @@ def _log_products(q):
 @inline
 def _sum_softplus(x, positive, scale):
     """Sum of softplus(scale x) over the classes of x but the ids `positive`, which rise."""
-    size = v.width(x)
+    size = m.width(x)
     factor = v.like_lane(scale * LOG2E, x)
     rest = v.like_lane((scale * LOG2E - np.float64(factor)) + scale * _LOG2E_LOW, x)
     zero = v.zeros_for(x)
@@ -117,7 +118,7 @@ def _sum_softplus(x, positive, scale):
 @inline
 def _sum_softplus_wide(x, positive, scale, softcap):
     """As `_sum_softplus`, of softplus(softcap tanh(scale x / softcap)), in float64."""
-    size = v.width(x)
+    size = m.width(x)
     zero = v.sums_for(x)
     constants = (v.splat(LOG2E, zero), v.splat(_LOG2E_LOW, zero), v.splat(_LEAST_DOUBLE, zero), zero)
     masked = v.floor_value(x)
@@ -164,7 +165,7 @@ def rows_softplus(logits, skip, offsets, ids, pos_weight, transform, span, out):
             total = _sum_softplus(x, positive, scale)
         for y in positive:
             weight = pos_weight[first_class + y] if pos_weight.size > 1 else pos_weight[0]
-            logit = _transformed(v.load_scalar(x, y), scale, softcap)
+            logit = _transformed(m.load_scalar(x, y), scale, softcap)
             if math.isnan(logit):
                 total = np.nan
             elif weight != 0:

@@ -15,6 +15,7 @@ import numpy as np
 
 from bigvocab.kernels import _doubles as d
 from bigvocab.kernels import _lanes as v
+from bigvocab.kernels import _memory as m
 from bigvocab.kernels._jit import inline, jit
 from bigvocab.kernels.softmax import AHEAD, MAX, SKIP, _row, _row_wide, _transformed, _transformed_lanes
 
@@ -44,7 +45,7 @@ def _label_sums(x, z, transform, sums):
     mass, shift = zero, zero
     whole = x.size - x.size % d.SIZE
     for i in range(0, whole, d.SIZE):
-        v.prefetch(z, i + AHEAD)
+        m.prefetch(z, i + AHEAD)
         logits, labels = d.load(x, i), d.load(z, i)
         if not plain:
             logits = _transformed_lanes(logits, scale, softcap)
@@ -95,4 +96,4 @@ def rows_sparse_labels(logits, labels, offsets, ids, probabilities, transform, s
             c = ids[k] - first_class
             if 0 <= c < classes and probabilities[k] != 0:
                 sums[r, LABEL_SUM] += probabilities[k]
-                sums[r, SHIFT] += probabilities[k] * (base - _transformed(v.load_scalar(logits[r], c), scale, softcap))
+                sums[r, SHIFT] += probabilities[k] * (base - _transformed(m.load_scalar(logits[r], c), scale, softcap))

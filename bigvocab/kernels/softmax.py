@@ -20,6 +20,7 @@ import math
 import numpy as np
 
 from bigvocab.kernels import _lanes as v
+from bigvocab.kernels import _memory as m
 from bigvocab.kernels._exp import LN2, LOG2E, exp2, exp2_normal
 from bigvocab.kernels._jit import inline, jit
 
@@ -44,14 +45,14 @@ _PRECISE = 2.0**20  # exponents beyond this have too few bits behind the point
 def _lanes_at(x, i, stop, size):
     """The lanes from `i` on; behind `stop` they are -inf."""
     if i + size <= stop:
-        return v.load(x, i)
-    return v.load_part(x, i, stop, v.floor_value(x))
+        return m.load(x, i)
+    return m.load_part(x, i, stop, v.floor_value(x))
 
 
 @inline
 def _block_max(x, start, stop):
     top = v.splat(v.floor_value(x), v.zeros_for(x))
-    size = v.width(x)
+    size = m.width(x)
     for i in range(start, stop, size):
         top = v.larger(_lanes_at(x, i, stop, size), top)
     return v.largest(top)
@@ -79,23 +80,23 @@ def _block(x, start, stop, factor, reference, label, ranked, entropy):
     """What `_add_lanes` says of a block, sums in float64; the last vector stands apart: the loop has no branch."""
     zero = v.zeros_for(x)
     c, r = v.splat(factor, zero), v.splat(-reference, zero)
-    y, turn = v.order_of(label, x)
+    y, turn = m.order_of(label, x)
     low = v.splat(v.like_lane(-126.0, x), zero)
     sums, shifted = v.fold(zero), v.fold(zero)
     top, greater, equal = v.splat(v.floor_value(x), zero), 0, 0
-    size = v.width(x)
+    size = m.width(x)
     whole = stop - (stop - start) % size
     for strip in range(start, whole, STRIP * size):
         held = (zero, top, zero, greater, equal)
         for i in range(strip, min(strip + STRIP * size, whole), size):
-            v.prefetch(x, i + AHEAD)
-            held = _add_lanes(v.load_unordered(x, i), v.load_order(x, i, turn), held, c, r, low, y, ranked, entropy)
+            m.prefetch(x, i + AHEAD)
+            held = _add_lanes(m.load_unordered(x, i), m.load_order(x, i, turn), held, c, r, low, y, ranked, entropy)
         sums = v.add(sums, v.fold(held[0]))
         if entropy:
             shifted = v.add(shifted, v.fold(held[2]))
         top, greater, equal = held[1], held[3], held[4]
     if whole < stop:
-        rest = v.load_part(x, whole, stop, v.floor_value(x))
+        rest = m.load_part(x, whole, stop, v.floor_value(x))
         held = (zero, top, zero, greater, equal)
         held = _add_lanes(rest, rest, held, c, r, low, v.splat(label, zero), ranked, entropy)
         sums = v.add(sums, v.fold(held[0]))
@@ -107,7 +108,7 @@ def _block(x, start, stop, factor, reference, label, ranked, entropy):
 @inline
 def _block_counts(x, start, stop, label):
     y = v.splat(label, v.zeros_for(x))
-    size = v.width(x)
+    size = m.width(x)
     greater, equal = 0, 0
     for i in range(start, stop, size):
         logits = _lanes_at(x, i, stop, size)
@@ -119,26 +120,26 @@ def _block_counts(x, start, stop, label):
 @inline
 def _block_total(x, start, stop, totals):
     """Add the logits of a block, in float64: in float32 the sum of a million equal logits would drift."""
-    size = v.width(x)
+    size = m.width(x)
     for i in range(start, stop, size):
         if i + size <= stop:
-            totals = v.add(totals, v.widen(v.load(x, i)))
+            totals = v.add(totals, v.widen(m.load(x, i)))
         else:
-            totals = v.add(totals, v.widen(v.load_part(x, i, stop, v.like_lane(0.0, x))))
+            totals = v.add(totals, v.widen(m.load_part(x, i, stop, v.like_lane(0.0, x))))
     return totals
 
 
 @inline
 def _padding(x, label):
     """Lanes behind the last class, which hold -inf and so count as ties of a label at -inf."""
-    return -x.size % v.width(x) if label == -np.inf else 0
+    return -x.size % m.width(x) if label == -np.inf else 0
 
 
 @inline
 def _first_at(x, start, stop, value):
     """Position of the first logit equal to `value`, which is there."""
     for i in range(start, stop):
-        if v.load_scalar(x, i) == value:
+        if m.load_scalar(x, i) == value:
             return i
     return start
 
@@ -260,7 +261,7 @@ def _transformed_lanes(x, scale, softcap):
 @inline
 def _has_nan(x):
     for i in range(x.size):
-        if math.isnan(v.load_scalar(x, i)):
+        if math.isnan(m.load_scalar(x, i)):
             return True
     return False
 
@@ -270,7 +271,7 @@ def _row_wide(x, label, scale, softcap, want, first_class, stats):
     """As `_row`, in float64 and two passes: for softcaps, for logits beyond 2**20, and to tell NaN from +inf."""
     lane_label = v.like_lane(label, x)
     top = v.splat(v.floor_value(x), v.zeros_for(x))
-    size = v.width(x)
+    size = m.width(x)
     for i in range(0, x.size, size):
         top = v.larger(_lanes_at(x, i, x.size, size), top)
     greater, equal = _block_counts(x, 0, x.size, lane_label)
@@ -320,7 +321,7 @@ def rows_gather(logits, labels, span, label_logits):
     for r in range(labels.size):
         k = labels[r] - first_class
         if labels[r] >= 0 and 0 <= k < classes:
-            label_logits[r] = v.load_scalar(logits[r], k)
+            label_logits[r] = m.load_scalar(logits[r], k)
 
 
 @jit
@@ -352,5 +353,5 @@ def rows_weighted_sum(logits, labels, class_weights, transform, out):
         x, total = logits[r], 0.0
         for c in range(class_weights.size):
             if class_weights[c] != 0:
-                total += class_weights[c] * _transformed(v.load_scalar(x, c), scale, softcap)
+                total += class_weights[c] * _transformed(m.load_scalar(x, c), scale, softcap)
         out[r] += total
