@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from bigvocab import parallel
 from bigvocab.checks import BFLOAT16
+from bigvocab.reading import reader_of
 
 Tiles = Sequence[tuple[int, npt.NDArray[Any]]]
 
@@ -58,6 +59,21 @@ def pieces(tiles: Tiles, start: int, stop: int) -> Iterator[tuple[tuple[int, int
         for c in range(0, tile.shape[1], width):
             part = kernel_view(tile[start:stop, c : c + width])
             yield (first_class + c, part.shape[1]), part
+
+
+def streamed(tiles: Tiles, start: int, stop: int) -> Iterator[tuple[slice, tuple[int, int], npt.NDArray[Any]]]:
+    """As `pieces`, for what reads every byte once, with the rows (counted from `start`) of each piece.
+
+    Pieces come in the order of the rows for each tile; one is valid until the next.
+    """
+    for first_class, tile in tiles:
+        reader = reader_of(tile) if _rows_in_one_piece(tile) else None
+        if reader is None:
+            for span, piece in pieces([(first_class, tile)], start, stop):
+                yield slice(0, stop - start), span, piece
+            continue
+        for first, rows in reader.read(tile[start:stop]):
+            yield slice(first, first + len(rows)), (first_class, tile.shape[1]), kernel_view(rows)
 
 
 def chunk_rows(tiles: Tiles, num_threads: int, rows: int) -> int:
@@ -168,10 +184,13 @@ def softmax_rows(
     def work(start: int, stop: int) -> None:
         softmax.clear_statistics(columns[start:stop])
         mine, logits_of_mine, stats = labels[start:stop], label_logits[start:stop], columns[start:stop]
-        for first_class, tile in tiles:
+        alone = len(tiles) == 1 and _rows_in_one_piece(tiles[0][1])
+        for first_class, tile in [] if alone else tiles:
             _gather(tile, first_class, start, mine, logits_of_mine)
-        for span, piece in pieces(tiles, start, stop):
-            softmax.rows_softmax(piece, mine, logits_of_mine, (scale, softcap), want, span, stats)
+        for part, span, piece in streamed(tiles, start, stop):
+            if alone:  # the label's page need not be touched before all others
+                softmax.rows_gather(piece, mine[part], span, logits_of_mine[part])
+            softmax.rows_softmax(piece, mine[part], logits_of_mine[part], (scale, softcap), want, span, stats[part])
 
     parallel.run(work, rows, chunk_rows(tiles, threads, rows), threads)
     return RowStatistics(columns, label_logits, scale, softcap)

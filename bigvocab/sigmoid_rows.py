@@ -15,7 +15,7 @@ import numpy.typing as npt
 from bigvocab import checks, parallel
 from bigvocab.errors import BigvocabError
 from bigvocab.id_sets import IdSets
-from bigvocab.rows import Tiles, chunk_rows, pieces
+from bigvocab.rows import Tiles, chunk_rows, streamed
 from bigvocab.soft_rows import paired_pieces, refuse_bad_label
 
 Floats = npt.NDArray[np.float64]
@@ -122,9 +122,10 @@ def sparse_sigmoid_rows(
     out = np.zeros(len(skip))
 
     def work(start: int, stop: int) -> None:
-        offsets = sets.offsets[start : stop + 1]
-        for span, x in pieces(tiles, start, stop):
-            sigmoid.rows_softplus(x, skip[start:stop], offsets, sets.ids, pos_weight, transform, span, out[start:stop])
+        for part, span, x in streamed(tiles, start, stop):
+            first, last = start + part.start, start + part.stop
+            offsets = sets.offsets[first : last + 1]
+            sigmoid.rows_softplus(x, skip[first:last], offsets, sets.ids, pos_weight, transform, span, out[first:last])
 
     _shared(tiles, len(skip), num_threads, work)
     return out

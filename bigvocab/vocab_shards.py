@@ -198,7 +198,7 @@ def _with_labels(tiles: Any, labels: Any, logits: Floats, options: dict[str, Any
         return tiles.softmax_rows(np.where(labels < 0, labels, 0), **options).columns
     from bigvocab import parallel
     from bigvocab.kernels import softmax
-    from bigvocab.rows import chunk_rows, pieces
+    from bigvocab.rows import chunk_rows, streamed
 
     columns = np.empty((len(labels), softmax.COLUMNS))
     threads, transform = options["num_threads"], (options["scale"], options["softcap"])
@@ -206,8 +206,9 @@ def _with_labels(tiles: Any, labels: Any, logits: Floats, options: dict[str, Any
     def work(start: int, stop: int) -> None:
         stats = columns[start:stop]
         softmax.clear_statistics(stats)
-        for span, piece in pieces(tiles, start, stop):
-            softmax.rows_softmax(piece, labels[start:stop], logits[start:stop], transform, options["want"], span, stats)
+        mine, logits_of_mine = labels[start:stop], logits[start:stop]
+        for part, span, piece in streamed(tiles, start, stop):
+            softmax.rows_softmax(piece, mine[part], logits_of_mine[part], transform, options["want"], span, stats[part])
 
     parallel.run(work, len(labels), chunk_rows(tiles, threads, len(labels)), threads)
     return columns

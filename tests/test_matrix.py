@@ -1,7 +1,6 @@
 """The matrix over its files: order, splits by rows and classes, views, pages given back, changes, processes."""
 
 import gc
-import mmap
 import os
 import pickle
 import subprocess
@@ -345,7 +344,7 @@ def test_any_error_of_the_system_is_named(tmp_path, monkeypatch):
     def refuse(*_, **__):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(mmap, "mmap", refuse)
+    monkeypatch.setattr("bigvocab.formats.mapped._Map", refuse)
     with pytest.raises(BigvocabError, match="x.npy: cannot open: Permission denied"):
         open_matrix(path)
 

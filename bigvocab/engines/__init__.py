@@ -95,12 +95,18 @@ def as_piece(job: Job, start: int, stop: int, done: tuple[dict[str, Any], list[b
 
 
 def task_ranges(job: Job, start: int, workers: int) -> Iterator[tuple[int, int]]:
-    """The rows of each task: even shares, in whole blocks of 512 rows where there are enough."""
+    """The rows of each task: even shares, in whole blocks of 512 rows where there are enough.
+
+    The last ones become smaller, down to an eighth, so that no worker waits long for another.
+    """
     rows = job.stop - start
-    step = max(1, min(-(-rows // (workers * _TASKS)), max(job.block, _TASK_BYTES // max(1, job.row_bytes))))
-    step = -(-step // 512) * 512 if step >= 4096 else step
-    for first in range(start, job.stop, step):
-        yield first, min(first + step, job.stop)
+    share = max(1, min(-(-rows // (workers * _TASKS)), max(job.block, _TASK_BYTES // max(1, job.row_bytes))))
+    grain = 512 if share >= 4096 else 1
+    while start < job.stop:
+        step = min(share, max(1, share // 8, (job.stop - start) // (2 * workers)))
+        stop = min(start + -(-step // grain) * grain, job.stop)
+        yield start, stop
+        start = stop
 
 
 def threads_each(job: Job, workers: int) -> int:

@@ -13,11 +13,18 @@ import numpy as np
 
 from bigvocab.errors import BigvocabError, FormatError
 from bigvocab.formats.paths import Source
+from bigvocab.reading import Reader
 
 _DONTNEED = getattr(mmap, "MADV_DONTNEED", None)
 _madvise = ctypes.CDLL(None).madvise if _DONTNEED is not None else None  # mmap.madvise would hold the GIL
 if _madvise is not None:
     _madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+
+
+class _Map(mmap.mmap):
+    """A map that knows how to be read fast: arrays over it lead here (`reader_of`)."""
+
+    reader: Reader
 
 
 class MappedFile:
@@ -36,17 +43,21 @@ class MappedFile:
                     raise FormatError(f"{self.shown}: empty file (0 bytes)")
                 # a kept descriptor for each file would meet the limit of 1,024 at a thousand shards
                 untracked = {"trackfd": False} if sys.version_info >= (3, 13) else {}
-                self.buffer = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ, **untracked)
+                self.buffer = _Map(stream.fileno(), 0, access=mmap.ACCESS_READ, **untracked)
         except OSError as error:
             hint = "; raise the limit (ulimit -n)" if error.errno == errno.EMFILE else ""
             raise BigvocabError(f"{self.shown}: cannot open: {error.strerror or error}{hint}") from error
         self.size = len(self.buffer)
         self._address = np.frombuffer(self.buffer, np.uint8).ctypes.data
         self.identity = self._identity(status)
+        self.buffer.reader = Reader(self.path, self._address, self._is_same)
 
     @staticmethod
     def _identity(status: os.stat_result) -> tuple[int, int, int, int]:
         return status.st_size, status.st_mtime_ns, status.st_ino, status.st_dev
+
+    def _is_same(self, descriptor: int) -> bool:
+        return self._identity(os.fstat(descriptor)) == self.identity
 
     def check(self) -> None:
         """Raise FormatError if the file has shrunk, was written to or was replaced since it was opened."""

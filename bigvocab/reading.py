@@ -1,0 +1,129 @@
+"""How rows of a mapped file are read: from the map, or copied into a buffer in the cache, whichever is faster here.
+
+A map of a file that the system holds in large pieces (2 MiB) costs next to nothing. In small ones (a file written
+through a map or in little writes, or read ahead by little) each page of 4 KiB has to be entered and taken out again: on
+a virtual machine that was seen to take two thirds of the time, and a copy a third. So pages are counted, and where they
+are small both ways are tried and the faster one is kept. What is computed does not depend on it.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from bigvocab import memory
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+_AT_ONCE = 2 << 20  # bytes copied at a time: they stay in the cache until they are read
+_LARGEST = 16 << 20  # of one row
+_LARGE_PAGES = 1 << 18  # bytes of a file for each page fault, at least, where its pages are large
+_TRIES = 5  # turns of either way before they are compared, by the medians of as many
+_RETRY = 32  # turns after which the slower way is tried once more, then after twice as many, ...
+
+_rooms = threading.local()
+
+
+def _count_faults() -> int:
+    """Page faults of this thread so far."""
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
+
+
+class Reader:
+    """Rows of one mapped file; threads share it.
+
+    Args:
+        path: the file.
+        address: where its map begins.
+        same: whether an open descriptor is of the file that was mapped.
+    """
+
+    def __init__(self, path: str, address: int, same: Callable[[int], bool]) -> None:
+        self._path, self._address, self._same = path, address, same
+        self._can_copy = hasattr(os, "preadv") and hasattr(os, "sched_getaffinity")  # Linux
+        self.copies = False
+        self._turns, self._retry = 0, _RETRY
+        self._mapped: deque[float] = deque(maxlen=_TRIES)  # seconds a byte of late
+        self._copied: deque[float] = deque(maxlen=_TRIES)
+
+    def read(self, rows: Array) -> Iterator[tuple[int, Array]]:
+        """(first row, rows) of a view of the map that cover it, each valid until the next is asked for."""
+        row_bytes = rows.nbytes // max(1, len(rows))
+        if not self._can_copy or not 0 < row_bytes <= _LARGEST or not rows.flags.c_contiguous:
+            yield 0, rows
+            return
+        self._turns += 1
+        copied = self.copies
+        if self._turns >= self._retry and len(self._copied) == _TRIES:
+            self._turns, self._retry, copied = 0, 2 * self._retry, not copied
+        began, faults = time.perf_counter(), _count_faults()
+        if copied:
+            yield from self._copies_of(rows, max(1, _AT_ONCE // row_bytes))
+        else:
+            yield 0, rows
+        self._learn(copied, rows.nbytes, time.perf_counter() - began, _count_faults() - faults)
+
+    def _copies_of(self, rows: Array, step: int) -> Iterator[tuple[int, Array]]:
+        try:
+            descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            yield 0, rows  # gone or replaced: what watches the file says so
+            return
+        try:
+            if not self._same(descriptor):
+                yield 0, rows
+                return
+            for start in range(0, len(rows), step):
+                part = rows[start : start + step]
+                yield start, _filled(descriptor, part, part.ctypes.data - self._address)
+        finally:
+            os.close(descriptor)
+
+    def _learn(self, copied: bool, size: int, seconds: float, faults: int) -> None:
+        """Note what a turn cost, and choose."""
+        if not copied and faults * _LARGE_PAGES < size:
+            self._mapped.clear()
+            self._copied.clear()
+            self.copies = False
+            return
+        (self._copied if copied else self._mapped).append(seconds / size)
+        if len(self._mapped) < _TRIES:
+            self.copies = False
+        elif len(self._copied) < _TRIES:
+            self.copies = True
+        else:
+            self.copies = median(self._copied) < median(self._mapped)
+
+
+def _filled(descriptor: int, part: Array, offset: int) -> Array:
+    """A copy of `part`, read from the file, in a buffer of this thread; the part itself where the file is shorter."""
+    room: Array | None = getattr(_rooms, "buffer", None)
+    if room is None or room.nbytes < part.nbytes:
+        room = _rooms.buffer = memory.empty(max(part.nbytes, _AT_ONCE), np.uint8)
+    bytes_ = room[: part.nbytes]
+    done = 0
+    while done < part.nbytes:
+        got = os.preadv(descriptor, [bytes_[done:].data], offset + done)
+        if got <= 0:
+            return part
+        done += got
+    copy = bytes_.view(part.dtype).reshape(part.shape)
+    copy.flags.writeable = False
+    return copy
+
+
+def reader_of(rows: Array) -> Reader | None:
+    """The reader of the mapped file that an array is a view of; None for arrays in memory."""
+    base: Any = rows
+    while isinstance(base, np.ndarray):
+        base = base.base
+    return getattr(base, "reader", None)

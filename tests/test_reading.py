@@ -1,0 +1,125 @@
+"""Rows of a mapped file read either way: the same bits, whichever is chosen, and nothing lost when the file changes."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import bigvocab as bv
+from bigvocab import reading
+from bigvocab.rows import streamed
+
+ROWS, CLASSES = 300, 5000
+
+
+@pytest.fixture(params=["float32", "bfloat16"])
+def path(request, tmp_path):
+    logits = (np.random.default_rng(0).standard_normal((ROWS, CLASSES)) * 3).astype(request.param)
+    name = tmp_path / "logits.npy"
+    np.save(name, logits.view("V2") if request.param == "bfloat16" else logits)
+    return name
+
+
+@pytest.fixture
+def copying(monkeypatch):
+    """Every turn is copied; the list tells of how many bytes."""
+    copied = []
+    filled = reading._filled
+
+    def counted(descriptor, part, offset):
+        copied.append(part.nbytes)
+        return filled(descriptor, part, offset)
+
+    monkeypatch.setattr(reading, "_filled", counted)
+    monkeypatch.setattr(reading.Reader, "_learn", lambda self, *turn: setattr(self, "copies", True))
+    made = reading.Reader.__init__
+
+    def make(self, *given):
+        made(self, *given)
+        self.copies = True
+
+    monkeypatch.setattr(reading.Reader, "__init__", make)
+    return copied
+
+
+def figures(path, **options):
+    labels = np.random.default_rng(1).integers(0, CLASSES, ROWS)
+    report = bv.evaluate(logits=path, labels=labels, metrics="accuracy,rank,logsumexp,entropy,predicted", **options)
+    timed = ("seconds", "rows_per_second", "bytes_per_second")
+    return {name: value for name, value in report.to_dict().items() if name not in timed}
+
+
+def test_copies_change_no_bit(path, tmp_path, copying, monkeypatch):
+    found = figures(path, chunk_rows=70, output=tmp_path / "copied.parquet", threads=2)
+    assert sum(copying) == ROWS * CLASSES * (2 if bv.open_matrix(path).dtype == ml_dtypes.bfloat16 else 4)
+    monkeypatch.undo()
+    copying.clear()
+    assert found == figures(path, output=tmp_path / "mapped.parquet")
+    assert not copying
+    assert (tmp_path / "copied.parquet").read_bytes() == (tmp_path / "mapped.parquet").read_bytes()
+
+
+@pytest.mark.parametrize("loss", ["sparse-sigmoid"])
+def test_copies_of_other_losses(path, copying, monkeypatch, loss):
+    labels = np.random.default_rng(1).integers(0, CLASSES, (ROWS, 1))
+    found = bv.evaluate(logits=path, labels=labels, loss=loss)["sum"]
+    assert copying
+    monkeypatch.undo()
+    assert found == bv.evaluate(logits=path, labels=labels, loss=loss)["sum"]
+
+
+def test_pieces_cover_the_rows_once(path, copying):
+    matrix = bv.open_matrix(path)
+    ((_, tiles),) = matrix.row_parts(0, ROWS)
+    seen = [(part.start, part.stop, piece.copy()) for part, _, piece in streamed(tiles, 7, ROWS)]
+    assert len(seen) > 1
+    assert [start for start, _, _ in seen] == [0, *(stop for _, stop, _ in seen[:-1])]
+    whole = np.concatenate([piece for _, _, piece in seen])
+    np.testing.assert_array_equal(whole, np.asarray(matrix[7:]).view(whole.dtype))
+
+
+def test_a_file_that_shrinks_or_is_replaced_while_it_is_copied(path, copying):
+    """No copy is made of another file, and the one that is too short is told by what watches it."""
+    matrix = bv.open_matrix(path)
+    ((_, tiles),) = matrix.row_parts(0, ROWS)
+    path.rename(path.with_suffix(".old"))
+    path.write_bytes(b"something else")
+    pieces = [piece for _, _, piece in streamed(tiles, 0, 5)]
+    assert not copying
+    np.testing.assert_array_equal(pieces[0], np.asarray(matrix[:5]).view(pieces[0].dtype))
+    path.unlink()
+    assert len(list(streamed(tiles, 0, 5))) == 1
+    with pytest.raises(bv.FormatError, match="is gone while it is read"):
+        matrix.check()
+
+
+def test_the_faster_way_is_kept():
+    """Small pages are tried both ways, large ones are not; what is slow now and then does not matter."""
+    reader, size, small, large = reading.Reader("x", 0, lambda descriptor: True), 8 << 20, 128, 4  # page faults a turn
+    reader._learn(False, size, 1.0, large)
+    assert not reader.copies
+    for seconds in (90.0, 1.0, 1.0, 1.0, 1.0):  # the first turn loads code as well
+        assert not reader.copies
+        reader._learn(False, size, seconds, small)
+    for seconds in (30.0, 0.5, 0.5, 0.5, 0.5):
+        assert reader.copies
+        reader._learn(True, size, seconds, small)
+    assert reader.copies
+    for seconds in (9.0, 9.0):
+        reader._learn(True, size, seconds, small)
+    assert reader.copies
+    reader._learn(True, size, 9.0, small)
+    assert not reader.copies
+    reader._learn(False, size, 1.0, large)  # the system has put the pages together
+    assert not reader.copies
+    assert not reader._copied
+
+
+def test_the_slower_way_is_tried_now_and_then(path):
+    matrix = bv.open_matrix(path)
+    reader, ways = matrix._maps[0].buffer.reader, []
+    reader._learn = lambda copied, *turn: ways.append(copied)
+    reader._copied.extend([1.0] * reading._TRIES)
+    ((_, tiles),) = matrix.row_parts(0, 1)
+    for _ in range(100):
+        list(reader.read(tiles[0][1]))
+    assert [turn for turn, copied in enumerate(ways, 1) if copied] == [32, 96]
