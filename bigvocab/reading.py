@@ -12,7 +12,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from statistics import median
 from typing import Any
 
@@ -38,17 +38,22 @@ def _count_faults() -> int:
     return resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
 
 
+def identity(status: os.stat_result) -> tuple[int, int, int, int]:
+    """What changes when a file is written to or replaced."""
+    return status.st_size, status.st_mtime_ns, status.st_ino, status.st_dev
+
+
 class Reader:
     """Rows of one mapped file; threads share it.
 
     Args:
         path: the file.
         address: where its map begins.
-        same: whether an open descriptor is of the file that was mapped.
+        mapped: the identity of the file that was mapped.
     """
 
-    def __init__(self, path: str, address: int, same: Callable[[int], bool]) -> None:
-        self._path, self._address, self._same = path, address, same
+    def __init__(self, path: str, address: int, mapped: tuple[int, int, int, int]) -> None:
+        self._path, self._address, self._identity = path, address, mapped
         self._can_copy = hasattr(os, "preadv") and hasattr(os, "sched_getaffinity")  # Linux
         self.copies = False
         self._turns, self._retry = 0, _RETRY
@@ -79,7 +84,7 @@ class Reader:
             yield 0, rows  # gone or replaced: what watches the file says so
             return
         try:
-            if not self._same(descriptor):
+            if identity(os.fstat(descriptor)) != self._identity:
                 yield 0, rows
                 return
             for start in range(0, len(rows), step):

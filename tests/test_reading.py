@@ -94,7 +94,7 @@ def test_a_file_that_shrinks_or_is_replaced_while_it_is_copied(path, copying):
 
 def test_the_faster_way_is_kept():
     """Small pages are tried both ways, large ones are not; what is slow now and then does not matter."""
-    reader, size, small, large = reading.Reader("x", 0, lambda descriptor: True), 8 << 20, 128, 4  # page faults a turn
+    reader, size, small, large = reading.Reader("x", 0, (0, 0, 0, 0)), 8 << 20, 128, 4  # page faults a turn
     reader._learn(False, size, 1.0, large)
     assert not reader.copies
     for seconds in (90.0, 1.0, 1.0, 1.0, 1.0):  # the first turn loads code as well

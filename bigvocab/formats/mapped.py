@@ -13,7 +13,7 @@ import numpy as np
 
 from bigvocab.errors import BigvocabError, FormatError
 from bigvocab.formats.paths import Source
-from bigvocab.reading import Reader
+from bigvocab.reading import Reader, identity
 
 _DONTNEED = getattr(mmap, "MADV_DONTNEED", None)
 _madvise = ctypes.CDLL(None).madvise if _DONTNEED is not None else None  # mmap.madvise would hold the GIL
@@ -49,15 +49,8 @@ class MappedFile:
             raise BigvocabError(f"{self.shown}: cannot open: {error.strerror or error}{hint}") from error
         self.size = len(self.buffer)
         self._address = np.frombuffer(self.buffer, np.uint8).ctypes.data
-        self.identity = self._identity(status)
-        self.buffer.reader = Reader(self.path, self._address, self._is_same)
-
-    @staticmethod
-    def _identity(status: os.stat_result) -> tuple[int, int, int, int]:
-        return status.st_size, status.st_mtime_ns, status.st_ino, status.st_dev
-
-    def _is_same(self, descriptor: int) -> bool:
-        return self._identity(os.fstat(descriptor)) == self.identity
+        self.identity = identity(status)
+        self.buffer.reader = Reader(self.path, self._address, self.identity)
 
     def check(self) -> None:
         """Raise FormatError if the file has shrunk, was written to or was replaced since it was opened."""
@@ -68,7 +61,7 @@ class MappedFile:
         if status.st_size != self.size:
             verb = "shrank" if status.st_size < self.size else "grew"
             raise FormatError(f"{self.shown}: {verb} while it is read, from {self.size} to {status.st_size} bytes")
-        if self._identity(status) != self.identity:
+        if identity(status) != self.identity:
             raise FormatError(f"{self.shown}: was written to or replaced while it is read")
 
     def release(self, start: int, stop: int) -> None:
