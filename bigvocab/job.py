@@ -26,6 +26,9 @@ from bigvocab.vocab_shards import ClassRange, check_class_job, class_range
 from bigvocab.work import Job, Piece, follow_draws, pieces, refuse_ordered_draws
 
 _BLOCK_BYTES = 512 << 20  # of logits between two looks at progress, memory and the files' sizes
+# Of a linear head: multiplications of a block, some seconds of two cores, but never so few rows that reading the layer
+# once for each block would count; a layer that may not stay in memory is read for as many rows as fit.
+_BLOCK_PRODUCTS, _LEAST_ROWS, _KEPT_LAYER = 10**12, 1920, 8 << 30
 
 Progress = Callable[[int, int, int], None]
 
@@ -113,7 +116,7 @@ def evaluate(
         evaluator.logits_name = matrix.files[0]["path"]
     evaluator.label_name = ids.path if ids.files else "labels"
     rows = _row_range(shard, len(matrix))
-    job = Job(evaluator, matrix, ids, block_rows(matrix, chunk_rows, max_memory), *rows)
+    job = Job(evaluator, matrix, ids, block_rows(evaluator, matrix, chunk_rows, max_memory), *rows)
     if vocab_shard is not None or first_class is not None:
         if shard is not None:
             raise BigvocabError("shard: does not go with vocab_shard; expected a split by rows or by classes")
@@ -303,7 +306,9 @@ def _logits_or_inputs(evaluator: Evaluator, logits: Any, inputs: Any) -> Any:
     return logits if inputs is None else inputs
 
 
-def block_rows(matrix: Matrix | LinearMatrix, chunk_rows: int | None, max_memory: int | str | None) -> int:
+def block_rows(
+    evaluator: Evaluator, matrix: Matrix | LinearMatrix, chunk_rows: int | None, max_memory: int | str | None
+) -> int:
     """Rows of a block: as asked for, or as many as the memory for mapped logits allows."""
     if chunk_rows is not None:
         if isinstance(chunk_rows, bool) or not isinstance(chunk_rows, int):
@@ -313,7 +318,12 @@ def block_rows(matrix: Matrix | LinearMatrix, chunk_rows: int | None, max_memory
         return chunk_rows
     row_bytes = matrix.nbytes // max(1, len(matrix))
     budget = _BLOCK_BYTES if max_memory is None else min(parse_bytes("max_memory", max_memory), 4 * _BLOCK_BYTES)
-    return max(1, budget // max(1, row_bytes))
+    rows = max(1, budget // max(1, row_bytes))
+    if isinstance(matrix, LinearMatrix) and (evaluator.draws is None or evaluator.exact):
+        if matrix.layer.weights.nbytes <= _KEPT_LAYER:
+            products = matrix.inputs.shape[1] * matrix.shape[1]
+            rows = min(rows, max(_LEAST_ROWS, _BLOCK_PRODUCTS // products // _LEAST_ROWS * _LEAST_ROWS))
+    return rows
 
 
 def _check_job(job: Job) -> None:

@@ -690,3 +690,18 @@ def test_the_real_layer_gives_the_perplexity_of_its_stored_logits():
     difference = abs(kjv(269)["mean"] - report["mean"])
     assert difference <= bound.mean()
     assert difference < 2e-4  # it is 0.98e-4 nats, 0.01% of the perplexity; the bound is 7.8e-3
+
+
+def test_blocks_of_a_head_are_seconds_of_work():
+    """Progress and checkpoints come between blocks; sampled losses do not multiply with the whole layer."""
+    from bigvocab.job import block_rows
+
+    layer, inputs = np.zeros((1 << 18, 64), np.float16), np.zeros((2, 64), np.float16)
+    for options, expected in (({}, 59_520), ({"loss": "sampled-softmax", "num_sampled": 5}, 4_194_304)):
+        evaluator = bv.Evaluator(weights=layer, **options)
+        matrix = evaluator.source(inputs)
+        assert block_rows(evaluator, matrix, None, None) == expected
+        assert block_rows(evaluator, matrix, None, "1M") == 8192
+        assert block_rows(evaluator, matrix, 77, None) == 77
+    exact = bv.Evaluator(weights=layer, loss="nce", num_sampled=5, exact=True)
+    assert block_rows(exact, exact.source(inputs), None, None) == 59_520
