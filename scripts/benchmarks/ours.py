@@ -109,9 +109,8 @@ def log_uniform():
     return lambda: sampler.sample(true, worker.SAMPLED["sampled"], seed=(1, 7), step=next(step))
 
 
-def unigram():
-    counts = np.random.default_rng(5).integers(1, 10_000, 1_000_000).tolist()
-    true = np.array([[0], [9]])
+def unigram(kept=list):
+    counts, true = kept(np.random.default_rng(5).integers(1, 10_000, 1_000_000).tolist()), np.array([[0], [9]])
     return lambda: bv.FixedUnigramSampler(counts, distortion=0.75).sample(true, 64, seed=(1, 7))
 
 
@@ -146,6 +145,7 @@ CASES = {
     "head bf16": lambda: head(BF16),
     "log-uniform": log_uniform,
     "unigram": unigram,
+    "unigram graph": lambda: unigram(np.array),
     "sampled softmax": lambda: sampled("sampled_softmax_loss"),
     "nce": lambda: sampled("nce_loss"),
 }

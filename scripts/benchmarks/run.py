@@ -34,7 +34,8 @@ ROWS = [
     ("linear head, float32 (256 x 512 x 262,144)", "head f32", "matmul f32", "GFLOP/s", HEAD / 1e9),
     ("linear head, bfloat16", "head bf16", "matmul f32", "GFLOP/s", HEAD / 1e9),
     ("log-uniform, 8,192 unique of 1,000,000", "log-uniform", None, "M draws/s", 8192 / 1e6),
-    ("fixed unigram, 1,000,000 weights: build", "unigram", None, "builds/s", 1.0),
+    ("fixed unigram, list of 1,000,000 weights: build (TensorFlow: eager)", "unigram", None, "builds/s", 1.0),
+    ("the same from an array (TensorFlow: a list, tf.function)", "unigram graph", None, "builds/s", 1.0),
     ("sampled softmax (512 x 256, 8,192 of 1,000,000)", "sampled softmax", None, "GFLOP/s", SAMPLED / 1e9),
     ("NCE (512 x 256, 8,192 of 1,000,000)", "nce", None, "GFLOP/s", SAMPLED / 1e9),
 ]

@@ -65,6 +65,11 @@ def unigram():
     return run
 
 
+def unigram_graph():
+    draw = unigram()
+    return lambda: tf.function(draw)()
+
+
 def sampled(function):
     weights, biases, ids, inputs = (tf.constant(array) for array in worker.sampled())
     sizes = worker.SAMPLED
@@ -89,6 +94,7 @@ CASES = {
     "head f32": head,
     "log-uniform": log_uniform,
     "unigram": unigram,
+    "unigram graph": unigram_graph,
     "sampled softmax": lambda: sampled(tf.nn.sampled_softmax_loss),
     "nce": lambda: sampled(tf.nn.nce_loss),
 }
