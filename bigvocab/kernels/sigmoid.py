@@ -23,7 +23,7 @@ from bigvocab.kernels import _lanes as v
 from bigvocab.kernels import _memory as m
 from bigvocab.kernels._exp import LOG2E
 from bigvocab.kernels._jit import inline, jit
-from bigvocab.kernels.softmax import _lanes_at, _transformed, _transformed_lanes
+from bigvocab.kernels.softmax import AHEAD, _lanes_at, _transformed, _transformed_lanes
 
 BLOCK = 2048
 _LOG2E_LOW = 2.0355273740931033e-17  # 1 / ln 2 less LOG2E
@@ -56,6 +56,9 @@ def _combined(a, b):
 
 @inline
 def _two(x, i, size, constants):
+    ahead = i + AHEAD * x.itemsize // 2
+    m.prefetch(x, ahead)
+    m.prefetch(x, ahead + size)
     return _combined(_term(m.load(x, i), constants), _term(m.load(x, i + size), constants))
 
 

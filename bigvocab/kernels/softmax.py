@@ -26,7 +26,9 @@ from bigvocab.kernels._jit import inline, jit
 
 BLOCK = 2048
 STRIP = 8
-AHEAD = 4096  # classes asked for ahead: the processor's own prefetch stops at the end of a page
+# Classes asked for ahead, times half their bytes: the processor's own prefetch stops at the end of a page. Twice as far
+# costs half types 1%, half as far float32 4%.
+AHEAD = 4096
 
 # Columns of the statistics, float64, one line per row. MAX is the greatest raw logit, SUM the sum of exp(g(x) -
 # g(MAX)) with g(x) = softcap(scale x), SHIFTED the sum of (g(x) - g(MAX)) exp(g(x) - g(MAX)), TOTAL the sum of g(x).
@@ -84,12 +86,12 @@ def _block(x, start, stop, factor, reference, label, ranked, entropy):
     low = v.splat(v.like_lane(-126.0, x), zero)
     sums, shifted = v.fold(zero), v.fold(zero)
     top, greater, equal = v.splat(v.floor_value(x), zero), 0, 0
-    size = m.width(x)
+    size, ahead = m.width(x), AHEAD * x.itemsize // 2
     whole = stop - (stop - start) % size
     for strip in range(start, whole, STRIP * size):
         held = (zero, top, zero, greater, equal)
         for i in range(strip, min(strip + STRIP * size, whole), size):
-            m.prefetch(x, i + AHEAD)
+            m.prefetch(x, i + ahead)
             held = _add_lanes(m.load_unordered(x, i), m.load_order(x, i, turn), held, c, r, low, y, ranked, entropy)
         sums = v.add(sums, v.fold(held[0]))
         if entropy:
