@@ -16,8 +16,8 @@ from bigvocab.errors import BigvocabError
 from bigvocab.formats.mapped import MappedFile
 from bigvocab.formats.parts import Array
 from bigvocab.formats.paths import SUFFIXES, Source, expand, natural_key, split_selector
-from bigvocab.formats.safetensors import _check_offsets, _header
-from bigvocab.labels import _open_source, read_labels
+from bigvocab.formats.safetensors import check_offsets, read_header
+from bigvocab.labels import open_source, read_labels
 from bigvocab.matrix import Matrix, open_matrix
 from bigvocab.numerals import count, counted, fixed, printable, size
 from bigvocab.report import pairs_table, title
@@ -149,9 +149,9 @@ def _spots(rows: int, row_bytes: int) -> list[tuple[int, int]]:
 def _tensors(place: str) -> list[dict[str, Any]]:
     """Every tensor of a .safetensors file, of any dtype."""
     file = MappedFile(Source(os.path.abspath(place), place, None))
-    header, start = _header(file)
+    header, start = read_header(file)
     entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
-    _check_offsets(file, entries, file.size - start)
+    check_offsets(file, entries, file.size - start)
     return [
         {"name": name, "shape": entry.get("shape"), "dtype": entry.get("dtype"), "bytes": int(np.diff(span)[0])}
         for name, entry in entries.items()
@@ -163,7 +163,7 @@ def _tensors(place: str) -> list[dict[str, Any]]:
 
 
 def _table(path: str) -> dict[str, Any]:
-    parts, _ = _open_source(path)
+    parts, _ = open_source(path)
     found: dict[str, Any] = {"format": parts[0].format, "rows": sum(part.num_rows for part in parts)}
     if parts[0].format == ".npy":
         found["dtype"] = str(parts[0].schema.field(0).type)
@@ -179,7 +179,7 @@ def _labels(path: str) -> dict[str, Any]:
     """Which column would be the labels, and a look at the first of them."""
     try:
         labels = read_labels(path)
-        found: dict[str, Any] = {"column": labels._chosen.label, "kind": labels.kind}
+        found: dict[str, Any] = {"column": labels.chosen.label, "kind": labels.kind}
         if labels.kind == "dense":
             return found | {"classes": labels.num_classes}
         batch = next(iter(labels), None)

@@ -237,7 +237,7 @@ def _find_files(path: Any) -> tuple[list[str], str | None]:
     return sorted(found, key=paths.natural_key), column
 
 
-def _open_source(source: Any) -> tuple[list[_Part], str | None]:
+def open_source(source: Any) -> tuple[list[_Part], str | None]:
     """The parts of whatever was given for labels, and the column named behind `::`."""
     if isinstance(source, np.ndarray):
         return [_Part("labels", "array", *_open_array(source, "labels"), source.nbytes)], None
@@ -270,16 +270,16 @@ class Labels:
 
     def __init__(self, source: Any, options: dict[str, str | None]):
         self._source, self._options = source, options
-        self._parts, named = _open_source(source)
+        self._parts, named = open_source(source)
         if named is not None and options["label"] not in (None, named):
             raise BigvocabError(f"label_column: got {options['label']!r}, but the path names {named!r}")
         options = {**options, "label": named or options["label"]}
         first = self._parts[0]
-        self._chosen = _columns.choose_columns(first.schema, first.path, **options)
-        self.kind, self.dtype, self.num_classes = self._chosen[:3]
+        self.chosen = _columns.choose_columns(first.schema, first.path, **options)
+        self.kind, self.dtype, self.num_classes = self.chosen[:3]
         for part in self._parts[1:]:
-            chosen = _columns.choose_columns(part.schema, part.path, **{**options, "label": self._chosen.label})
-            if chosen != self._chosen:
+            chosen = _columns.choose_columns(part.schema, part.path, **{**options, "label": self.chosen.label})
+            if chosen != self.chosen:
                 types = [p.schema.field(chosen.label).type for p in (part, first)]
                 raise BigvocabError(f"{part.path}: expected labels of {types[1]}, as in {first.path}, got {types[0]}")
         self.path = first.path + (f" and {len(self._parts) - 1} more" if len(self._parts) > 1 else "")
@@ -290,7 +290,7 @@ class Labels:
     def __reduce__(self) -> tuple[Any, ...]:
         """Files travel by absolute path and are opened anew; arrays travel whole."""
         source = [os.path.abspath(part.path) for part in self._parts] if self._parts[0].stamp else self._source
-        return Labels, (source, {**self._options, "label": self._chosen.label})
+        return Labels, (source, {**self._options, "label": self.chosen.label})
 
     def __iter__(self) -> Iterator[LabelBatch]:
         return self.batches()
@@ -316,13 +316,13 @@ class Labels:
         """The columns of rows `start` to `stop` of all, checked and cut to a good size."""
         part.check()
         with _reading(part.path, part.format):
-            for first, batch in part.batches(self._chosen.names, start - origin, stop - origin):
+            for first, batch in part.batches(self.chosen.names, start - origin, stop - origin):
                 row, end = max(start, origin + first), min(stop, origin + first + len(batch))
                 if row >= end:
                     continue
                 arrays = [
                     _columns.cut(column, row - origin - first, end - row, f"{part.path}: column {name!r}", row)
-                    for name, column in zip(self._chosen.names, batch.columns, strict=True)
+                    for name, column in zip(self.chosen.names, batch.columns, strict=True)
                 ]
                 step = _columns.batch_rows(end - row, arrays[0].nbytes)
                 for at in range(0, end - row, step):
@@ -331,7 +331,7 @@ class Labels:
 
     def _convert(self, part: _Part, arrays: list[pa.Array], row: int) -> LabelBatch:
         """Arrow to NumPy: the one place where the roles of the columns come together."""
-        chosen, by_name = self._chosen, dict(zip(self._chosen.names, arrays, strict=True))
+        chosen, by_name = self.chosen, dict(zip(self.chosen.names, arrays, strict=True))
 
         def asked(name: str) -> tuple[pa.Array, str]:
             return by_name[name], f"{part.path}: column {name!r}"

@@ -20,9 +20,9 @@ def safetensors_layout(file: MappedFile, wanted: Stored | None) -> Layout:
 
     Source: https://huggingface.co/docs/safetensors/index#format
     """
-    header, start = _header(file)
+    header, start = read_header(file)
     entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
-    _check_offsets(file, entries, file.size - start)
+    check_offsets(file, entries, file.size - start)
     name = _choose(file, entries)
     shown = f"{file.shown}::{name}"
     code = entries[name].get("dtype")
@@ -37,7 +37,7 @@ def safetensors_layout(file: MappedFile, wanted: Stored | None) -> Layout:
     return Layout(shape, stored, ((start + begin, shape[0]),))
 
 
-def _header(file: MappedFile) -> tuple[dict[str, Any], int]:
+def read_header(file: MappedFile) -> tuple[dict[str, Any], int]:
     """The JSON object at the start, and where the data begin."""
     if file.size < 8:
         raise FormatError(f"{file.shown}: truncated: a .safetensors file begins with 8 bytes, this one has {file.size}")
@@ -64,7 +64,7 @@ def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _check_offsets(file: MappedFile, entries: dict[str, Any], room: int) -> None:
+def check_offsets(file: MappedFile, entries: dict[str, Any], room: int) -> None:
     """Every tensor's bytes lie inside the file, and no two tensors share any."""
     spans = []
     for name, entry in entries.items():
