@@ -7,22 +7,20 @@ doi:10.3115/v1/P15-1001, and TensorFlow's "Candidate Sampling Algorithms Referen
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
-from array import array as typed_array
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from bigvocab import memory, parallel
 from bigvocab.checks import as_integers, real
 from bigvocab.draws import MAX_INT32, MAX_TRIES, Stream, draw_all, draw_unique, expected_count, integer
 from bigvocab.errors import BigvocabError
 from bigvocab.kernels import random as kernels
 from bigvocab.true_classes import TrueClasses, compute_accidental_hits
+from bigvocab.unigram_weights import alias_table, as_weights, distort, of_shard
 
 __all__ = [
     "AllCandidateSampler",
@@ -36,8 +34,6 @@ __all__ = [
 
 _Ids = npt.NDArray[np.int64]
 _Floats = npt.NDArray[np.float64]
-
-_WEIGHTS_AT_ONCE = 1 << 16  # per turn of a thread
 
 
 class SampledValues(NamedTuple):
@@ -260,13 +256,13 @@ class FixedUnigramSampler(_Sampler):
             raise BigvocabError(f"distortion: got {distortion}, expected a finite number")
         source = "unigrams" if vocab_file is None else os.fspath(vocab_file)
         if vocab_file is None:
-            weights = _as_weights(unigrams)
+            weights = as_weights(unigrams)
         else:
             from bigvocab.vocab_file import read_vocab_weights
 
             weights = read_vocab_weights(vocab_file)
-        exact, drawn = _distort(source, weights, distortion)
-        exact, drawn = (_shard(part, num_reserved_ids, num_shards, shard) for part in (exact, drawn))
+        exact, drawn = distort(source, weights, distortion)
+        exact, drawn = (of_shard(part, num_reserved_ids, num_shards, shard) for part in (exact, drawn))
         self.range_max = len(drawn)
         if range_max is not None and integer("range_max", range_max, 1, MAX_INT32) != self.range_max:
             raise BigvocabError(
@@ -279,7 +275,7 @@ class FixedUnigramSampler(_Sampler):
         if self._num_positive < self.range_max:
             exact[drawn == 0] = 0.0
         self._weights, self._sum = exact, exact.sum()
-        self._table = _alias_table(drawn)
+        self._table = alias_table(drawn)
 
     def _probability(self, ids: _Ids) -> _Floats:
         return self._weights[ids] / self._sum
@@ -385,64 +381,3 @@ class AllCandidateSampler(_Sampler):
         num_sampled = integer("num_sampled", num_sampled, 1, self.range_max)
         rows.check_range(num_sampled)
         return SampledValues(np.arange(num_sampled), np.ones(rows.shape), np.ones(num_sampled), num_sampled)
-
-
-def _as_weights(unigrams: Any) -> np.ndarray:
-    weights = np.asarray(_typed_list(unigrams))
-    if weights.dtype.kind not in "iuf" and weights.dtype.name != "bfloat16":
-        raise TypeError(f"unigrams: expected numbers, got {weights.dtype}")
-    if weights.ndim != 1 or weights.size == 0:
-        raise BigvocabError(f"unigrams: expected one weight a word, got shape {weights.shape}")
-    if not (weights.min() >= 0 and weights.max() < np.inf):  # a NaN fails both
-        at = int(np.argmin((weights >= 0) & (weights < np.inf)))
-        raise BigvocabError(f"unigrams: row {at} is {weights[at]}, expected a finite weight >= 0")
-    return weights
-
-
-def _typed_list(values: Any) -> Any:
-    """A list of Python numbers as an array, in two thirds of NumPy's time; anything else as it is."""
-    plain = type(values) is list and values and type(values[0]) in (int, float)
-    for code in "qd" if plain else "":
-        with contextlib.suppress(TypeError, OverflowError):
-            return typed_array(code, values)
-    return values
-
-
-def _distort(source: str, weights: np.ndarray, distortion: float) -> tuple[np.ndarray, np.ndarray]:
-    """weights^distortion in float64, and in the float32 that TensorFlow draws from."""
-    exact, drawn = memory.empty(len(weights), np.float64), memory.empty(len(weights), np.float32)
-
-    def raise_to_power(start: int, stop: int) -> None:
-        part = slice(start, stop)
-        with np.errstate(over="ignore", under="ignore", divide="ignore"):
-            exact[part] = weights[part]
-            drawn[part] = exact[part]
-            if distortion != 1.0:
-                np.power(exact[part], distortion, out=exact[part])
-                kernels.power_float32(drawn[part], np.float32(distortion), drawn[part])
-
-    parallel.run(raise_to_power, len(weights), _WEIGHTS_AT_ONCE)
-    with np.errstate(over="ignore"):
-        if not drawn.max() * np.float32(len(drawn)) < np.inf:
-            at = int(drawn.argmax())
-            raise BigvocabError(
-                f"{source}: weight {weights[at]} of word {at}, to the power {distortion} and times {len(drawn)} words, "
-                "is past the largest float32"
-            )
-    return exact, drawn
-
-
-def _alias_table(weights: np.ndarray) -> np.ndarray:
-    size = len(weights)
-    table = memory.empty((size, 2), np.uint32)
-    kernels.build_alias(weights, memory.empty(size + 2, np.uint32), memory.empty(size + 2, np.float64), table)
-    return table
-
-
-def _shard(weights: np.ndarray, num_reserved_ids: int, num_shards: int, shard: int) -> np.ndarray:
-    """Put the reserved ids before the words, and take the ids of one shard."""
-    if num_reserved_ids:
-        weights = np.concatenate((np.zeros(num_reserved_ids, weights.dtype), weights))
-    if shard >= len(weights):
-        raise BigvocabError(f"shard: got {shard} of {num_shards}, but there are only {len(weights)} ids")
-    return np.ascontiguousarray(weights[shard::num_shards])

@@ -48,6 +48,7 @@ NO_ARROW = (
     "row_results",
     "products",
     "samplers",
+    "unigram_weights",
     "sampled",
 )
 

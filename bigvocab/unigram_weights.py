@@ -1,0 +1,78 @@
+"""Weights of a fixed unigram sampler: read, raised to a power, split over shards, and made a table to draw from."""
+
+from __future__ import annotations
+
+import contextlib
+from array import array as typed_array
+from typing import Any
+
+import numpy as np
+
+from bigvocab import memory, parallel
+from bigvocab.errors import BigvocabError
+from bigvocab.kernels import random as kernels
+
+_AT_ONCE = 1 << 16  # weights per turn of a thread
+
+
+def as_weights(unigrams: Any) -> np.ndarray:
+    """Weights (V,) of any type, checked: finite, none below 0."""
+    weights = np.asarray(_typed_list(unigrams))
+    if weights.dtype.kind not in "iuf" and weights.dtype.name != "bfloat16":
+        raise TypeError(f"unigrams: expected numbers, got {weights.dtype}")
+    if weights.ndim != 1 or weights.size == 0:
+        raise BigvocabError(f"unigrams: expected one weight a word, got shape {weights.shape}")
+    if not (weights.min() >= 0 and weights.max() < np.inf):  # a NaN fails both
+        at = int(np.argmin((weights >= 0) & (weights < np.inf)))
+        raise BigvocabError(f"unigrams: row {at} is {weights[at]}, expected a finite weight >= 0")
+    return weights
+
+
+def _typed_list(values: Any) -> Any:
+    """A list of Python numbers as an array, in two thirds of NumPy's time; anything else as it is."""
+    plain = type(values) is list and values and type(values[0]) in (int, float)
+    for code in "qd" if plain else "":
+        with contextlib.suppress(TypeError, OverflowError):
+            return typed_array(code, values)
+    return values
+
+
+def distort(source: str, weights: np.ndarray, distortion: float) -> tuple[np.ndarray, np.ndarray]:
+    """weights^distortion in float64, and in the float32 that TensorFlow draws from."""
+    exact, drawn = memory.empty(len(weights), np.float64), memory.empty(len(weights), np.float32)
+
+    def raise_to_power(start: int, stop: int) -> None:
+        part = slice(start, stop)
+        with np.errstate(over="ignore", under="ignore", divide="ignore"):
+            exact[part] = weights[part]
+            drawn[part] = exact[part]
+            if distortion != 1.0:
+                np.power(exact[part], distortion, out=exact[part])
+                kernels.power_float32(drawn[part], np.float32(distortion), drawn[part])
+
+    parallel.run(raise_to_power, len(weights), _AT_ONCE)
+    with np.errstate(over="ignore"):
+        if not drawn.max() * np.float32(len(drawn)) < np.inf:
+            at = int(drawn.argmax())
+            raise BigvocabError(
+                f"{source}: weight {weights[at]} of word {at}, to the power {distortion} and times {len(drawn)} words, "
+                "is past the largest float32"
+            )
+    return exact, drawn
+
+
+def alias_table(weights: np.ndarray) -> np.ndarray:
+    """The table to draw from, by float32 weights."""
+    size = len(weights)
+    table = memory.empty((size, 2), np.uint32)
+    kernels.build_alias(weights, memory.empty(size + 2, np.uint32), memory.empty(size + 2, np.float64), table)
+    return table
+
+
+def of_shard(weights: np.ndarray, num_reserved_ids: int, num_shards: int, shard: int) -> np.ndarray:
+    """Put the reserved ids before the words, and take the ids of one shard."""
+    if num_reserved_ids:
+        weights = np.concatenate((np.zeros(num_reserved_ids, weights.dtype), weights))
+    if shard >= len(weights):
+        raise BigvocabError(f"shard: got {shard} of {num_shards}, but there are only {len(weights)} ids")
+    return np.ascontiguousarray(weights[shard::num_shards])
