@@ -21,19 +21,18 @@ class SectionOption(click.Option):
         super().__init__(*args, **kwargs)
         self.section = section
 
+    def get_help_extra(self, ctx: click.Context) -> Any:
+        """What click adds to the help, but for ranges: the help says them in words."""
+        extra: Any = super().get_help_extra(ctx)
+        extra.pop("range", None)
+        return extra
+
 
 # ---- kinds of options
 
 
 def _option(section: str, *names: str, **kwargs: Any) -> Callable[[Any], Any]:
     return click.option(*names, cls=SectionOption, section=section, **kwargs)
-
-
-class _Whole(click.IntRange):
-    """A whole number from `min` on."""
-
-    def _describe_range(self) -> str:
-        return ""  # the help says it in words
 
 
 class _Number(click.FloatRange):
@@ -44,9 +43,6 @@ class _Number(click.FloatRange):
         if number - number != 0:
             self.fail(f"{value} is no finite number.", param, ctx)
         return number
-
-    def _describe_range(self) -> str:
-        return ""
 
 
 def _metrics(ctx: click.Context, param: click.Parameter, value: str) -> tuple[str, ...]:
@@ -129,7 +125,7 @@ RUNNING, BIG_JOBS, RESULT = "Running", "Big jobs", "Result"
 RAW = [
     _option(DATA, "--shape", metavar="N,V", help="Shape of raw binary; -1,V: all rows there are."),
     _option(DATA, "--dtype", metavar="TYPE", help="float16, bfloat16, float32 or float64 (raw)."),
-    _option(DATA, "--offset", type=_Whole(0), metavar="BYTES", help="Bytes to skip in each raw file."),
+    _option(DATA, "--offset", type=click.IntRange(0), metavar="BYTES", help="Bytes to skip in each raw file."),
 ]
 FORMAT = _option(RESULT, "--format", "form", type=click.Choice(["table", "json"]), default="table",
                  help="A table for people, or JSON.")
@@ -141,13 +137,13 @@ JOBS = [
     _option(BIG_JOBS, "--resume", is_flag=True, help="Go on from --state, where it is there."),
     _option(BIG_JOBS, "--shard", metavar="I/N", callback=_shard, help="Only the I-th of N ranges of rows."),
     _option(BIG_JOBS, "--vocab-shard", metavar="I/N", callback=_shard, help="Only the I-th of N ranges of classes."),
-    _option(BIG_JOBS, "--first-class", type=_Whole(0), metavar="C",
+    _option(BIG_JOBS, "--first-class", type=click.IntRange(0), metavar="C",
             help="The files hold a slice: classes from C on, of --num-classes."),
     _option(BIG_JOBS, "--save-label-logits", metavar="PATH", help="First pass of slices: the labels' logits, no more."),
     _option(BIG_JOBS, "--label-logits", metavar="PATH", multiple=True, help="Those of all slices, for ranks."),
     _option(BIG_JOBS, "--engine", type=click.Choice(["local", "ray"]), metavar="NAME",
             help="local: --workers processes of this machine; ray: tasks of Ray."),
-    _option(BIG_JOBS, "--workers", type=_Whole(1), metavar="K", help="Processes that share the rows."),
+    _option(BIG_JOBS, "--workers", type=click.IntRange(1), metavar="K", help="Processes that share the rows."),
     _option(BIG_JOBS, "--address", metavar="HOST", help="Of a Ray cluster; default RAY_ADDRESS, or a Ray of our own."),
 ]
 SAMPLER = _option(SAMPLING, "--sampler", type=click.Choice(SAMPLERS), metavar="NAME",
@@ -161,8 +157,10 @@ SEED = _option(
 )
 SAMPLING_OPTIONS = [
     SAMPLER,
-    _option(SAMPLING, "--num-sampled", type=_Whole(1), metavar="S", help="Candidates to draw for each 512 rows."),
-    _option(SAMPLING, "--num-true", type=_Whole(1), metavar="T", help="True classes each row must have."),
+    _option(
+        SAMPLING, "--num-sampled", type=click.IntRange(1), metavar="S", help="Candidates to draw for each 512 rows."
+    ),
+    _option(SAMPLING, "--num-true", type=click.IntRange(1), metavar="T", help="True classes each row must have."),
     *VOCABULARY,
     SEED,
     _option(SAMPLING, "--candidates", metavar="PATH", help="One draw for all rows, of bigvocab sample."),
@@ -170,11 +168,11 @@ SAMPLING_OPTIONS = [
 ]
 SAMPLE = [
     SAMPLER,
-    _option(SAMPLING, "--num-sampled", type=_Whole(1), metavar="S", required=True, help="Candidates to draw."),
-    _option(SAMPLING, "--range-max", type=_Whole(1), metavar="V", help="Classes to draw from."),
+    _option(SAMPLING, "--num-sampled", type=click.IntRange(1), metavar="S", required=True, help="Candidates to draw."),
+    _option(SAMPLING, "--range-max", type=click.IntRange(1), metavar="V", help="Classes to draw from."),
     *VOCABULARY,
     SEED,
-    _option(SAMPLING, "--step", type=_Whole(0), metavar="K", help="Number of the call, from 0."),
+    _option(SAMPLING, "--step", type=click.IntRange(0), metavar="K", help="Number of the call, from 0."),
     _option(DATA, "--true-classes", metavar="PATH", help="Labels: their expected counts are written as well."),
     _option(RESULT, "--output", metavar="PATH", required=True, help="Arrow file to write."),
 ]
@@ -206,7 +204,7 @@ EVAL = [
     _option(LOSS, "--epsilon", type=_Number(0), metavar="E", help="Added inside the logarithms (log-loss)."),
     _option(LOSS, "--logit-scale", type=_Number(0, min_open=True), metavar="S", help="Multiplies all logits."),
     _option(LOSS, "--softcap", type=_Number(0, min_open=True), metavar="C", help="Then logits become C tanh(x / C)."),
-    _option(LOSS, "--num-classes", type=_Whole(1), metavar="V", help="Classes that count; others are padding."),
+    _option(LOSS, "--num-classes", type=click.IntRange(1), metavar="V", help="Classes that count; others are padding."),
     *SAMPLING_OPTIONS,
     _option(FIGURES, "--metrics", metavar="NAMES", default=",".join(METRICS[:3]), callback=_metrics, show_default=True,
             help=f"Of {', '.join(METRICS)}, as they fit the loss."),
@@ -214,8 +212,8 @@ EVAL = [
             help="The k of the accuracies."),
     _option(FIGURES, "--nonfinite", type=click.Choice(["error", "skip", "keep"]), metavar="WAY", default="error",
             show_default=True, help="Rows with NaN or +inf: error, skip or keep."),
-    _option(RUNNING, "--chunk-rows", type=_Whole(1), metavar="N", help="Rows of a block; changes no figure."),
-    _option(RUNNING, "--threads", type=_Whole(1), metavar="N", help="Default: all cores; changes no figure."),
+    _option(RUNNING, "--chunk-rows", type=click.IntRange(1), metavar="N", help="Rows of a block; changes no figure."),
+    _option(RUNNING, "--threads", type=click.IntRange(1), metavar="N", help="Default: all cores; changes no figure."),
     _option(RUNNING, "--max-memory", metavar="512M", help="Most memory for mapped logits."),
     _option(RUNNING, "--quiet", "-q", is_flag=True, help="No progress bar and no messages."),
     *JOBS,

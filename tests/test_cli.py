@@ -368,3 +368,16 @@ def test_conditions_know_every_figure_of_a_report(data):
 def test_a_condition_has_a_name_a_sign_and_a_number(text):
     with pytest.raises(BigvocabError, match="expected a figure"):
         parse_condition(text)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--chunk-rows", "-4", "-4 is not in the range x>=1"),
+        ("--label-smoothing", "3", "3.0 is not in the range 0<=x<=1"),
+        ("--threads", "0", "0 is not in the range x>=1"),
+    ],
+)
+def test_a_number_out_of_range_is_told_the_range(data, option, value, said):
+    refused(run(*EVAL, option, value), 2, option, said)
+    assert "x>=" not in run("eval", "--help").stdout
