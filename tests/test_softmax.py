@@ -74,6 +74,20 @@ def test_equal_logits_are_the_log_of_the_classes(dtype):
     np.testing.assert_allclose(losses, 13.815510557964274, atol=2e-8)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: np.dtype(d).name)
+@pytest.mark.parametrize("peak", [-700.3, -3.3, 0.3, 50.7])
+def test_a_row_of_one_likely_class_is_exact(dtype, peak):
+    """The maximum counts as exactly 1, whatever its exponent was rounded to: losses near 0 keep their digits."""
+    logits = np.full((2, 20_000), peak - 30, dtype)
+    logits[0, 1:] = -np.inf
+    logits[:, 0] = peak
+    x = logits.astype(np.float64)
+    rows = softmax_rows([(0, logits)], np.zeros(2, np.int64), want=ALL)
+    assert rows.label_loss[0] == rows.entropy[0] == 0.0
+    expected = np.log1p(19_999 * np.exp(x[1, 1] - x[1, 0]))
+    assert rows.label_loss[1] == pytest.approx(expected, rel=1e-3)  # 16 terms are added to the maximum in float32
+
+
 def test_mean_error_is_far_below_the_bound():
     logits, _ = make(200, 20_011, np.float32, 9)
     error = softmax_rows([(0, logits)], np.full(200, -2)).logsumexp - reference(logits.astype(np.float64))[0]
@@ -131,6 +145,36 @@ def test_infinities_and_nan_stay_in_their_row():
     wide[0, 8999], wide[1, 4000] = nan, inf
     rows = softmax_rows([(0, wide)], np.array([0, 0, 0]))
     np.testing.assert_array_equal(rows.finite, [False, False, True])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: np.dtype(d).name)
+@pytest.mark.parametrize("scale", [1e-300, 1e-38, 1e-20, 1.0, 1e20])
+def test_masked_classes_stay_masked_at_any_scale(dtype, scale):
+    """However near the scale brings the finite logits to each other."""
+    logits = np.zeros((2, 2 * kernels.BLOCK + 5), dtype)
+    logits[0, :-3] = -np.inf
+    logits[1, 7:] = -np.inf
+    rows = softmax_rows([(0, logits)], np.full(2, -2), want=ALL, scale=scale)
+    np.testing.assert_allclose(rows.logsumexp, np.log([3.0, 7.0]), atol=1e-7)
+    np.testing.assert_allclose(rows.entropy, np.log([3.0, 7.0]), atol=1e-7)
+
+
+def test_nan_is_found_behind_masked_blocks_and_before_the_first_number():
+    logits = np.full((2, 3 * kernels.BLOCK), -np.inf, np.float32)
+    logits[0, 5], logits[1, -1] = np.nan, np.nan
+    logits[0, -1] = 1.0
+    assert not softmax_rows([(0, logits)], np.full(2, -2)).finite.any()
+
+
+@pytest.mark.parametrize("offset", [-3e5, -1e4, -700.3, 50.07, 1e3, 2e5])
+def test_an_offset_of_all_logits_costs_no_precision(offset):
+    """Differences of float32 logits are exact; their exponents are too, before the last rounding."""
+    rng = np.random.default_rng(5)
+    steps = rng.integers(-40, 8, (3, 20_011)) * np.spacing(np.float32(offset))
+    logits = (np.float32(offset) + steps).astype(np.float32)
+    lse, _ = reference(logits.astype(np.float64))
+    error = softmax_rows([(0, logits)], np.full(3, -2)).logsumexp - lse
+    assert np.abs(error).max() < 4e-7
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: np.dtype(d).name)
@@ -279,13 +323,19 @@ print(digest.hexdigest())
 """
 
 
+OLDER = {
+    "haswell": "+avx,+avx2,+fma,+f16c,+bmi,+bmi2,+popcnt,+sse4.2",
+    "ivybridge": "+avx,+f16c,+popcnt,+sse4.2",  # no fused multiply-add, no lookup in a register
+}
+
+
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="names x86 processors")
-def test_older_processors_return_the_same_bits(tmp_path):
+@pytest.mark.parametrize("processor", OLDER)
+def test_older_processors_return_the_same_bits(tmp_path, processor):
     def run(**variables):
         environment = {**os.environ, "BIGVOCAB_CACHE_DIR": str(tmp_path), **variables}
         return subprocess.run(
             [sys.executable, "-c", BITS], env=environment, capture_output=True, text=True, check=True
         ).stdout
 
-    older = run(NUMBA_CPU_NAME="haswell", NUMBA_CPU_FEATURES="+avx,+avx2,+fma,+f16c,+bmi,+bmi2,+popcnt,+sse4.2")
-    assert run() == older
+    assert run() == run(NUMBA_CPU_NAME=processor, NUMBA_CPU_FEATURES=OLDER[processor])

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, models, register_model
@@ -357,6 +358,77 @@ def times_power(typingctx, p, t):
         return builder.bitcast(builder.add(builder.bitcast(args[0], integers), moved), args[0].type)
 
     return p(p, p), codegen
+
+
+# 2**(j / 8), less what the three bits of j add when they are moved to the exponent with the others.
+_EIGHTHS = [int(np.float32(2.0 ** (j / 8)).view(np.int32)) - (j << 20) for j in range(8)]
+
+
+@intrinsic
+def eighths(typingctx, like):
+    """The numbers that `power_of_eighths` chooses from, for a loop to keep in a register."""
+
+    def codegen(context, builder, signature, args):
+        integers = ir.VectorType(I32, like.count)
+        table = ir.Constant(integers, _EIGHTHS * (like.count // 8))
+        hidden = _splat(builder, _opaque(builder, ir.Constant(I32, 0)), like.count)
+        return builder.bitcast(builder.add(table, hidden), _ir(like))
+
+    return like(like), codegen
+
+
+@intrinsic
+def power_of_eighths(typingctx, u, table):
+    """2**(n / 8) for u = 1.5 * 2**20 + n / 8, n >= -1008.
+
+    The lowest three bits of u choose one of `eighths`, the others are added to its exponent.
+    """
+
+    def codegen(context, builder, signature, args):
+        integers = ir.VectorType(I32, u.count)
+        bits = builder.bitcast(args[0], integers)
+        moved = builder.shl(bits, ir.Constant(integers, [20] * u.count))
+        chosen = builder.bitcast(_chosen(context, builder, bits, args[1]), integers)
+        return builder.bitcast(builder.add(chosen, moved), args[0].type)
+
+    return u(u, u), codegen
+
+
+def _chosen(context, builder, bits, table):
+    """The one of eight numbers that the lowest three bits of each lane name."""
+    count = bits.type.count
+    for feature, size, name in (
+        ("avx512f", 16, "llvm.x86.avx512.permvar.sf.512"),
+        ("avx2", 8, "llvm.x86.avx2.permps"),
+    ):
+        if _has(context, feature):
+            first = next(_pieces(builder, table, size))
+            return _scaled(builder, [bits], size, name, lambda index, first=first: [first, index])
+    chosen = [ir.Constant(bits.type, [entry] * count) for entry in _EIGHTHS]
+    for bit in range(3):
+        mask = ir.Constant(bits.type, [1 << bit] * count)
+        is_set = builder.icmp_signed("!=", builder.and_(bits, mask), ir.Constant(bits.type, [0] * count))
+        chosen = [builder.select(is_set, high, low) for low, high in zip(chosen[::2], chosen[1::2], strict=True)]
+    return builder.bitcast(chosen[0], table.type)
+
+
+def _opaque(builder, number):
+    """A number that the compiler knows nothing of: a loop keeps it in a register, where it would load a constant anew
+    each time.
+    """
+    kind = ir.FunctionType(number.type, [number.type])
+    return builder.asm(kind, "", "=r,0", [number], False)
+
+
+@intrinsic
+def constant(typingctx, scalar, like):
+    """A vector like `like` with `scalar` in every lane, for a loop to keep in a register."""
+
+    def codegen(context, builder, signature, args):
+        bits = builder.bitcast(args[0], ir.IntType(32 if like.kind == "float" else 64))
+        return _splat(builder, builder.bitcast(_opaque(builder, bits), args[0].type), like.count)
+
+    return like(_scalar(like), like), codegen
 
 
 def _all(size):

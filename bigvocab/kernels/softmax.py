@@ -1,13 +1,13 @@
 """Row statistics of logits in one pass: maximum, sum of exponentials and, when asked, rank, ties, argmax, entropy and
 sum.
 
-How a row is read. Blocks of 2,048 classes, counted from the first one of the tile. Every lane sums 2**(x c - reference)
-in float32 (float64 for float64 input), where c = scale / ln 2, eight terms at a time: more would let the roundings of
+How a row is read. Blocks of 4,096 classes, counted from the first one of the tile. Every lane sums 2**(x c - reference)
+in float32 (float64 for float64 input), where c = scale / ln 2, 16 terms at a time: more would let the roundings of
 equal terms, added to a large one, add up. Beyond that, sums are float64. The reference is the first finite maximum
 seen, not the row's: a sum of exponentials is free of scale, so it only has to stay near enough for float32, and a block
-is read again only when its maximum lies more than 2**16 above the reference. Thus one pass over memory finds maximum
-and sum together. At the end the sum is put in terms of the exact maximum in float64, with the constant c as it was
-rounded to float32, so that this rounding cancels where it would matter (large |x|).
+is read again only when its maximum lies more than 64 exponents above the reference. Thus one pass over memory finds
+maximum and sum together. At the end the sum is put in terms of the exact maximum in float64, with the constant c as it
+was rounded to float32, so that this rounding cancels where it would matter (large |x|).
 
 A tile is any range of classes: a whole row, one file of a vocab-sharded set, or one tile of a linear head. The
 statistics of several tiles of a row merge.
@@ -21,11 +21,11 @@ import numpy as np
 
 from bigvocab.kernels import _lanes as v
 from bigvocab.kernels import _memory as m
-from bigvocab.kernels._exp import LN2, LOG2E, exp2, exp2_normal
+from bigvocab.kernels._exp import LN2, LOG2E, exp2, exponent, power_constants, power_terms
 from bigvocab.kernels._jit import inline, jit
 
-BLOCK = 2048
-STRIP = 8
+BLOCK = 4096
+STRIP = 16
 # Classes asked for ahead, times half their bytes: the processor's own prefetch stops at the end of a page. Twice as far
 # costs half types 1%, half as far float32 4%.
 AHEAD = 4096
@@ -39,8 +39,10 @@ COLUMNS = 7
 RANK, ENTROPY, PREDICTED, LOGIT_SUM = 1, 2, 4, 8
 
 SKIP, NO_LABEL = -1, -2  # in place of a label: leave the row out; read it, but it has no label
-_FARTHEST = 16.0  # an exponent t of 16 or more, in float32, is off by so much that 2**t is off by more than 4e-7
-_PRECISE = 2.0**20  # exponents beyond this have too few bits behind the point
+_FARTHEST = 64.0  # an exponent above this is brought down by a new reference, long before sums in float32 overflow
+_LEAST = -125.0  # exponents below this count as this: 2**-125 vanishes beside 1
+_PRECISE = 2.0**19  # references beyond this have too few bits behind the point
+_SMALLEST_FACTOR = 1e-30  # with less, no finite logit lies 125 below another
 
 
 @inline
@@ -61,29 +63,41 @@ def _block_max(x, start, stop):
 
 
 @inline
-def _add_lanes(logits, ordered, held, c, r, low, y, ranked, entropy):
+def _lowest(factor, reference):
+    """The logit whose exponent is _LEAST."""
+    return (_LEAST + reference) / factor
+
+
+@inline
+def _reference(top, c):
+    """The exponent of a maximum, in eighths as `power_constants` asks for."""
+    return np.floor(8.0 * (np.float64(top) * c) + 0.5) / 8.0
+
+
+@inline
+def _add_lanes(logits, ordered, held, constants, low, y, ranked, entropy):
     """Add one vector to a strip's (sum of 2**t, maximum, sum of t 2**t, logits above, at the label's).
 
     `ordered` and `y` are the logits and the label as they are compared.
     """
     sums, top, shifted, greater, equal = held
-    t = v.at_least(v.fma(logits, c, r), low)
-    e = exp2_normal(t)
+    x = v.at_least(logits, low)
+    p, e = power_terms(x, constants)
     if entropy:
-        shifted = v.fma(t, e, shifted)
+        shifted = v.fma(exponent(x, constants), v.mul(p, e), shifted)
     if ranked:
         greater += v.count_greater(ordered, y)
         equal += v.count_equal(ordered, y)
-    return v.add(sums, e), v.larger(logits, top), shifted, greater, equal
+    return v.fma(p, e, sums), v.larger(logits, top), shifted, greater, equal
 
 
 @inline
 def _block(x, start, stop, factor, reference, label, ranked, entropy):
     """What `_add_lanes` says of a block, sums in float64; the last vector stands apart: the loop has no branch."""
     zero = v.zeros_for(x)
-    c, r = v.splat(factor, zero), v.splat(-reference, zero)
+    constants = power_constants(zero, factor, reference)
+    low = v.splat(v.like_lane(_lowest(factor, reference), x), zero)
     y, turn = m.order_of(label, x)
-    low = v.splat(v.like_lane(-126.0, x), zero)
     sums, shifted = v.fold(zero), v.fold(zero)
     top, greater, equal = v.splat(v.floor_value(x), zero), 0, 0
     size, ahead = m.width(x), AHEAD * x.itemsize // 2
@@ -92,7 +106,8 @@ def _block(x, start, stop, factor, reference, label, ranked, entropy):
         held = (zero, top, zero, greater, equal)
         for i in range(strip, min(strip + STRIP * size, whole), size):
             m.prefetch(x, i + ahead)
-            held = _add_lanes(m.load_unordered(x, i), m.load_order(x, i, turn), held, c, r, low, y, ranked, entropy)
+            logits, ordered = m.load_unordered(x, i), m.load_order(x, i, turn)
+            held = _add_lanes(logits, ordered, held, constants, low, y, ranked, entropy)
         sums = v.add(sums, v.fold(held[0]))
         if entropy:
             shifted = v.add(shifted, v.fold(held[2]))
@@ -100,7 +115,7 @@ def _block(x, start, stop, factor, reference, label, ranked, entropy):
     if whole < stop:
         rest = m.load_part(x, whole, stop, v.floor_value(x))
         held = (zero, top, zero, greater, equal)
-        held = _add_lanes(rest, rest, held, c, r, low, v.splat(label, zero), ranked, entropy)
+        held = _add_lanes(rest, rest, held, constants, low, v.splat(label, zero), ranked, entropy)
         sums = v.add(sums, v.fold(held[0]))
         shifted = v.add(shifted, v.fold(held[2]))
         top, greater, equal = held[1], held[3], held[4]
@@ -167,7 +182,9 @@ def _row(x, label, scale, want, first_class, stats):
     c = np.float64(factor)
     lane_label = v.like_lane(label, x)
     nothing = v.floor_value(x)
-    reference, limit = v.like_lane(-1e30, x), nothing
+    if not c > _SMALLEST_FACTOR:
+        return False
+    reference, limit = v.like_lane(0.0, x), nothing
     started = False
     sums, shifted_sums, totals = v.fold(v.zeros_for(x)), v.fold(v.zeros_for(x)), v.sums_for(x)
     greater, equal = 0, 0
@@ -179,7 +196,7 @@ def _row(x, label, scale, want, first_class, stats):
             first = _block_max(x, start, stop)
             if first > nothing:
                 started = True
-                reference = v.like_lane(np.float64(first) * c, x)
+                reference = v.like_lane(_reference(first, c), x)
                 if not abs(np.float64(reference)) < _PRECISE:
                     return False
                 limit = v.like_lane((np.float64(reference) + _FARTHEST) / c, x)
@@ -203,7 +220,7 @@ def _row(x, label, scale, want, first_class, stats):
                 greater += above
                 equal += at
         if v.any_greater(top, v.splat(limit, top)):
-            moved = v.like_lane(np.float64(v.largest(top)) * c, x)
+            moved = v.like_lane(_reference(v.largest(top), c), x)
             if not abs(np.float64(moved)) < _PRECISE:
                 return False
             gap = np.float64(reference) - np.float64(moved)
@@ -227,9 +244,10 @@ def _row(x, label, scale, want, first_class, stats):
         return True
     if started:
         above = top * c - np.float64(reference)  # exponent of the maximum, in the terms of the sum
-        lower = 2.0**-above
-        total = max(total * lower, 1.0)
-        shifted = LN2 * (shifted * lower - above * total)
+        term, shifted_term = _terms_of(best, x, factor, reference)
+        others = max(total - term, 0.0) * 2.0**-above
+        shifted = LN2 * ((shifted - shifted_term) * 2.0**-above - above * others)
+        total = others + 1.0
         gap = scale * abs(top - stats[MAX])
         if want & PREDICTED and top > stats[MAX]:
             stats[ARGMAX] = first_class + _first_at(x, best_start, min(best_start + BLOCK, x.size), top)
@@ -239,6 +257,16 @@ def _row(x, label, scale, want, first_class, stats):
     stats[GREATER] += greater
     stats[EQUAL] += equal - _padding(x, label)
     return True
+
+
+@inline
+def _terms_of(logit, x, factor, reference):
+    """(2**t, t 2**t) of one logit as they were added: without the maximum's, a row of one likely class is exact."""
+    lanes = v.splat(logit, v.zeros_for(x))
+    constants = power_constants(lanes, factor, reference)
+    p, e = power_terms(lanes, constants)
+    power = v.mul(p, e)
+    return np.float64(v.largest(power)), np.float64(v.largest(v.mul(exponent(lanes, constants), power)))
 
 
 @inline
