@@ -117,10 +117,9 @@ class SampledRows:
 
     def statistics(self) -> tuple[Floats, Floats]:
         """Maximum of the candidates' logits of each row, and the sum of exp(logit - maximum)."""
-        from bigvocab.kernels import merge, softmax
+        from bigvocab.kernels import softmax
 
-        stats = np.empty((len(self), softmax.COLUMNS))
-        softmax.clear_statistics(stats)
+        top, total = np.empty(len(self)), np.empty(len(self))
         for first, packed in self._blocks(softmax.COLUMNS):
             parts = np.empty((self.tiles, packed.rows, softmax.COLUMNS))
             softmax.clear_statistics(parts.reshape(-1, softmax.COLUMNS))
@@ -136,8 +135,9 @@ class SampledRows:
                 )
 
             self._sweep(first, packed, reduce)
-            merge.merge_statistics(parts, (1.0, 0.0), stats[first : first + packed.rows])
-        return stats[:, softmax.MAX], stats[:, softmax.SUM]
+            mine = slice(first, first + packed.rows)
+            top[mine], total[mine] = _merged(parts[:, :, softmax.MAX], parts[:, :, softmax.SUM])
+        return top, total
 
     def softplus_sums(self) -> Floats:
         """The sum of softplus(logit) over the candidates of each row."""
@@ -184,14 +184,14 @@ class SampledRows:
         addends = np.zeros(len(self.draw.candidates) + lanes(packed.dtype), packed.dtype)  # padded for the kernel
         addends[: len(self.draw.candidates)] = self.head.biases_of(self.draw.candidates) - self.draw.sampled_log_q
         begin, end = (int(self.true.offsets[row]) for row in (first_row, first_row + packed.rows))
-        pairs = -(-(end - begin) // _PAIRS)  # units that make logits of true ids, before those of candidates
+        pairs = -(-(end - begin) // _PAIRS)  # units that make logits of true ids: short, so they come last
 
         def work(unit: int, _: int) -> None:
-            if unit < pairs:
-                start = begin + unit * _PAIRS
+            if unit >= self.tiles * ranges:
+                start = begin + (unit - self.tiles * ranges) * _PAIRS
                 self._pair(first_row, packed, start, min(start + _PAIRS, end))
                 return
-            tile, first = (unit - pairs) // ranges, (unit - pairs) % ranges * step
+            tile, first = unit // ranges, unit % ranges * step
             candidates = self.draw.candidates[tile * TILE : (tile + 1) * TILE]
             weights, ids = self._picked(candidates)
             addend = addends[tile * TILE :]
@@ -233,6 +233,14 @@ class SampledRows:
         if begin == end:
             return
         logits[rows[begin:end] - first, positions[a + begin : a + end] - tile * TILE] = -np.inf
+
+
+def _merged(tops: Floats, sums: Floats) -> tuple[Floats, Floats]:
+    """Maximum and sum of exp(logit - maximum) of each row, of those (tiles, rows) of its tiles, in their order."""
+    top = tops.max(axis=0)
+    with np.errstate(invalid="ignore"):
+        gaps = np.where(tops == top, 0.0, tops - top)
+    return top, (sums * np.exp(gaps)).sum(axis=0)
 
 
 def softmax_losses(rows: SampledRows) -> Floats:

@@ -3,11 +3,11 @@ sum.
 
 How a row is read. Blocks of 4,096 classes, counted from the first one of the tile. Every lane sums 2**(x c - reference)
 in float32 (float64 for float64 input), where c = scale / ln 2, 16 terms at a time: more would let the roundings of
-equal terms, added to a large one, add up. Beyond that, sums are float64. The reference is the first finite maximum
-seen, not the row's: a sum of exponentials is free of scale, so it only has to stay near enough for float32, and a block
-is read again only when its maximum lies more than 64 exponents above the reference. Thus one pass over memory finds
-maximum and sum together. At the end the sum is put in terms of the exact maximum in float64, with the constant c as it
-was rounded to float32, so that this rounding cancels where it would matter (large |x|).
+equal terms, added to a large one, add up. Beyond that, sums are float64. The reference is the maximum of the first
+vector that has a finite one, not the row's: a sum of exponentials is free of scale, so it only has to stay near enough
+for float32, and a block is read again only when its maximum lies more than 64 exponents above the reference. Thus one
+pass over memory finds maximum and sum together. At the end the sum is put in terms of the exact maximum in float64,
+with the constant c as it was rounded to float32, so that this rounding cancels where it would matter (large |x|).
 
 A tile is any range of classes: a whole row, one file of a vocab-sharded set, or one tile of a linear head. The
 statistics of several tiles of a row merge.
@@ -193,7 +193,9 @@ def _row(x, label, scale, want, first_class, stats):
     for start in range(0, x.size, BLOCK):
         stop = min(start + BLOCK, x.size)
         if not started:
-            first = _block_max(x, start, stop)
+            first = _block_max(x, start, min(start + m.width(x), stop))
+            if not abs(np.float64(first)) * c < _PRECISE:  # masked, be it by -inf or by a large number
+                first = _block_max(x, start, stop)
             if first > nothing:
                 started = True
                 reference = v.like_lane(_reference(first, c), x)
