@@ -145,6 +145,7 @@ class Evaluator:
         self.draws = open_draws(self.loss, self.layer, self.sampling)
         self.num_true, self.exact = checks.index_or_none("num_true", num_true), bool(exact)
         self.logits_name, self.label_name = "logits" if self.layer is None else "inputs", "labels"
+        self.row_files: list[tuple[int, str]] = []  # (first row, path) of files split by rows
         self._tally = Tally(self.top_k)
         self._seen = 0
         self._data: Data | None = None  # which rows of which files it holds, where they came from a job's state
@@ -190,6 +191,7 @@ class Evaluator:
         them.
         """
         matrix = as_matrix(values, **options)
+        self.row_files = matrix.row_files()
         return matrix if self.layer is None else LinearMatrix(matrix, self.layer)
 
     def wants(self, metric: str) -> bool:

@@ -87,6 +87,14 @@ class Matrix:
     def __len__(self) -> int:
         return self.shape[0]
 
+    def row_files(self) -> list[tuple[int, str]]:
+        """(first row, path) of each file, in order, where files are split by rows."""
+        starts: dict[str, int] = {}
+        for part in self._shards[0].parts if len(self._shards) == 1 else ():
+            if part.file is not None:
+                starts.setdefault(part.file.shown, part.first)
+        return [(first, path) for path, first in starts.items()]
+
     def __repr__(self) -> str:
         source = self.files[0]["path"] + (f" and {len(self.files) - 1} more" if len(self.files) > 1 else "")
         return f"<Matrix {self.shape} {dtype_label(self.dtype)} of {source}>"

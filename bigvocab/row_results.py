@@ -7,6 +7,7 @@ else of a loss.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -123,7 +124,7 @@ def _result(
     if evaluator.nonfinite == "error" and bad.any():
         row = int(np.argmax(bad))
         raise BigvocabError(
-            f"{evaluator.logits_name}: row {batch.first_row + row} {fault(row)}; expected finite logits "
+            f"{_place(evaluator, batch.first_row + row)} {fault(row)}; expected finite logits "
             '(nonfinite="skip" leaves such rows out and counts them, "keep" lets them through)'
         )
     counted = ~ignored & ~bad if evaluator.nonfinite == "skip" else ~ignored
@@ -131,6 +132,15 @@ def _result(
     if weights is not None:
         value = np.where(weights == 0, 0.0, weights * np.where(weights == 0, 0.0, value))
     return RowResult(loss, value, weights, counted, ignored, bad)
+
+
+def _place(evaluator: Evaluator, row: int) -> str:
+    """A row as messages name it: by its file, and its number there where there are several."""
+    files = evaluator.row_files
+    if len(files) < 2:
+        return f"{evaluator.logits_name}: row {row}"
+    first, path = files[bisect_right(files, row, key=lambda file: file[0]) - 1]
+    return f"{path}: row {row - first} (row {row} of all files)"
 
 
 def softmax(evaluator: Evaluator, tiles: Tiles, batch: LabelBatch) -> RowResult:

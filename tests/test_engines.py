@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from commands import process, run
+from jobs import COLUMNS, figures, write_job
 
 import bigvocab as bv
 from bigvocab import checkpoints
@@ -24,41 +25,25 @@ from bigvocab.merging import merge_states
 from bigvocab.work import Job
 
 ROWS, CLASSES = 600, 300
-TIMES = ("seconds", "rows_per_second", "bytes_per_second", "inputs")
-
-
-def figures(report):
-    return {name: value for name, value in report.to_dict().items() if name not in TIMES}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("job")
-    rng = np.random.default_rng(1)
-    logits = rng.standard_normal((ROWS, CLASSES), np.float32) * 3
-    np.save(folder / "logits-0.npy", logits[:250])
-    np.save(folder / "logits-1.npy", logits[250:])
+    folder = write_job(tmp_path_factory.mktemp("job"), ROWS, CLASSES, split=[250])
+    rng = np.random.default_rng(2)
     np.save(folder / "hidden.npy", rng.standard_normal((ROWS, 16), np.float32))
     np.save(folder / "layer.npy", rng.standard_normal((CLASSES, 16), np.float32))
     np.save(folder / "biases.npy", rng.standard_normal(CLASSES, np.float32))
-    columns = {
-        "label": pa.array(rng.integers(0, CLASSES, ROWS), mask=rng.random(ROWS) < 0.1),
-        "weight": rng.random(ROWS),
-        "group": rng.choice(["a", "b", "c"], ROWS),
-    }
-    pq.write_table(pa.table(columns), folder / "labels.parquet", row_group_size=100)
     return folder
 
 
 def job(folder, **options):
-    columns = {"weight_column": "weight", "group_column": "group"}
-    return {"logits": str(folder / "logits-*.npy"), "labels": folder / "labels.parquet", **columns, **options}
+    return {"logits": str(folder / "logits-*.npy"), "labels": folder / "labels.parquet", **COLUMNS, **options}
 
 
 def layer_job(folder, **options):
     files = {"inputs": folder / "hidden.npy", "weights": folder / "layer.npy", "biases": folder / "biases.npy"}
-    columns = {"weight_column": "weight", "group_column": "group"}
-    return {**files, "labels": folder / "labels.parquet", **columns, **options}
+    return {**files, "labels": folder / "labels.parquet", **COLUMNS, **options}
 
 
 # Ray's own warnings are none of ours.
@@ -101,7 +86,7 @@ def test_an_error_in_a_worker_is_the_error_of_the_row(folder, tmp_path, engine):
     logits[100, 7] = np.nan
     np.save(tmp_path / "logits-1.npy", logits)
     os.link(folder / "logits-0.npy", tmp_path / "logits-0.npy")
-    with pytest.raises(bv.BigvocabError, match="logits-0.npy: row 350 holds a NaN"):
+    with pytest.raises(bv.BigvocabError, match=r"logits-1.npy: row 100 \(row 350 of all files\) holds a NaN"):
         bv.evaluate(**job(folder) | {"logits": str(tmp_path / "logits-*.npy")}, engine=engine, workers=2)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from jobs import figures
 from safetensors.numpy import save_file
 
 import bigvocab as bv
@@ -20,11 +21,6 @@ ROWS, CLASSES = 240, 701
 NEW = ["softmax", "softmax/sparse", "sigmoid", "weighted-sigmoid", "sparse-sigmoid", "log-loss"]
 LIKELIHOODS = ("perplexity", "perplexity_stderr", "bits_per_token", "bits_per_byte")
 RANKS = ("accuracy", "mean_rank", "mrr", "tied_rows")
-TIMES = ("seconds", "rows_per_second", "bytes_per_second", "inputs", "versions")
-
-
-def untimed(report):
-    return {name: value for name, value in report.to_dict().items() if name not in TIMES}
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +104,7 @@ def test_figures_are_those_of_the_oracle(data, name):
     assert report["stderr"] == pytest.approx(naive.stderr(expected), rel=1e-5)
     ev = bv.Evaluator(loss=loss, **options)
     np.testing.assert_allclose(ev.update(logits, labels), expected, rtol=1e-6)
-    assert untimed(ev.report()) == untimed(report)
+    assert figures(ev.report()) == figures(report)
 
 
 @pytest.mark.parametrize("name", NEW)
@@ -163,13 +159,13 @@ def test_files_with_weights_groups_and_ignored_rows(data, tmp_path, name, suffix
     assert written.column("loss").null_count == data["ignored"].sum()
     np.testing.assert_allclose(written.column("loss").to_numpy()[kept], losses[kept], rtol=1e-6)
     again = bv.evaluate(logits=tmp_path / "logits.npy", labels=labels, chunk_rows=7, threads=1, **options)
-    assert untimed(again) == untimed(report)
+    assert figures(again) == figures(report)
 
 
 @pytest.mark.parametrize("name", NEW)
 def test_any_split_any_order_any_threads_the_same_bits(data, name):
     loss, logits, labels, _, options, _ = case(data, name)
-    whole = untimed(bv.evaluate(logits=logits, labels=labels, loss=loss, **options))
+    whole = figures(bv.evaluate(logits=logits, labels=labels, loss=loss, **options))
 
     def rows(a, b):
         if not isinstance(labels, tuple):
@@ -185,7 +181,7 @@ def test_any_split_any_order_any_threads_the_same_bits(data, name):
         total = bv.Evaluator(loss=loss, **options)
         for part in reversed(parts):
             total.merge(part)
-        assert untimed(total.report()) == whole
+        assert figures(total.report()) == whole
 
 
 @pytest.mark.parametrize("name", NEW)
@@ -203,7 +199,7 @@ def test_vocab_shards(data, tmp_path, name):
 @pytest.mark.parametrize("name", ["softmax", "sigmoid", "log-loss"])
 def test_labels_in_a_second_matrix(data, tmp_path, name):
     loss, logits, labels, column, options, _ = case(data, name)
-    expected = untimed(bv.evaluate(logits=logits, labels=labels, loss=loss, **options))
+    expected = figures(bv.evaluate(logits=logits, labels=labels, loss=loss, **options))
     np.save(tmp_path / "soft.npy", labels)
     np.save(tmp_path / "fortran.npy", np.asfortranarray(labels))
     save_file({"soft": labels, "other": labels[:, :3].copy()}, tmp_path / "soft.safetensors")
@@ -218,9 +214,9 @@ def test_labels_in_a_second_matrix(data, tmp_path, name):
     paths += [[tmp_path / "part-1.npy", tmp_path / "part-2.npy"], tmp_path / "folder", tmp_path / "part-*.npy"]
     for path in paths:
         report = bv.evaluate(logits=logits, labels=path, loss=loss, **options)
-        assert untimed(report) == expected, path
+        assert figures(report) == expected, path
         assert len(report["inputs"]) == (3 if isinstance(path, list) or "fold" in str(path) or "*" in str(path) else 2)
-    assert untimed(bv.evaluate(logits=logits, labels=bv.open_matrix(paths[0]), loss=loss, **options)) == expected
+    assert figures(bv.evaluate(logits=logits, labels=bv.open_matrix(paths[0]), loss=loss, **options)) == expected
     half = bv.evaluate(logits=logits, labels=labels.astype(ml_dtypes.bfloat16), loss=loss, **options)
     assert half["mean"] == pytest.approx(expected["mean"], rel=0.02)
 

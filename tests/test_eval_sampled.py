@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
+from jobs import figures
 
 import bigvocab as bv
 from bigvocab.candidates import write_candidates
@@ -17,11 +18,6 @@ from bigvocab.draw_blocks import DRAW_ROWS
 
 ROWS, CLASSES, SIZE, SAMPLED = 1500, 3000, 16, 40
 LOSSES = {"sampled-softmax": "sampled_softmax_loss", "nce": "nce_loss"}
-TIMES = ("seconds", "rows_per_second", "bytes_per_second", "inputs")
-
-
-def figures(report):
-    return {name: value for name, value in report.to_dict().items() if name not in TIMES}
 
 
 @pytest.fixture(scope="module")

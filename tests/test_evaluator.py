@@ -13,14 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jobs import figures
 
 import bigvocab as bv
-
-TIMES = ("seconds", "rows_per_second", "bytes_per_second", "inputs")
-
-
-def figures(report):
-    return {name: value for name, value in report.to_dict().items() if name not in TIMES}
 
 
 @pytest.fixture(scope="module")

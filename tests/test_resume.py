@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from commands import ENVIRONMENT
+from jobs import COLUMNS, figures, write_job
 
 import bigvocab as bv
 from bigvocab import checkpoints
@@ -22,37 +23,17 @@ from bigvocab.state import read_state
 from bigvocab.tally import Tally
 
 ROWS, CLASSES, CHUNK = 240, 300, 20
-TIMES = ("seconds", "rows_per_second", "bytes_per_second")
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork, to kill many runs in little time")
-
-
-def figures(report):
-    return {name: value for name, value in report.to_dict().items() if name not in TIMES}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("job")
-    rng = np.random.default_rng(1)
-    np.save(folder / "logits.npy", rng.standard_normal((ROWS, CLASSES), np.float32) * 3)
-    columns = {
-        "label": pa.array(rng.integers(0, CLASSES, ROWS), mask=rng.random(ROWS) < 0.1),
-        "weight": rng.random(ROWS),
-        "group": rng.choice(["a", "b", "c"], ROWS),
-    }
-    pq.write_table(pa.table(columns), folder / "labels.parquet", row_group_size=100)
-    return folder
+    return write_job(tmp_path_factory.mktemp("job"), ROWS, CLASSES)
 
 
 def job(folder, **options):
-    columns = {"weight_column": "weight", "group_column": "group"}
-    return {
-        "logits": folder / "logits.npy",
-        "labels": folder / "labels.parquet",
-        "chunk_rows": CHUNK,
-        **columns,
-        **options,
-    }
+    files = {"logits": folder / "logits-0.npy", "labels": folder / "labels.parquet"}
+    return {**files, "chunk_rows": CHUNK, **COLUMNS, **options}
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +84,7 @@ folder, place = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])
 state, output = place / "s", place / "losses.parquet"
 
 def evaluate(**options):
-    return bv.evaluate(logits=folder / "logits.npy", labels=folder / "labels.parquet", chunk_rows=20,
+    return bv.evaluate(logits=folder / "logits-0.npy", labels=folder / "labels.parquet", chunk_rows=20,
         weight_column="weight", group_column="group", state=state, output=output, resume=True, threads=1, **options)
 
 def child(prepare, **options):
@@ -124,7 +105,7 @@ def child(prepare, **options):
 def ended(pid):
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
-whole = bv.evaluate(logits=folder / "logits.npy", labels=folder / "labels.parquet", weight_column="weight",
+whole = bv.evaluate(logits=folder / "logits-0.npy", labels=folder / "labels.parquet", weight_column="weight",
     group_column="group", threads=1, output=place / "warm")  # kernels are loaded once, for all children
 (place / "warm").unlink()
 
@@ -159,7 +140,7 @@ def test_kill_at_random_moments_many_times(folder, whole, tmp_path):
         """
         rng, kills, rows = random.Random(4), 0, 0
         started = time.monotonic()
-        bv.evaluate(logits=folder / "logits.npy", labels=folder / "labels.parquet", threads=1, weight_column="weight")
+        bv.evaluate(logits=folder / "logits-0.npy", labels=folder / "labels.parquet", threads=1, weight_column="weight")
         LONGEST = 0.06 + 2 * (time.monotonic() - started)
         check = matrix.Matrix.check
         def slow():
@@ -303,7 +284,7 @@ cli.main()
     arguments = [
         "eval",
         "--logits",
-        str(folder / "logits.npy"),
+        str(folder / "logits-0.npy"),
         "--labels",
         str(folder / "labels.parquet"),
         "--weight-column",
@@ -432,10 +413,10 @@ def test_changed_inputs_and_options_are_refused(folder, tmp_path, at_every_block
                 | options
             )
 
-    np.save(tmp_path / "logits.npy", np.load(folder / "logits.npy") + 1)
+    np.save(tmp_path / "logits-0.npy", np.load(folder / "logits-0.npy") + 1)
     refused(
-        r"this run: the content of .*logits\.npy is not that of the logits in .*s; expected the same files",
-        logits=tmp_path / "logits.npy",
+        r"this run: the content of .*logits-0\.npy is not that of the logits in .*s; expected the same files",
+        logits=tmp_path / "logits-0.npy",
     )
     refused("this run: label_smoothing is 0.1, but 0.0 in ", label_smoothing=0.1)
     refused("this run: metrics is", metrics="rank")

@@ -12,6 +12,7 @@ import pytest
 from commands import refused, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jobs import figures
 
 import bigvocab as bv
 from bigvocab import fingerprints, state
@@ -20,13 +21,8 @@ from bigvocab.state import read_state
 from bigvocab.tally import RowResult, Tally
 
 ROWS, CLASSES = 300, 501
-TIMES = ("seconds", "rows_per_second", "bytes_per_second", "inputs")
 COLUMNS = {"weight_column": "weight", "group_column": "book", "bytes_column": "bytes"}
 METRICS = "accuracy,rank,logsumexp,entropy,predicted"
-
-
-def figures(report):
-    return {name: value for name, value in report.to_dict().items() if name not in TIMES}
 
 
 @pytest.fixture(scope="module")
