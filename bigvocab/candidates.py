@@ -20,7 +20,7 @@ from bigvocab.draw_blocks import SAMPLERS, make_sampler
 from bigvocab.draws import expected_count, seed_pair
 from bigvocab.errors import BigvocabError, FormatError
 from bigvocab.labels import read_labels
-from bigvocab.output import replacing
+from bigvocab.output import refuse_overwriting, replacing
 from bigvocab.sampled_rows import Draw
 from bigvocab.true_classes import TrueClasses
 
@@ -77,6 +77,7 @@ def write_candidates(
     ...     write_candidates(f"{folder}/c.arrow", num_sampled=8, range_max=1000, seed=(1, 7))["num_tries"]
     9
     """
+    refuse_overwriting({"output": output}, [vocab_file])
     source = make_sampler(sampler, range_max, vocab_file, distortion)
     pair = seed_pair(seed)
     name = os.fspath(true_classes) if isinstance(true_classes, str | os.PathLike) else "true_classes"
@@ -167,6 +168,8 @@ class FileCandidates:
         self._num_tries: Any = row.get("num_tries")
         self._true: tuple[Ids, Ids] | None = row.get("true_classes")
         self._true_counts: npt.NDArray[np.float64] | None = row.get("true_expected_count")
+        if row.get("range_max") not in (None, num_classes):
+            raise BigvocabError(f"{self.path}: was drawn from {row['range_max']} classes, expected {num_classes}")
         _check(self.path, self._candidates, self._counts, num_classes)
         if num_sampled is not None and num_sampled != self.num_sampled:
             raise BigvocabError(f"num_sampled: got {num_sampled}, but {self.path} has {self.num_sampled} candidates")
@@ -176,10 +179,6 @@ class FileCandidates:
                 raise FormatError(
                     f"{self.path}: has no true_expected_count, and sampler {self.name!r} cannot compute it, "
                     f"expected one of {', '.join(SAMPLERS)} with num_tries"
-                )
-            if row.get("range_max") != num_classes:
-                raise BigvocabError(
-                    f"{self.path}: was drawn from {row.get('range_max')} classes, expected {num_classes}"
                 )
             file = vocab_file if vocab_file is not None else row.get("vocab_file")
             self._sampler = make_sampler(self.name, num_classes, file, row.get("distortion"))
@@ -212,6 +211,9 @@ class FileCandidates:
                 f"{self.path} is {counts[at]}, expected a finite number above 0"
             )
         return Draw(self._candidates, np.log(counts), np.log(self._counts))
+
+    def check(self, true: TrueClasses, row: int) -> None:
+        """What is wrong with true classes is found where their counts are looked up."""
 
     def _stored(self, classes: tuple[Ids, Ids], row: int, true: TrueClasses, kept: Ids) -> Ids:
         """Where the true classes of these rows stand in the file, which must have the same ones."""

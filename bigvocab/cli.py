@@ -8,6 +8,7 @@ its default is the library's. Exit codes: 0 done, 1 the data is wrong or the wor
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterable
@@ -71,7 +72,17 @@ class _Commands(click.Group):
         except (BigvocabError, TypeError) as error:
             if os.environ.get("BIGVOCAB_TRACEBACK"):
                 raise
-            _fail(f"error: {error}")
+            command = self.commands.get(ctx.invoked_subcommand or "")
+            _fail(f"error: {_with_options(str(error), command)}")
+
+
+def _with_options(message: str, command: click.Command | None) -> str:
+    """A message of the library, which names keywords, with the options of the command in their place."""
+    if command is None:
+        return message
+    names = {name: option.opts[0] for option in command.params if "_" in (name := option.name or "")}
+    words = "|".join(sorted(names, key=len, reverse=True)) or "$."
+    return re.sub(rf"(?<![\w./'\"\\-])({words})(?![\w./'\"\\-])", lambda found: names[found[1]], message)
 
 
 def _say(text: str) -> None:
@@ -249,8 +260,9 @@ def sample_(ctx: click.Context, **options: Any) -> None:
 def merge_(states: tuple[str, ...], form: str, conditions: list[Condition], **options: Any) -> None:
     """Merge the states of shards, in any order, into the report of the whole job: the same bits as one run."""
     from bigvocab.merging import merge_states
-    from bigvocab.output import write_text
+    from bigvocab.output import refuse_overwriting, write_text
 
+    refuse_overwriting({name: options[name] for name in ("output", "report")}, states)
     report = merge_states(states, output=options["output"])
     if options["report"] is not None:
         write_text(options["report"], report.to_json() + "\n")

@@ -108,6 +108,7 @@ def _find_label(schema: pa.Schema, where: str, taken: set[str]) -> str:
         raise BigvocabError(f"{where}: {names} could each be the labels; choose with label_column")
     if not candidates:
         wanted = "no column of integers, lists of integers or fixed-size lists of floats"
+        wanted += f" besides {', '.join(map(repr, sorted(taken)))}" if taken else ""
         raise BigvocabError(f"{where}: {wanted}; choose with label_column; the columns are: {listing(schema)}")
     return candidates[0]
 

@@ -138,18 +138,23 @@ class DrawBlocks:
             self.sampler._update(np.concatenate(self._unlearned))
             self._unlearned.clear()
 
+    def check(self, true: TrueClasses, row: int) -> None:
+        """Raise if a true class of the rows from `row` on is never drawn."""
+        if not self.ordered:
+            self._true_counts(true, row, np.arange(len(true.offsets) - 1))
+
+    def _probability(self, ids: Ids) -> Floats:
+        """P of each id; 1 or 0 where the first classes are all drawn."""
+        return np.asarray(ids < self.num_sampled, np.float64) if self.name == "all" else self.sampler.probability(ids)
+
     def _true_counts(self, true: TrueClasses, row: int, kept: Ids) -> Floats:
         """Q of each true id: 1 where all classes are drawn."""
-        if self.name == "all":
-            outside, probability = true.ids >= self.num_sampled, np.ones(len(true.ids))
-        else:
-            probability = self.sampler.probability(true.ids)
-            outside = probability == 0
-        if outside.any():
-            at = int(np.argmax(outside))
+        probability = self._probability(true.ids)
+        if not probability.all():
+            at = int(np.argmin(probability))
             raise BigvocabError(
                 f"{true.name}: row {row + kept[true.row_of(at)]} is {true.ids[at]}, "
-                f"a class that {self.name} never draws: log Q would be -inf"
+                f"a class that the sampler {self.name!r} never draws: log Q would be -inf"
             )
         if self.name == "all" or self.num_sampled == self.sampler.range_max:
             return np.ones(len(probability))

@@ -192,6 +192,9 @@ class Evaluator:
         """
         matrix = as_matrix(values, **options)
         self.row_files = matrix.row_files()
+        if self.layer is None and matrix.ndim != 2:
+            name = self.row_files[0][1] if self.row_files else self.logits_name
+            raise BigvocabError(f"{name}: expected 2 dimensions, (rows, classes), got shape {matrix.shape}")
         return matrix if self.layer is None else LinearMatrix(matrix, self.layer)
 
     def wants(self, metric: str) -> bool:
@@ -299,11 +302,11 @@ class Evaluator:
                 f"merge: {name} is {mine[name]!r} here and {theirs[name]!r} there; expected the same options"
             )
         if self.draws is not None and self.draws.ordered:
-            raise BigvocabError(
-                "merge: learned-unigram draws by the rows before them, expected one evaluator for all rows"
-            )
-        from bigvocab.merging import merge_data
+            raise BigvocabError("merge: learned-unigram draws by the rows before, expected one evaluator for all rows")
+        from bigvocab.merging import merge_data, refuse_same_draws
 
+        if self._data is None and other._data is None:
+            refuse_same_draws(mine, self._tally, other._tally)
         self._data = merge_data(self._data, other._data)
         self._tally.merge(other._tally)
 

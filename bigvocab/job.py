@@ -16,8 +16,8 @@ from bigvocab.label_logits import LabelLogits, write_label_logits
 from bigvocab.label_sources import check_labels, open_labels
 from bigvocab.linear_rows import LinearMatrix
 from bigvocab.matrix import Matrix
-from bigvocab.merging import state_of, with_times
-from bigvocab.output import LossWriter, loss_schema, replacing, write_text
+from bigvocab.merging import FILE_OPTIONS, state_of, with_times
+from bigvocab.output import LossWriter, loss_schema, refuse_overwriting, replacing, write_text
 from bigvocab.report import Report
 from bigvocab.settings import parse_bytes, parse_shard
 from bigvocab.sigmoid_rows import pos_weight_vector
@@ -130,6 +130,8 @@ def evaluate(
     elif label_logits is not None or save_label_logits is not None:
         raise BigvocabError("label_logits: belong to a range of classes, expected vocab_shard or first_class")
     _check_job(job)
+    outputs = {"output": output, "report": report, "state": state, "save_label_logits": save_label_logits}
+    refuse_overwriting(outputs, _files_read(job, options))
     if save_label_logits is not None:
         found = write_label_logits(job, save_label_logits)
         return Report(
@@ -168,8 +170,6 @@ class _Run:
         job = self.job
         if self.report is not None:
             _check_writable(self.report)
-        if self.output is not None:
-            _refuse_input(self.output, [*job.matrix.files, *job.labels.files])
         with keeping(state, self._fresh(state is not None), job.schema, resume=resume, started=self.started) as keeper:
             job.evaluator._tally = keeper.state.tally
             if not keeper.complete:
@@ -351,13 +351,12 @@ def _check_writable(path: str | os.PathLike[str]) -> None:
         raise BigvocabError(f"{path}: cannot be written: expected a file in a folder that exists and can be written")
 
 
-def _refuse_input(output: str | os.PathLike[str], files: list[dict[str, Any]]) -> None:
-    """Raise if `output` is one of the files that are read."""
-    if any(
-        os.path.exists(file["path"]) and os.path.exists(output) and os.path.samefile(file["path"], output)
-        for file in files
-    ):
-        raise BigvocabError(f"{output}: is one of the files that are read; choose another output")
+def _files_read(job: Job, options: dict[str, Any]) -> Iterator[Any]:
+    """Paths of all files of a job: those of its matrices and labels, and those that options name."""
+    layer = job.evaluator.layer
+    for part in (job.matrix, job.labels, *([] if layer is None else layer.matrices())):
+        yield from (file["path"] for file in part.files if file["path"] != "<array>")
+    yield from (options[name] for name in FILE_OPTIONS if name in options)
 
 
 def _given(**options: Any) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from bigvocab.formats.paths import expand
 from bigvocab.id_sets import IdSets, as_id_sets, check_ids, in_rising_order
 from bigvocab.labels import LabelBatch, Labels, read_labels
 from bigvocab.matrix import Matrix, as_matrix
+from bigvocab.true_classes import TrueClasses
 
 if TYPE_CHECKING:
     from bigvocab.evaluator import Evaluator
@@ -296,7 +297,10 @@ def check_labels(evaluator: Evaluator, labels: Labels | MatrixLabels, num_classe
             kept += int(np.count_nonzero(ids >= 0))
             continue
         if KINDS[loss] == _TRUE:
-            kept += int(np.count_nonzero(~true_classes(evaluator, batch, num_classes)[2]))
+            offsets, ids, ignored = true_classes(evaluator, batch, num_classes)
+            if evaluator.draws is not None:
+                evaluator.draws.check(TrueClasses((offsets, ids), name), batch.first_row)
+            kept += int(np.count_nonzero(~ignored))
             continue
         kept += len(batch) if batch.ignored is None else int(np.count_nonzero(~batch.ignored))
         if "dense" in KINDS[loss] and labels.kind != "sparse":

@@ -13,12 +13,13 @@ from bigvocab.errors import BigvocabError
 from bigvocab.evaluator import Evaluator, make_report
 from bigvocab.report import Report
 from bigvocab.state import Data, State, as_given, as_options, from_given, read_state
+from bigvocab.tally import Tally
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 Ranges = list[list[int]]
-_FILES = ("class_weights", "pos_weight", "vocab_file", "candidates")  # keywords of `Evaluator` that may be a path
+FILE_OPTIONS = ("class_weights", "pos_weight", "vocab_file", "candidates")  # keywords of `Evaluator` that may be a path
 
 
 # ---- states of evaluators
@@ -48,7 +49,7 @@ def given_of(evaluator: Evaluator) -> dict[str, Any]:
     given = {name: value for name, value in evaluator._given.items() if name != "threads"}
     if evaluator.layer is not None:
         given |= {"weights": evaluator.layer.weights, **evaluator.layer._vectors}
-    for name in _FILES:
+    for name in FILE_OPTIONS:
         if isinstance(given[name], str):
             given[name] = os.path.abspath(given[name])
     return {name: as_given(value) for name, value in given.items()}
@@ -135,6 +136,21 @@ def refuse_other_files(mine: Data, theirs: Data, names: tuple[str, str]) -> None
     refuse_difference({"rows": a["rows"], **a["columns"]}, {"rows": b["rows"], **b["columns"]}, names)
 
 
+def refuse_same_draws(options: dict[str, Any], mine: Tally, theirs: Tally) -> None:
+    """Raise if both counted their rows from 0 and drew by them: rows of the same number had the same candidates."""
+    draws = options["draws"]
+    if (
+        draws
+        and "candidates" not in draws
+        and draws["sampler"] != "all"
+        and all(any(tally.counts.values()) for tally in (mine, theirs))
+    ):
+        raise BigvocabError(
+            "merge: both evaluators drew candidates for rows 0, 1, ..., expected one evaluator for all rows, "
+            "shards of one job over files, or one draw for all rows (candidates)"
+        )
+
+
 def merge_data(
     mine: Data | None, theirs: Data | None, names: tuple[str, str] = ("this evaluator", "merge")
 ) -> Data | None:
@@ -186,6 +202,8 @@ def merge_states(paths: Iterable[str | os.PathLike[str]], *, output: str | os.Pa
         if state.data is not None and whole.data is not None:
             _refuse_overlap(owners, state)
             owners += [(one, state.path) for one in state.data.ranges]
+        if state.data is None and whole.data is None:
+            refuse_same_draws(whole.options, whole.tally, state.tally)
         whole.data = merge_data(whole.data, state.data, (whole.path, state.path))
         whole.tally.merge(state.tally)
     if whole.data is not None:

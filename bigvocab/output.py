@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,25 @@ from bigvocab.tally import RowResult
 
 _temporaries: set[Path] = set()  # of files that are being written
 _GROUP_ROWS = 65_536  # rows of a row group: fixed, so that the file does not depend on the size of the batches
+
+
+def refuse_overwriting(outputs: Mapping[str, Any], inputs: Iterable[Any]) -> None:
+    """Raise if an output, given by its name, is one of the files that are read, or another output."""
+    taken = {_place(path): "one of the files that are read" for path in inputs if isinstance(path, str | os.PathLike)}
+    for name, path in outputs.items():
+        if path is None:
+            continue
+        if (place := _place(path)) in taken:
+            raise BigvocabError(f"{os.fspath(path)}: is {taken[place]}; choose another {name}")
+        taken[place] = f"the {name} as well"
+
+
+def _place(path: str | os.PathLike[str]) -> Any:
+    """What two paths to one file have in common."""
+    with contextlib.suppress(OSError):
+        found = os.stat(path)
+        return found.st_dev, found.st_ino
+    return os.path.realpath(path)
 
 
 @contextlib.contextmanager

@@ -89,7 +89,8 @@ def of_statistics(
         seen = np.where(ignored, 0.0, formula.class_weights[labels])
         result.weight = seen if weights is None else seen * weights
     if evaluator.wants("rank") or evaluator.wants("accuracy"):
-        result.figures |= {"rank": rows.rank, "tied": rows.tied}
+        without = np.isnan(rows._column("SUM"))  # a row with a NaN has no order: it counts as wrong, as if it were last
+        result.figures |= {"rank": np.where(without, classes, rows.rank), "tied": rows.tied & ~without}
     for name in ("predicted", "logsumexp", "entropy"):
         if evaluator.wants(name):
             result.figures[name] = getattr(rows, name)

@@ -103,7 +103,8 @@ class RowStatistics:
         """g of raw logits; -inf, a masked class, stays -inf."""
         y = logits if self.scale == 1.0 else self.scale * logits
         if self.softcap:
-            y = np.where(np.isinf(y), y, self.softcap * np.tanh(y / self.softcap))
+            with np.errstate(over="ignore"):  # of the quotient: tanh is 1 there
+                y = np.where(np.isinf(y), y, self.softcap * np.tanh(y / self.softcap))
         return y
 
     @property

@@ -225,7 +225,8 @@ class FixedUnigramSampler(_Sampler):
         vocab_file: text file, one word a line, its last comma-separated field the weight.
         range_max: if given, must equal the number of ids of this shard.
         distortion: 1 leaves the weights as they are, 0 makes them uniform.
-        num_reserved_ids: ids before those of the words, never drawn.
+        num_reserved_ids: ids before those of the words, never drawn (with several shards, TensorFlow's draws differ:
+            it counts a shard's words from its reserved ids on).
         num_shards, shard: which part of the ids is drawn here.
 
     Raises:

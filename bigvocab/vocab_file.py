@@ -30,7 +30,7 @@ def read_vocab_weights(path: str | os.PathLike[str]) -> np.ndarray:
             line number; or no line at all. TensorFlow skips a blank line, which shifts every later id.
     """
     path = Path(path)
-    data = np.fromfile(path, np.uint8)
+    data = np.frombuffer(path.read_bytes(), np.uint8)  # it may be a pipe
     if data.size == 0:
         raise FormatError(f"{path}: no line in it, expected one word a line")
     starts, ends = _last_fields(data)

@@ -229,10 +229,10 @@ def test_an_unknown_command_exits_2():
         (["--logits", "nan.npy"], ["nan.npy", "row 7", "NaN"]),
         (["--label-column", "token"], ["token", "group"]),
         (["--label-column", "group"], ["group", "string"]),
-        (["--class-weights", "few.npy"], ["class_weights", "(3,)"]),
+        (["--class-weights", "few.npy"], ["--class-weights", "(3,)"]),
         (["--output", "none/losses.parquet"], ["none/losses.parquet"]),
         (["--report", "none/report.json"], ["none/report.json"]),
-        (["--num-classes", "12"], ["num_classes", "12"]),
+        (["--num-classes", "12"], ["--num-classes", "12"]),
     ],
 )
 def test_wrong_data_exits_1_with_one_line_and_no_output(data, arguments, words):

@@ -15,6 +15,7 @@ import bigvocab as bv
 from bigvocab.candidates import write_candidates
 from bigvocab.cli import cli
 from bigvocab.draw_blocks import DRAW_ROWS
+from bigvocab.merging import merge_states
 
 ROWS, CLASSES, SIZE, SAMPLED = 1500, 3000, 16, 40
 LOSSES = {"sampled-softmax": "sampled_softmax_loss", "nce": "nce_loss"}
@@ -211,8 +212,9 @@ def test_the_exact_loss_of_nce_is_the_sigmoid_loss(job):
     assert report["sampled"]["exact_mean"] == pytest.approx(sigmoid["mean"], rel=1e-14)
 
 
-def test_merges_are_exact(job):
-    options = {"loss": "sampled-softmax", "num_sampled": SAMPLED, "weights": job["weights"], "exact": True}
+def test_merges_are_exact(job, tmp_path):
+    write_candidates(tmp_path / "c.arrow", num_sampled=SAMPLED, range_max=CLASSES, seed=3)
+    options = {"loss": "sampled-softmax", "candidates": tmp_path / "c.arrow", "weights": job["weights"], "exact": True}
     parts = [bv.Evaluator(**options) for _ in range(3)]
     for part, start in zip(parts, (0, 500, 1000), strict=True):
         part.update(job["inputs"][start : start + 500], job["labels"][start : start + 500])
@@ -222,11 +224,38 @@ def test_merges_are_exact(job):
         for i in order:
             whole.merge(parts[i])
         reports.append(whole.report().to_dict())
-    assert reports[0] == reports[1]
-    with pytest.raises(bv.BigvocabError, match="draws"):
-        parts[0].merge(bv.Evaluator(**(options | {"seed": 1})))
+    whole = bv.Evaluator(**options)
+    whole.update(job["inputs"], job["labels"])
+    assert reports[0] == reports[1] == whole.report().to_dict()
     with pytest.raises(bv.BigvocabError, match="draws"):
         parts[0].merge(bv.Evaluator(**(options | {"exact": False})))
+
+
+def test_draws_of_the_same_rows_cannot_be_merged(job, tmp_path):
+    """Each evaluator counts its rows from 0: those of the second would have had other candidates in one evaluator."""
+    options = {"loss": "nce", "num_sampled": 4, "weights": job["weights"]}
+    parts = [bv.Evaluator(**options) for _ in range(3)]
+    for i, part in enumerate(parts[:2]):
+        part.update(job["inputs"][:9], job["labels"][:9])
+        part.save(tmp_path / f"{i}.state")
+    with pytest.raises(bv.BigvocabError, match="merge: both evaluators drew candidates for rows 0, 1, ..., expected"):
+        parts[0].merge(parts[1])
+    with pytest.raises(bv.BigvocabError, match="merge: both evaluators drew"):
+        merge_states([tmp_path / "0.state", tmp_path / "1.state"])
+    parts[2].merge(parts[0])
+    assert figures(parts[2].report()) == figures(parts[0].report())
+    with pytest.raises(bv.BigvocabError, match="draws"):
+        parts[0].merge(bv.Evaluator(**(options | {"seed": 1})))
+
+
+def test_a_class_that_is_never_drawn_is_found_before_any_work(job, tmp_path):
+    path, labels = tmp_path / "v.txt", np.zeros(ROWS, np.int64)
+    path.write_text("".join(f"w{i},{int(i != 7)}\n" for i in range(CLASSES)))
+    labels[-1] = 7
+    arguments = {"inputs": job["inputs"], "weights": job["weights"], "labels": labels, "loss": "nce", "num_sampled": 4}
+    with pytest.raises(bv.BigvocabError, match=f"row {ROWS - 1} is 7, a class that the sampler 'unigram' never draws"):
+        bv.evaluate(**arguments, sampler="unigram", vocab_file=path, state=tmp_path / "s.state", chunk_rows=600)
+    assert [found.name for found in tmp_path.iterdir()] == ["v.txt"]
 
 
 def test_learned_draws_cannot_be_merged(job):
@@ -422,7 +451,7 @@ def test_conditions_on_the_bias(files):
         ({"distortion": 0.5, "num_sampled": 3}, "distortion: belongs to the unigram sampler, got it with log-uniform"),
         ({"num_sampled": 3, "num_true": 2}, "row 0 has 1 true classes, expected 2, as num_true says"),
         ({"num_sampled": 3, "logit_scale": 2.0}, "logit_scale: goes with"),
-        ({"sampler": "all", "num_sampled": 100}, "a class that all never draws"),
+        ({"sampler": "all", "num_sampled": 100}, "a class that the sampler 'all' never draws"),
     ],
 )
 def test_bad_options(job, options, message):
@@ -449,7 +478,7 @@ def test_a_true_class_that_is_never_drawn(job, tmp_path):
     first = int(np.argmax(job["labels"] == job["labels"][700]))
     (tmp_path / "v.txt").write_text("".join(f"w,{count}\n" for count in counts))
     with pytest.raises(
-        bv.BigvocabError, match=f"row {first} is {job['labels'][700]}, a class that unigram never draws"
+        bv.BigvocabError, match=f"row {first} is {job['labels'][700]}, a class that the sampler 'unigram' never draws"
     ):
         bv.evaluate(**job, loss="nce", sampler="unigram", vocab_file=tmp_path / "v.txt", num_sampled=2)
 

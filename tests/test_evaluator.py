@@ -296,6 +296,7 @@ def test_bad_data_leaves_no_output(files, job):
             bv.evaluate(**(options | changes))
         assert sorted(path.name for path in files.iterdir()) == before
 
+    np.save(files / "class_weights.npy", np.ones(501))
     before = sorted(path.name for path in files.iterdir())
     too_high = job["labels"].copy()
     too_high[123] = 501
@@ -310,7 +311,12 @@ def test_bad_data_leaves_no_output(files, job):
     fails(r"class_weights: got shape \(3,\)", class_weights=[1, 2, 3])
     fails("cannot be written", output=files / "no" / "folder.parquet")
     fails("cannot be written", report=files / "no" / "folder.json")
-    fails("is one of the files that are read", output=files / "logits.npy")
+    for name in ("output", "report", "state"):
+        for read in ("logits.npy", "labels.parquet", "class_weights.npy"):
+            weights = {"class_weights": files / "class_weights.npy"}
+            fails("is one of the files that are read", **weights, **{name: files / read})
+    fails("is the output as well; choose another report", output=files / "o", report=files / "." / "o")
+    fails(r"expected 2 dimensions, \(rows, classes\), got shape \(300,\)", logits=job["logits"][:, 0])
     fails("max_memory: got '12Q'", max_memory="12Q")
     fails("chunk_rows: got 0", chunk_rows=0)
     bad = job["logits"].copy()

@@ -207,6 +207,50 @@ def test_labels_of_either_sign_zeros_subnormals_and_masked_classes_are_counted(d
     np.testing.assert_array_equal(rows._column("EQUAL"), (x == at).sum(1))
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: np.dtype(d).name)
+@pytest.mark.parametrize("fault", [np.nan, np.inf])
+def test_what_is_not_finite_is_found_in_any_tile_of_a_row(dtype, fault):
+    """Also where later tiles have the greater maximum."""
+    for order in ([0, 1, 2], [1, 0, 2], [1, 2, 0], [2, 1, 0]):
+        tiles = [np.full((1, 1), fault if k == 0 else k, dtype) for k in order]
+        for lead in ([], [np.full((1, 3), -np.inf, dtype)]):
+            parts = lead + tiles
+            starts = np.cumsum([0] + [part.shape[1] for part in parts[:-1]])
+            rows = softmax_rows(list(zip(starts.tolist(), parts, strict=True)), np.array([starts[-1]]), want=ALL)
+            whole = softmax_rows([(0, np.concatenate(parts, 1))], np.array([starts[-1]]), want=ALL)
+            assert not rows.finite[0]
+            np.testing.assert_array_equal(rows.label_loss, whole.label_loss)
+            if fault == np.inf:
+                np.testing.assert_array_equal(rows.rank, whole.rank)
+                assert rows.predicted == whole.predicted == starts[len(lead) + order.index(0)]
+    fortran = np.asfortranarray(np.random.default_rng(1).standard_normal((2000, 9000)).astype(dtype))
+    fortran[1, 5] = fault
+    assert np.flatnonzero(~softmax_rows([(0, fortran)], np.zeros(2000, np.int64)).finite).tolist() == [1]
+
+
+def test_roundings_that_all_go_one_way_stay_below_the_bound():
+    """Terms chosen so that every addition to the maximum's lane is rounded down."""
+    rows = [
+        (1.0, 5.504227638244629, 0.027591295540332794, 0.006264149211347103, -16.627443313598633),
+        (0.6931472999999999, 8.811328887939453, -0.22005492448806763, -0.22005492448806763, -24.197145462036133),
+    ]
+    for scale, top, first, second, rest in rows:
+        x = np.full((400, 16, 32), rest, np.float32)
+        x[:, 0, :16], x[:, 0, 16:], x[0, 0, 0] = first, second, top
+        x = x.reshape(1, -1)
+        found = softmax_rows([(0, x)], np.array([0]), scale=scale).logsumexp
+        assert abs(found - reference(scale * x.astype(np.float64))[0])[0] < 1e-6
+
+
+@pytest.mark.parametrize("classes", [64, 5000, 1_000_003])
+@pytest.mark.parametrize("offset", [5.0, 11.0, 44.0])
+def test_entropy_of_a_row_that_begins_far_below(classes, offset):
+    logits = np.zeros((1, classes), np.float32)
+    logits[0, 32:] = offset
+    found = softmax_rows([(0, logits)], np.full(1, -2), want=wanted(entropy=True)).entropy
+    np.testing.assert_allclose(found, naive.entropy(logits.astype(np.float64)), atol=1e-6)
+
+
 def test_ties_of_a_masked_label_do_not_count_the_padding():
     logits = np.array([[-np.inf, -np.inf, 1.0]], np.float32)
     rows = softmax_rows([(0, logits)], np.array([0]), want=wanted(rank=True))

@@ -22,6 +22,8 @@ def merge_statistics(groups, transform, stats):
             if np.isnan(mine[SUM]) or np.isnan(other[SUM]):
                 mine[SUM] = np.nan
             elif mine[MAX] == np.inf or top == np.inf:
+                if top > mine[MAX]:
+                    mine[ARGMAX] = other[ARGMAX]
                 mine[MAX], mine[SUM] = np.inf, 1.0
             elif top > -np.inf:
                 gap = 0.0

@@ -2,12 +2,12 @@
 sum.
 
 How a row is read. Blocks of 4,096 classes, counted from the first one of the tile. Every lane sums 2**(x c - reference)
-in float32 (float64 for float64 input), where c = scale / ln 2, 16 terms at a time: more would let the roundings of
-equal terms, added to a large one, add up. Beyond that, sums are float64. The reference is the maximum of the first
-vector that has a finite one, not the row's: a sum of exponentials is free of scale, so it only has to stay near enough
-for float32, and a block is read again only when its maximum lies more than 64 exponents above the reference. Thus one
-pass over memory finds maximum and sum together. At the end the sum is put in terms of the exact maximum in float64,
-with the constant c as it was rounded to float32, so that this rounding cancels where it would matter (large |x|).
+in float32 (float64 for float64 input), where c = scale / ln 2, eight terms at a time: more would let the roundings of
+equal terms, added to a large one, add up. Beyond that, sums are float64. The reference is the first finite maximum of a
+block, not the row's: a sum of exponentials is free of scale, so it only has to stay near enough for float32, and a
+block is read again only when its maximum lies more than 8 exponents above the reference. Thus one pass over memory
+finds maximum and sum together. At the end the sum is put in terms of the exact maximum in float64, with the constant c
+as it was rounded to float32, so that this rounding cancels where it would matter (large |x|).
 
 A tile is any range of classes: a whole row, one file of a vocab-sharded set, or one tile of a linear head. The
 statistics of several tiles of a row merge.
@@ -25,7 +25,7 @@ from bigvocab.kernels._exp import LN2, LOG2E, exp2, exponent, power_constants, p
 from bigvocab.kernels._jit import inline, jit
 
 BLOCK = 4096
-STRIP = 16
+STRIP = 8
 # Classes asked for ahead, times half their bytes: the processor's own prefetch stops at the end of a page. Twice as far
 # costs half types 1%, half as far float32 4%.
 AHEAD = 4096
@@ -39,7 +39,7 @@ COLUMNS = 7
 RANK, ENTROPY, PREDICTED, LOGIT_SUM = 1, 2, 4, 8
 
 SKIP, NO_LABEL = -1, -2  # in place of a label: leave the row out; read it, but it has no label
-_FARTHEST = 64.0  # an exponent above this is brought down by a new reference, long before sums in float32 overflow
+_FARTHEST = 8.0  # an exponent above this is brought down by a new reference: t 2**t would be summed too coarsely
 _LEAST = -125.0  # exponents below this count as this: 2**-125 vanishes beside 1
 _PRECISE = 2.0**19  # references beyond this have too few bits behind the point
 _SMALLEST_FACTOR = 1e-30  # with less, no finite logit lies 125 below another
@@ -166,8 +166,9 @@ def _merge(stats, top, total, shifted, gap):
     """Add a tile's (max, sum, shifted sum) to the row's; `gap` = g(higher max) - g(lower max)."""
     lower = math.exp(-gap)
     if top > stats[MAX]:
-        stats[SHIFTED] = lower * (stats[SHIFTED] - gap * stats[SUM]) if stats[SUM] > 0 else 0.0
-        stats[SUM] = stats[SUM] * lower if stats[SUM] > 0 else 0.0
+        if stats[SUM] != 0:  # else gap may be infinite; a sum of NaN stays
+            stats[SHIFTED] = lower * (stats[SHIFTED] - gap * stats[SUM])
+            stats[SUM] *= lower
         stats[SHIFTED] += shifted
         stats[SUM] += total
     else:
@@ -193,9 +194,7 @@ def _row(x, label, scale, want, first_class, stats):
     for start in range(0, x.size, BLOCK):
         stop = min(start + BLOCK, x.size)
         if not started:
-            first = _block_max(x, start, min(start + m.width(x), stop))
-            if not abs(np.float64(first)) * c < _PRECISE:  # masked, be it by -inf or by a large number
-                first = _block_max(x, start, stop)
+            first = _block_max(x, start, stop)
             if first > nothing:
                 started = True
                 reference = v.like_lane(_reference(first, c), x)
@@ -309,7 +308,11 @@ def _row_wide(x, label, scale, softcap, want, first_class, stats):
     greater, equal = _block_counts(x, 0, x.size, lane_label)
     best = np.float64(v.largest(top))
     if best == np.inf:
+        if want & PREDICTED and best > stats[MAX]:
+            stats[ARGMAX] = first_class + _first_at(x, 0, x.size, best)
         stats[MAX], stats[SUM] = np.inf, np.nan if _has_nan(x) or math.isnan(stats[SUM]) else 1.0
+        stats[GREATER] += greater
+        stats[EQUAL] += equal - _padding(x, label)
         return
     highest = _transformed(best, scale, softcap) if best > -np.inf else 0.0
     sums, shifted_sums, totals = v.sums_for(x), v.sums_for(x), v.sums_for(x)
