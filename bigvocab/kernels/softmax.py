@@ -102,16 +102,21 @@ def _block(x, start, stop, factor, reference, label, ranked, entropy):
     top, greater, equal = v.splat(v.floor_value(x), zero), 0, 0
     size, ahead = m.width(x), AHEAD * x.itemsize // 2
     whole = stop - (stop - start) % size
+    late = zero  # sums of t 2**t of two strips: they may be half as fine
     for strip in range(start, whole, STRIP * size):
-        held = (zero, top, zero, greater, equal)
+        held = (zero, top, late, greater, equal)
         for i in range(strip, min(strip + STRIP * size, whole), size):
             m.prefetch(x, i + ahead)
             logits, ordered = m.load_unordered(x, i), m.load_order(x, i, turn)
             held = _add_lanes(logits, ordered, held, constants, low, y, ranked, entropy)
         sums = v.add(sums, v.fold(held[0]))
         if entropy:
-            shifted = v.add(shifted, v.fold(held[2]))
+            late = held[2]
+            if (strip - start) & (STRIP * size):
+                shifted, late = v.add(shifted, v.fold(late)), zero
         top, greater, equal = held[1], held[3], held[4]
+    if entropy:
+        shifted = v.add(shifted, v.fold(late))
     if whole < stop:
         rest = m.load_part(x, whole, stop, v.floor_value(x))
         held = (zero, top, zero, greater, equal)
