@@ -258,6 +258,14 @@ def test_a_class_that_is_never_drawn_is_found_before_any_work(job, tmp_path):
     assert [found.name for found in tmp_path.iterdir()] == ["v.txt"]
 
 
+def test_candidates_of_another_vocabulary_are_refused(job, tmp_path):
+    path = tmp_path / "c.arrow"
+    true = np.minimum(job["labels"], 249)[:, None]
+    write_candidates(path, num_sampled=9, range_max=250, seed=3, true_classes=true)
+    with pytest.raises(bv.BigvocabError, match=f"c.arrow: was drawn from 250 classes, expected {CLASSES}"):
+        bv.Evaluator(loss="nce", candidates=path, weights=job["weights"]).update(job["inputs"], true[:, 0])
+
+
 def test_learned_draws_cannot_be_merged(job):
     options = {"loss": "nce", "num_sampled": 4, "sampler": "learned-unigram", "weights": job["weights"]}
     with pytest.raises(bv.BigvocabError, match="learned-unigram"):

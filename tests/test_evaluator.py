@@ -324,6 +324,16 @@ def test_bad_data_leaves_no_output(files, job):
     fails("row 250 holds a NaN", logits=bad)
 
 
+def test_rows_that_are_kept_have_ranks_that_are_true():
+    """A NaN has no place in an order: its row counts as wrong; +inf has one."""
+    ev = bv.Evaluator(nonfinite="keep", top_k=(1,), metrics="accuracy,rank,predicted")
+    logits = np.array([[np.inf, 1, 0], [0, 1, 2], [np.nan, 1, 2]], np.float32)
+    ev.update(logits, [2, 2, 2])
+    report = ev.report()
+    assert report["accuracy"]["1"] == pytest.approx(1 / 3)
+    assert report["mean_rank"] == pytest.approx((3 + 1 + 3) / 3)
+
+
 def test_a_failed_batch_counts_nothing(job):
     ev = bv.Evaluator()
     ev.update(job["logits"][:10], job["labels"][:10])

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import os
 import pickle
 import threading
 import time
@@ -627,3 +628,13 @@ def test_long_draws_are_not_hopeless():
         sampler._check_patience(20_000)
     with pytest.raises(bv.BigvocabError, match="too rare"):
         bv.LogUniformSampler(10**9)._check_patience(10**9)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_vocabulary_from_a_pipe(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    writer = threading.Thread(target=(tmp_path / "pipe").write_text, args=("a,3\nb,1\n",), daemon=True)
+    writer.start()
+    sampler = bv.FixedUnigramSampler(vocab_file=tmp_path / "pipe")
+    writer.join()
+    np.testing.assert_allclose(sampler.probability([0, 1]), [0.75, 0.25])
