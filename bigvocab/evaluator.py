@@ -347,18 +347,8 @@ class Evaluator:
 
     def options(self) -> dict[str, Any]:
         """What decides the figures: evaluators merge only where all of it is equal."""
-        names = (
-            "loss",
-            "ignore_index",
-            "label_smoothing",
-            "logit_scale",
-            "softcap",
-            "epsilon",
-            "num_classes",
-            "metrics",
-            "top_k",
-            "nonfinite",
-        )
+        formula = ("ignore_index", "label_smoothing", "logit_scale", "softcap", "epsilon")
+        names = ("loss", *formula, "num_classes", "metrics", "top_k", "nonfinite")
         options = {name: getattr(self, name) for name in names}
         options["layer"] = None if self.layer is None else self.layer.options()
         for name in ("class_weights", "pos_weight"):

@@ -14,6 +14,7 @@ from numba.extending import intrinsic
 
 from bigvocab.kernels import _lanes as v
 from bigvocab.kernels import _memory as m
+from bigvocab.kernels import _powers as w
 from bigvocab.kernels._exp import LN2, exp2_polynomial
 from bigvocab.kernels._jit import inline
 from bigvocab.kernels._lanes import DOUBLES, F32, F64, I32
@@ -191,7 +192,7 @@ def exp_negative(y, high, low, least):
     """
     n = rounded_down(v.mul(y, high))
     f = v.fma(y, low, v.fma(y, high, negative(n)))
-    return nothing_below(y, least, v.times_power(exp2_polynomial(f), n))
+    return nothing_below(y, least, w.times_power(exp2_polynomial(f), n))
 
 
 # log(1 + f) = f - f^2/2 + s (f^2/2 + R(s^2)), s = f / (2 + f): W. Kahan's and K. C. Ng's polynomial (fdlibm, e_log.c),

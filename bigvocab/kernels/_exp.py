@@ -12,6 +12,7 @@ import numpy as np
 from numba.extending import overload
 
 from bigvocab.kernels import _lanes as v
+from bigvocab.kernels import _powers as w
 from bigvocab.kernels._jit import inline
 
 LOG2E = 1.0 / math.log(2.0)
@@ -73,13 +74,13 @@ def _polynomial_double(f):
 @inline
 def exp2(t):
     """2**t; t = -inf gives a number that vanishes beside 1, NaN and +inf give what is not finite."""
-    return v.times_power(exp2_polynomial(v.fraction(t)), t)
+    return w.times_power(exp2_polynomial(w.fraction(t)), t)
 
 
 @inline
 def exp2_normal(t):
     """2**t for t of at least -126 (-1022): one instruction less."""
-    return v.times_power(exp2_polynomial(v.sub(t, v.floor(t))), t)
+    return w.times_power(exp2_polynomial(v.sub(t, w.floor(t))), t)
 
 
 # In float32, sums take 2**t = p e with e = 2**n, where n is t rounded to eighths, and p = 2**(t - n): t - n in [-1/16,
@@ -93,12 +94,12 @@ _E = tuple(np.float32(c) for c in (1.0, 0.693149209022522, 0.24024873971939087, 
 
 def power_constants(like, scale, reference):
     """What `power_terms` needs, for a loop to keep; `reference` is a multiple of 1/8 and less than 2**19."""
-    raise NotImplementedError
+    raise NotImplementedError  # only for kernels: see the overload below
 
 
 def power_terms(x, constants):
     """(p, e) with p e = 2**t, t = scale x - reference of at least -125 and at most 100; relative error 1.5e-7."""
-    raise NotImplementedError
+    raise NotImplementedError  # only for kernels: see the overload below
 
 
 @overload(power_constants, inline="always")
@@ -114,7 +115,7 @@ def _power_terms(x, constants):
 def _constants_float(like, scale, reference):
     polynomial = (v.constant(_E[3], like), v.constant(_E[2], like), v.constant(_E[1], like), v.constant(_E[0], like))
     shift = v.splat(_SHIFT - reference, like)
-    return v.splat(scale, like), v.splat(-reference, like), shift, polynomial, v.eighths(like)
+    return v.splat(scale, like), v.splat(-reference, like), shift, polynomial, w.eighths(like)
 
 
 def _terms_float(x, constants):
@@ -124,7 +125,7 @@ def _terms_float(x, constants):
     p = v.fma(polynomial[0], f, polynomial[1])
     p = v.fma(p, f, polynomial[2])
     p = v.fma(p, f, polynomial[3])
-    return p, v.power_of_eighths(u, eighths)
+    return p, w.power_of_eighths(u, eighths)
 
 
 def _constants_double(like, scale, reference):
