@@ -82,8 +82,7 @@ def write_candidates(
     pair = seed_pair(seed)
     name = os.fspath(true_classes) if isinstance(true_classes, str | os.PathLike) else "true_classes"
     offsets, ids = (np.zeros(1, np.int64), np.zeros(0, np.int64)) if true_classes is None else read_true(true_classes)
-    TrueClasses((offsets, ids), name).check_range(source.range_max)
-    values = source.sample((offsets, ids), num_sampled, seed=pair, step=step)
+    values = source.sample(TrueClasses((offsets, ids), name), num_sampled, seed=pair, step=step)
     row = {
         "sampled_candidates": values.sampled_candidates,
         "sampled_expected_count": values.sampled_expected_count,
@@ -94,7 +93,7 @@ def write_candidates(
         "step": step,
         "sampler": sampler,
         "range_max": source.range_max,
-        "vocab_file": None if vocab_file is None else os.fspath(vocab_file),
+        "vocab_file": None if vocab_file is None else os.path.abspath(vocab_file),
         "distortion": distortion,
     }
     table = pa.table({name: _one_row(row[name], SCHEMA.field(name).type) for name in SCHEMA.names}, schema=SCHEMA)
@@ -181,7 +180,13 @@ class FileCandidates:
                     f"expected one of {', '.join(SAMPLERS)} with num_tries"
                 )
             file = vocab_file if vocab_file is not None else row.get("vocab_file")
-            self._sampler = make_sampler(self.name, num_classes, file, row.get("distortion"))
+            try:
+                self._sampler = make_sampler(self.name, num_classes, file, row.get("distortion"))
+            except OSError as error:
+                raise BigvocabError(
+                    f"{self.path}: was drawn with the vocabulary {file}, which cannot be read: {error.strerror}; "
+                    "expected it there, or vocab_file, where it is now"
+                ) from None
 
     def shown(self) -> dict[str, Any]:
         """What a report says of them."""
@@ -248,11 +253,8 @@ def _read(path: Path) -> dict[str, Any]:
         raise FormatError(f"{path}: no column {missing[0]!r}, expected one as `bigvocab sample` writes it")
     if len(table) != 1:
         raise FormatError(f"{path}: has {len(table)} draws, expected 1")
-    try:
-        kinds = {name: SCHEMA.field(name).type for name in table.column_names if name in SCHEMA.names}
-        columns = {name: table.column(name).combine_chunks().cast(kind) for name, kind in kinds.items()}
-    except (pa.ArrowException, NotImplementedError) as error:
-        raise FormatError(f"{path}: {str(error).splitlines()[0]}") from None
+    kinds = {name: SCHEMA.field(name).type for name in table.column_names if name in SCHEMA.names}
+    columns = {name: _cast(path, name, table.column(name).combine_chunks(), kind) for name, kind in kinds.items()}
     row: dict[str, Any] = {}
     for name, column in columns.items():
         if name in _NEEDED:
@@ -270,6 +272,20 @@ def _read(path: Path) -> dict[str, Any]:
     if row.get("true_classes") is not None and len(row["true_classes"][1]) != len(row["true_expected_count"]):
         raise FormatError(f"{path}: true_classes and true_expected_count differ in length")
     return row
+
+
+def _cast(path: Path, name: str, column: pa.Array, kind: pa.DataType) -> pa.Array:
+    """A column in the type it should have; texts are no numbers, and 2.5 is no id."""
+    inner = column.type
+    while hasattr(inner, "value_type"):
+        inner = inner.value_type
+    fits = pa.types.is_null(inner) or pa.types.is_string(inner) == pa.types.is_string(kind)
+    try:
+        if fits:
+            return column.cast(kind)
+    except (pa.ArrowException, NotImplementedError):
+        pass
+    raise FormatError(f"{path}: column {name!r}: expected {kind}, got {column.type}")
 
 
 def _check(path: str, candidates: Ids, counts: npt.NDArray[np.float64], num_classes: int) -> None:

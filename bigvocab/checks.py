@@ -95,6 +95,13 @@ def real(name: str, value: Any) -> float:
         raise TypeError(f"{name}: expected a number, got {type(value).__name__}") from None
 
 
+def boolean(name: str, value: Any) -> bool:
+    """`value` as a bool; a TypeError for anything else, so that "no" is not taken for yes."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name}: expected True or False, got {value!r}")
+    return bool(value)
+
+
 def index_or_none(name: str, value: Any) -> int | None:
     """`value` as an int or None; a TypeError for anything else."""
     if value is None:

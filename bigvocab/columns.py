@@ -82,6 +82,15 @@ def _label_kind(arrow_type: pa.DataType) -> tuple[str, np.dtype, int | None] | N
     return None
 
 
+def shape_and_type(arrow_type: pa.DataType) -> tuple[list[int], str]:
+    """The shape of one row of labels of this type, and the name of the type of its numbers."""
+    kind = _plain_type(arrow_type)
+    if types.is_fixed_size_list(kind):
+        shape, kind = [kind.list_size], kind.value_type
+        return shape, _FLOATS.get(str(kind), str(kind))
+    return [], str(kind)
+
+
 def listing(schema: pa.Schema) -> str:
     """The columns of a schema in words, at most 20 of them."""
     shown = [f"{field.name} ({field.type})" for field in schema][:20]

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bigvocab import checks, parallel
+from bigvocab.draws import integer
 from bigvocab.errors import BigvocabError
 from bigvocab.label_sources import cut, labels_of
 from bigvocab.labels import LabelBatch
@@ -110,6 +111,7 @@ class Evaluator:
     ) -> None:
         self._given = {name: value for name, value in locals().items() if name != "self"}
         self.loss = one_of("loss", loss, (*ROW_RESULTS, *SAMPLED_RESULTS))
+        self.exact = checks.boolean("exact", exact)
         self.sampling = {
             "sampler": sampler,
             "num_sampled": num_sampled,
@@ -118,7 +120,7 @@ class Evaluator:
             "distortion": distortion,
             "seed": seed,
             "candidates": candidates,
-            "exact": exact or None,
+            "exact": self.exact or None,
         }
         self.ignore_index = checks.index_or_none("ignore_index", ignore_index)
         self.label_smoothing = checks.in_unit_interval("label_smoothing", label_smoothing)
@@ -143,7 +145,7 @@ class Evaluator:
         norm = {"norm_weight": norm_weight, "norm_bias": norm_bias, "norm_epsilon": norm_epsilon}
         self.layer = self._layer(weights, biases, final_norm, norm)
         self.draws = open_draws(self.loss, self.layer, self.sampling)
-        self.num_true, self.exact = checks.index_or_none("num_true", num_true), bool(exact)
+        self.num_true = None if num_true is None else integer("num_true", num_true, 1, 2**31 - 1)
         self.logits_name, self.label_name = "logits" if self.layer is None else "inputs", "labels"
         self.row_files: list[tuple[int, str]] = []  # (first row, path) of files split by rows
         self._tally = Tally(self.top_k)
@@ -183,6 +185,8 @@ class Evaluator:
                 if value is not None:
                     raise BigvocabError(f"{name}: belongs to an output layer, expected weights beside it")
             return None
+        if self.loss == "log-loss":
+            raise BigvocabError("weights: log-loss takes probabilities, which no output layer makes, expected logits")
         strict = self.nonfinite != "keep"
         return OutputLayer(weights, biases, num_classes=self.num_classes, final_norm=final_norm, strict=strict, **norm)
 

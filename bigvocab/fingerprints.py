@@ -61,7 +61,7 @@ def of_matrix(role: str, matrix: Matrix) -> Iterator[dict[str, Any]]:
 
 
 def of_labels(labels: Any) -> Iterator[dict[str, Any]]:
-    """One entry {role, path, rows, bytes, fingerprint} for each file of labels; of labels in memory, one for all."""
+    """As `of_matrix`, one entry for each file of labels; of labels in memory, one for all."""
     if hasattr(labels, "_matrix"):
         yield from of_matrix("labels", labels._matrix)
     elif getattr(labels._parts[0], "stamp", None) is not None:

@@ -16,7 +16,7 @@ from bigvocab.label_logits import LabelLogits, write_label_logits
 from bigvocab.label_sources import check_labels, open_labels
 from bigvocab.linear_rows import LinearMatrix
 from bigvocab.matrix import Matrix
-from bigvocab.merging import FILE_OPTIONS, state_of, with_times
+from bigvocab.merging import FILE_OPTIONS, refuse_nothing, state_of, with_times
 from bigvocab.output import LossWriter, loss_schema, refuse_overwriting, replacing, write_text
 from bigvocab.report import Report
 from bigvocab.settings import parse_bytes, parse_shard
@@ -100,6 +100,7 @@ def evaluate(
     4.0
     """
     started = time.monotonic()
+    vocab_shards, resume = checks.boolean("vocab_shards", vocab_shards), checks.boolean("resume", resume)
     if engine not in (None, "local", "ray"):
         raise BigvocabError(f"engine: got {engine!r}, expected local or ray")
     if workers is not None and (isinstance(workers, bool) or not isinstance(workers, int) or workers < 1):
@@ -239,11 +240,8 @@ class _Run:
                 keeper.busy = False
                 keeper.tick()
                 self._show(keeper)
-            if job.evaluator._tally.counts["ignored_rows"] == len(job.matrix):  # of dense labels it is known only now
-                raise BigvocabError(
-                    f"{job.evaluator.label_name}: all {len(job.matrix)} rows are ignored, "
-                    "so there is nothing to evaluate"
-                )
+            tally, names = job.evaluator._tally, (job.evaluator.label_name, job.evaluator.logits_name)
+            refuse_nothing(names[tally.counts["nonfinite_rows"] > 0], tally, len(job.matrix))
             if writer is not None:
                 if keeper.kept:
                     keeper.save()

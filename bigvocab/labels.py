@@ -265,7 +265,7 @@ class Labels:
     """Label batches of files or arrays; iterate over it, as often as you like, or over `batches(start, stop)`.
 
     Attributes: `path`, `num_rows`, `kind` ("id", "list", "dense" or "sparse"), `dtype`, `num_classes` (of kind "dense",
-    else None), `columns` (name and type of every column of the file), `files` (dicts of path, rows and bytes).
+    else None), `columns` (name and type of every column of the file), `files` (dicts of path, shape, dtype and bytes).
     """
 
     def __init__(self, source: Any, options: dict[str, str | None]):
@@ -285,7 +285,14 @@ class Labels:
         self.path = first.path + (f" and {len(self._parts) - 1} more" if len(self._parts) > 1 else "")
         self.num_rows = sum(part.num_rows for part in self._parts)
         self.columns = first.columns()
-        self.files = [{"path": part.path, "rows": part.num_rows, "bytes": part.num_bytes} for part in self._parts]
+        self.files = [
+            {"path": part.path, **self._shape_and_type(part), "bytes": part.num_bytes} for part in self._parts
+        ]
+
+    def _shape_and_type(self, part: _Part) -> dict[str, Any]:
+        """{shape, dtype} of the labels of a part: lists of one size are (N, T), others (N,)."""
+        shape, dtype = _columns.shape_and_type(part.schema.field(self.chosen.label).type)
+        return {"shape": [part.num_rows, *shape], "dtype": dtype}
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Files travel by absolute path and are opened anew; arrays travel whole."""

@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bigvocab import parallel
+from bigvocab.checks import FLOATS
 from bigvocab.errors import BigvocabError
 from bigvocab.id_sets import IdSets
 from bigvocab.matrix import Matrix
@@ -130,6 +131,70 @@ class LinearRows:
             for group in groups:
                 out[chosen] += group
         return out
+
+    def dense_label_rows(
+        self, labels: Array, marks: Ids, *, want: int, transform: tuple[float, float], num_threads: int
+    ) -> tuple[Floats, Floats]:
+        """Statistics and label sums of the rows whose mark is not -1, as `soft_labels.rows_soft_labels` makes them of
+        logits written out and soft labels (n, V).
+        """
+        from bigvocab.kernels import merge, soft_labels, softmax
+
+        columns, sums = np.empty((len(marks), softmax.COLUMNS)), np.zeros((len(marks), soft_labels.SUMS))
+        softmax.clear_statistics(columns)
+        sums[:, soft_labels.REFERENCE] = np.nan
+        kept = np.flatnonzero(marks != softmax.SKIP)
+        for chosen, packed in self._blocks(kept, num_threads, softmax.COLUMNS + soft_labels.SUMS):
+            groups = np.empty((self.groups, len(chosen), softmax.COLUMNS))
+            softmax.clear_statistics(groups.reshape(-1, softmax.COLUMNS))
+            label_sums = np.zeros((self.groups, len(chosen), soft_labels.SUMS))
+            label_sums[:, :, soft_labels.REFERENCE] = np.nan
+
+            def reduce(
+                group: int, start: int, stop: int, span: tuple[int, int], tile: Array,
+                chosen: Ids = chosen, groups: Floats = groups, label_sums: Floats = label_sums,
+            ) -> None:  # fmt: skip
+                rows, mine = chosen[start:stop], slice(start, stop)
+                soft = kernel_labels(labels, rows, span)
+                stats, sums = groups[group, mine], label_sums[group, mine]
+                soft_labels.rows_soft_labels(tile, soft, marks[rows], transform, want, span, stats, sums)
+
+            self._sweep(packed, reduce, num_threads)
+            merged, merged_sums = columns[chosen], sums[chosen]
+            merge.merge_statistics(groups, transform, merged)
+            soft_labels.merge_label_sums(label_sums, transform, merged_sums)
+            columns[chosen], sums[chosen] = merged, merged_sums
+        return columns, sums
+
+    def sigmoid_row_sums(
+        self, labels: Array, skip: npt.NDArray[np.bool_], *, pos_weight: Floats, label_smoothing: float,
+        transform: tuple[float, float], num_threads: int,
+    ) -> tuple[Floats, npt.NDArray[np.uint8]]:  # fmt: skip
+        """As `sigmoid.rows_sigmoid_sums` of the logits written out and labels (n, V): the sums, and which rows have a
+        fault.
+        """
+        from bigvocab.kernels import sigmoid
+
+        out, faults = np.zeros(len(skip)), np.zeros(len(skip), np.uint8)
+        for chosen, packed in self._blocks(np.flatnonzero(~skip), num_threads, 1):
+            groups, found = np.zeros((self.groups, len(chosen))), np.zeros((self.groups, len(chosen)), np.uint8)
+
+            def reduce(
+                group: int, start: int, stop: int, span: tuple[int, int], tile: Array,
+                chosen: Ids = chosen, groups: Floats = groups, found: npt.NDArray[np.uint8] = found,
+            ) -> None:  # fmt: skip
+                rows, mine, (first, classes) = chosen[start:stop], slice(start, stop), span
+                weights = pos_weight if len(pos_weight) == 1 else pos_weight[first : first + classes]
+                soft, sums, bad = kernel_labels(labels, rows, span), groups[group, mine], found[group, mine]
+                sigmoid.rows_sigmoid_sums(
+                    tile, soft, skip[rows], weights, label_smoothing, transform, classes, sums, bad
+                )
+
+            self._sweep(packed, reduce, num_threads)
+            faults[chosen] = found.max(axis=0)
+            for group in groups:
+                out[chosen] += group
+        return out, faults
 
     def add_sparse_labels(
         self,
@@ -256,6 +321,15 @@ class LinearMatrix:
         self.inputs.check()
         for matrix in self.layer.matrices():
             matrix.check()
+
+
+def kernel_labels(labels: Array, rows: Ids, span: tuple[int, int]) -> Array:
+    """Dense labels of some rows and a span (first class, classes), as kernels take them."""
+    first, classes = span
+    together = rows[-1] - rows[0] == len(rows) - 1  # rows rise
+    picked = slice(rows[0], rows[-1] + 1) if together else rows
+    part = labels[picked, first : first + classes]
+    return kernel_view(part if part.dtype.name in FLOATS else part.astype(np.float64))
 
 
 def _chosen_sets(sets: IdSets, rows: Ids) -> IdSets:

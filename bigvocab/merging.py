@@ -249,9 +249,17 @@ def state_report(state: State) -> Report:
     data = state.data
     if data is None:
         return report
-    if data.ranges and state.tally.counts["ignored_rows"] == data.rows:
-        raise BigvocabError(f"{state.path}: all {data.rows} rows are ignored, so there is nothing to evaluate")
+    if data.ranges:
+        refuse_nothing(str(state.path), state.tally, data.rows)
     return with_times(report, data)
+
+
+def refuse_nothing(name: str, tally: Tally, rows: int) -> None:
+    """Raise where all `rows` of a job were left out: no figure says anything then."""
+    ignored, nonfinite = tally.counts["ignored_rows"], tally.counts["nonfinite_rows"]
+    if tally.counts["rows"] == 0 and ignored + nonfinite == rows:
+        why = "ignored" if not nonfinite else "not finite" if not ignored else "ignored or not finite"
+        raise BigvocabError(f"{name}: all {rows} rows are {why}, so there is nothing to evaluate")
 
 
 def with_times(report: Report, data: Data) -> Report:
@@ -260,7 +268,7 @@ def with_times(report: Report, data: Data) -> Report:
     made, seconds = figures.pop("versions"), data.seconds
     rows = sum(stop - start for start, stop in data.ranges)
     inputs = [
-        {name: value for name, value in entry.items() if name in ("path", "shape", "dtype", "bytes", "rows")}
+        {name: value for name, value in entry.items() if name in ("path", "shape", "dtype", "bytes")}
         for entry in data.inputs
     ]
     rates = {

@@ -68,6 +68,8 @@ def eval_faults(options: Mapping[str, Any], given: Collection[str]) -> Iterator[
         yield f"'--metrics': {fault}."
     if "top_k" in given and "accuracy" not in options["metrics"]:
         yield "'--top-k' needs accuracy in '--metrics'."
+    if options["loss"] == "log-loss" and options["inputs"]:
+        yield "'--loss log-loss' takes probabilities in '--logits': no output layer makes them of '--inputs'."
     if options["loss"] == "weighted-sigmoid" and "pos_weight" not in given:
         yield "'--loss weighted-sigmoid' needs '--pos-weight'."
     for name, losses in ONLY_WITH.items():
@@ -93,7 +95,15 @@ def job_faults(options: Mapping[str, Any], given: Collection[str]) -> Iterator[s
     for name in ("label_logits", "save_label_logits"):
         if name in given and not sliced:
             yield f"'--{name.replace('_', '-')}' belongs to '--first-class' or '--vocab-shard'."
+    if options["sampler"] == "learned-unigram":
+        for name in ("shard", "engine", "workers"):
+            if name in given and options[name] not in ("local", 1):
+                yield f"'--sampler learned-unigram' learns from all rows before: '--{name}' does not go with it."
     if sliced and "save_label_logits" not in given:
+        if options["loss"] != "sparse-softmax":
+            yield f"'--vocab-shard' and '--first-class' go with sparse-softmax, not with {options['loss']}."
+        if "class_weights" in given and options["label_smoothing"]:
+            yield "'--class-weights' with '--label-smoothing' need all classes at once: split by '--shard'."
         if "state" not in given:
             yield "'--vocab-shard' and '--first-class' need '--state': their states merge into losses."
         if "output" in given:

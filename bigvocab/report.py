@@ -184,8 +184,6 @@ def _file(file: Mapping[str, Any]) -> str:
     facts = []
     if file.get("shape"):
         facts.append(" x ".join(f"{n:,}" for n in file["shape"]) + f" {file.get('dtype', '')}".rstrip())
-    elif "rows" in file:
-        facts.append(counted(file["rows"], "row"))
     if "bytes" in file:
         facts.append(size(file["bytes"]))
     facts_shown = ", ".join(facts)

@@ -223,11 +223,6 @@ def _ignored(batch: LabelBatch) -> Bools:
 
 
 def _dense(evaluator: Evaluator, tiles: Tiles, batch: LabelBatch) -> npt.NDArray[Any]:
-    if hasattr(tiles, "num_classes"):
-        raise BigvocabError(
-            f"inputs: {evaluator.loss} with a label for each class needs stored logits; "
-            "an output layer goes with ids, lists of ids, and lists of ids and probabilities"
-        )
     return dense_labels(evaluator, batch, num_classes_of(tiles))
 
 

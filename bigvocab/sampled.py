@@ -165,6 +165,8 @@ def _sampled_rows(
     """The arguments of both losses, checked."""
     if strategy not in STRATEGIES:
         raise BigvocabError(f"partition_strategy: got {strategy!r}, expected one of {', '.join(STRATEGIES)}")
+    remove_hits = checks.boolean("remove_accidental_hits", remove_hits)
+    subtract_log_q = checks.boolean("subtract_log_q", subtract_log_q)
     threads = parallel.resolve_threads(num_threads)
     layer = open_layer("weights", weights, 2, strategy)
     num_classes = integer("num_classes", num_classes, 1, 2**62)
@@ -182,7 +184,7 @@ def _sampled_rows(
         sampled_values = LogUniformSampler(num_classes).sample(labels, num_sampled, unique=True, seed=seeds)
     draw = _checked_draw(sampled_values, true, num_sampled, num_classes, subtract_log_q)
     head = Head(layer, _biases(biases, len(layer), num_classes, strategy))
-    return SampledRows(head, x, true, draw, remove_hits=bool(remove_hits), num_threads=threads)
+    return SampledRows(head, x, true, draw, remove_hits=remove_hits, num_threads=threads)
 
 
 def _biases(biases: Any, rows: int, num_classes: int, strategy: str) -> Any:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from bigvocab.checks import as_integers, real
+from bigvocab.checks import as_integers, boolean, real
 from bigvocab.draws import MAX_INT32, MAX_TRIES, Stream, draw_all, draw_unique, expected_count, integer
 from bigvocab.errors import BigvocabError
 from bigvocab.kernels import random as kernels
@@ -97,14 +97,14 @@ class _Sampler:
             BigvocabError: num_sampled below 1 or too many for unique draws, a true class out of range or of weight 0,
                 offsets that do not fit; TypeError: what should be integers is not.
         """
-        rows = TrueClasses(true_classes)
+        rows = TrueClasses.of(true_classes)
         rows.check_range(self.range_max)
-        num_sampled = integer("num_sampled", num_sampled, 1, MAX_INT32)
+        unique, num_sampled = boolean("unique", unique), integer("num_sampled", num_sampled, 1, MAX_INT32)
         true_probability = self._probability(rows.ids)
         if not true_probability.all():
             at = int(np.argmin(true_probability))
             raise BigvocabError(
-                f"true_classes: row {rows.row_of(at)} is {rows.ids[at]}, a class of weight 0: "
+                f"{rows.name}: row {rows.row_of(at)} is {rows.ids[at]}, a class of weight 0: "
                 "it is never drawn, and log Q would be -inf"
             )
         stream = Stream(seed, step, num_sampled, self._fill, self._words_per_draw)
@@ -320,6 +320,8 @@ class LearnedUnigramSampler(_Sampler):
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> LearnedUnigramSampler:
         """The sampler that `state` was taken from."""
+        if not isinstance(state, Mapping):
+            raise TypeError(f"state: expected a mapping with the key 'counts', got {type(state).__name__}")
         if "counts" not in state:
             raise BigvocabError(f"state: expected the key 'counts', got {sorted(state)}")
         counts = as_integers("state['counts']", state["counts"])
@@ -378,7 +380,7 @@ class AllCandidateSampler(_Sampler):
         step: int = 0,
     ) -> SampledValues:
         """The first `num_sampled` classes, with expected counts 1; a true class must be one of them. No seed counts."""
-        rows = TrueClasses(true_classes)
+        rows = TrueClasses.of(true_classes)
         num_sampled = integer("num_sampled", num_sampled, 1, self.range_max)
         rows.check_range(num_sampled)
         return SampledValues(np.arange(num_sampled), np.ones(rows.shape), np.ones(num_sampled), num_sampled)

@@ -88,6 +88,11 @@ def sigmoid_row_sums(
     """The sum over classes of the losses of each row; 0 for rows of `skip`."""
     from bigvocab.kernels import sigmoid
 
+    if (made := getattr(tiles, "sigmoid_row_sums", None)) is not None:  # logits that are made while they are read
+        options = {"pos_weight": pos_weight, "label_smoothing": label_smoothing, "transform": transform}
+        sums, found = made(labels, skip, num_threads=parallel.resolve_threads(num_threads), **options)
+        _refuse(found, labels, tiles, (name, "logits"), first_row)
+        return np.asarray(sums)
     out, faults = np.zeros(len(skip)), np.zeros(len(skip), np.uint8)
 
     def work(start: int, stop: int) -> None:

@@ -98,24 +98,27 @@ def dense_label_rows(
     from bigvocab.kernels import soft_labels, softmax
 
     rows = len(skip)
-    columns, sums = np.empty((rows, softmax.COLUMNS)), np.zeros((rows, soft_labels.SUMS))
-    sums[:, soft_labels.REFERENCE] = np.nan
     marks = np.where(skip, softmax.SKIP, softmax.NO_LABEL)
     threads = parallel.resolve_threads(num_threads)
     want = _options(want, label_smoothing)
+    if (made := getattr(tiles, "dense_label_rows", None)) is not None:  # logits that are made while they are read
+        columns, sums = made(labels, marks, want=want, transform=(scale, softcap), num_threads=threads)
+    else:
+        columns, sums = np.empty((rows, softmax.COLUMNS)), np.zeros((rows, soft_labels.SUMS))
+        sums[:, soft_labels.REFERENCE] = np.nan
 
-    def work(start: int, stop: int) -> None:
-        stats = columns[start:stop]
-        softmax.clear_statistics(stats)
-        for span, x, z in paired_pieces(tiles, labels, start, stop):
-            soft_labels.rows_soft_labels(x, z, marks[start:stop], (scale, softcap), want, span, stats, sums[start:stop])
+        def work(start: int, stop: int) -> None:
+            mine, stats = slice(start, stop), columns[start:stop]
+            softmax.clear_statistics(stats)
+            for span, x, z in paired_pieces(tiles, labels, start, stop):
+                soft_labels.rows_soft_labels(x, z, marks[mine], (scale, softcap), want, span, stats, sums[mine])
 
-    parallel.run(work, rows, chunk_rows(tiles, threads, rows), threads)
+        parallel.run(work, rows, chunk_rows(tiles, threads, rows), threads)
     bad = ~np.isfinite(sums[:, soft_labels.LABEL_SUM])
     if bad.any():
         refuse_bad_label(name, labels, int(np.argmax(bad)), first_row)
-    first, tile = tiles[-1]
-    return SoftLabelRows(RowStatistics(columns, np.full(rows, np.nan), scale, softcap), sums, first + tile.shape[1])
+    stats = RowStatistics(columns, np.full(rows, np.nan), scale, softcap)
+    return SoftLabelRows(stats, sums, labels.shape[1])
 
 
 def sparse_label_rows(

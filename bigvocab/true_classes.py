@@ -21,6 +21,11 @@ class TrueClasses:
         name: what messages call it.
     """
 
+    @classmethod
+    def of(cls, true_classes: Any) -> TrueClasses:
+        """True classes in any of these forms; those that have a name already keep it."""
+        return true_classes if isinstance(true_classes, TrueClasses) else cls(true_classes)
+
     def __init__(self, true_classes: Any, name: str = "true_classes") -> None:
         self.name = name
         self._offsets: npt.NDArray[np.int64] | None = None

@@ -146,7 +146,15 @@ def test_eval_reads_raw_binary_and_several_files(data):
 def test_eval_writes_output_and_report(data):
     found = run(*EVAL, "--output", "losses.parquet", "--report", "report.json", "--format", "json")
     assert pq.read_table("losses.parquet").num_rows == ROWS
-    assert json.loads(Path("report.json").read_text()) == json.loads(found.stdout)
+    report = json.loads(Path("report.json").read_text())
+    assert report == json.loads(found.stdout)
+    assert report["inputs"] == [
+        {"path": path, "shape": shape, "dtype": dtype, "bytes": os.path.getsize(path)}
+        for path, shape, dtype in (
+            ("logits.npy", [ROWS, CLASSES], "float32"),
+            ("labels.parquet", [ROWS], "int64"),
+        )
+    ]
 
 
 # ---- what is wrong with the command: 2
@@ -170,6 +178,8 @@ def test_eval_writes_output_and_report(data):
         ([*EVAL[1:], "--loss", "hinge"], ["--loss", "hinge"]),
         ([*EVAL[1:], "--loss", "weighted-sigmoid"], ["--pos-weight"]),
         ([*EVAL[1:], "--epsilon", "1e-6"], ["--epsilon", "log-loss"]),
+        (["--inputs", "a", "--weights", "b", "--labels", "l", "--loss", "log-loss"], ["log-loss", "--inputs"]),
+        ([*EVAL[1:], "--vocab-shard", "1/2"], ["--vocab-shard", "--state"]),
         ([*EVAL[1:], "--pos-weight", "2"], ["--pos-weight", "sparse-softmax"]),
         ([*EVAL[1:], "--label-smoothing", "1.5"], ["--label-smoothing", "1.5"]),
         ([*EVAL[1:], "--label-smoothing", "nan"], ["--label-smoothing", "nan"]),

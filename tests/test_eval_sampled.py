@@ -1,7 +1,9 @@
 """Sampled losses of the main path: draws by block, the exact loss beside them, files of candidates, the command."""
 
 import json
+import os
 import re
+from pathlib import Path
 
 import naive
 import numpy as np
@@ -319,7 +321,8 @@ def rewritten(path, **changes):
     [
         ({"sampled_candidates": list(range(SAMPLED - 1))}, "39 candidates, but 40 expected counts"),
         ({"sampled_candidates": [CLASSES] * SAMPLED}, r"candidate 0 is 3000, expected a class in \[0, 3000\)"),
-        ({"sampled_candidates": [1.5] * SAMPLED}, "c.arrow: "),
+        ({"sampled_candidates": [1.5] * SAMPLED}, "c.arrow: column 'sampled_candidates': expected list<"),
+        ({"sampled_candidates": ["1"] * SAMPLED}, "column 'sampled_candidates': expected list<.*int64>, got list<"),
         ({"sampled_expected_count": [0.0] * SAMPLED}, "expected count 0 is 0.0"),
         ({"range_max": 10}, "was drawn from 10 classes, expected 3000"),
         ({"sampler": "mine"}, "sampler 'mine' cannot compute it"),
@@ -333,6 +336,30 @@ def test_bad_files_of_candidates(files, changes, message):
     rewritten(path, **changes)
     with pytest.raises(bv.BigvocabError, match=message):
         bv.evaluate(**paths(files), loss="nce", candidates=path)
+
+
+def test_a_vocabulary_that_moved(job, files, vocab, monkeypatch, tmp_path):
+    monkeypatch.chdir(files)
+    Path("v.txt").write_bytes(vocab.read_bytes())
+    write_candidates("c.arrow", sampler="unigram", vocab_file="v.txt", num_sampled=SAMPLED, seed=1)
+    there = paths(files)
+    (files / "elsewhere").mkdir()
+    monkeypatch.chdir(files / "elsewhere")
+    found = bv.evaluate(**there, loss="nce", candidates="../c.arrow")
+    os.rename("../v.txt", "v.txt")
+    with pytest.raises(bv.BigvocabError, match=r"c.arrow: was drawn with the vocabulary .*v.txt, which cannot be read"):
+        bv.evaluate(**there, loss="nce", candidates="../c.arrow")
+    again = bv.evaluate(**there, loss="nce", candidates="../c.arrow", vocab_file="v.txt")
+    assert again["mean"] == found["mean"]
+
+
+def test_a_class_of_weight_0_in_a_file_is_named_by_the_file(tmp_path):
+    (tmp_path / "v.txt").write_text("a,1\nb,0\nc,2\n")
+    np.save(tmp_path / "true.npy", [0, 2, 1])
+    options = {"sampler": "unigram", "vocab_file": tmp_path / "v.txt", "num_sampled": 2, "seed": 1}
+    with pytest.raises(bv.BigvocabError, match=r"true.npy: row 2 is 1, a class of weight 0"):
+        write_candidates(tmp_path / "c.arrow", **options, true_classes=tmp_path / "true.npy")
+    assert not (tmp_path / "c.arrow").exists()
 
 
 def test_a_file_for_other_labels(job, files):
@@ -428,6 +455,11 @@ def test_sample_and_read_back(files):
         (["--loss", "nce", "--num-sampled", 3, "--softcap", 3], "'--softcap' goes with"),
         (["--loss", "nce", "--num-sampled", 3, "--fail-if", "sampled.bias > 1"], "'sampled.bias' needs --exact"),
         (["--loss", "nce", "--num-sampled", 3, "--metrics", "rank"], "rank makes no sense for nce"),
+        (["--loss", "nce", "--num-sampled", 3, "--vocab-shard", "1/2", "--state", "s"], "go with sparse-softmax"),
+        *(
+            (["--loss", "nce", "--num-sampled", 3, "--sampler", "learned-unigram", *more], f"'{more[0]}' does not go")
+            for more in (["--shard", "1/2"], ["--workers", 2], ["--engine", "ray"])
+        ),
     ],
 )
 def test_wrong_commands(files, options, message):
@@ -457,6 +489,7 @@ def test_conditions_on_the_bias(files):
         ({"sampler": "zipf", "num_sampled": 3}, "sampler: got 'zipf', expected one of log-uniform"),
         ({"sampler": "unigram", "num_sampled": 3}, "vocab_file: the unigram sampler needs it"),
         ({"distortion": 0.5, "num_sampled": 3}, "distortion: belongs to the unigram sampler, got it with log-uniform"),
+        ({"num_sampled": 3, "num_true": 0}, "num_true: got 0"),
         ({"num_sampled": 3, "num_true": 2}, "row 0 has 1 true classes, expected 2, as num_true says"),
         ({"num_sampled": 3, "logit_scale": 2.0}, "logit_scale: goes with"),
         ({"sampler": "all", "num_sampled": 100}, "a class that the sampler 'all' never draws"),

@@ -222,6 +222,11 @@ def test_nonfinite_rows(job):
     assert (skip["rows"], skip["nonfinite_rows"]) == (297, 3)
     good = np.delete(np.arange(300), [7, 11, 12])
     assert skip["mean"] == bv.evaluate(logits=logits[good], labels=job["labels"][good])["mean"]
+    bad = {"logits": logits[[7, 11, 12]], "labels": job["labels"][:3]}
+    with pytest.raises(bv.BigvocabError, match="logits: all 3 rows are not finite, so there is nothing to evaluate"):
+        bv.evaluate(**bad, nonfinite="skip")
+    with pytest.raises(bv.BigvocabError, match="logits: all 3 rows are ignored or not finite"):
+        bv.evaluate(**bad | {"labels": [0, -1, 0]}, ignore_index=-1, nonfinite="skip")
     keep = bv.evaluate(logits=logits, labels=job["labels"], nonfinite="keep")
     assert math.isnan(keep["mean"])
     assert json.loads(keep.to_json())["mean"] is None

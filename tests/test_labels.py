@@ -534,6 +534,21 @@ def test_parquet_column_with_a_dot(tmp_path):
 # --- several files
 
 
+@pytest.mark.parametrize(
+    ("kind", "values", "shape", "dtype"),
+    [
+        (pa.uint8(), [1, 2], [2], "uint8"),
+        (pa.dictionary(pa.int8(), pa.int32()), [1, 2], [2], "int32"),
+        (pa.list_(pa.int16()), [[1], [1, 2]], [2], "list<item: int16>"),
+        (pa.list_(pa.int64(), 1), [[1], [2]], [2, 1], "int64"),
+        (pa.list_(pa.float16(), 3), [[1.0, 0, 0]] * 2, [2, 3], "float16"),
+    ],
+)
+def test_files_have_the_shape_and_type_of_labels(kind, values, shape, dtype):
+    found = bv.read_labels(pa.table({"label": pa.array(values, kind)}))
+    assert found.files == [{"path": "labels", "shape": shape, "dtype": dtype, "bytes": found.files[0]["bytes"]}]
+
+
 def test_many_files_in_natural_order(tmp_path):
     folder = tmp_path / "parts"
     folder.mkdir()
@@ -550,7 +565,7 @@ def test_many_files_in_natural_order(tmp_path):
         found = bv.read_labels(source)
         assert (found.num_rows, values(found)) == (8, expected)
         assert [row["row"] for row in plain(found)] == list(range(8))
-    assert [file["rows"] for file in found.files] == [2] * 4
+    assert [(file["shape"], file["dtype"]) for file in found.files] == [([2], "int64")] * 4
     assert [os.path.getsize(file["path"]) for file in found.files] == [file["bytes"] for file in found.files]
     given_order = bv.read_labels([folder / "part-10.parquet", str(folder / "part-1.arrow")])
     assert values(given_order) == [100, 101, 10, 11]

@@ -35,7 +35,7 @@ FIGURES = {
     },
     "inputs": [
         {"path": "logits.npy", "shape": [269, 12966], "dtype": "float16", "bytes": 6975836},
-        {"path": "labels.parquet", "rows": 269, "bytes": 3401},
+        {"path": "labels.parquet", "shape": [269], "dtype": "int32", "bytes": 3401},
     ],
     "seconds": 0.279,
     "rows_per_second": 963.04,
@@ -171,7 +171,7 @@ def test_groups_show_weights_only_where_they_differ_from_rows():
 
 def test_names_from_files_can_neither_move_the_cursor_nor_be_markup():
     groups = {"[red]x[/red] :smile:": FIGURES["groups"]["Ruth"], "\x1b[31mred\n": FIGURES["groups"]["Jonah"]}
-    text = str(report(groups=groups, inputs=[{"path": "\x1b]0;x\x07", "rows": 1, "bytes": 1}]))
+    text = str(report(groups=groups, inputs=[{"path": "\x1b]0;x\x07", "shape": [1], "dtype": "int8", "bytes": 1}]))
     assert "[red]x[/red] :smile:" in text
     assert "\x1b" not in text
     assert "\\x1b[31mred\\n" in text

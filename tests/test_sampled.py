@@ -375,6 +375,8 @@ def test_bad_values(loss, name):
         ({"sampled_values": ([1], [1.0])}, "sampled_values: expected"),
         ({"sampled_values": 3}, "sampled_values: expected"),
         ({"num_true": 1.0}, "num_true: expected an int"),
+        ({"remove_accidental_hits": "no"}, "remove_accidental_hits: expected True or False, got 'no'"),
+        ({"subtract_log_q": 0}, "subtract_log_q: expected True or False, got 0"),
         ({"sampled_values": None, "seed": "a"}, "seed: expected an int"),
     ],
 )

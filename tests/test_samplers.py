@@ -528,6 +528,8 @@ def test_other_kinds_of_arguments():
         lambda: sampler.sample([[0]], 3, seed=(1, True)),
         lambda: sampler.sample([[0]], 3, seed="1"),
         lambda: sampler.sample([[0]], 3, seed=1, step=0.5),
+        lambda: sampler.sample([[0]], 3, seed=1, unique="no"),
+        lambda: bv.LearnedUnigramSampler.from_state(None),
         lambda: sampler.sample([[0]], 3),
         lambda: sampler.sample(([0.0, 1.0], [1]), 3, seed=1),
         lambda: bv.compute_accidental_hits([[0]], [0.5]),

@@ -84,6 +84,22 @@ def rows_soft_labels(logits, soft, labels, transform, want, span, stats, sums):
 
 
 @jit
+def merge_label_sums(groups, transform, sums):
+    """Add the sums of ranges of classes made apart, groups (G, n, SUMS), in order, to sums (n, SUMS)."""
+    scale, softcap = transform
+    for g in range(groups.shape[0]):
+        for r in range(sums.shape[0]):
+            mine, other = sums[r], groups[g, r]
+            if math.isnan(mine[REFERENCE]):
+                mine[REFERENCE] = other[REFERENCE]
+            elif not math.isnan(other[REFERENCE]):
+                gap = _transformed(mine[REFERENCE], scale, softcap) - _transformed(other[REFERENCE], scale, softcap)
+                mine[SHIFT] += other[LABEL_SUM] * gap
+            mine[LABEL_SUM] += other[LABEL_SUM]
+            mine[SHIFT] += other[SHIFT]
+
+
+@jit
 def rows_sparse_labels(logits, labels, offsets, ids, probabilities, transform, span, sums):
     """As `rows_soft_labels` for labels of few classes: the same sums over the listed ids that this tile has."""
     scale, softcap = transform
