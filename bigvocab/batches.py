@@ -25,8 +25,8 @@ def arrays_of(batch: Any, columns: dict[str, str | None], name: str = "logits") 
     if not isinstance(batch, pa.RecordBatch | pa.Table):
         raise TypeError(f"batch: expected a pyarrow RecordBatch or Table, got {type(batch).__name__}")
     listed = ", ".join(f"{field.name!r} ({field.type})" for field in batch.schema)
-    if name not in batch.schema.names:
-        raise BigvocabError(f"batch: no column {name!r}; there are: {listed}")
+    if (count := batch.schema.names.count(name)) != 1:
+        raise BigvocabError(f"batch: {count or 'no'} column{'s' * (count > 1)} {name!r}; there are: {listed}")
     if "loss" in batch.schema.names:
         raise BigvocabError(f"batch: has a column 'loss' already; there are: {listed}")
     column = batch.column(name)
@@ -47,9 +47,10 @@ def _values(name: str, kind: pa.DataType, chunk: Any) -> npt.NDArray[Any]:
     """One chunk as (n, V)."""
     array = chunk.storage if isinstance(chunk, pa.ExtensionArray) else chunk
     kind = array.type
-    if not pa.types.is_fixed_size_list(kind) or kind.value_type not in _ELEMENTS:
+    flat_tensor = not isinstance(chunk, pa.FixedShapeTensorArray) or len(chunk.type.shape) == 1
+    if not flat_tensor or not pa.types.is_fixed_size_list(kind) or kind.value_type not in _ELEMENTS:
         raise BigvocabError(
-            f"batch: column {name!r} is {kind}, expected a FixedSizeList or fixed_shape_tensor of floats"
+            f"batch: column {name!r} is {chunk.type}, expected a FixedSizeList or fixed_shape_tensor of floats"
         )
     flat = array.flatten()  # unlike .values, this honours the slice
     if array.null_count or flat.null_count:
@@ -60,9 +61,9 @@ def _values(name: str, kind: pa.DataType, chunk: Any) -> npt.NDArray[Any]:
     return values.reshape(len(array), kind.list_size)
 
 
-def with_losses(batch: Any, losses: npt.NDArray[np.float64]) -> Any:
+def with_losses(batch: Any, losses: npt.NDArray[np.float64], left_out: npt.NDArray[np.bool_]) -> Any:
     """The same batch with a column `loss`, null where the row is ignored or skipped."""
-    column = pa.array(losses, mask=np.isnan(losses))
+    column = pa.array(losses, mask=left_out)
     if isinstance(batch, pa.Table):
         return batch.append_column("loss", column)
     fields = [*batch.schema, pa.field("loss", pa.float64())]

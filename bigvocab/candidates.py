@@ -19,7 +19,7 @@ from bigvocab.checks import as_integers
 from bigvocab.draw_blocks import SAMPLERS, make_sampler
 from bigvocab.draws import expected_count, seed_pair
 from bigvocab.errors import BigvocabError, FormatError
-from bigvocab.labels import read_labels
+from bigvocab.labels import Labels, read_labels
 from bigvocab.output import refuse_overwriting, replacing
 from bigvocab.sampled_rows import Draw
 from bigvocab.true_classes import TrueClasses
@@ -77,11 +77,12 @@ def write_candidates(
     ...     write_candidates(f"{folder}/c.arrow", num_sampled=8, range_max=1000, seed=(1, 7))["num_tries"]
     9
     """
-    refuse_overwriting({"output": output}, [vocab_file])
+    labels = None if true_classes is None else read_labels(true_classes)
+    refuse_overwriting({"output": output}, [vocab_file, *(labels.paths if labels is not None else [])])
     source = make_sampler(sampler, range_max, vocab_file, distortion)
     pair = seed_pair(seed)
     name = os.fspath(true_classes) if isinstance(true_classes, str | os.PathLike) else "true_classes"
-    offsets, ids = (np.zeros(1, np.int64), np.zeros(0, np.int64)) if true_classes is None else read_true(true_classes)
+    offsets, ids = (np.zeros(1, np.int64), np.zeros(0, np.int64)) if labels is None else _true_of(labels)
     values = source.sample(TrueClasses((offsets, ids), name), num_sampled, seed=pair, step=step)
     row = {
         "sampled_candidates": values.sampled_candidates,
@@ -121,10 +122,9 @@ def _one_row(value: Any, kind: pa.DataType) -> pa.Array:
     return pa.array([value], kind)
 
 
-def read_true(labels: Any) -> tuple[Ids, Ids]:
+def _true_of(source: Labels) -> tuple[Ids, Ids]:
     """Labels of one class or a list of classes a row as (offsets, ids); a null row has none."""
     sizes, parts = [np.zeros(1, np.int64)], [np.zeros(0, np.int64)]
-    source = read_labels(labels)
     if source.kind not in ("id", "list"):
         raise BigvocabError(
             f"{source.path}: expected one class or a list of classes a row, got labels of kind {source.kind}"
@@ -173,19 +173,28 @@ class FileCandidates:
         if num_sampled is not None and num_sampled != self.num_sampled:
             raise BigvocabError(f"num_sampled: got {num_sampled}, but {self.path} has {self.num_sampled} candidates")
         self._sampler: Any = None
+        self.vocab_file: Any = None  # that is read
+        if self._true_counts is not None and vocab_file is not None:
+            raise BigvocabError(f"vocab_file: {self.path} has the expected counts of its rows, expected none beside it")
         if self._true_counts is None:
             if self.name not in SAMPLERS or self._num_tries is None:
                 raise FormatError(
                     f"{self.path}: has no true_expected_count, and sampler {self.name!r} cannot compute it, "
                     f"expected one of {', '.join(SAMPLERS)} with num_tries"
                 )
-            file = vocab_file if vocab_file is not None else row.get("vocab_file")
+            if not isinstance(self._num_tries, int) or self._num_tries < self.num_sampled:
+                raise FormatError(
+                    f"{self.path}: num_tries is {self._num_tries}, expected at least {self.num_sampled}, the candidates"
+                )
+            self.vocab_file = vocab_file if vocab_file is not None else row.get("vocab_file")
             try:
-                self._sampler = make_sampler(self.name, num_classes, file, row.get("distortion"))
-            except OSError as error:
+                self._sampler = make_sampler(self.name, num_classes, self.vocab_file, row.get("distortion"))
+            except BigvocabError as error:
+                if not isinstance(error.__cause__, OSError) or vocab_file is not None:
+                    raise
                 raise BigvocabError(
-                    f"{self.path}: was drawn with the vocabulary {file}, which cannot be read: {error.strerror}; "
-                    "expected it there, or vocab_file, where it is now"
+                    f"{self.path}: was drawn with the vocabulary {self.vocab_file}, which cannot be read: "
+                    f"{error.__cause__.strerror}; expected it there, or vocab_file, where it is now"
                 ) from None
 
     def shown(self) -> dict[str, Any]:
@@ -217,15 +226,33 @@ class FileCandidates:
             )
         return Draw(self._candidates, np.log(counts), np.log(self._counts))
 
-    def check(self, true: TrueClasses, row: int) -> None:
-        """What is wrong with true classes is found where their counts are looked up."""
+    def check(self, true: TrueClasses, row: int, kept: Ids) -> None:
+        """Raise if the file has no expected count of a true class; `kept` are the rows from `row` on that have them."""
+        self.draw(row, len(kept), true, kept)
+
+    def check_rows(self, rows: int) -> None:
+        """Raise unless the file is for so many rows, where it has true classes."""
+        if self._true is not None and len(self._true[0]) - 1 != rows:
+            raise BigvocabError(
+                f"{self.path}: has true classes of {len(self._true[0]) - 1} rows, expected {rows}, as there are labels"
+            )
+
+    def mark(self) -> None:
+        """These draws never change."""
+
+    def reset(self, mark: Any) -> None:
+        """These draws never change."""
+
+    def learned(self) -> None:
+        """Nothing."""
 
     def _stored(self, classes: tuple[Ids, Ids], row: int, true: TrueClasses, kept: Ids) -> Ids:
         """Where the true classes of these rows stand in the file, which must have the same ones."""
         offsets, ids = classes
-        last = row + int(kept[-1]) if len(kept) else row
-        if last >= len(offsets) - 1:
-            raise BigvocabError(f"{self.path}: has true classes of {len(offsets) - 1} rows, but there is a row {last}")
+        there = len(offsets) - 1
+        if len(kept) and row + int(kept[-1]) >= there:
+            first = row + int(kept[np.argmax(row + kept >= there)])
+            raise BigvocabError(f"{self.path}: has true classes of {there} rows, but there is a row {first}")
         starts, sizes = offsets[row + kept], np.diff(offsets)[row + kept]
         same = sizes == np.diff(true.offsets)
         if not same.all():
@@ -262,15 +289,20 @@ def _read(path: Path) -> dict[str, Any]:
         elif name == "true_classes" and column.null_count == 0:
             lists = column.flatten()
             offsets = np.asarray(lists.offsets, np.int64)
+            if lists.flatten().null_count:
+                raise FormatError(f"{path}: true_classes has nulls inside its lists, expected ids of classes")
             row[name] = offsets - offsets[0], as_integers(name, lists.flatten().to_numpy(zero_copy_only=False))
         elif name == "true_expected_count" and column.null_count == 0:
+            counted = np.diff(np.asarray(column.flatten().offsets, np.int64))
             row[name] = column.flatten().flatten().to_numpy(zero_copy_only=False)
         else:
             row[name] = column[0].as_py()
     if (row.get("true_classes") is None) != (row.get("true_expected_count") is None):
         raise FormatError(f"{path}: has only one of true_classes and true_expected_count, expected both or neither")
-    if row.get("true_classes") is not None and len(row["true_classes"][1]) != len(row["true_expected_count"]):
-        raise FormatError(f"{path}: true_classes and true_expected_count differ in length")
+    if row.get("true_classes") is not None and not np.array_equal(np.diff(row["true_classes"][0]), counted):
+        raise FormatError(
+            f"{path}: true_classes and true_expected_count differ in length, expected as many in each row"
+        )
     return row
 
 

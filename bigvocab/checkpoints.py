@@ -24,6 +24,7 @@ from bigvocab.output import LineGroups, sync_folder
 from bigvocab.state import Data, State, read_state, write_file, write_state
 
 MIN_SECONDS = 5.0  # between two checkpoints
+_STREAM = b"\xff\xff\xff\xff"  # an Arrow stream begins so, the file of lines
 SHARE = 200  # and at least so many times what the last one took: under 1% of the run
 
 
@@ -33,7 +34,7 @@ class Checkpoints:
     def __init__(self, path: Path | None, state: State, schema: pa.Schema | None, started: float) -> None:
         self.kept = path is not None  # else nothing is written, and this is only a record of what is done
         self.path, self.state, self._schema = path or Path("state"), state, schema
-        self.lines_path = self.path.with_name(self.path.name + ".lines")
+        self.lines_path = Path(f"{self.path}.lines")
         self.busy = False  # between two moments at which tally, lines and ranges agree
         self.resumed = False
         self._file = -1
@@ -94,6 +95,8 @@ class Checkpoints:
                     f"as {self.path} says; start anew"
                 )
         fresh = not (self.resumed and self.data.lines)
+        if fresh:
+            _refuse_foreign(self.lines_path, _STREAM)
         self._file = os.open(self.lines_path, os.O_RDWR | os.O_CREAT, 0o666)
         self._length = 0 if fresh else self.data.lines
         os.ftruncate(self._file, self._length)
@@ -195,6 +198,14 @@ class Checkpoints:
             self._file = -1
 
 
+def files_beside(path: str | os.PathLike[str] | None) -> dict[str, str]:
+    """The files that a run with this state writes beside it, by what they are."""
+    if path is None:
+        return {}
+    place = os.path.realpath(path)
+    return {f"state (its {what})": place + suffix for what, suffix in (("lines", ".lines"), ("lock", ".lock"))}
+
+
 @contextlib.contextmanager
 def keeping(
     path: str | os.PathLike[str] | None, fresh: State, schema: pa.Schema | None, *, resume: bool, started: float
@@ -214,7 +225,7 @@ def keeping(
     if path is None:
         yield Checkpoints(None, fresh, schema, started)
         return
-    target = Path(path)
+    target = Path(os.path.realpath(path))
     if target.is_dir() or not target.parent.is_dir():
         raise BigvocabError(f"{target}: cannot be written: expected a file in a folder that exists")
     with _locked(target):
@@ -251,6 +262,14 @@ def regrouped(lines: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     yield from groups.rest()
 
 
+def _refuse_foreign(path: Path, start: bytes) -> None:
+    """Raise if there is a file of someone else, one that does not begin as ours do: it would be lost."""
+    with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+        head = file.read(len(_STREAM))
+        if head and (not start or head != start):
+            raise BigvocabError(f"{path}: is there already and is none of this program's; choose another state")
+
+
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """A lock on `path` that ends with the process, however it ends."""
@@ -259,7 +278,8 @@ def _locked(path: Path) -> Iterator[None]:
     except ImportError:  # a system without it
         yield
         return
-    lock = path.with_name(path.name + ".lock")
+    lock = Path(f"{path}.lock")
+    _refuse_foreign(lock, b"")
     while True:
         try:
             handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)

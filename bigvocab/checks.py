@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from typing import Any
 
@@ -15,36 +16,69 @@ FLOATS = ("float16", "bfloat16", "float32", "float64")
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
 
+def as_array(name: str, values: Any) -> npt.NDArray[Any]:
+    """`values` as an array; an error for nested lists of different lengths, and for masked arrays."""
+    if isinstance(values, np.ma.MaskedArray):
+        raise TypeError(f"{name}: expected a plain array, got a masked one; fill it, or take the rows that count")
+    try:
+        return np.asarray(values)
+    except ValueError as error:
+        if "inhomogeneous" not in str(error):
+            raise
+        row = _first_uneven(values)
+        raise BigvocabError(f"{name}: {row} has another length or depth than those before, expected an array") from None
+
+
+def _first_uneven(values: Any) -> str:
+    shapes = []
+    for row, value in enumerate(values):
+        with contextlib.suppress(ValueError):
+            shapes.append(np.shape(value))
+        if len(shapes) <= row or shapes[row] != shapes[0]:
+            return f"row {row}"
+    return "a row"
+
+
 def as_matrix_of_floats(name: str, values: Any, ndim: int = 2) -> npt.NDArray[Any]:
     """`values` as an array of one of the four float types, not copied where it is one already."""
-    array = np.asarray(values)
+    array = as_array(name, values)
     if array.dtype.name not in FLOATS:
-        hint = "; are logits and labels swapped?" if array.dtype.kind in "iu" else ""
+        hint = "; are logits and labels swapped?" if array.dtype.kind in "iu" and name == "logits" else ""
         raise TypeError(f"{name}: expected one of {', '.join(FLOATS)}, got {array.dtype}{hint}")
     if array.ndim != ndim:
         raise BigvocabError(f"{name}: expected {ndim} dimensions, got shape {array.shape}")
     if array.ndim == 2 and array.shape[1] == 0:
-        raise BigvocabError(f"{name}: expected at least one class, got shape {array.shape}")
+        raise BigvocabError(f"{name}: expected at least one column, got shape {array.shape}")
     return array
 
 
 def as_integers(name: str, values: Any) -> npt.NDArray[np.int64]:
     """`values` as int64; a TypeError where they are no integers, an error where one does not fit."""
-    array = np.asarray(values)
+    array = as_array(name, values)
     if array.dtype.kind not in "iu":
         if array.size == 0 and array.dtype.kind == "f" and not isinstance(values, np.ndarray):
             return array.astype(np.int64)  # an empty list has no type of its own
+        if not isinstance(values, np.ndarray) and (at := _past_int64(values)) is not None:
+            raise BigvocabError(f"{name}: row {at} is {values[at]}, which is past the largest 64-bit integer")
         raise TypeError(f"{name}: expected integers, got {array.dtype}")
-    if array.dtype == np.uint64 and array.size and int(array.max()) > np.iinfo(np.int64).max:
-        row = int(np.argmax(array > np.uint64(np.iinfo(np.int64).max)))
-        raise BigvocabError(f"{name}: row {row} is {array.reshape(-1)[row]}, which is past the largest 64-bit integer")
+    if array.dtype.kind == "u" and array.size and int(array.max()) > np.iinfo(np.int64).max:
+        place = int(np.argmax(array > np.uint64(np.iinfo(np.int64).max)))
+        row = place // (array.size // max(1, len(array))) if array.ndim else 0
+        raise BigvocabError(f"{name}: row {row} is {array.flat[place]}, which is past the largest 64-bit integer")
     return array.astype(np.int64, copy=False)
 
 
-def one_per_row(name: str, array: npt.NDArray[Any], rows: int) -> None:
+def _past_int64(values: Any) -> int | None:
+    """The place of the first Python int of a list that no int64 holds."""
+    whole = isinstance(values, list | tuple) and all(isinstance(value, int | np.integer) for value in values)
+    places = (at for at, value in enumerate(values) if not -(2**63) <= value < 2**63) if whole else iter(())
+    return next(places, None)
+
+
+def one_per_row(name: str, array: npt.NDArray[Any], rows: int, of: str = "logits") -> None:
     """Raise unless `array` is (rows,)."""
     if array.shape != (rows,):
-        raise BigvocabError(f"{name}: got shape {array.shape}, expected ({rows},), one for each row of logits")
+        raise BigvocabError(f"{name}: got shape {array.shape}, expected ({rows},), one for each row of {of}")
 
 
 def labels_in_range(
@@ -87,7 +121,8 @@ def positive(name: str, value: Any) -> float:
 
 def real(name: str, value: Any) -> float:
     """`value` as a float; a TypeError where it is no real number."""
-    if isinstance(value, (bool, str)) or not np.isscalar(value) and getattr(value, "ndim", None) != 0:
+    wrong = isinstance(value, (bool, np.bool_, str, bytes, complex, np.complexfloating))
+    if wrong or not np.isscalar(value) and getattr(value, "ndim", None) != 0:
         raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
     try:
         return float(value)
@@ -113,8 +148,8 @@ def index_or_none(name: str, value: Any) -> int | None:
 
 def class_vector(name: str, values: Any, num_classes: int) -> npt.NDArray[np.float64]:
     """One finite number per class, as float64."""
-    array = np.asarray(values)
-    if array.dtype.kind not in "fiu" and array.dtype != BFLOAT16:
+    array = as_array(name, values)
+    if array.dtype.kind not in "fiu" and array.dtype.name != "bfloat16":
         raise TypeError(f"{name}: expected real numbers, got {array.dtype}")
     if array.shape != (num_classes,):
         raise BigvocabError(f"{name}: got shape {array.shape}, expected ({num_classes},), one for each class")

@@ -8,7 +8,7 @@ first row for its messages. Chunks must have passed `cut` and `plain`: a file is
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -93,7 +93,7 @@ def shape_and_type(arrow_type: pa.DataType) -> tuple[list[int], str]:
 
 def listing(schema: pa.Schema) -> str:
     """The columns of a schema in words, at most 20 of them."""
-    shown = [f"{field.name} ({field.type})" for field in schema][:20]
+    shown = [f"{field.name!r} ({field.type})" for field in schema][:20]
     return ", ".join(shown) + (f", ... ({len(schema)} in all)" if len(schema) > 20 else "") or "none"
 
 
@@ -114,7 +114,7 @@ def _find_label(schema: pa.Schema, where: str, taken: set[str]) -> str:
     candidates = named or fitting or [field.name for field in free if len(free) == 1]  # one that cannot fit is named so
     if len(candidates) > 1:
         names = ", ".join(map(repr, candidates))
-        raise BigvocabError(f"{where}: {names} could each be the labels; choose with label_column")
+        raise BigvocabError(f"{where}: {names} could each be the labels; choose with label_column, or as path::column")
     if not candidates:
         wanted = "no column of integers, lists of integers or fixed-size lists of floats"
         wanted += f" besides {', '.join(map(repr, sorted(taken)))}" if taken else ""
@@ -368,6 +368,23 @@ def groups(array: pa.Array) -> tuple[np.ndarray, list[str]]:
     text = array if types.is_string(array.type) or types.is_large_string(array.type) else array.cast(pa.string())
     encoded = pc.fill_null(text, "(null)").dictionary_encode()
     return _values(encoded.indices), encoded.dictionary.to_pylist()
+
+
+def groups_of(values: Any) -> tuple[np.ndarray, list[str]]:
+    """The same of a sequence of strings, integers, booleans or None; anything else goes by its `str`."""
+    if isinstance(values, str | bytes) or not hasattr(values, "__len__"):
+        raise TypeError(f"groups: expected a sequence of names, got {type(values).__name__}")
+    try:
+        array = pa.array(values)
+        if isinstance(array, pa.ChunkedArray):
+            array = array.combine_chunks()
+        if not _is_group(_plain_type(array.type)):
+            array = pa.array([None if name is None else str(name) for name in values], pa.string())
+    except (pa.ArrowException, TypeError):  # of several types
+        array = pa.array([None if name is None else str(name) for name in values], pa.string())
+    except UnicodeEncodeError as error:
+        raise BigvocabError(f"groups: expected text, got {error.object!r}, which is no Unicode") from None
+    return groups(plain(array))
 
 
 def batch_rows(rows: int, size: int) -> int:

@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from bigvocab.errors import BigvocabError
-from bigvocab.options import SAMPLED
+from bigvocab.options import METRICS_OF, SAMPLED
 
 _OPERATORS = {
     "<": operator.lt,
@@ -60,12 +60,17 @@ def parse_condition(text: str) -> Condition:
     """
     match = re.fullmatch(r"\s*(.*[^\s<>=!])\s*(<=|>=|==|!=|<|>)\s*([^\s<>=!]+)\s*", text)
     try:
-        limit = float(match[3].replace(",", "")) if match else math.nan
+        limit = float(_number(match[3])) if match else math.nan
     except ValueError:
         limit = math.nan
     if match is None or math.isnan(limit):
         raise BigvocabError(f"got {text!r}, expected a figure, one of {' '.join(_OPERATORS)}, and a number: 'mean > 4'")
     return Condition(text.strip(), match[1], match[2], limit)
+
+
+def _number(text: str) -> str:
+    """A number without the commas between its groups of three digits; a comma elsewhere stays, and is no number."""
+    return text.replace(",", "") if re.fullmatch(r"[+-]?\d{1,3}(,\d{3})+(\.\d*)?", text) else text
 
 
 def check_name(name: str, loss: str, metrics: Collection[str], top_k: Sequence[int], columns: Collection[str]) -> None:
@@ -76,7 +81,7 @@ def check_name(name: str, loss: str, metrics: Collection[str], top_k: Sequence[i
     head, _, rest = name.partition(".")
     likelihoods = _LIKELIHOODS if loss in _LIKELIHOOD_LOSSES else ()
     single = [*_ALWAYS, *_TIMES, *likelihoods]
-    single += [*_RANKS] if {"rank", "accuracy"} & set(metrics) else []
+    single += [*_RANKS] if "rank" in metrics else []
     single += [*["entropy"] * ("entropy" in metrics), *["bits_per_byte"] * ("bytes" in columns and bool(likelihoods))]
     nested: dict[str, tuple[str, ...]] = {"reductions": _REDUCTIONS}
     if "accuracy" in metrics:
@@ -90,7 +95,7 @@ def check_name(name: str, loss: str, metrics: Collection[str], top_k: Sequence[i
     if head == "groups" and "group" in columns:
         _check_group(name, rest, bool(likelihoods))
         return
-    if needed := _needed(name, head, metrics, columns):
+    if needed := _needed(name, head, loss, metrics, columns):
         raise BigvocabError(f"{name!r} needs {needed}")
     names = single + [f"{key}.{part}" for key, parts in nested.items() for part in parts]
     raise BigvocabError(f"the report has no figure {name!r}; {_advice(name, names)}")
@@ -103,16 +108,17 @@ def _check_group(name: str, rest: str, likelihood: bool) -> None:
         raise BigvocabError(f"the report has no figure {name!r}; expected groups.NAME.{'|'.join(figures)}")
 
 
-def _needed(name: str, head: str, metrics: Collection[str], columns: Collection[str]) -> str | None:
-    """The option that would bring a figure into the report."""
+def _needed(name: str, head: str, loss: str, metrics: Collection[str], columns: Collection[str]) -> str | None:
+    """The option that would bring a figure into the report; None where no option does for this loss."""
     metric = "rank" if head in _RANKS else head
-    if metric in ("accuracy", "rank", "logsumexp", "entropy") and metric not in metrics:
+    if metric in METRICS_OF.get(loss, ()) and metric not in metrics:
         return f"{metric} in --metrics"
     if head == "groups" and "group" not in columns:
         return "--group-column"
-    if name.removeprefix("sampled.") in _BIAS and "exact" not in columns:
+    if loss in SAMPLED and name.removeprefix("sampled.") in _BIAS and "exact" not in columns:
         return "--exact"
-    return "--bytes-column" if head == "bits_per_byte" and "bytes" not in columns else None
+    is_likelihood = loss in _LIKELIHOOD_LOSSES
+    return "--bytes-column" if head == "bits_per_byte" and is_likelihood and "bytes" not in columns else None
 
 
 def _advice(name: str, names: Sequence[str]) -> str:

@@ -7,6 +7,7 @@ depend on its number and the seed alone: not on chunks, threads, files or the sh
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -127,21 +128,52 @@ class DrawBlocks:
             self._unlearned.append(true.ids)
         return Draw(self._values.sampled_candidates, np.log(counts), np.log(self._values.sampled_expected_count))
 
+    def mark(self) -> Any:
+        """What draws that learn have learned so far: for `reset`, where a batch fails."""
+        if not self.ordered:
+            return None
+        return self._next_row, self._step, self._values, list(self._unlearned), self.sampler.copy()
+
+    def reset(self, mark: Any) -> None:
+        """Forget what came after `mark`."""
+        if self.ordered:
+            self._next_row, self._step, self._values, self._unlearned, self.sampler = mark
+
+    def learned(self) -> dict[str, Any] | None:
+        """The same as numbers and arrays, for a state."""
+        if not self.ordered:
+            return None
+        counts = self.sampler.state()["counts"]
+        ids = np.flatnonzero(counts)
+        found = {"next_row": self._next_row, "step": self._step, "unlearned": np.concatenate(self._unlearned)}
+        return found | {"ids": ids, "counts": counts[ids]}
+
+    def restore(self, learned: Mapping[str, Any]) -> None:
+        """Go on from what `learned` said."""
+        counts = np.zeros(self.sampler.range_max, np.int64)
+        counts[learned["ids"]] = learned["counts"]
+        self.sampler = LearnedUnigramSampler.from_state({"counts": counts})
+        self._next_row, self._unlearned = learned["next_row"], [learned["unlearned"]]
+        self._step, self._values = learned["step"], self._drawn(learned["step"])
+
     def _follow(self, row: int, rows: int, step: int) -> None:
         if row != self._next_row:
             raise BigvocabError(
                 f"sampler: learned-unigram learns from all rows before, so rows must come in order from row 0, "
-                f"expected row {self._next_row}, got row {row}; it cannot be used with shards or merges"
+                f"expected row {self._next_row}, got row {row}"
             )
         self._next_row = row + rows
         if step != self._step:
             self.sampler._update(np.concatenate(self._unlearned))
             self._unlearned.clear()
 
-    def check(self, true: TrueClasses, row: int) -> None:
-        """Raise if a true class of the rows from `row` on is never drawn."""
+    def check(self, true: TrueClasses, row: int, kept: Ids) -> None:
+        """Raise if a true class of the rows from `row` on is never drawn; `kept` are those that have the classes."""
         if not self.ordered:
-            self._true_counts(true, row, np.arange(len(true.offsets) - 1))
+            self._true_counts(true, row, kept)
+
+    def check_rows(self, rows: int) -> None:
+        """Any number of rows will do."""
 
     def _probability(self, ids: Ids) -> Floats:
         """P of each id; 1 or 0 where the first classes are all drawn."""

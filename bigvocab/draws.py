@@ -32,7 +32,7 @@ def integer(name: str, value: Any, low: int, high: int) -> int:
 
 def seed_pair(seed: Any) -> tuple[int, int]:
     """The two seeds that TensorFlow's kernel sees: an int is its op seed alone, and (0, 0) would mean random seeds."""
-    pair = tuple(seed) if isinstance(seed, (tuple, list, np.ndarray)) else (_DEFAULT_GRAPH_SEED, seed)
+    pair = tuple(seed) if isinstance(seed, (tuple, list)) or np.ndim(seed) else (_DEFAULT_GRAPH_SEED, seed)
     if len(pair) != 2:
         raise BigvocabError(f"seed: expected an int or a pair of ints, got {len(pair)} values")
     first, second = (integer("seed", value, -(2**63), 2**63 - 1) % _SEED_BASE for value in pair)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from bigvocab import checks, parallel
+from bigvocab.columns import groups_of
 from bigvocab.draws import integer
 from bigvocab.errors import BigvocabError
 from bigvocab.label_sources import cut, labels_of
@@ -131,7 +133,9 @@ class Evaluator:
         self.softcap = None if softcap is None else checks.positive("softcap", softcap)
         self.num_classes = checks.index_or_none("num_classes", num_classes)
         self.metrics = default_metrics(self.loss) if metrics is None else parse_metrics(metrics, self.loss)
-        self.top_k = parse_top_k(top_k) if "accuracy" in self.metrics else ()
+        ks = parse_top_k(top_k)
+        self.top_k = ks if "accuracy" in self.metrics else ()
+        self._given |= {"metrics": None if metrics is None else list(self.metrics), "top_k": list(ks)}
         self.nonfinite = one_of("nonfinite", nonfinite, NONFINITE)
         self.num_threads = parallel.resolve_threads(threads)
         self.columns = {
@@ -225,7 +229,8 @@ class Evaluator:
         batch = self._batch(labels, weights, groups, len(matrix))
         losses = np.empty(len(matrix))
         # all, before anything is added: a batch counts whole or not at all
-        results = list(self._results(matrix, batch))
+        with self._whole_or_not():
+            results = list(self._results(matrix, batch))
         for part, rows in results:
             self._tally.add(rows, part.groups, part.num_bytes)
             start = part.first_row - batch.first_row
@@ -238,21 +243,28 @@ class Evaluator:
         found, probabilities = labels_of(self.loss, labels, rows)
         values = None
         if weights is not None:
-            values = np.asarray(weights)
+            values = checks.as_array("weights", weights)
             if values.dtype.kind not in "fiub":
                 raise TypeError(f"weights: expected real numbers, got {values.dtype}")
             values = (
                 np.broadcast_to(values.astype(np.float64), (rows,)) if values.ndim == 0 else values.astype(np.float64)
             )
             checks.one_per_row("weights", values, rows)
+            self._check_weights(values, found)
         coded = None
         if groups is not None:
-            names, codes = np.unique(
-                np.asarray([str(name) for name in groups], dtype=object).astype(str), return_inverse=True
-            )
-            checks.one_per_row("groups", codes, rows)
-            coded = (codes.astype(np.int32), [str(name) for name in names])
+            coded = groups_of(groups)
+            checks.one_per_row("groups", coded[0], rows)
         return LabelBatch(0, found, probabilities=probabilities, weights=values, groups=coded)
+
+    def _check_weights(self, weights: npt.NDArray[np.float64], labels: Any) -> None:
+        """Raise for the first weight that is not finite; ignored rows may have any."""
+        bad = ~np.isfinite(weights)
+        if self.ignore_index is not None and isinstance(labels, np.ndarray) and labels.ndim == 1:
+            bad &= labels != self.ignore_index
+        if bad.any():
+            row = int(np.argmax(bad))
+            raise BigvocabError(f"weights: row {row} is {weights[row]}, expected a finite number")
 
     def _results(self, matrix: Matrix | LinearMatrix, batch: LabelBatch) -> Iterable[tuple[LabelBatch, RowResult]]:
         """The results of the rows of one label batch, part by part as the files lie."""
@@ -280,12 +292,26 @@ class Evaluator:
         matrix = self.source(logits)
         results = [self._results(matrix, part) for part in labels]
         losses = np.full(len(matrix), np.nan)
-        done = [pair for result in results for pair in result]
+        counted = np.zeros(len(matrix), bool)
+        with self._whole_or_not():
+            done = [pair for result in results for pair in result]
         for part, rows in done:
             self._tally.add(rows, part.groups, part.num_bytes)
-            losses[part.first_row : part.first_row + len(rows)] = np.where(rows.counted, rows.loss, np.nan)
+            mine = slice(part.first_row, part.first_row + len(rows))
+            losses[mine], counted[mine] = rows.loss, rows.counted
         self._seen += len(matrix)
-        return with_losses(batch, losses)
+        return with_losses(batch, losses, ~counted)
+
+    @contextlib.contextmanager
+    def _whole_or_not(self) -> Iterator[None]:
+        """Draws that learn forget a batch that fails."""
+        mark = None if self.draws is None else self.draws.mark()
+        try:
+            yield
+        except BaseException:
+            if self.draws is not None:
+                self.draws.reset(mark)
+            raise
 
     def _refuse_rows_of_files(self) -> None:
         if self._data is not None:
@@ -299,6 +325,8 @@ class Evaluator:
         """Add all that `other` has seen; both must have the same options."""
         if not isinstance(other, Evaluator):
             raise TypeError(f"merge: expected an Evaluator, got {type(other).__name__}")
+        if other is self:
+            raise BigvocabError("merge: got the evaluator itself, expected another; its rows would count twice")
         mine, theirs = self.options(), other.options()
         if differing := [name for name in mine if mine[name] != theirs[name]]:
             name = differing[0]
@@ -365,14 +393,14 @@ class Evaluator:
 
     def report(self) -> Report:
         """The report of all rows so far."""
-        return make_report(self.loss, self._tally, None if self.draws is None else self.draws.shown())
+        return make_report(self.loss, self._tally, None if self.draws is None else self.draws.shown(), exact=self.exact)
 
 
-def make_report(loss: str, tally: Tally, sampled: dict[str, Any] | None) -> Report:
-    """The report of a tally; `sampled` is what it says of the draws."""
+def make_report(loss: str, tally: Tally, sampled: dict[str, Any] | None, *, exact: bool = False) -> Report:
+    """The report of a tally; `sampled` is what it says of the draws, beside `exact` losses or not."""
     figures = tally.figures(perplexity=loss in _PERPLEXITY_LOSSES)
     if sampled is not None:
-        figures["sampled"] = sampled | tally.bias()
+        figures["sampled"] = sampled | tally.bias(exact=exact)
     return Report({"schema_version": SCHEMA_VERSION, "loss": loss, **figures, "versions": versions()})
 
 

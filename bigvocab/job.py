@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from bigvocab import checks, fingerprints
-from bigvocab.checkpoints import Checkpoints, keeping
+from bigvocab.checkpoints import Checkpoints, files_beside, keeping
 from bigvocab.errors import BigvocabError
 from bigvocab.evaluator import Evaluator, make_report, versions
 from bigvocab.label_logits import LabelLogits, write_label_logits
@@ -132,8 +132,10 @@ def evaluate(
         raise BigvocabError("label_logits: belong to a range of classes, expected vocab_shard or first_class")
     _check_job(job)
     outputs = {"output": output, "report": report, "state": state, "save_label_logits": save_label_logits}
-    refuse_overwriting(outputs, _files_read(job, options))
+    refuse_overwriting({**outputs, **files_beside(state)}, _files_read(job, {**options, "label_logits": label_logits}))
     if save_label_logits is not None:
+        if given := [name for name in ("output", "report", "state") if outputs[name] is not None]:
+            raise BigvocabError(f"save_label_logits: writes logits of labels alone, expected no {given[0]} beside it")
         found = write_label_logits(job, save_label_logits)
         return Report(
             {"loss": evaluator.loss, "rows": len(matrix), "label_logits": found, "inputs": [*matrix.files, *ids.files]}
@@ -284,7 +286,7 @@ class _Run:
             }
             return with_times(Report({**figures, "versions": versions()}), data)
         shown = None if evaluator.draws is None else evaluator.draws.shown()
-        return with_times(make_report(evaluator.loss, evaluator._tally, shown), data)
+        return with_times(make_report(evaluator.loss, evaluator._tally, shown, exact=evaluator.exact), data)
 
 
 def _row_range(shard: Any, rows: int) -> tuple[int, int]:
@@ -352,9 +354,13 @@ def _check_writable(path: str | os.PathLike[str]) -> None:
 def _files_read(job: Job, options: dict[str, Any]) -> Iterator[Any]:
     """Paths of all files of a job: those of its matrices and labels, and those that options name."""
     layer = job.evaluator.layer
-    for part in (job.matrix, job.labels, *([] if layer is None else layer.matrices())):
+    for part in (job.matrix, *([] if layer is None else layer.matrices())):
         yield from (file["path"] for file in part.files if file["path"] != "<array>")
-    yield from (options[name] for name in FILE_OPTIONS if name in options)
+    yield from job.labels.paths
+    yield getattr(job.evaluator.draws, "vocab_file", None)
+    for name in (*FILE_OPTIONS, "label_logits"):
+        value = options.get(name)
+        yield from value if isinstance(value, list | tuple) else [value]
 
 
 def _given(**options: Any) -> dict[str, Any]:

@@ -66,6 +66,11 @@ class MatrixLabels:
         if len(self.files) > 1:
             self.path += f" and {len(self.files) - 1} more"
 
+    @property
+    def paths(self) -> list[str]:
+        """The files that are read; none for labels in memory."""
+        return [file["path"] for file in self.files]
+
     def __iter__(self) -> Iterator[LabelBatch]:
         return self.batches()
 
@@ -89,7 +94,11 @@ def open_labels(source: Any, loss: str, columns: dict[str, str | None]) -> Label
     if isinstance(source, tuple) and not _are_paths(source) and (kinds == ("list",) or "sparse" in kinds):
         source, named = _table(source, "sparse" in kinds, named)
     elif isinstance(source, list | tuple) and not _are_paths(source):
-        source = np.asarray(source)
+        source = checks.as_array("labels", source)
+        if source.size == 0:
+            source = source.astype(np.int64)  # an empty list has no type of its own
+    if isinstance(source, np.ndarray) and source.dtype == bool and "dense" in kinds:
+        source = source.view(np.uint8)
     if "dense" in kinds and (matrix := _as_label_matrix(source)) is not None:
         if given := [name for name, value in named.items() if value is not None]:
             raise BigvocabError(f"{given[0]}: {matrix.path} is a matrix and has no columns; expected Arrow or Parquet")
@@ -284,6 +293,8 @@ def check_labels(evaluator: Evaluator, labels: Labels | MatrixLabels, num_classe
             )
         return
     kept = 0
+    if evaluator.draws is not None:
+        evaluator.draws.check_rows(labels.num_rows)
     for batch in labels:
         if labels.kind == "id" and KINDS[loss] == ("id",):
             ids = checks.labels_in_range(
@@ -299,7 +310,9 @@ def check_labels(evaluator: Evaluator, labels: Labels | MatrixLabels, num_classe
         if KINDS[loss] == _TRUE:
             offsets, ids, ignored = true_classes(evaluator, batch, num_classes)
             if evaluator.draws is not None:
-                evaluator.draws.check(TrueClasses((offsets, ids), name), batch.first_row)
+                there = np.flatnonzero(~ignored)
+                own = np.concatenate([[0], np.cumsum(np.diff(offsets)[there])])  # ignored rows have no classes
+                evaluator.draws.check(TrueClasses((own, ids), name), batch.first_row, there)
             kept += int(np.count_nonzero(~ignored))
             continue
         kept += len(batch) if batch.ignored is None else int(np.count_nonzero(~batch.ignored))

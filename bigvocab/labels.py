@@ -205,6 +205,8 @@ _OPENERS = {
 
 def _open_file(path: str) -> _Part:
     try:
+        if not os.path.isfile(path) and os.path.exists(path) and not os.path.isdir(path):
+            raise BigvocabError(f"{path}: not a regular file, so it cannot be read in parts; expected {_SUPPORTED}")
         with open(path, "rb") as file:
             head, stat = file.read(8), os.fstat(file.fileno())
     except OSError as error:
@@ -231,7 +233,7 @@ def _find_files(path: Any) -> tuple[list[str], str | None]:
         return [text], column
     else:
         found = glob.glob(text, recursive=True)
-    found = [name for name in found if os.path.isfile(name)]
+    found = [name for name in found if os.path.isfile(name) or os.path.islink(name) and not os.path.isdir(name)]
     if not found:
         raise BigvocabError(f"{text}: no file of labels there (in a folder: {', '.join(_SUFFIXES)})")
     return sorted(found, key=paths.natural_key), column
@@ -288,6 +290,11 @@ class Labels:
         self.files = [
             {"path": part.path, **self._shape_and_type(part), "bytes": part.num_bytes} for part in self._parts
         ]
+
+    @property
+    def paths(self) -> list[str]:
+        """The files that are read; none for labels in memory."""
+        return [part.path for part in self._parts if part.stamp is not None]
 
     def _shape_and_type(self, part: _Part) -> dict[str, Any]:
         """{shape, dtype} of the labels of a part: lists of one size are (N, T), others (N,)."""

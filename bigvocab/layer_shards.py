@@ -129,4 +129,8 @@ def open_layer(name: str, value: Any, ndim: int, strategy: str) -> Any:
 
 
 def _is_shard(part: Any, ndim: int) -> bool:
-    return isinstance(part, str | os.PathLike | Matrix) or np.ndim(part) == ndim
+    if isinstance(part, str | os.PathLike | Matrix):
+        return True
+    with contextlib.suppress(ValueError):
+        return np.ndim(part) == ndim
+    return False

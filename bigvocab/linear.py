@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import numpy.typing as npt
@@ -72,7 +73,7 @@ def linear_cross_entropy(
     )
     rows = LinearRows(layer, x)
     y = checks.as_integers("labels", labels)
-    checks.one_per_row("labels", y, len(x))
+    checks.one_per_row("labels", y, len(x), "inputs")
     y = checks.labels_in_range(y, layer.num_classes, ignore_index=checks.index_or_none("ignore_index", ignore_index))
     formula = sparse_softmax_formula(layer.num_classes, label_smoothing, None)
     scale = checks.positive("logit_scale", logit_scale)
@@ -85,6 +86,8 @@ def linear_cross_entropy(
 
 def _floats(name: str, values: Any) -> Any:
     """`values` as they are where they are a Matrix or None, else as a checked array."""
-    if values is None or isinstance(values, Matrix):
+    if isinstance(values, Matrix) or values is None and name == "biases":
         return values
+    if values is None or isinstance(values, str | os.PathLike):
+        raise TypeError(f"{name}: expected an array or what open_matrix returns, got {type(values).__name__}")
     return checks.as_matrix_of_floats(name, values, ndim=1 if name == "biases" else 2)

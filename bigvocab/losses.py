@@ -84,20 +84,26 @@ class SparseSoftmax:
         if not e:
             return nll
         with np.errstate(invalid="ignore"):
-            uniform = rows.logsumexp - rows.logit_sum / self.num_classes
-            return uniform if e == 1.0 else (1 - e) * nll + e * uniform
+            uniform = rows.uniform_loss(self.num_classes)
+            return np.where(np.isnan(nll), nll, uniform) if e == 1.0 else (1 - e) * nll + e * uniform
 
     def weighted_losses(self, rows: RowStatistics, labels: npt.NDArray[np.int64], sums: Floats | None) -> Floats:
         """The loss of each row with class weights, as PyTorch: (1-e) w_y nll_y + (e/V) S_c w_c nll_c."""
         if self.class_weights is None:
             return self.losses(rows)
-        e, weight = self.label_smoothing, self.class_weights[labels]
+        e, weights = self.label_smoothing, self.class_weights
+        weight, nll = weights[labels], rows.label_loss
         with np.errstate(invalid="ignore"):
-            hard = np.where(weight == 0, 0.0, weight * rows.label_loss)
+            hard = np.where((weight == 0) & ~np.isnan(nll), 0.0, weight * nll)
             if sums is None:
                 return hard
-            spread = (self.class_weights.sum() * rows.logsumexp - sums) / self.num_classes
-            return e * spread if e == 1.0 else (1 - e) * hard + e * spread
+            whole = weights.sum()
+            spread = np.where(rows.logsumexp == np.inf, np.inf, whole * rows.logsumexp - sums)
+            if whole > 0 and (weights >= 0).all():  # no distribution has a lower loss than its entropy
+                share = weights[weights > 0] / whole
+                spread = np.maximum(spread, -whole * (share @ np.log(share)))
+            spread /= self.num_classes
+            return np.where(np.isnan(nll), nll, spread) if e == 1.0 else (1 - e) * hard + e * spread
 
 
 def sparse_softmax_cross_entropy(

@@ -59,6 +59,8 @@ class Matrix:
         """Wrap an array (N, V) or (V,) of float16, bfloat16, float32 or float64, of any strides, without a copy."""
         if not isinstance(array, np.ndarray):
             raise TypeError(f"array: expected a NumPy array, got {type(array).__name__}")
+        if isinstance(array, np.ma.MaskedArray):
+            raise TypeError("array: expected a plain array, got a masked one; fill it, or take the rows that count")
         if not is_supported(array.dtype):
             raise TypeError(f"array: expected one of {SUPPORTED}, got {array.dtype}")
         if array.ndim not in (1, 2) or array.shape[-1] == 0:
@@ -328,5 +330,5 @@ def as_matrix(value: Any, **options: Any) -> Matrix:
     ):
         return open_matrix(value, **options)
     if hasattr(value, "__array__"):
-        return Matrix.from_array(np.asarray(value))
+        return Matrix.from_array(value if isinstance(value, np.ma.MaskedArray) else np.asarray(value))
     raise TypeError(f"expected an array, a path or a Matrix, got {type(value).__name__}")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import bigvocab
 from bigvocab import fingerprints
+from bigvocab.draw_blocks import DrawBlocks
 from bigvocab.errors import BigvocabError
 from bigvocab.evaluator import Evaluator, make_report
 from bigvocab.report import Report
@@ -29,7 +30,10 @@ def state_of(evaluator: Evaluator) -> State:
     """All that an evaluator holds; its tally is shared, not copied."""
     shown = None if evaluator.draws is None else evaluator.draws.shown()
     options, data = identity(evaluator), evaluator._data
-    return State(options, given_of(evaluator), evaluator._tally, data, evaluator._seen, as_options(shown))
+    state = State(options, given_of(evaluator), evaluator._tally, data, evaluator._seen, as_options(shown))
+    if data is None and evaluator.draws is not None:
+        state.learned = evaluator.draws.learned()
+    return state
 
 
 def identity(evaluator: Evaluator) -> dict[str, Any]:
@@ -66,6 +70,8 @@ def load(path: str | os.PathLike[str], **options: Any) -> Evaluator:
     evaluator = Evaluator(**options, **{name: from_given(name, value, state.path) for name, value in given.items()})
     refuse_difference(state.options, identity(evaluator), (state.path, "the options and files given now"))
     evaluator._tally, evaluator._data, evaluator._seen = state.tally, state.data, state.seen
+    if state.learned is not None and isinstance(evaluator.draws, DrawBlocks):
+        evaluator.draws.restore(state.learned)
     return evaluator
 
 
@@ -245,7 +251,8 @@ def refuse_incomplete(data: Data, name: str) -> None:
 
 def state_report(state: State) -> Report:
     """The report of all rows of a state; times and rates are sums over its machines."""
-    report = make_report(state.options["loss"], state.tally, state.sampled)
+    draws = state.options["draws"] or {}
+    report = make_report(state.options["loss"], state.tally, state.sampled, exact=draws.get("exact", False))
     data = state.data
     if data is None:
         return report

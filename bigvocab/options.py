@@ -99,6 +99,10 @@ def job_faults(options: Mapping[str, Any], given: Collection[str]) -> Iterator[s
         for name in ("shard", "engine", "workers"):
             if name in given and options[name] not in ("local", 1):
                 yield f"'--sampler learned-unigram' learns from all rows before: '--{name}' does not go with it."
+    if "save_label_logits" in given:
+        for name in ("output", "report", "state", "label_logits", "engine", "workers"):
+            if name in given:
+                yield f"'--save-label-logits' writes logits of labels alone: '--{name.replace('_', '-')}' does not go."
     if sliced and "save_label_logits" not in given:
         if options["loss"] != "sparse-softmax":
             yield f"'--vocab-shard' and '--first-class' go with sparse-softmax, not with {options['loss']}."

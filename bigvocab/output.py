@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
+import stat
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -26,6 +28,12 @@ def refuse_overwriting(outputs: Mapping[str, Any], inputs: Iterable[Any]) -> Non
     for name, path in outputs.items():
         if path is None:
             continue
+        if not isinstance(path, str | os.PathLike):
+            raise TypeError(f"{name}: expected a path, got {type(path).__name__}")
+        if not os.fspath(path) or "\0" in os.fsdecode(path):
+            raise BigvocabError(f"{name}: expected the name of a file, got {os.fsdecode(path)!r}")
+        if _is_special(Path(path)):
+            continue  # several may go to one terminal
         if (place := _place(path)) in taken:
             raise BigvocabError(f"{os.fspath(path)}: is {taken[place]}; choose another {name}")
         taken[place] = f"the {name} as well"
@@ -43,9 +51,21 @@ def _place(path: str | os.PathLike[str]) -> Any:
 def replacing(path: str | os.PathLike[str], *, fixed: bool = False) -> Iterator[Path]:
     """A temporary path beside `path` that takes its place at the end, or vanishes after an error.
 
-    With `fixed`, for a path that a lock protects, it has one name, so that what a killed run has left is used again.
+    A link stays one: the file it leads to is replaced. A pipe or a device, such as /dev/stdout, is written to at the
+    end. With `fixed`, for a path that a lock protects, the temporary one has one name, so that what a killed run has
+    left is used again.
     """
     target = Path(path)
+    if "\0" in os.fsdecode(path):
+        raise BigvocabError(f"expected the name of a file to write, got {os.fsdecode(path)!r}")
+    if _is_special(target):
+        if fixed:
+            raise BigvocabError(f"{target}: is a pipe or a device, expected a file that can be replaced")
+        with _written_through(target) as temporary:
+            yield temporary
+        return
+    if target.is_symlink():
+        target = Path(os.path.realpath(target))
     try:
         if fixed:
             name = str(target.parent / f".{target.name}.part")
@@ -68,6 +88,35 @@ def replacing(path: str | os.PathLike[str], *, fixed: bool = False) -> Iterator[
             os.fsync(written.fileno())
         temporary.replace(target)
         sync_folder(target)
+    except OSError as error:
+        raise BigvocabError(f"{target}: cannot be written: {error.strerror or error}") from None
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            temporary.unlink()
+        _temporaries.discard(temporary)
+
+
+def _is_special(path: Path) -> bool:
+    """Whether there is something at `path` that is neither a file nor a folder, or a name of an open file."""
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError):
+        return False
+    there = os.path.abspath(path)
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)) or there.startswith(("/dev/std", "/dev/fd/", "/proc/"))
+
+
+@contextlib.contextmanager
+def _written_through(target: Path) -> Iterator[Path]:
+    """A temporary path whose content goes to `target` at the end; nothing goes there after an error."""
+    handle, name = tempfile.mkstemp(prefix="bigvocab.", suffix=".part")
+    os.close(handle)
+    temporary = Path(name)
+    _temporaries.add(temporary)
+    try:
+        yield temporary
+        with temporary.open("rb") as source, target.open("ab") as sink:
+            shutil.copyfileobj(source, sink, 1 << 20)
     except OSError as error:
         raise BigvocabError(f"{target}: cannot be written: {error.strerror or error}") from None
     finally:
@@ -122,6 +171,8 @@ def loss_lines(
     for field in schema:
         mask = null if field.name in _KINDS or field.name == "loss" else None
         values = columns[field.name]
+        if field.name == "predicted":
+            mask = null | (values < 0)
         arrays.append(values if isinstance(values, pa.Array) else pa.array(values, field.type, mask=mask))
     return pa.record_batch(arrays, schema=schema)
 

@@ -6,6 +6,7 @@ neither, and one row is always worked by one thread in one order, so results do 
 
 from __future__ import annotations
 
+import operator
 import os
 import threading
 from collections.abc import Callable
@@ -27,11 +28,11 @@ def resolve_threads(num_threads: int | None) -> int:
 
     if num_threads is None:
         return usable_cores()
-    if isinstance(num_threads, bool) or not isinstance(num_threads, int):
+    if isinstance(num_threads, bool) or not hasattr(num_threads, "__index__"):
         raise TypeError(f"num_threads: expected a positive int or None, got {type(num_threads).__name__}")
     if num_threads < 1:
         raise BigvocabError(f"num_threads: expected a positive int or None, got {num_threads}")
-    return num_threads
+    return operator.index(num_threads)
 
 
 def _pool(workers: int) -> ThreadPoolExecutor:

@@ -59,6 +59,7 @@ class Reader:
         self._turns, self._retry = 0, _RETRY
         self._mapped: deque[float] = deque(maxlen=_TRIES)  # seconds a byte of late
         self._copied: deque[float] = deque(maxlen=_TRIES)
+        self._learning = threading.Lock()
 
     def read(self, rows: Array) -> Iterator[tuple[int, Array]]:
         """(first row, rows) of a view of the map that cover it, each valid until the next is asked for."""
@@ -95,18 +96,19 @@ class Reader:
 
     def _learn(self, copied: bool, size: int, seconds: float, faults: int) -> None:
         """Note what a turn cost, and choose."""
-        if not copied and faults * _LARGE_PAGES < size:
-            self._mapped.clear()
-            self._copied.clear()
-            self.copies = False
-            return
-        (self._copied if copied else self._mapped).append(seconds / size)
-        if len(self._mapped) < _TRIES:
-            self.copies = False
-        elif len(self._copied) < _TRIES:
-            self.copies = True
-        else:
-            self.copies = median(self._copied) < median(self._mapped)
+        with self._learning:
+            if not copied and faults * _LARGE_PAGES < size:
+                self._mapped.clear()
+                self._copied.clear()
+                self.copies = False
+                return
+            (self._copied if copied else self._mapped).append(seconds / size)
+            if len(self._mapped) < _TRIES:
+                self.copies = False
+            elif len(self._copied) < _TRIES:
+                self.copies = True
+            else:
+                self.copies = median(self._copied) < median(self._mapped)
 
 
 def _filled(descriptor: int, part: Array, offset: int) -> Array:

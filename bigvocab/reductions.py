@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from bigvocab.checks import as_array
 from bigvocab.errors import BigvocabError
 
 REDUCTIONS = ("none", "sum", "mean", "sum_over_batch_size", "sum_by_nonzero_weights")
@@ -168,6 +169,8 @@ def divide(numerator: Fraction | float, denominator: Fraction | float | int) -> 
 
 def check_reduction(reduction: str) -> None:
     """Raise unless `reduction` is one of the five names."""
+    if not isinstance(reduction, str):
+        raise TypeError(f"reduction: expected one of {', '.join(REDUCTIONS)}, got {type(reduction).__name__}")
     if reduction not in REDUCTIONS:
         raise BigvocabError(f"reduction: got {reduction!r}, expected one of {', '.join(REDUCTIONS)}")
 
@@ -207,12 +210,13 @@ def compute_weighted_loss(
     """
     check_reduction(reduction)
     values = as_floats("losses", losses)
-    return reduce_losses(values, broadcast_weights(weights, values.shape), reduction)
+    found = reduce_losses(values, broadcast_weights(weights, values.shape), reduction)
+    return values.copy() if found is values else found  # which may be the caller's array
 
 
 def as_floats(name: str, values: npt.ArrayLike) -> npt.NDArray[np.float64]:
     """`values` as float64; a TypeError where they are no real numbers."""
-    array = np.asarray(values)
+    array = as_array(name, values)
     if array.dtype.kind not in "fiub" and array.dtype.name != "bfloat16":
         raise TypeError(f"{name}: expected real numbers, got {array.dtype}")
     return array.astype(np.float64, copy=False)
@@ -224,7 +228,8 @@ def broadcast_weights(weights: npt.ArrayLike, shape: tuple[int, ...]) -> npt.NDA
     if array.ndim and (
         array.ndim != len(shape) or any(w not in (1, n) for w, n in zip(array.shape, shape, strict=True))
     ):
-        hint = f"; a weight per example is {(len(array), *[1] * (len(shape) - 1))}" if array.ndim == 1 else ""
+        per_example = (shape[0], *[1] * (len(shape) - 1)) if shape else ()
+        hint = f"; a weight per example is {per_example}" if array.ndim == 1 and shape else ""
         raise BigvocabError(
             f"weights: got shape {array.shape}, expected a scalar or the rank of the losses {shape} "
             f"with every dimension 1 or equal{hint}"

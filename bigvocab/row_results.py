@@ -87,10 +87,15 @@ def of_statistics(
     result = _result(evaluator, batch, formula.losses(rows), weighted, rows.finite, ignored, lambda i: _fault(rows, i))
     if formula.class_weights is not None:
         seen = np.where(ignored, 0.0, formula.class_weights[labels])
-        result.weight = seen if weights is None else seen * weights
+        result.row_weight = np.ones(len(seen)) if weights is None else weights
+        result.weight = seen * result.row_weight
     if evaluator.wants("rank") or evaluator.wants("accuracy"):
         without = np.isnan(rows._column("SUM"))  # a row with a NaN has no order: it counts as wrong, as if it were last
-        result.figures |= {"rank": np.where(without, classes, rows.rank), "tied": rows.tied & ~without}
+        rank = np.where(without, classes, rows.rank)
+        if evaluator.wants("rank"):
+            result.figures |= {"rank": rank, "tied": rows.tied & ~without}
+        if evaluator.wants("accuracy"):
+            result.figures["place"] = rank
     for name in ("predicted", "logsumexp", "entropy"):
         if evaluator.wants(name):
             result.figures[name] = getattr(rows, name)

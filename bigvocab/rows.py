@@ -101,10 +101,10 @@ class RowStatistics:
 
     def transformed(self, logits: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         """g of raw logits; -inf, a masked class, stays -inf."""
-        y = logits if self.scale == 1.0 else self.scale * logits
-        if self.softcap:
-            with np.errstate(over="ignore"):  # of the quotient: tanh is 1 there
-                y = np.where(np.isinf(y), y, self.softcap * np.tanh(y / self.softcap))
+        with np.errstate(over="ignore"):  # of the quotient: tanh is 1 there
+            y = logits if self.scale == 1.0 else self.scale * logits
+            if self.softcap:
+                y = np.where(np.isinf(logits), logits, self.softcap * np.tanh(y / self.softcap))
         return y
 
     @property
@@ -121,7 +121,7 @@ class RowStatistics:
     @property
     def label_loss(self) -> npt.NDArray[np.float64]:
         """logsumexp - g(label's logit), at least 0; NaN for a NaN row or +inf at the label, inf for +inf elsewhere."""
-        with np.errstate(divide="ignore", invalid="ignore"):
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             highest = self.transformed(self._column("MAX"))
             return (highest - self.transformed(self.label_logits)) + np.log(self._column("SUM"))
 
@@ -130,12 +130,18 @@ class RowStatistics:
         """S g(x)."""
         return self._column("TOTAL")
 
+    def uniform_loss(self, num_classes: int) -> npt.NDArray[np.float64]:
+        """Logsumexp less the mean of g(x): at least log V, below which the rounding of huge logits would take it."""
+        with np.errstate(invalid="ignore"):
+            return np.maximum(self.logsumexp - self.logit_sum / num_classes, np.log(num_classes))
+
     @property
     def entropy(self) -> npt.NDArray[np.float64]:
-        """Entropy of the softmax, in nats."""
+        """Entropy of the softmax, in nats; NaN where the row is not finite."""
         with np.errstate(divide="ignore", invalid="ignore"):
             total = self._column("SUM")
-            return np.maximum(np.log(total) - self._column("SHIFTED") / total, 0.0)
+            found = np.maximum(np.log(total) - self._column("SHIFTED") / total, 0.0)
+        return np.where(self._column("MAX") == np.inf, np.nan, found)
 
     @property
     def rank(self) -> npt.NDArray[np.int64]:
@@ -149,8 +155,9 @@ class RowStatistics:
 
     @property
     def predicted(self) -> npt.NDArray[np.int64]:
-        """The lowest id among the greatest logits."""
-        return self._column("ARGMAX").astype(np.int64)
+        """The lowest id among the greatest logits; -1 in a row with a NaN, which has no greatest."""
+        masked = (self._column("MAX") == -np.inf) & ~np.isnan(self._column("SUM"))
+        return np.where(masked, 0, self._column("ARGMAX")).astype(np.int64)
 
 
 def wanted(*, rank: bool = False, entropy: bool = False, predicted: bool = False, logit_sum: bool = False) -> int:

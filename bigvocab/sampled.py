@@ -172,7 +172,7 @@ def _sampled_rows(
     num_classes = integer("num_classes", num_classes, 1, 2**62)
     if num_classes > len(layer):
         raise BigvocabError(f"num_classes: got {num_classes}, but weights has {len(layer)} rows")
-    x = inputs[:] if isinstance(inputs, Matrix) else checks.as_matrix_of_floats("inputs", inputs)
+    x = checks.as_matrix_of_floats("inputs", inputs[:] if isinstance(inputs, Matrix) else inputs)
     if x.shape[1:] != layer.shape[1:]:
         raise BigvocabError(
             f"inputs: has {x.shape[1]} columns, but weights has {layer.shape[1]}, expected the same hidden size in both"
@@ -242,7 +242,7 @@ def _checked_draw(values: Any, true: TrueClasses, num_sampled: int, num_classes:
 
 
 def _counts(name: str, values: Any) -> npt.NDArray[Any]:
-    array = np.asarray(values)
+    array = checks.as_array(f"sampled_values: {name}", values)
     if array.dtype.name not in checks.FLOATS and array.dtype.kind not in "iu":
         raise TypeError(f"sampled_values: {name}: expected numbers, got {array.dtype}")
     return array.astype(np.float64)
@@ -255,7 +255,7 @@ def _true_counts(counts: Floats, true: TrueClasses) -> Floats:
         return counts.reshape(-1)
     if counts.shape == (len(sizes), 1):
         return np.repeat(counts[:, 0], sizes)
-    expected = f"{true.shape} or ({len(sizes)}, 1)"
+    expected = " or ".join(str(shape) for shape in dict.fromkeys((true.shape, (len(sizes), 1))))
     raise BigvocabError(
         f"sampled_values: true_expected_count has shape {counts.shape}, expected {expected}, as {true.name}"
     )

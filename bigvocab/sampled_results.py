@@ -91,12 +91,21 @@ def _sampled(
         None,
         finite,
         ignored,
-        lambda row: f"has the loss {losses[row]}, from what is not finite",
+        lambda row: _fault(rows, row, losses[row]),
     )
     if result_exact is not None:
         with np.errstate(invalid="ignore"):
             result.figures |= {"exact": result_exact, "bias": result_exact - losses}
     return result
+
+
+def _fault(rows: LinearRows, row: int, loss: float) -> str:
+    """What is wrong with a row whose losses are not finite."""
+    values = np.asarray(rows.inputs[row]).astype(np.float64)
+    if not np.isfinite(values).all():
+        at = int(np.argmin(np.isfinite(values)))
+        return f"is {values[at]} in column {at}"
+    return f"has the loss {loss}: the output layer is not finite in a class that was looked at"
 
 
 def open_draws(loss: str, layer: OutputLayer | None, sampling: dict[str, Any]) -> DrawBlocks | FileCandidates | None:

@@ -240,7 +240,10 @@ def _merged(tops: Floats, sums: Floats) -> tuple[Floats, Floats]:
     top = tops.max(axis=0)
     with np.errstate(invalid="ignore"):
         gaps = np.where(tops == top, 0.0, tops - top)
-    return top, (sums * np.exp(gaps)).sum(axis=0)
+    total = np.zeros(top.shape)
+    for part in sums * np.exp(gaps):  # NumPy's sum has another order where there is one row
+        total += part
+    return top, total
 
 
 def softmax_losses(rows: SampledRows) -> Floats:

@@ -272,7 +272,9 @@ class FixedUnigramSampler(_Sampler):
             )
         self._num_positive = int(np.count_nonzero(drawn))
         if self._num_positive == 0:
-            raise BigvocabError(f"{source}: all {self.range_max} weights of shard {shard} of {num_shards} are 0")
+            raise BigvocabError(
+                f"{source}: all {self.range_max} weights of shard {shard} of {num_shards} are 0 in float32"
+            )
         if self._num_positive < self.range_max:
             exact[drawn == 0] = 0.0
         self._weights, self._sum = exact, exact.sum()
@@ -336,6 +338,12 @@ class LearnedUnigramSampler(_Sampler):
         sampler.range_max, sampler._total = counts.size, total
         sampler._tree = kernels.build_count_tree((counts + 1).astype(np.int32))
         return sampler
+
+    def copy(self) -> LearnedUnigramSampler:
+        """Another sampler that has learned the same."""
+        other = type(self).__new__(type(self))
+        other.range_max, other._total, other._tree = self.range_max, self._total, self._tree.copy()
+        return other
 
     def _probability(self, ids: _Ids) -> _Floats:
         flat = np.ascontiguousarray(ids).reshape(-1)

@@ -54,6 +54,8 @@ def one_of(name: str, value: str, expected: Sequence[str]) -> str:
 
 def parse_metrics(metrics: str | Iterable[str], loss: str) -> tuple[str, ...]:
     """The by-products that are asked for, in the order of METRICS, if the loss has them."""
+    if not isinstance(metrics, Iterable):
+        raise TypeError(f"metrics: expected names, got {metrics!r}")
     names = [part.strip() for part in metrics.split(",") if part.strip()] if isinstance(metrics, str) else list(metrics)
     chosen = tuple(metric for metric in METRICS if metric in [one_of("metrics", name, METRICS) for name in names])
     if fault := metrics_fault(loss, chosen):
@@ -65,7 +67,9 @@ def parse_top_k(values: int | str | Iterable[int]) -> tuple[int, ...]:
     """The k of the accuracies, rising."""
     if isinstance(values, str):
         values = [int(part) if re.fullmatch(r"\s*\d+\s*", part) else -1 for part in values.split(",") if part.strip()]
-    found = [values] if isinstance(values, int) else list(values)
+    if not isinstance(values, Iterable) and not isinstance(values, int | np.integer):
+        raise TypeError(f"top_k: expected integers, got {values!r}")
+    found = list(values) if isinstance(values, Iterable) else [values]
     if any(isinstance(k, bool) or not isinstance(k, int | np.integer) for k in found):
         raise TypeError(f"top_k: expected integers, got {found!r}")
     if any(k < 1 for k in found):

@@ -266,7 +266,9 @@ def log_loss(
     p = checks.as_matrix_of_floats("predictions", predictions, ndim=np.ndim(predictions))
     z = as_soft_labels("labels", labels, p.shape)
     spread = broadcast_weights(1.0 if weights is None else weights, p.shape)
-    flat = (len(p), max(1, math.prod(p.shape[1:]))) if p.ndim else (1, 1)
+    if p.size == 0:
+        return reduce_losses(np.zeros(p.shape), spread, reduction)
+    flat = (len(p), math.prod(p.shape[1:])) if p.ndim else (1, 1)
     p_rows, z_rows = p.reshape(flat), z.reshape(flat)
 
     def fill(start: int, stop: int, out: Floats) -> None:

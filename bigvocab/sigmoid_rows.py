@@ -27,7 +27,7 @@ def pos_weight_vector(value: Any, num_classes: int) -> Floats:
     """pos_weight as (1,) or (V,) finite numbers; None is 1."""
     if value is None:
         return np.ones(1)
-    if np.ndim(value) == 0:
+    if not isinstance(value, list | tuple) and np.ndim(value) == 0:
         number = checks.real("pos_weight", value)
         if not np.isfinite(number):
             raise BigvocabError(f"pos_weight: got {number}, expected a finite number")

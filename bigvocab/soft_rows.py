@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bigvocab import parallel
-from bigvocab.checks import FLOATS
+from bigvocab.checks import FLOATS, as_array
 from bigvocab.errors import BigvocabError
 from bigvocab.id_sets import IdSets
 from bigvocab.rows import RowStatistics, Tiles, chunk_rows, kernel_view, pieces, softmax_rows, wanted
@@ -22,7 +22,7 @@ Floats = npt.NDArray[np.float64]
 
 def as_soft_labels(name: str, labels: Any, shape: tuple[int, ...], hint: str = "") -> npt.NDArray[Any]:
     """Labels of the shape of the logits, of any float, integer or boolean type, not copied."""
-    array = np.asarray(labels)
+    array = as_array(name, labels)
     if array.dtype.name not in FLOATS and array.dtype.kind not in "iub":
         raise TypeError(f"{name}: expected floats, integers or booleans, got {array.dtype}")
     if array.shape != shape:
@@ -45,6 +45,8 @@ def paired_pieces(
 def refuse_bad_label(name: str, labels: npt.NDArray[Any], row: int, first_row: int = 0) -> None:
     """Raise for the first label of the row that is not finite."""
     values = np.asarray(labels[row]).astype(np.float64)
+    if np.isfinite(values).all():
+        raise BigvocabError(f"{name}: row {first_row + row} sums to {values.sum()}, expected a finite sum")
     at = int(np.argmin(np.isfinite(values)))
     raise BigvocabError(f"{name}: row {first_row + row}, class {at}, is {values[at]}, expected a finite number")
 
@@ -72,8 +74,8 @@ class SoftLabelRows:
             losses[np.isnan(total) | (highest == -np.inf)] = np.nan
             e = label_smoothing
             if e:
-                uniform = self.rows.logsumexp - self.rows.logit_sum / self.num_classes
-                losses = uniform if e == 1.0 else (1 - e) * losses + e * uniform
+                uniform = self.rows.uniform_loss(self.num_classes)
+                losses = np.where(np.isnan(losses), losses, uniform) if e == 1.0 else (1 - e) * losses + e * uniform
         return losses
 
 

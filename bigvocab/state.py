@@ -44,6 +44,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from bigvocab.checks import BFLOAT16
 from bigvocab.errors import BigvocabError, FormatError
 from bigvocab.matrix import Matrix
 from bigvocab.output import replacing
@@ -88,6 +89,7 @@ class State:
     seen: int = 0
     sampled: dict[str, Any] | None = None
     path: str = "state"
+    learned: dict[str, Any] | None = None  # by draws that learn
     table: pa.Table | None = None  # of a range of classes: the lines of its rows, mapped
 
 
@@ -116,20 +118,29 @@ def as_given(value: Any) -> Any:
             paths = [file.path + (f"::{file.selector}" if file.selector else "") for file in value._maps]
             return paths[0] if len(paths) == 1 else paths
         value = np.asarray(value)
+    if isinstance(value, np.generic):
+        value = value.item()
     if isinstance(value, str | int | float | None):
         return value
     if isinstance(value, os.PathLike):
         return os.path.abspath(value)
     if isinstance(value, list | tuple | set | frozenset) and all(
-        isinstance(item, str | int | os.PathLike) for item in value
+        isinstance(item, str | int | np.integer | os.PathLike) for item in value
     ):
         return [as_given(item) for item in value]
     array = np.asarray(value)
-    if array.nbytes > _HELD_BYTES or array.dtype.kind not in "biuf":
+    if array.nbytes > _HELD_BYTES or array.dtype.kind not in "biuf" and array.dtype.name != "bfloat16":
         return {"missing": list(array.shape)}
-    buffer = io.BytesIO()
-    np.save(buffer, array, allow_pickle=False)
-    return {"npy": base64.b64encode(buffer.getvalue()).decode()}
+    return _packed(array)
+
+
+def _packed(value: Any) -> Any:
+    """An array as JSON has it, bfloat16 by its bits; anything else as it is."""
+    if not isinstance(value, np.ndarray):
+        return value
+    buffer, is_bfloat16 = io.BytesIO(), value.dtype.name == "bfloat16"
+    np.save(buffer, value.astype(BFLOAT16).view(np.uint16) if is_bfloat16 else value, allow_pickle=False)
+    return {"npy": base64.b64encode(buffer.getvalue()).decode()} | ({"dtype": "bfloat16"} if is_bfloat16 else {})
 
 
 def from_given(name: str, value: Any, path: str) -> Any:
@@ -140,7 +151,8 @@ def from_given(name: str, value: Any, path: str) -> Any:
             raise BigvocabError(
                 f"{path}: {name} was an array of shape {shape}, too large for a state; expected it again: {name}=..."
             )
-        return np.load(io.BytesIO(base64.b64decode(value["npy"])), allow_pickle=False)
+        array = np.load(io.BytesIO(base64.b64decode(value["npy"])), allow_pickle=False)
+        return array.view(BFLOAT16) if value.get("dtype") == "bfloat16" else array
     return value
 
 
@@ -196,6 +208,7 @@ def _metadata(state: State, sums: dict[str, Any]) -> dict[str, Any]:
         "data": None if state.data is None else asdict(state.data),
         "seen": state.seen,
         "sampled": state.sampled,
+        "learned": state.learned and {name: _packed(value) for name, value in state.learned.items()},
         "counts": sums["counts"],
         "extremes": {name: [least.hex(), greatest.hex()] for name, (least, greatest) in sums["extremes"].items()},
         "sums": {name: listed(one) for name, one in sums["sums"].items()},
@@ -259,6 +272,8 @@ def read_state(path: str | os.PathLike[str], *, names: Callable[[Any], list[str]
         BigvocabError: no such file, or one that a newer bigvocab wrote; FormatError: no state, cut short or damaged.
     """
     shown = os.fspath(path)
+    if "\0" in os.fsdecode(shown) or os.path.exists(shown) and not os.path.isfile(shown):
+        raise BigvocabError(f"{shown!r}: is no regular file, expected a state")
     try:
         with open(path, "rb") as file:
             head = file.read(8)
@@ -303,6 +318,8 @@ def parse_state(source: Any, path: str = "state", names: Callable[[Any], list[st
     tally = Tally.from_state(sums, tuple(held["options"]["top_k"]))
     state = State(held["options"], held["given"], tally, data, held["seen"], held["sampled"], path)
     state.table = table if of_classes else None
+    if learned := held.get("learned"):
+        state.learned = {name: from_given(name, value, path) for name, value in learned.items()}
     return state
 
 

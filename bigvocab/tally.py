@@ -29,7 +29,10 @@ class RowResult:
     counted: npt.NDArray[np.bool_]  # False for rows in no figure: ignored, or skipped as not finite
     ignored: npt.NDArray[np.bool_]
     nonfinite: npt.NDArray[np.bool_]
-    figures: dict[str, npt.NDArray[Any]] = field(default_factory=dict)  # rank, tied, predicted, logsumexp, entropy
+    row_weight: Floats | None = None  # of the row alone, where `weight` has the class weight in it
+    figures: dict[str, npt.NDArray[Any]] = field(
+        default_factory=dict
+    )  # rank, tied, place, predicted, logsumexp, entropy
 
     def __len__(self) -> int:
         return len(self.loss)
@@ -70,7 +73,8 @@ class Tally:
         self.counts["rows"] += n
         self.counts["ignored_rows"] += int(np.count_nonzero(rows.ignored))
         self.counts["nonfinite_rows"] += int(np.count_nonzero(rows.nonfinite))
-        self.counts["nonzero_weights"] += n if weights is None else int(np.count_nonzero(weights))
+        of_rows = weights if rows.row_weight is None else rows.row_weight[kept]
+        self.counts["nonzero_weights"] += n if of_rows is None else int(np.count_nonzero(of_rows))
         self._add_losses(values, weights)
         self._add_figures({name: column[kept] for name, column in rows.figures.items()}, weights)
         if num_bytes is not None:
@@ -106,8 +110,8 @@ class Tally:
             add("rank", rank)
             add("reciprocal_rank", 1.0 / rank)
             self.counts["tied_rows"] += int(np.count_nonzero(figures["tied"] & (True if live is None else live)))
-            for k in self.top_k:
-                add(f"top_{k}", rank <= k)
+        for k in self.top_k if "place" in figures else ():
+            add(f"top_{k}", figures["place"] <= k)
         for name in ("entropy", "logsumexp", "exact", "bias"):
             if name in figures:
                 add(name, figures[name])
@@ -174,7 +178,7 @@ class Tally:
         return tally
 
     def merge(self, other: Tally) -> None:
-        """Add all that `other` has seen."""
+        """Add all that `other`, which must not be this one, has seen."""
         for name, count in other.counts.items():
             self.counts[name] += count
         for name, sums in other.sums.items():
@@ -212,12 +216,12 @@ class Tally:
         spread = max(Fraction(squares) - 2 * mean * Fraction(products) + mean * mean * Fraction(weights), Fraction(0))
         return math.sqrt(to_float(spread / Fraction(weight) ** 2 * Fraction(n, n - 1)))
 
-    def bias(self) -> dict[str, float]:
-        """The exact loss beside the sampled one: means, and exact less sampled with its standard error; nothing without
-        exact losses.
+    def bias(self, *, exact: bool) -> dict[str, float]:
+        """The mean of the sampled loss; with `exact`, beside it that of the exact one, and exact less sampled with its
+        standard error.
         """
         figures = {"mean": self.mean()}
-        if "bias" in self.sums:
+        if exact:
             figures |= {
                 "exact_mean": self._mean("exact"),
                 "bias": self._mean("bias"),

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from bigvocab.errors import FormatError
+from bigvocab.errors import BigvocabError, FormatError
 
 _NUMBER = re.compile(rb"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?(inf|infinity|nan)", re.IGNORECASE)
 
@@ -30,7 +30,10 @@ def read_vocab_weights(path: str | os.PathLike[str]) -> np.ndarray:
             line number; or no line at all. TensorFlow skips a blank line, which shifts every later id.
     """
     path = Path(path)
-    data = np.frombuffer(path.read_bytes(), np.uint8)  # it may be a pipe
+    try:
+        data = np.frombuffer(path.read_bytes(), np.uint8)  # it may be a pipe
+    except OSError as error:
+        raise BigvocabError(f"{path}: cannot be read: {error.strerror}") from error
     if data.size == 0:
         raise FormatError(f"{path}: no line in it, expected one word a line")
     starts, ends = _last_fields(data)

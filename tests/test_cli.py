@@ -10,6 +10,7 @@ from pathlib import Path
 import commands
 import ml_dtypes
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from commands import ALL, CLASSES, ENVIRONMENT, EVAL, ROWS, process, refused, run
@@ -391,3 +392,54 @@ def test_a_condition_has_a_name_a_sign_and_a_number(text):
 def test_a_number_out_of_range_is_told_the_range(data, option, value, said):
     refused(run(*EVAL, option, value), 2, option, said)
     assert "x>=" not in run("eval", "--help").stdout
+
+
+@pytest.mark.parametrize(
+    ("limit", "code"), [("600,5", 2), ("0,03", 2), ("1,000", 0), ("1,000.5", 0), ("1,00,000", 2), ("-1,000", 3)]
+)
+def test_commas_stand_between_thousands_alone(data, limit, code):
+    """A decimal comma would move the limit by a power of ten."""
+    assert run(*EVAL, "--fail-if", f"mean > {limit}").exit_code == code
+
+
+@pytest.mark.parametrize("option", ["--output", "--report", "--state", "--label-logits"])
+def test_logits_of_labels_are_written_alone(data, option):
+    slices = ("--first-class", "0", "--num-classes", str(CLASSES), "--save-label-logits", "l.arrow")
+    refused(run(*EVAL, *slices, option, "x"), 2, "--save-label-logits", option)
+    assert not Path("x").exists()
+
+
+@pytest.mark.parametrize(
+    ("loss", "condition"), [("sigmoid", "sampled.bias > 1"), ("sigmoid", "entropy > 1"), ("log-loss", "mean_rank > 0")]
+)
+def test_no_advice_that_would_be_refused(data, loss, condition):
+    refused(run(*EVAL, "--loss", loss, "--fail-if", condition), 2, "the report has no figure")
+
+
+def test_columns_of_users_are_not_taken_for_options(data):
+    pq.write_table(pa.table({"num_true": [1.0], "top_k": ["a"]}), "odd.parquet")
+    refused(
+        run("eval", "--logits", "logits.npy", "--labels", "odd.parquet"), 1, "'num_true' (double), 'top_k' (string)"
+    )
+
+
+def test_files_of_a_state_are_never_someone_elses(data):
+    before = Path("labels.npy").read_bytes()
+    for name in ("s.lines", "s.lock"):
+        Path(name).write_bytes(before)
+        command = ("eval", "--logits", "logits.npy", "--labels", name, "--state", "s", "--output", "out.parquet")
+        refused(run(*command), 1, name, "is one of the files that are read")
+        refused(run(*EVAL, "--state", "s", "--output", "out.parquet"), 1, name, "is none of this program's")
+        assert Path(name).read_bytes() == before
+        Path(name).unlink()
+        refused(run(*EVAL, "--state", "s", "--output", name), 1, name, "state")
+    assert run(*EVAL, "--state", "s", "--output", "out.parquet").exit_code == 0
+
+
+def test_reports_never_overwrite_label_logits(data):
+    slices = ("--first-class", "0", "--num-classes", str(CLASSES))
+    assert run(*EVAL, *slices, "--save-label-logits", "l.arrow").exit_code == 0
+    before = Path("l.arrow").read_bytes()
+    command = (*EVAL, *slices, "--label-logits", "l.arrow", "--state", "s")
+    refused(run(*command, "--report", "l.arrow"), 1, "l.arrow", "is one of the files that are read")
+    assert Path("l.arrow").read_bytes() == before

@@ -1,5 +1,6 @@
 """The command as a process of its own: pipes, terminals and signals."""
 
+import io
 import json
 import os
 import signal
@@ -143,3 +144,30 @@ def test_a_signal_ends_the_work_and_leaves_no_output(tmp_path, number, code, sai
     assert running.returncode == code
     assert stderr == (f"bigvocab: {said}\n" if said else "")
     assert sorted(os.listdir(tmp_path)) == ["labels.npy", "logits.bin"]
+
+
+def test_outputs_go_through_pipes_and_links(data):
+    """A pipe stays a pipe, a link a link: neither is replaced by a file."""
+    Path("real").mkdir()
+    Path("real/report.json").write_text("before")
+    Path("link.json").symlink_to("real/report.json")
+    done = process(*EVAL, "--report", "link.json", "-q")
+    assert done.returncode == 0, done.stderr
+    assert Path("link.json").is_symlink()
+    assert json.loads(Path("real/report.json").read_text())["rows"] == ROWS
+    os.mkfifo("pipe")
+    command = [sys.executable, "-m", "bigvocab", *EVAL, "--output", "pipe", "-q"]
+    with subprocess.Popen(command, env=ENVIRONMENT) as running:
+        received = Path("pipe").read_bytes()
+    assert running.returncode == 0
+    assert pq.read_table(io.BytesIO(received)).num_rows == ROWS
+    assert Path("pipe").is_fifo()
+    assert process(*EVAL, "--state", "pipe", "-q").returncode == 1
+    assert Path("pipe").is_fifo()
+
+
+def test_a_report_to_stdout_by_its_name(data):
+    done = process(*EVAL, "--report", "/proc/self/fd/1", "-q")
+    assert done.returncode == 0, done.stderr
+    report, _ = json.JSONDecoder().raw_decode(done.stdout)
+    assert report["rows"] == ROWS

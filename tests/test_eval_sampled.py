@@ -327,7 +327,9 @@ def rewritten(path, **changes):
         ({"range_max": 10}, "was drawn from 10 classes, expected 3000"),
         ({"sampler": "mine"}, "sampler 'mine' cannot compute it"),
         ({"true_classes": [[1]] * ROWS}, "only one of true_classes and true_expected_count"),
-        ({"true_classes": [[1]] * 3, "true_expected_count": [[1.0]] * 3}, "row"),
+        ({"true_classes": [[1]] * 3, "true_expected_count": [[1.0]] * 3}, "has true classes of 3 rows, expected"),
+        ({"true_classes": [[1], [2]], "true_expected_count": [[1.0, 1.0], []]}, "expected as many in each row"),
+        ({"num_tries": 2}, f"num_tries is 2, expected at least {SAMPLED}"),
     ],
 )
 def test_bad_files_of_candidates(files, changes, message):
@@ -534,8 +536,88 @@ def test_labels_out_of_range(job):
 def test_states_that_are_not_finite(job):
     inputs = job["inputs"].copy()
     inputs[801] = np.nan
-    with pytest.raises(bv.BigvocabError, match="row 801 has the loss nan"):
+    with pytest.raises(bv.BigvocabError, match="inputs: row 801 is nan in column 0"):
         bv.evaluate(**(job | {"inputs": inputs}), loss="nce", num_sampled=2)
     report = bv.evaluate(**(job | {"inputs": inputs}), loss="nce", num_sampled=2, nonfinite="skip", exact=True)
     assert (report["rows"], report["nonfinite_rows"]) == (ROWS - 1, 1)
     assert np.isfinite(report["sampled"]["bias"])
+
+
+def test_a_layer_that_is_not_finite_is_not_blamed_on_the_rows(job):
+    weights = job["weights"].copy()
+    weights[job["labels"][3]] = np.nan
+    with pytest.raises(bv.BigvocabError, match="row 0 has the loss nan: the output layer is not finite"):
+        bv.Evaluator(loss="nce", weights=weights, num_sampled=3).update(job["inputs"][3:4], job["labels"][3:4])
+
+
+def test_rows_one_by_one_with_many_tiles_of_candidates(tmp_path):
+    """NumPy adds one row of many tiles in another order than two rows."""
+    rng = np.random.default_rng(2)
+    inputs, weights = rng.standard_normal((40, 8), np.float32), rng.standard_normal((60_000, 8), np.float32)
+    layer = {"weights": weights, "num_sampled": 16_384, "seed": 1}
+    labels = rng.integers(0, 60_000, 40)
+    whole = bv.Evaluator(loss="sampled-softmax", **layer).update(inputs, labels)
+    ev = bv.Evaluator(loss="sampled-softmax", **layer)
+    assert np.array_equal(np.concatenate([ev.update(inputs[i : i + 1], labels[i : i + 1]) for i in range(40)]), whole)
+
+
+LEARNED = {"loss": "nce", "sampler": "learned-unigram", "num_sampled": 30, "seed": 5}
+
+
+def test_draws_that_learn_forget_a_batch_that_failed(job):
+    options = LEARNED | {"weights": job["weights"]}
+    bad = job["inputs"].copy()
+    bad[700] = np.nan
+    ev, whole = bv.Evaluator(**options), bv.Evaluator(**options)
+    for _ in range(2):
+        with pytest.raises(bv.BigvocabError, match="row 700 is nan"):
+            ev.update(bad, job["labels"])
+    assert np.array_equal(ev.update(job["inputs"], job["labels"]), whole.update(job["inputs"], job["labels"]))
+
+
+@pytest.mark.parametrize("cut", [3, 512, 700])
+def test_draws_that_learn_go_on_from_a_state(job, tmp_path, cut):
+    options = LEARNED | {"weights": job["weights"]}
+    ev, whole = bv.Evaluator(**options), bv.Evaluator(**options)
+    expected = whole.update(job["inputs"], job["labels"])
+    ev.update(job["inputs"][:cut], job["labels"][:cut])
+    ev.save(tmp_path / "part.state")
+    again = bv.Evaluator.load(tmp_path / "part.state")
+    assert np.array_equal(again.update(job["inputs"][cut:], job["labels"][cut:]), expected[cut:])
+    assert figures(again.report()) == figures(whole.report())
+
+
+def test_exact_figures_of_no_rows_are_there(job):
+    sampled = bv.Evaluator(loss="nce", weights=job["weights"], num_sampled=3, exact=True).report()["sampled"]
+    assert all(np.isnan(sampled[name]) for name in ("mean", "exact_mean", "bias", "bias_stderr"))
+
+
+def test_samples_never_overwrite_what_they_read(files, vocab):
+    labels, words = files / "labels.parquet", files / "v.txt"
+    words.write_bytes(vocab.read_bytes())
+    before = labels.read_bytes()
+    with pytest.raises(bv.BigvocabError, match="labels.parquet: is one of the files that are read"):
+        write_candidates(labels, num_sampled=3, range_max=CLASSES, true_classes=labels)
+    write_candidates(files / "c.arrow", sampler="unigram", vocab_file=words, num_sampled=SAMPLED)
+    with pytest.raises(bv.BigvocabError, match="v.txt: is one of the files that are read"):
+        bv.evaluate(**paths(files), loss="nce", candidates=files / "c.arrow", output=words)
+    assert (labels.read_bytes(), words.read_bytes()) == (before, vocab.read_bytes())
+
+
+def test_labels_that_a_file_of_candidates_does_not_fit_are_known_before_any_work(job, files):
+    path = files / "c.arrow"
+    write_candidates(path, range_max=CLASSES, num_sampled=SAMPLED, true_classes=job["labels"][:1000])
+    with pytest.raises(bv.BigvocabError, match=f"has true classes of 1000 rows, expected {ROWS}, as there are labels"):
+        bv.evaluate(**paths(files), loss="nce", candidates=path)
+    with pytest.raises(bv.BigvocabError, match=r"vocab_file: .*c.arrow has the expected counts of its rows"):
+        bv.evaluate(**paths(files), loss="nce", candidates=path, vocab_file="none")
+    (files / "v.txt").write_text("".join(f"w,{i + 1 if i != job['labels'][-1] else 0}\n" for i in range(CLASSES)))
+    write_candidates(path, sampler="unigram", vocab_file=files / "v.txt", num_sampled=SAMPLED)
+    first = int(np.argmax(job["labels"] == job["labels"][-1]))
+    with pytest.raises(bv.BigvocabError, match=f"row {first} is {job['labels'][-1]}, whose expected count"):
+        bv.evaluate(**paths(files), loss="nce", candidates=path, progress=lambda *_: pytest.fail("work was begun"))
+
+
+def test_a_vocabulary_that_is_not_there(tmp_path):
+    with pytest.raises(bv.BigvocabError, match="none.txt: cannot be read: No such file"):
+        bv.FixedUnigramSampler(vocab_file=tmp_path / "none.txt")

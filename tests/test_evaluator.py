@@ -381,3 +381,124 @@ def test_the_real_sample_is_what_pytorch_says():
     assert report["bits_per_byte"] == pytest.approx(expected["bits_per_byte"], rel=1e-7)
     for book, figure in expected["books"].items():
         assert report["groups"][book]["perplexity"] == pytest.approx(figure["perplexity"], rel=1e-6)
+
+
+def test_an_evaluator_is_not_merged_with_itself(job):
+    ev = bv.Evaluator()
+    ev.update(job["logits"], job["labels"])
+    before = ev.report().to_dict()
+    with pytest.raises(bv.BigvocabError, match="merge: got the evaluator itself"):
+        ev.merge(ev)
+    assert ev.report().to_dict() == before
+
+
+def test_class_weights_of_zero_are_no_weights_of_zero():
+    logits, labels = np.zeros((3, 3)), [0, 1, 2]
+    class_weights = np.array([1.0, 0.0, 2.0])
+    report = bv.evaluate(logits=logits, labels=labels, class_weights=class_weights)
+    for name, value in report["reductions"].items():
+        found = bv.sparse_softmax_cross_entropy(logits, labels, class_weights=class_weights, reduction=name)
+        assert value == pytest.approx(found, rel=1e-15), name
+
+
+@pytest.mark.parametrize("what", ["logits", "labels", "weights"])
+def test_masked_arrays_are_refused(what):
+    batch = {"logits": np.zeros((3, 4)), "labels": np.arange(3), "weights": np.ones(3)}
+    batch[what] = np.ma.masked_array(batch[what], mask=np.zeros_like(batch[what], bool))
+    with pytest.raises(TypeError, match="expected a plain array, got a masked one"):
+        bv.Evaluator().update(**batch)
+
+
+@pytest.mark.parametrize("weight", [np.nan, np.inf])
+def test_weights_that_are_not_finite_are_refused(weight):
+    weights = np.array([1.0, weight, weight])
+    with pytest.raises(bv.BigvocabError, match=f"weights: row 2 is {weight}, expected a finite number"):
+        bv.Evaluator(ignore_index=1).update(np.zeros((3, 4)), np.arange(3), weights)
+
+
+def test_a_group_has_one_name_wherever_it_comes_from():
+    logits, labels, mixed = np.zeros((4, 3), np.float32), np.zeros(4, int), [True, None, True, None]
+    ev = bv.Evaluator(group_column="g", label_column="y")
+    ev.update(logits, labels, groups=mixed)
+    column = pa.FixedSizeListArray.from_arrays(pa.array(logits.reshape(-1)), 3)
+    ev.update_batch(pa.table({"logits": column, "y": labels, "g": mixed}))
+    ev.update(logits, labels, groups=["a\0", "a", "a", "a"])
+    assert {name: group["rows"] for name, group in ev.report()["groups"].items()} == {
+        "true": 4, "(null)": 4, "a\0": 1, "a": 3,
+    }  # fmt: skip
+    with pytest.raises(bv.BigvocabError, match="groups: expected text"):
+        ev.update(logits, labels, groups=["\ud800"] * 4)
+    with pytest.raises(TypeError, match="groups: expected a sequence"):
+        ev.update(logits, labels, groups=3)
+
+
+def test_kept_rows_of_batches_are_nan_and_ignored_ones_null():
+    logits = pa.FixedSizeListArray.from_arrays(pa.array([np.nan, 0, 0, 0, 0, 0]), 2)
+    table = pa.table({"logits": logits, "label": pa.array([0, None, 1])})
+    found = bv.Evaluator(nonfinite="keep").update_batch(table)["loss"]
+    assert found.is_null().to_pylist() == [False, True, False]
+    assert np.isnan(found[0].as_py())
+
+
+def test_tensors_of_another_rank_are_no_rows():
+    kind = pa.fixed_shape_tensor(pa.float32(), [2, 3])
+    logits = pa.ExtensionArray.from_storage(kind, pa.array([[0.0] * 6] * 2, kind.storage_type))
+    with pytest.raises(bv.BigvocabError, match="column 'logits' is .*fixed_shape_tensor"):
+        bv.Evaluator().update_batch(pa.table({"logits": logits, "label": [0, 1]}))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"ignore_index": np.int64(-100), "num_classes": np.int64(4), "top_k": np.int64(3)},
+        {"metrics": (name for name in ("accuracy", "rank")), "top_k": (k for k in (1, 2))},
+        {"weights": np.eye(4, dtype=ml_dtypes.bfloat16)},
+        {"class_weights": np.array([1, 2, 3, 4], ml_dtypes.bfloat16)},
+        {"threads": np.int64(1)},
+    ],
+)
+def test_states_hold_options_of_every_kind(options, tmp_path):
+    ev = bv.Evaluator(**options)
+    logits, labels = np.eye(4, dtype=np.float32)[:3], np.arange(3)
+    ev.update(logits, labels)
+    ev.save(tmp_path / "a.state")
+    again = bv.Evaluator.load(tmp_path / "a.state")
+    again.update(logits, labels)
+    ev.update(logits, labels)
+    assert again.report().to_dict() == ev.report().to_dict()
+
+
+def test_ranks_are_not_reported_where_only_accuracy_is_asked_for(tmp_path):
+    figures = bv.evaluate(logits=np.eye(3), labels=[0, 1, 1], metrics="accuracy", output=tmp_path / "l.parquet")
+    assert figures["accuracy"] == {"1": pytest.approx(2 / 3), "5": 1.0}
+    assert not {"mean_rank", "mrr", "tied_rows"} & set(figures.to_dict())
+    assert pq.read_schema(tmp_path / "l.parquet").names == ["row", "loss"]
+
+
+def test_predictions_of_rows_without_one(tmp_path):
+    logits = np.array([[0, 1, 2], [np.nan, 1, 2], [-np.inf] * 3, [0, np.inf, 1]])
+    options = {"metrics": ("predicted", "entropy"), "nonfinite": "keep", "output": tmp_path / "l.parquet"}
+    bv.evaluate(logits=logits, labels=[0, 1, 2, 0], **options)
+    table = pq.read_table(tmp_path / "l.parquet")
+    assert table["predicted"].to_pylist() == [2, None, 0, 1]
+    assert np.isnan(table["entropy"].to_numpy()[1:]).all()
+
+
+def test_boolean_labels_of_independent_classes():
+    logits, labels = np.linspace(-3, 3, 12).reshape(4, 3), np.arange(12).reshape(4, 3) % 2 == 0
+    expected = bv.Evaluator(loss="sigmoid").update(logits, labels).mean()
+    assert bv.evaluate(logits=logits, labels=labels, loss="sigmoid")["mean"] == pytest.approx(expected, rel=1e-15)
+
+
+def test_uneven_lists_are_named():
+    with pytest.raises(bv.BigvocabError, match="labels: row 1 has another length or depth"):
+        bv.Evaluator(loss="sparse-sigmoid").update(np.zeros((2, 3)), [[0], [1, 2]])
+    with pytest.raises(bv.BigvocabError, match="logits: row 2 has another length or depth"):
+        bv.sparse_softmax_cross_entropy([[1.0, 2.0], [1.0, 2.0], [3.0]], [0, 1, 0])
+
+
+def test_an_output_may_be_called_labels(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        bv.evaluate(logits=np.eye(3), labels=[0, 1, 1], output="labels")
+    assert pq.read_table("labels").num_rows == 3

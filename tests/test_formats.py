@@ -585,3 +585,11 @@ def test_fuzz_flipped_bytes(tmp_path, name):
             broken[at] = int(random.choice([0, 1, 127, 128, 255, broken[at] ^ (1 << int(random.integers(8)))]))
         path.write_bytes(broken)
         survives(path, selector)
+
+
+def test_links_that_lead_nowhere_are_no_missing_rows(tmp_path):
+    np.save(tmp_path / "part-0.npy", np.zeros((2, 3), np.float32))
+    (tmp_path / "part-1.npy").symlink_to(tmp_path / "gone.npy")
+    for source in (tmp_path, f"{tmp_path}/*.npy"):
+        with pytest.raises(BigvocabError, match=r"part-1.npy: cannot open: No such file"):
+            open_matrix(source)

@@ -481,7 +481,7 @@ def test_choice_leaves_out_columns_with_a_role():
     ("table", "message"),
     [
         (pa.table({"label": [1], "labels": [2]}), "'label', 'labels' could"),
-        (pa.table({"x": [1.5], "y": ["a"]}), r"no column of integers.*x \(double\), y \(string\)"),
+        (pa.table({"x": [1.5], "y": ["a"]}), r"no column of integers.*'x' \(double\), 'y' \(string\)"),
         (pa.table({"weight": [1]}), "no column of integers"),
         (pa.table({}), "no column of integers.*: none"),
         (pa.table({"label": [1.5], "x": [2]}), "column 'label': expected integers, got double"),
@@ -502,7 +502,9 @@ def test_no_label_column(table, message):
 def test_missing_columns(tmp_path):
     path = write(pa.table({"label": [1], "x": ["a"]}), "file", tmp_path / "y.arrow")
     for option in ("label", "weight", "group", "bytes", "probability"):
-        with pytest.raises(BigvocabError, match=rf"y.arrow: no column 'z' .*{option}.*label \(int64\), x \(string\)"):
+        with pytest.raises(
+            BigvocabError, match=rf"y.arrow: no column 'z' .*{option}.*'label' \(int64\), 'x' \(string\)"
+        ):
             bv.read_labels(path, **{f"{option}_column": "z"})
     twice = pa.table([pa.array([1]), pa.array([2])], names=["x", "x"])
     with pytest.raises(BigvocabError, match="2 columns are called 'x'"):
@@ -1008,3 +1010,18 @@ def test_docstring():
     import doctest
 
     assert doctest.testmod(labels).failed == 0
+
+
+def test_what_is_no_regular_file_is_refused_at_once(tmp_path):
+    """Opening a pipe would wait for its writer for ever."""
+    os.mkfifo(tmp_path / "pipe.parquet")
+    with pytest.raises(BigvocabError, match=r"pipe.parquet: not a regular file"):
+        bv.read_labels(tmp_path / "pipe.parquet")
+
+
+def test_links_that_lead_nowhere_are_no_missing_rows(tmp_path):
+    write(pa.table({"label": [1]}), "parquet", tmp_path / "part-0.parquet")
+    (tmp_path / "part-1.parquet").symlink_to(tmp_path / "gone.parquet")
+    for source in (tmp_path, f"{tmp_path}/part-*.parquet"):
+        with pytest.raises(BigvocabError, match=r"part-1.parquet: cannot be read: No such file"):
+            bv.read_labels(source)

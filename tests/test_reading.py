@@ -1,5 +1,9 @@
 """Rows of a mapped file read either way: the same bits, whichever is chosen, and nothing lost when the file changes."""
 
+import os
+import sys
+import threading
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -77,8 +81,8 @@ def test_pieces_cover_the_rows_once(path, copying):
     np.testing.assert_array_equal(whole, np.asarray(matrix[7:]).view(whole.dtype))
 
 
-def test_a_file_that_shrinks_or_is_replaced_while_it_is_copied(path, copying):
-    """No copy is made of another file, and the one that is too short is told by what watches it."""
+def test_a_file_that_is_replaced_or_gone_while_it_is_copied(path, copying):
+    """No copy is made of another file, and what watches the file says that it is gone."""
     matrix = bv.open_matrix(path)
     ((_, tiles),) = matrix.row_parts(0, ROWS)
     path.rename(path.with_suffix(".old"))
@@ -123,3 +127,34 @@ def test_the_slower_way_is_tried_now_and_then(path):
     for _ in range(100):
         list(reader.read(tiles[0][1]))
     assert [turn for turn, copied in enumerate(ways, 1) if copied] == [32, 96]
+
+
+def test_a_copy_that_comes_up_short_is_not_used(path, copying, monkeypatch):
+    monkeypatch.setattr(os, "preadv", lambda *_: 0)  # as of a file that shrank
+    matrix = bv.open_matrix(path)
+    ((_, tiles),) = matrix.row_parts(0, ROWS)
+    ((_, _, piece),) = streamed(tiles, 0, 1)
+    np.testing.assert_array_equal(piece, np.asarray(matrix[:1]).view(piece.dtype))
+
+
+def test_threads_may_learn_at_once():
+    reader, size = reading.Reader("x", 0, (0, 0, 0, 0)), 8 << 20
+    faults, before = [], sys.getswitchinterval()
+
+    def learn(start):
+        try:
+            for turn in range(start, start + 4000):
+                reader._learn(reader.copies, size, 1.0, 4 if turn % 11 == 0 else 128)
+        except ValueError as error:
+            faults.append(error)
+
+    threads = [threading.Thread(target=learn, args=(i,)) for i in range(4)]
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(before)
+    assert not faults

@@ -52,7 +52,7 @@ def test_every_figure_at_every_block_edge(dtype, shift):
         assert (np.abs(rows.logsumexp - lse) <= tolerance(dtype, lse)).all(), classes
         at = x[np.arange(5), labels]
         np.testing.assert_allclose(rows.label_loss, lse - at, rtol=0, atol=tolerance(dtype, lse).max())
-        np.testing.assert_allclose(rows.entropy, entropy, atol=3e-6 if dtype != np.float64 else 1e-10)
+        np.testing.assert_allclose(rows.entropy, entropy, atol=1.5e-6 if dtype != np.float64 else 1e-10)
         np.testing.assert_array_equal(rows.rank, naive.rank(x, labels))
         np.testing.assert_array_equal(rows.tied, naive.tied(x, labels))
         np.testing.assert_array_equal(rows.predicted, naive.argmax(x))
@@ -85,7 +85,7 @@ def test_a_row_of_one_likely_class_is_exact(dtype, peak):
     rows = softmax_rows([(0, logits)], np.zeros(2, np.int64), want=ALL)
     assert rows.label_loss[0] == rows.entropy[0] == 0.0
     expected = np.log1p(19_999 * np.exp(x[1, 1] - x[1, 0]))
-    assert rows.label_loss[1] == pytest.approx(expected, rel=2e-3)  # 31 terms are added to the maximum in float32
+    assert rows.label_loss[1] == pytest.approx(expected, rel=1e-3)  # 15 terms are added to the maximum in float32
 
 
 def test_mean_error_is_far_below_the_bound():
@@ -393,3 +393,70 @@ def test_older_processors_return_the_same_bits(tmp_path, processor):
         ).stdout
 
     assert run() == run(NUMBA_CPU_NAME=processor, NUMBA_CPU_FEATURES=OLDER[processor])
+
+
+@pytest.mark.parametrize("softcap", [1e3, 1e8, 1e16])
+def test_large_softcaps_change_little(softcap):
+    """Tanh of a small number loses no digit."""
+    logits = np.array([[1.0, 2.0, 3.0, 4.0]])
+    losses = bv.Evaluator(softcap=softcap).update(logits, [3])
+    capped = softcap * np.tanh(logits[0] / softcap)
+    assert losses[0] == pytest.approx(np.log(np.exp(capped - capped[3]).sum()), rel=1e-14)
+    many = bv.Evaluator(loss="sparse-sigmoid", softcap=softcap).update(logits, ([0, 1], [3]))
+    assert many[0] == pytest.approx(np.log1p(np.exp(capped)).sum() - capped[3], rel=1e-14)
+
+
+def test_tanh_over_its_range():
+    logits = np.concatenate([np.linspace(-50, 50, 4001), np.geomspace(1e-300, 1e-3, 301), [-1e300, 1e300]])[None]
+    labels = ([0, 0], np.zeros(0, int))
+    found = [
+        bv.Evaluator(loss="sparse-sigmoid", softcap=1.0).update(logits[:, i : i + 1], labels)[0]
+        for i in range(0, 4304, 7)
+    ]
+    np.testing.assert_allclose(found, np.logaddexp(0, np.tanh(logits[0, ::7])), rtol=4e-16 * 4)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["f32", "f64"])
+@pytest.mark.parametrize("size", [1e10, 1e30, 3e38])
+@pytest.mark.parametrize("smoothing", [0.1, 1.0])
+def test_smoothing_of_huge_equal_logits(dtype, size, smoothing):
+    logits, soft = np.full((1, 3), size, dtype), np.eye(3)[:1]
+    options = {"label_smoothing": smoothing}
+    assert bv.sparse_softmax_cross_entropy(logits, [0], **options)[0] == pytest.approx(np.log(3), rel=1e-6)
+    assert bv.softmax_cross_entropy(logits, soft, **options)[0] == pytest.approx(np.log(3), rel=1e-6)
+    weights = np.array([1.0, 2.0, 0.3])
+    found = bv.sparse_softmax_cross_entropy(logits, [0], class_weights=weights, **options)[0]
+    least = np.log(3) * (1 - smoothing) - smoothing * (weights @ np.log(weights / 3.3)) / 3
+    assert least * (1 - 1e-6) <= found <= np.log(3) * (1 - smoothing + smoothing * 1.1) * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 1.0])
+@pytest.mark.parametrize("class_weights", [None, np.ones(3), np.array([0.0, 1.0, 1.0])])
+def test_infinities_and_nans_are_the_same_with_every_option(smoothing, class_weights):
+    """+inf at the label gives NaN, elsewhere inf; a NaN gives NaN, whatever the weight of the label."""
+    logits = np.array([[np.inf, 1, 2], [1, np.inf, 2], [np.nan, 1, 2], [1, np.nan, 2]])
+    found = bv.sparse_softmax_cross_entropy(
+        logits, [0, 2, 0, 0], label_smoothing=smoothing, class_weights=class_weights
+    )
+    assert np.isnan(found).tolist() == [True, False, True, True]
+    assert found[1] == np.inf
+
+
+def test_tiles_of_the_greatest_doubles():
+    top = np.finfo(np.float64).max
+    tiles = [(0, np.array([[top, 0.0]])), (2, np.array([[0.0, 1.0]]))]
+    for order in (tiles, [(0, tiles[1][1]), (2, tiles[0][1])]):
+        assert softmax_rows(order, np.zeros(1, np.int64), want=ALL).entropy[0] == pytest.approx(0, abs=1e-300)
+
+
+@pytest.mark.parametrize("classes", [8193, 65_537])
+@pytest.mark.parametrize("place", [0, -1])
+def test_entropy_of_a_peak_beside_equal_logits(classes, place):
+    """All but one term are rounded alike, and what they lose adds up."""
+    rng = np.random.default_rng(classes)
+    for gap in rng.uniform(0.5, 16, 40):
+        logits = np.full((1, classes), np.float32(3.3 - gap))
+        logits[0, place] = 3.3
+        expected = reference(logits.astype(np.float64))[1]
+        found = softmax_rows([(0, logits)], np.full(1, -2), want=wanted(entropy=True)).entropy
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1.5e-6)

@@ -59,7 +59,8 @@ def _hidden(name: str, pattern: str = "") -> bool:
 def _folder(path: str, suffixes: tuple[str, ...]) -> list[str]:
     try:
         with os.scandir(path) as entries:
-            names = [e.name for e in entries if not _hidden(e.name) and e.is_file()]
+            # a link that leads nowhere is kept: opening says so, else its rows would go missing
+            names = [e.name for e in entries if not _hidden(e.name) and not os.path.isdir(e.path)]
     except OSError as error:
         raise BigvocabError(f"{path}: cannot list the folder: {error.strerror}") from error
     names = [name for name in names if os.path.splitext(name)[1].lower() in suffixes]
@@ -74,7 +75,7 @@ def _expand(path: str, suffixes: tuple[str, ...]) -> list[str]:
     if os.path.lexists(path) or not glob.has_magic(path):
         return [path]  # opening says what is wrong with it
     pattern = os.path.basename(path)
-    found = [file for file in glob.glob(path, recursive=True) if os.path.isfile(file)]
+    found = [file for file in glob.glob(path, recursive=True) if not os.path.isdir(file)]
     found = [file for file in found if not _hidden(os.path.basename(file), pattern)]
     if not found:
         raise BigvocabError(f"{path}: no file matches this pattern")

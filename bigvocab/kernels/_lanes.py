@@ -248,11 +248,12 @@ def keep_first(typingctx, x, count):
     return x(x, types.intp), codegen
 
 
-def _counting(comparison):
+def _counting(comparison, *, signed=True):
     @intrinsic
     def count(typingctx, x, y):
         def codegen(context, builder, signature, args):
-            compare = builder.icmp_signed if x.kind == "short" else builder.fcmp_ordered
+            integers = builder.icmp_signed if signed else builder.icmp_unsigned
+            compare = integers if x.kind == "short" else builder.fcmp_ordered
             bits = builder.bitcast(compare(comparison, *args), ir.IntType(x.count))
             return builder.zext(builder.ctpop(bits), ir.IntType(64))
 
@@ -262,6 +263,7 @@ def _counting(comparison):
 
 
 count_greater, count_equal = _counting(">"), _counting("==")
+count_below = _counting("<", signed=False)  # of numbers that are stored as integers
 
 
 def _any(comparison):

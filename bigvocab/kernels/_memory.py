@@ -133,9 +133,9 @@ def width(typingctx, array):
     return types.intp(array), lambda context, builder, signature, args: ir.Constant(ir.IntType(64), lanes.count)
 
 
-# Half-precision numbers are compared as the integers they are stored in, twice as many in a register: as they are with
-# a label of at least 0; with a negative one all bits but the sign are turned, because there the integers run downwards.
-# So a label is (its bits in every lane, what to turn). Not for a label of 0: to integers, -0 is another number.
+# Half-precision numbers are compared as the integers they are stored in, twice as many in a register: with sign where
+# the label is above 0; without it where it is below, because there the integers of numbers above 0 are smaller, and
+# those of numbers below 0 run downwards. Not for a label of 0: to integers, -0 is another number.
 
 
 def _is_half(dtype):
@@ -147,36 +147,40 @@ def _order_of(dtype):
 
 
 @intrinsic
-def order_of(typingctx, value, array):
-    """A stored number as (lanes, turn), to be compared with what `load_order` loads of `array`."""
-    lanes = _order_of(array.dtype)
+def runs_downwards(typingctx, label, array):
+    """Whether numbers above the label are stored as smaller integers, and compared so."""
 
     def codegen(context, builder, signature, args):
-        turn = ir.Constant(I16, 0)
         if not _is_half(array.dtype):
-            return context.make_tuple(builder, signature.return_type, [v._splat(builder, args[0], lanes.count), turn])
-        number = args[0]
-        if array.dtype == types.uint16:
-            bits = builder.trunc(builder.lshr(builder.bitcast(number, I32), ir.Constant(I32, 16)), I16)
-        else:
-            bits = builder.bitcast(builder.fptrunc(number, ir.HalfType()), I16)
-        turn = builder.select(
-            builder.fcmp_ordered("<", number, ir.Constant(number.type, 0.0)), ir.Constant(I16, 0x7FFF), turn
-        )
-        ordered = builder.xor(v._splat(builder, bits, lanes.count), v._splat(builder, turn, lanes.count))
-        return context.make_tuple(builder, signature.return_type, [ordered, turn])
+            return ir.Constant(ir.IntType(1), 0)
+        return builder.fcmp_ordered("<", args[0], ir.Constant(args[0].type, 0.0))
 
-    return types.Tuple((lanes, types.int16))(v._scalar(lanes_of(array.dtype)), array), codegen
+    return types.boolean(label, array), codegen
 
 
 @intrinsic
-def load_order(typingctx, array, index, turn):
+def order_of(typingctx, value, array):
+    """A stored number in all lanes, to be compared with what `load_order` loads of `array`."""
+    lanes = _order_of(array.dtype)
+
+    def codegen(context, builder, signature, args):
+        number = args[0]
+        if array.dtype == types.uint16:
+            number = builder.trunc(builder.lshr(builder.bitcast(number, I32), ir.Constant(I32, 16)), I16)
+        elif array.dtype == types.int16:
+            number = builder.bitcast(builder.fptrunc(number, ir.HalfType()), I16)
+        return v._splat(builder, number, lanes.count)
+
+    return lanes(v._scalar(lanes_of(array.dtype)), array), codegen
+
+
+@intrinsic
+def load_order(typingctx, array, index):
     """The elements from `index` on, all within the array, as lanes to count with."""
     lanes = _order_of(array.dtype)
 
     def codegen(context, builder, signature, args):
         pointer, size = pointer_to(context, builder, array, args[0], args[1], lanes.count)
-        raw = builder.load(pointer, align=size)
-        return builder.xor(raw, v._splat(builder, args[2], lanes.count)) if lanes == SHORTS else raw
+        return builder.load(pointer, align=size)
 
-    return lanes(array, types.intp, types.int16), codegen
+    return lanes(array, types.intp), codegen

@@ -6,8 +6,10 @@ in float32 (float64 for float64 input), where c = scale / ln 2, eight terms at a
 equal terms, added to a large one, add up. Beyond that, sums are float64. The reference is the first finite maximum of a
 block, not the row's: a sum of exponentials is free of scale, so it only has to stay near enough for float32, and a
 block is read again only when its maximum lies more than 8 exponents above the reference. Thus one pass over memory
-finds maximum and sum together. At the end the sum is put in terms of the exact maximum in float64, with the constant c
-as it was rounded to float32, so that this rounding cancels where it would matter (large |x|).
+finds maximum and sum together. The entropy needs the sum of (x - origin) 2**t too, where the origin is the logit that
+the reference was taken from: a difference of two logits is as exact as t, and costs one addition. At the end the sum is
+put in terms of the exact maximum in float64, with the constant c as it was rounded to float32, so that this rounding
+cancels where it would matter (large |x|).
 
 A tile is any range of classes: a whole row, one file of a vocab-sharded set, or one tile of a linear head. The
 statistics of several tiles of a row merge.
@@ -21,10 +23,10 @@ import numpy as np
 
 from bigvocab.kernels import _lanes as v
 from bigvocab.kernels import _memory as m
-from bigvocab.kernels._exp import LN2, LOG2E, exp2, exponent, power_constants, power_terms
+from bigvocab.kernels._exp import LN2, LOG2E, exp2, power_constants, power_terms, tanh
 from bigvocab.kernels._jit import inline, jit
 
-BLOCK = 4096
+FIRST, BLOCK = 512, 4096
 STRIP = 8
 # Classes asked for ahead, times half their bytes: the processor's own prefetch stops at the end of a page. Twice as far
 # costs half types 1%, half as far float32 4%.
@@ -35,6 +37,9 @@ AHEAD = 4096
 MAX, SUM, ARGMAX, SHIFTED, TOTAL, GREATER, EQUAL = range(7)
 COLUMNS = 7
 
+# How the logits of a block are compared with the label's: not at all, as numbers, or as integers that run downwards.
+UNRANKED, UPWARDS, DOWNWARDS = range(3)
+
 # What is wanted beside maximum and sum, added up.
 RANK, ENTROPY, PREDICTED, LOGIT_SUM = 1, 2, 4, 8
 
@@ -42,7 +47,7 @@ SKIP, NO_LABEL = -1, -2  # in place of a label: leave the row out; read it, but 
 _FARTHEST = 8.0  # an exponent above this is brought down by a new reference: t 2**t would be summed too coarsely
 _LEAST = -125.0  # exponents below this count as this: 2**-125 vanishes beside 1
 _PRECISE = 2.0**19  # references beyond this have too few bits behind the point
-_SMALLEST_FACTOR = 1e-30  # with less, no finite logit lies 125 below another
+_SMALLEST_FACTOR = 1e-30  # with less, the logit 125 exponents below another is past float32
 
 
 @inline
@@ -75,8 +80,8 @@ def _reference(top, c):
 
 
 @inline
-def _add_lanes(logits, ordered, held, constants, low, y, ranked, entropy):
-    """Add one vector to a strip's (sum of 2**t, maximum, sum of t 2**t, logits above, at the label's).
+def _add_lanes(logits, ordered, held, constants, low, origin, y, ranked, entropy):
+    """Add one vector to a strip's (sum of 2**t, maximum, sum of (x - origin) 2**t, logits above, at the label's).
 
     `ordered` and `y` are the logits and the label as they are compared.
     """
@@ -84,31 +89,35 @@ def _add_lanes(logits, ordered, held, constants, low, y, ranked, entropy):
     x = v.at_least(logits, low)
     p, e = power_terms(x, constants)
     if entropy:
-        shifted = v.fma(exponent(x, constants), v.mul(p, e), shifted)
-    if ranked:
+        shifted = v.fma(v.sub(x, origin), v.mul(p, e), shifted)
+    if ranked == UPWARDS:
         greater += v.count_greater(ordered, y)
+    elif ranked == DOWNWARDS:
+        greater += v.count_below(ordered, y)
+    if ranked != UNRANKED:
         equal += v.count_equal(ordered, y)
     return v.fma(p, e, sums), v.larger(logits, top), shifted, greater, equal
 
 
 @inline
-def _block(x, start, stop, factor, reference, label, ranked, entropy):
+def _block(x, start, stop, factor, reference, origin, label, ranked, entropy):
     """What `_add_lanes` says of a block, sums in float64; the last vector stands apart: the loop has no branch."""
     zero = v.zeros_for(x)
     constants = power_constants(zero, factor, reference)
     low = v.splat(v.like_lane(_lowest(factor, reference), x), zero)
-    y, turn = m.order_of(label, x)
+    y = m.order_of(label, x)
+    origin = v.splat(origin, zero)
     sums, shifted = v.fold(zero), v.fold(zero)
     top, greater, equal = v.splat(v.floor_value(x), zero), 0, 0
     size, ahead = m.width(x), AHEAD * x.itemsize // 2
     whole = stop - (stop - start) % size
-    late = zero  # sums of t 2**t of two strips: they may be half as fine
+    late = zero  # sums of (x - origin) 2**t of two strips: they may be half as fine
     for strip in range(start, whole, STRIP * size):
         held = (zero, top, late, greater, equal)
         for i in range(strip, min(strip + STRIP * size, whole), size):
             m.prefetch(x, i + ahead)
-            logits, ordered = m.load_unordered(x, i), m.load_order(x, i, turn)
-            held = _add_lanes(logits, ordered, held, constants, low, y, ranked, entropy)
+            logits, ordered = m.load_unordered(x, i), m.load_order(x, i)
+            held = _add_lanes(logits, ordered, held, constants, low, origin, y, ranked, entropy)
         sums = v.add(sums, v.fold(held[0]))
         if entropy:
             late = held[2]
@@ -120,7 +129,8 @@ def _block(x, start, stop, factor, reference, label, ranked, entropy):
     if whole < stop:
         rest = m.load_part(x, whole, stop, v.floor_value(x))
         held = (zero, top, zero, greater, equal)
-        held = _add_lanes(rest, rest, held, constants, low, v.splat(label, zero), ranked, entropy)
+        order = UNRANKED if ranked == UNRANKED else UPWARDS
+        held = _add_lanes(rest, rest, held, constants, low, origin, v.splat(label, zero), order, entropy)
         sums = v.add(sums, v.fold(held[0]))
         shifted = v.add(shifted, v.fold(held[2]))
         top, greater, equal = held[1], held[3], held[4]
@@ -160,6 +170,9 @@ def _padding(x, label):
 @inline
 def _first_at(x, start, stop, value):
     """Position of the first logit equal to `value`, which is there."""
+    lane_value, size = v.splat(v.like_lane(value, x), v.zeros_for(x)), m.width(x)
+    while start + size <= stop and v.count_equal(m.load(x, start), lane_value) == 0:
+        start += size
     for i in range(start, stop):
         if m.load_scalar(x, i) == value:
             return i
@@ -172,12 +185,13 @@ def _merge(stats, top, total, shifted, gap):
     lower = math.exp(-gap)
     if top > stats[MAX]:
         if stats[SUM] != 0:  # else gap may be infinite; a sum of NaN stays
-            stats[SHIFTED] = lower * (stats[SHIFTED] - gap * stats[SUM])
+            stats[SHIFTED] = lower * (stats[SHIFTED] - gap * stats[SUM]) if lower > 0 else 0.0  # gap * SUM may overflow
             stats[SUM] *= lower
         stats[SHIFTED] += shifted
         stats[SUM] += total
     else:
-        stats[SHIFTED] += lower * (shifted - gap * total)
+        if lower > 0:
+            stats[SHIFTED] += lower * (shifted - gap * total)
         stats[SUM] += total * lower
 
 
@@ -190,14 +204,20 @@ def _row(x, label, scale, want, first_class, stats):
     nothing = v.floor_value(x)
     if not c > _SMALLEST_FACTOR:
         return False
-    reference, limit = v.like_lane(0.0, x), nothing
+    reference, origin, limit = v.like_lane(0.0, x), v.like_lane(0.0, x), nothing
     started = False
     sums, shifted_sums, totals = v.fold(v.zeros_for(x)), v.fold(v.zeros_for(x)), v.sums_for(x)
     greater, equal = 0, 0
     best, best_start = nothing, 0
+    downwards = m.runs_downwards(lane_label, x)
     near = True  # whether the label's logit was reached in the block before: then count in the same pass
-    for start in range(0, x.size, BLOCK):
-        stop = min(start + BLOCK, x.size)
+    start = stop = due = 0
+    while stop < x.size:
+        start, stop = stop, min(stop + BLOCK if stop else FIRST, x.size)
+        if want & ENTROPY and started and start >= due:
+            mean = v.like_lane(np.float64(origin) + v.total(shifted_sums) / v.total(sums), x)
+            shifted_sums = v.fma(v.splat(np.float64(origin) - np.float64(mean), sums), sums, shifted_sums)
+            origin, due = mean, 2 * start
         if not started:
             first = _block_max(x, start, stop)
             if first > nothing:
@@ -205,16 +225,22 @@ def _row(x, label, scale, want, first_class, stats):
                 reference = v.like_lane(_reference(first, c), x)
                 if not abs(np.float64(reference)) < _PRECISE:
                     return False
+                origin, due = first, stop
                 limit = v.like_lane((np.float64(reference) + _FARTHEST) / c, x)
         counted = want & RANK and near and label != 0
-        if want & ENTROPY and counted:
-            block = _block(x, start, stop, factor, reference, lane_label, True, True)
-        elif want & ENTROPY:
-            block = _block(x, start, stop, factor, reference, lane_label, False, True)
+        if want & ENTROPY:
+            if counted and downwards:
+                block = _block(x, start, stop, factor, reference, origin, lane_label, DOWNWARDS, True)
+            elif counted:
+                block = _block(x, start, stop, factor, reference, origin, lane_label, UPWARDS, True)
+            else:
+                block = _block(x, start, stop, factor, reference, origin, lane_label, UNRANKED, True)
+        elif counted and downwards:
+            block = _block(x, start, stop, factor, reference, origin, lane_label, DOWNWARDS, False)
         elif counted:
-            block = _block(x, start, stop, factor, reference, lane_label, True, False)
+            block = _block(x, start, stop, factor, reference, origin, lane_label, UPWARDS, False)
         else:
-            block = _block(x, start, stop, factor, reference, lane_label, False, False)
+            block = _block(x, start, stop, factor, reference, origin, lane_label, UNRANKED, False)
         top = block[1]
         if want & RANK:
             near = v.any_at_least(top, v.splat(lane_label, top))
@@ -226,16 +252,18 @@ def _row(x, label, scale, want, first_class, stats):
                 greater += above
                 equal += at
         if v.any_greater(top, v.splat(limit, top)):
-            moved = v.like_lane(_reference(v.largest(top), c), x)
+            highest = v.largest(top)
+            moved = v.like_lane(_reference(highest, c), x)
             if not abs(np.float64(moved)) < _PRECISE:
                 return False
             gap = np.float64(reference) - np.float64(moved)
             scaling = v.splat(2.0**gap, sums)
-            shifted_sums = v.mul(v.fma(v.splat(gap, sums), sums, shifted_sums), scaling)
+            lower = np.float64(origin) - np.float64(highest)
+            shifted_sums = v.mul(v.fma(v.splat(lower, sums), sums, shifted_sums), scaling)
             sums = v.mul(sums, scaling)
-            reference = moved
+            reference, origin, due = moved, highest, stop
             limit = v.like_lane((np.float64(reference) + _FARTHEST) / c, x)
-            block = _block(x, start, stop, factor, reference, lane_label, False, True)
+            block = _block(x, start, stop, factor, reference, origin, lane_label, UNRANKED, True)
         sums = v.add(sums, block[0])
         shifted_sums = v.add(shifted_sums, block[2])
         if want & LOGIT_SUM:
@@ -250,9 +278,11 @@ def _row(x, label, scale, want, first_class, stats):
         return True
     if started:
         above = top * c - np.float64(reference)  # exponent of the maximum, in the terms of the sum
-        term, shifted_term = _terms_of(best, x, factor, reference)
+        term, higher = _term_of(best, x, factor, reference), top - np.float64(origin)
         others = max(total - term, 0.0) * 2.0**-above
-        shifted = LN2 * ((shifted - shifted_term) * 2.0**-above - above * others)
+        shifted = LN2 * c * ((shifted - higher * term) * 2.0**-above - higher * others)
+        if others == 0:  # the rest of `shifted` is from masked classes
+            shifted = 0.0
         total = others + 1.0
         gap = scale * abs(top - stats[MAX])
         if want & PREDICTED and top > stats[MAX]:
@@ -266,13 +296,11 @@ def _row(x, label, scale, want, first_class, stats):
 
 
 @inline
-def _terms_of(logit, x, factor, reference):
-    """(2**t, t 2**t) of one logit as they were added: without the maximum's, a row of one likely class is exact."""
+def _term_of(logit, x, factor, reference):
+    """2**t of one logit as it was added: without the maximum's, a row of one likely class is exact."""
     lanes = v.splat(logit, v.zeros_for(x))
-    constants = power_constants(lanes, factor, reference)
-    p, e = power_terms(lanes, constants)
-    power = v.mul(p, e)
-    return np.float64(v.largest(power)), np.float64(v.largest(v.mul(exponent(lanes, constants), power)))
+    p, e = power_terms(lanes, power_constants(lanes, factor, reference))
+    return np.float64(v.largest(v.mul(p, e)))
 
 
 @inline
@@ -286,10 +314,8 @@ def _transformed(x, scale, softcap):
 def _transformed_lanes(x, scale, softcap):
     y = v.mul(v.splat(scale, x), x)
     if softcap > 0:
-        one = v.splat(1.0, x)
         u = v.at_least(v.mul(y, v.splat(2.0 * LOG2E / softcap, x)), v.splat(-200.0, x))
-        e = exp2(v.at_most(u, v.splat(200.0, x)))
-        capped = v.mul(v.splat(softcap, x), v.div(v.sub(e, one), v.add(e, one)))
+        capped = v.mul(v.splat(softcap, x), tanh(v.at_most(u, v.splat(200.0, x))))
         return v.where_finite(x, capped, y)
     return y
 
@@ -304,7 +330,9 @@ def _has_nan(x):
 
 @jit
 def _row_wide(x, label, scale, softcap, want, first_class, stats):
-    """As `_row`, in float64 and two passes: for softcaps, for logits beyond 2**20, and to tell NaN from +inf."""
+    """As `_row`, in float64 and two passes: for softcaps, for what is too large or too small there, and to tell NaN
+    from +inf.
+    """
     lane_label = v.like_lane(label, x)
     top = v.splat(v.floor_value(x), v.zeros_for(x))
     size = m.width(x)
