@@ -65,7 +65,8 @@ class _Commands(click.Group):
         except KeyboardInterrupt:
             _fail("interrupted", 130)
         except MemoryError:
-            _fail("error: out of memory; --max-memory, --chunk-rows and --threads bound what is used")
+            bounds = "; --max-memory, --chunk-rows and --threads bound what is used"
+            _fail("error: out of memory" + (bounds if ctx.invoked_subcommand == "eval" else ""))
         except OSError as error:
             name = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
             _fail(f"error: {name}{error.strerror or error}")

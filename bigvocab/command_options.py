@@ -86,7 +86,7 @@ def _seed(ctx: click.Context, param: click.Parameter, value: str | None) -> int 
         seeds = [int(part) for part in value.split(",")]
     except ValueError:
         seeds = []
-    if len(seeds) not in (1, 2):
+    if len(seeds) not in (1, 2) or not all(-(2**63) <= seed < 2**63 for seed in seeds):
         raise click.BadParameter(f"expected two whole numbers such as 1,7, or one, got {value!r}.")
     return seeds[0] if len(seeds) == 1 else (seeds[0], seeds[1])
 
@@ -102,7 +102,8 @@ def as_usage(option: str, function: Callable[..., Any], *args: Any) -> Any:
     try:
         return function(*args)
     except BigvocabError as error:
-        raise click.BadParameter(str(error), param_hint=f"'{option}'") from None
+        said = str(error).removeprefix(option.lstrip("-").replace("-", "_") + ": ")
+        raise click.BadParameter(said, param_hint=f"'{option}'") from None
 
 
 def with_options(options: Sequence[Callable[[Any], Any]]) -> Callable[[Any], Any]:
@@ -118,6 +119,7 @@ def with_options(options: Sequence[Callable[[Any], Any]]) -> Callable[[Any], Any
 
 # ---- options
 
+_INT32 = click.IntRange(1, 2**31 - 1)
 DATA, COLUMNS, LOSS, FIGURES = "Data", "Columns of the labels", "Loss", "Figures"
 SAMPLING = "Sampled losses"
 RUNNING, BIG_JOBS, RESULT = "Running", "Big jobs", "Result"
@@ -158,9 +160,9 @@ SEED = _option(
 SAMPLING_OPTIONS = [
     SAMPLER,
     _option(
-        SAMPLING, "--num-sampled", type=click.IntRange(1), metavar="S", help="Candidates to draw for each 512 rows."
+        SAMPLING, "--num-sampled", type=_INT32, metavar="S", help="Candidates to draw for each 512 rows."
     ),
-    _option(SAMPLING, "--num-true", type=click.IntRange(1), metavar="T", help="True classes each row must have."),
+    _option(SAMPLING, "--num-true", type=_INT32, metavar="T", help="True classes each row must have."),
     *VOCABULARY,
     SEED,
     _option(SAMPLING, "--candidates", metavar="PATH", help="One draw for all rows, of bigvocab sample."),
@@ -168,11 +170,11 @@ SAMPLING_OPTIONS = [
 ]
 SAMPLE = [
     SAMPLER,
-    _option(SAMPLING, "--num-sampled", type=click.IntRange(1), metavar="S", required=True, help="Candidates to draw."),
-    _option(SAMPLING, "--range-max", type=click.IntRange(1), metavar="V", help="Classes to draw from."),
+    _option(SAMPLING, "--num-sampled", type=_INT32, metavar="S", required=True, help="Candidates to draw."),
+    _option(SAMPLING, "--range-max", type=click.IntRange(1, 2**62), metavar="V", help="Classes to draw from."),
     *VOCABULARY,
     SEED,
-    _option(SAMPLING, "--step", type=click.IntRange(0), metavar="K", help="Number of the call, from 0."),
+    _option(SAMPLING, "--step", type=click.IntRange(0, 2**40), metavar="K", help="Number of the call, from 0."),
     _option(DATA, "--true-classes", metavar="PATH", help="Labels: their expected counts are written as well."),
     _option(RESULT, "--output", metavar="PATH", required=True, help="Arrow file to write."),
 ]

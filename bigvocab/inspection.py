@@ -55,6 +55,10 @@ def _inspect(path: str, shape: Any, dtype: str | None, offset: int) -> dict[str,
         tensors = _tensors(place)
         if len(tensors) > 1:
             return {"format": _FORMATS[kind], "tensors": tensors, "bytes": os.path.getsize(place)}
+    if kind in ("parquet", "arrow") and selector is not None:
+        names = [name for name, _ in open_source(place)[0][0].columns()]
+        if selector not in names:
+            raise BigvocabError(f"{place}: no column {selector!r}; the columns are: {', '.join(map(repr, names))}")
     if kind == "parquet":
         return _table(path)
     found: dict[str, Any] = {}

@@ -30,10 +30,10 @@ class LayerShards:
         self._shards = [_opened(f"{name} shard {i}", shard, ndim) for i, shard in enumerate(shards)]
         first = self._shards[0]
         for i, shard in enumerate(self._shards):
-            if shard.dtype != first.dtype or shard.shape[1:] != first.shape[1:]:
+            if shard.dtype.name != first.dtype.name or shard.shape[1:] != first.shape[1:]:
                 raise BigvocabError(
-                    f"{name}: shard {i} is {shard.dtype} {shard.shape}, "
-                    f"expected {first.dtype} and columns as in shard 0, {first.shape}"
+                    f"{name}: shard {i} is {shard.dtype.name} {shard.shape}, "
+                    f"expected {first.dtype.name} and columns as in shard 0, {first.shape}"
                 )
         self._sizes = np.array([len(shard) for shard in self._shards])
         total, count = int(self._sizes.sum()), len(self._shards)

@@ -105,6 +105,8 @@ class OutputLayer:
             )
         self.shape = self.weights.shape
         self.num_classes = self.shape[0] if num_classes is None else num_classes
+        if not self.shape[0]:
+            raise BigvocabError(f"{self.name}: has no rows, expected one for each class")
         if not 1 <= self.num_classes <= self.shape[0]:
             raise BigvocabError(f"num_classes: got {num_classes}, but {self.name} has {self.shape[0]} classes")
         self.strict = strict

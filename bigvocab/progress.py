@@ -7,6 +7,8 @@ import threading
 from types import TracebackType
 from typing import Any
 
+_WIDE = 70  # columns, from which on there is room for rows and rates
+
 
 class Display:
     """A bar with rows/s, GB/s and the time left, on a terminal only; it leaves no trace.
@@ -81,13 +83,14 @@ def _make_bar(total_rows: int) -> Any:
             rates = f"{task.speed:,.0f} rows/s {task.speed * task.fields['row_bytes'] / 1e9:.2f} GB/s"
             return Text(rates, style="cyan", no_wrap=True)
 
+    console = Narrow(stderr=True)
+    wide = console.width >= _WIDE  # else what matters most: how far, and for how long still
     bar = Progress(
         TextColumn("{task.percentage:3.0f}%"),
         BarColumn(bar_width=None),
-        TextColumn("{task.completed:,.0f}/{task.total:,.0f} rows"),
-        Rates(),
+        *[TextColumn("{task.completed:,.0f}/{task.total:,.0f} rows"), Rates()] * wide,
         TimeRemainingColumn(compact=True),
-        console=Narrow(stderr=True),
+        console=console,
         transient=True,
         expand=True,
     )

@@ -76,7 +76,7 @@ class Report:
         width = max(len(name) for block in [*blocks, source] for name, _ in block)
         tables = [pairs_table(pairs, width, "bold" if i == 0 else "") for i, pairs in enumerate(blocks) if pairs]
         if figures.get("groups"):
-            tables.append(_groups_table(figures["groups"], width))
+            tables.append(_groups_table(figures["groups"], width, options.max_width))
         if source:
             tables.append(pairs_table(source, width, "dim"))
         for i, table in enumerate(tables):
@@ -213,8 +213,8 @@ def pairs_table(pairs: _Pairs, width: int, style: str = "") -> Any:
     return table
 
 
-def _groups_table(groups: Mapping[str, Mapping[str, Any]], width: int) -> Any:
-    """Groups with the highest mean first; those with nothing to average last."""
+def _groups_table(groups: Mapping[str, Mapping[str, Any]], width: int, most: int) -> Any:
+    """Groups with the highest mean first; those with nothing to average last. Names give way to figures."""
     from rich.table import Table
     from rich.text import Text
 
@@ -227,7 +227,12 @@ def _groups_table(groups: Mapping[str, Mapping[str, Any]], width: int) -> Any:
     columns = ["rows", *["weight"] * weighted, "mean", *["perplexity"] * any("perplexity" in g for _, g in ranked)]
     show = {"rows": count, "weight": count, "mean": fixed, "perplexity": significant}
     table = Table(box=None, padding=(0, 1), header_style="cyan")
-    table.add_column("group", no_wrap=True, overflow="ellipsis", min_width=width, max_width=40)
+    rest = sum(
+        2 + max(len(name), *(len(show[name](group[name])) for _, group in ranked[:_MOST_GROUPS] if name in group))
+        for name in columns
+    )
+    room = max(5, min(40, most - rest - 2))
+    table.add_column("group", no_wrap=True, overflow="ellipsis", min_width=min(width, room), max_width=room)
     for name in columns:
         table.add_column(name, justify="right", no_wrap=True)
     for name, group in ranked[:_MOST_GROUPS]:

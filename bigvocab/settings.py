@@ -83,14 +83,25 @@ def read_vector(values: Any) -> Any:
         return None if values is None else np.asarray(values)
     if str(values).lower().endswith((".txt", ".csv")):
         try:
-            return np.loadtxt(values, dtype=np.float64, ndmin=1)
-        except (OSError, ValueError) as error:
+            return _one_dimension(values, np.loadtxt(values, dtype=np.float64, ndmin=1))
+        except OSError as error:
+            raise BigvocabError(f"{values}: cannot be read: {error.strerror}") from None
+        except ValueError as error:
             raise BigvocabError(f"{values}: expected one number a line: {error}") from None
     if str(values).lower().endswith(".npy"):
         try:
-            numbers = np.load(values, allow_pickle=False).reshape(-1)
-        except (OSError, ValueError, EOFError) as error:
+            numbers = np.load(values, allow_pickle=False)
+        except OSError as error:
+            raise BigvocabError(f"{values}: cannot be read: {error.strerror or error}") from None
+        except (ValueError, EOFError) as error:
             raise BigvocabError(f"{values}: expected a .npy of numbers: {error}") from None
         if numbers.dtype.kind in "iu":
-            return numbers
-    return np.asarray(as_matrix(values)).reshape(-1)
+            return _one_dimension(values, numbers)
+    return _one_dimension(values, np.asarray(as_matrix(values)))
+
+
+def _one_dimension(path: Any, numbers: Any) -> Any:
+    """The numbers of a file as a vector; one row or one column of a matrix will do."""
+    if numbers.ndim > 1 and max(numbers.shape) < numbers.size:
+        raise BigvocabError(f"{path}: got shape {numbers.shape}, expected one number for each class")
+    return numbers.reshape(-1)

@@ -100,6 +100,8 @@ def weighted_sigmoid_cross_entropy(
     array([[3.02120e-01, 8.80496e-01, 4.50000e-05]])
     """
     x = checks.as_matrix_of_floats("logits", logits)
+    if pos_weight is None:
+        raise TypeError("pos_weight: expected a number or one for each class, got None")
     return _sigmoid(x, labels, pos_weight_vector(pos_weight, x.shape[1]), 0.0, weights, reduction, num_threads)
 
 

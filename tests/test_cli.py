@@ -443,3 +443,28 @@ def test_reports_never_overwrite_label_logits(data):
     command = (*EVAL, *slices, "--label-logits", "l.arrow", "--state", "s")
     refused(run(*command, "--report", "l.arrow"), 1, "l.arrow", "is one of the files that are read")
     assert Path("l.arrow").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "words"),
+    [
+        ("--class-weights", "none.npy", ["none.npy: cannot be read: No such file"]),
+        ("--class-weights", "none.txt", ["none.txt"]),
+        ("--class-weights", "logits.npy", ["logits.npy: got shape (40, 11), expected one number for each class"]),
+    ],
+)
+def test_vectors_that_cannot_be_read(data, option, value, words):
+    refused(run(*EVAL, option, value), 1, *words)
+
+
+def test_messages_name_an_option_once(data):
+    found = run(*EVAL, "--max-memory", "lots").stderr
+    assert "max_memory" not in found
+
+
+@pytest.mark.parametrize("seed", ["99999999999999999999,1", "1,-99999999999999999999"])
+def test_numbers_past_any_range_are_a_wrong_command(data, seed):
+    sample = ("sample", "--num-sampled", "3", "--range-max", "9", "--output", "c.arrow")
+    refused(run(*sample, "--seed", seed), 2, "--seed")
+    refused(run(*sample, "--step", 1 << 60), 2, "--step")
+    refused(run("sample", "--num-sampled", 1 << 40, "--range-max", "9", "--output", "c.arrow"), 2, "--num-sampled")

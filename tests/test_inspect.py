@@ -12,6 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 from commands import CLASSES, ROWS, run
 
+from bigvocab.inspection import inspect_path
+
 
 @pytest.fixture
 def data(tmp_path, monkeypatch):
@@ -120,3 +122,9 @@ def test_inspect_shows_the_rest_where_one_file_is_bad(data):
     assert run("inspect", "logits.npy", "--dtype", "float64").exit_code == 1
     pq.write_table(pa.table({"a": ["x"]}), "words.parquet")
     assert "column 'a'" in run("inspect", "words.parquet").stdout
+
+
+def test_a_column_that_is_not_there(tmp_path):
+    pq.write_table(pa.table({"y": [1]}), tmp_path / "l.parquet")
+    (found,) = inspect_path(f"{tmp_path}/l.parquet::foo")
+    assert found["error"].endswith("l.parquet: no column 'foo'; the columns are: 'y'")

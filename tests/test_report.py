@@ -1,10 +1,12 @@
 """Report: the dict, valid JSON, and a table that fits 80 columns and shows what matters first."""
 
+import io
 import json
 import math
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from bigvocab.report import Report, as_json, plain_text
 
@@ -198,3 +200,13 @@ def test_plain_text_has_no_colours_even_where_they_are_forced(monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")
     assert "\x1b" not in plain_text([report()])
     assert repr(report()) == "<Report loss='sparse-softmax' mean=3.7070263404254233 rows=269>"
+
+
+@pytest.mark.parametrize("width", [36, 44, 60])
+def test_figures_of_groups_are_whole_on_narrow_terminals(width):
+    """Names give way to figures."""
+    groups = {"a name that is longer than any terminal of old" * 2: FIGURES["groups"]["Ruth"]}
+    console = Console(width=width, file=io.StringIO(), highlight=False)
+    console.print(report(groups=groups))
+    (row,) = [line for line in console.file.getvalue().splitlines() if line.startswith(" a ")]
+    assert row.split()[-3:] == ["68", "3.080000", "21.800"]
