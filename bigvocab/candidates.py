@@ -311,7 +311,8 @@ def _cast(path: Path, name: str, column: pa.Array, kind: pa.DataType) -> pa.Arra
     inner = column.type
     while hasattr(inner, "value_type"):
         inner = inner.value_type
-    fits = pa.types.is_null(inner) or pa.types.is_string(inner) == pa.types.is_string(kind)
+    texts = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+    fits = pa.types.is_null(inner) or any(test(inner) for test in texts) == pa.types.is_string(kind)
     try:
         if fits:
             return column.cast(kind)

@@ -187,8 +187,9 @@ class Checkpoints:
         self.remove_lines()
 
     def remove_lines(self) -> None:
-        """Remove what a run that has ended may have left."""
-        with contextlib.suppress(OSError):
+        """Remove what a run that has ended may have left, but no file of someone else."""
+        with contextlib.suppress(OSError, BigvocabError):
+            _refuse_foreign(self.lines_path, _STREAM)
             self.lines_path.unlink()
 
     def close_lines(self) -> None:

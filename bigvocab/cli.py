@@ -2,7 +2,7 @@
 
 Nothing slow is imported before a command runs, so that --help is quick. An option that is not given is not passed on:
 its default is the library's. Exit codes: 0 done, 1 the data is wrong or the work failed, 2 the command is wrong, 3 a
---fail-if held, 130 interrupted.
+--fail-if held. An interrupt is 1 too, as in every command of click.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from bigvocab.command_options import (
     with_options,
 )
 from bigvocab.errors import BigvocabError
+from bigvocab.interrupts import work_begins
 from bigvocab.options import SAMPLERS, default_metrics, eval_faults, raw_faults, sampler_faults
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ class _Commands(click.Group):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            _fail("interrupted", 130)
+            _fail("interrupted")
         except MemoryError:
             bounds = "; --max-memory, --chunk-rows and --threads bound what is used"
             _fail("error: out of memory" + (bounds if ctx.invoked_subcommand == "eval" else ""))
@@ -109,8 +110,16 @@ def _print(text: str) -> None:
         click.echo(text)
         if sys.stdout is not None:
             sys.stdout.flush()
-    except BrokenPipeError:  # what is still buffered would raise it again when Python ends
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:
+        _drop_stdout()
+    except OSError:
+        _drop_stdout()
+        raise
+
+
+def _drop_stdout() -> None:
+    """What is still buffered would fail again when Python ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _print_tables(items: Iterable[Any]) -> None:
@@ -203,6 +212,7 @@ def _evaluate(options: dict[str, Any], quiet: bool) -> Report:
         if "max_memory" in given:
             as_usage("--max-memory", parse_bytes, "max_memory", given["max_memory"])
         display.watch_compiler()
+        work_begins()
         return evaluate(**given, progress=display.update)
 
 
@@ -247,6 +257,7 @@ def sample_(ctx: click.Context, **options: Any) -> None:
         raise click.UsageError(f"'--sampler {sampler}' needs '--range-max', the number of classes.")
     from bigvocab.candidates import write_candidates
 
+    work_begins()
     drawn = write_candidates(**given)
     seed = ",".join(map(str, drawn["seed"]))
     _say(
@@ -263,6 +274,7 @@ def merge_(states: tuple[str, ...], form: str, conditions: list[Condition], **op
     from bigvocab.merging import merge_states
     from bigvocab.output import refuse_overwriting, write_text
 
+    work_begins()
     refuse_overwriting({name: options[name] for name in ("output", "report")}, states)
     report = merge_states(states, output=options["output"])
     if options["report"] is not None:
@@ -302,4 +314,9 @@ def main() -> None:
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) is signal.SIG_DFL:
             signal.signal(number, lambda number, frame: sys.exit(128 + number))
-    cli(prog_name="bigvocab")
+    try:
+        cli(prog_name="bigvocab")
+    except OSError as error:  # of what click itself prints
+        _drop_stdout()
+        _say(f"error: {error.strerror or error}")
+        sys.exit(1)

@@ -380,7 +380,7 @@ def groups_of(values: Any) -> tuple[np.ndarray, list[str]]:
             array = array.combine_chunks()
         if not _is_group(_plain_type(array.type)):
             array = pa.array([None if name is None else str(name) for name in values], pa.string())
-    except (pa.ArrowException, TypeError):  # of several types
+    except (pa.ArrowException, TypeError, OverflowError):  # of several types, or past 64 bits
         array = pa.array([None if name is None else str(name) for name in values], pa.string())
     except UnicodeEncodeError as error:
         raise BigvocabError(f"groups: expected text, got {error.object!r}, which is no Unicode") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,7 @@ from bigvocab.report import Report
 from bigvocab.row_results import ROW_RESULTS, num_classes_of, num_rows_of
 from bigvocab.rows import Tiles
 from bigvocab.sampled_results import SAMPLED_RESULTS, open_draws
-from bigvocab.settings import one_of, parse_metrics, parse_top_k, read_vector
+from bigvocab.settings import one_of, parse_bytes, parse_metrics, parse_top_k, read_vector
 from bigvocab.sigmoid_rows import pos_weight_vector
 from bigvocab.tally import RowResult, Tally
 
@@ -63,6 +64,19 @@ class Evaluator:
         candidates: a file of candidates for all rows, in place of draws; see `bigvocab sample`.
         num_true: how many true classes each row must have; None is any number.
         exact: compute the loss over all classes of the same rows too, and report the bias.
+        shape, dtype, offset, vocab_shards: how to open logits, or hidden states, that `update` is given as files; see
+            `open_matrix`.
+        max_memory: of packed rows, where there is an output layer.
+        chunk_rows: of no effect here, where batches come as they are; no figure depends on it in a job either.
+
+    The options of a job over files (output, report, state, resume, shard, ...) are those of `evaluate` alone. Losses
+    are in nats.
+
+    Raises:
+        BigvocabError: an option outside its range, or one that means nothing to the loss; TypeError: one of the wrong
+            kind.
+
+    Source: the definitions of TensorFlow's and PyTorch's losses; see the function of each loss.
 
     The unit of every figure is the row. For the losses of independent classes (sigmoid, weighted-sigmoid, sparse-
     sigmoid, log-loss) the loss of a row is the sum over its classes, and there is no perplexity, rank or accuracy.
@@ -110,6 +124,12 @@ class Evaluator:
         seed: Any = None,
         candidates: Any = None,
         exact: bool = False,
+        shape: Any = None,
+        dtype: str | None = None,
+        offset: int = 0,
+        vocab_shards: bool = False,
+        chunk_rows: int | None = None,
+        max_memory: int | str | None = None,
     ) -> None:
         self._given = {name: value for name, value in locals().items() if name != "self"}
         self.loss = one_of("loss", loss, (*ROW_RESULTS, *SAMPLED_RESULTS))
@@ -137,7 +157,7 @@ class Evaluator:
         self.top_k = ks if "accuracy" in self.metrics else ()
         self._given |= {"metrics": None if metrics is None else list(self.metrics), "top_k": list(ks)}
         self.nonfinite = one_of("nonfinite", nonfinite, NONFINITE)
-        self.num_threads = parallel.resolve_threads(threads)
+        self.num_threads = parallel.resolve_threads(threads, "threads")
         self.columns = {
             "label": label_column,
             "probability": probability_column,
@@ -145,9 +165,17 @@ class Evaluator:
             "group": group_column,
             "bytes": bytes_column,
         }
+        files = {"shape": shape, "dtype": dtype, "offset": offset}
+        self._files = {name: value for name, value in files.items() if value}
+        self._by_class = checks.boolean("vocab_shards", vocab_shards)
+        if chunk_rows is not None:
+            integer("chunk_rows", chunk_rows, 1, 2**62)
         self._check_options(probability_column)
         norm = {"norm_weight": norm_weight, "norm_bias": norm_bias, "norm_epsilon": norm_epsilon}
         self.layer = self._layer(weights, biases, final_norm, norm)
+        memory = None if max_memory is None else parse_bytes("max_memory", max_memory)
+        if self.layer is not None and memory is not None:
+            self.layer.allow(memory)
         self.draws = open_draws(self.loss, self.layer, self.sampling)
         self.num_true = None if num_true is None else integer("num_true", num_true, 1, 2**31 - 1)
         self.logits_name, self.label_name = "logits" if self.layer is None else "inputs", "labels"
@@ -221,11 +249,21 @@ class Evaluator:
                 layer.
             labels: what the loss takes: (N,) integers; (N, V) soft labels; (N, T) ids or a pair (offsets, ids) for
                 sparse-sigmoid; a triple (offsets, ids, probabilities) for softmax as well.
-            weights: (N,) weight of each row.
+            weights: (N,) weight of each row, finite.
             groups: (N,) names; the report has figures for each.
+
+        Returns:
+            (N,) float64, in nats.
+
+        Raises:
+            BigvocabError: shapes that differ, a label out of range, a row that is not finite, with its number in the
+                batch; nothing of the batch is counted then. TypeError: arrays of the wrong kind.
+
+        >>> Evaluator().update([[0.0, 0.0]], [1]).round(6)
+        array([0.693147])
         """
         self._refuse_rows_of_files()
-        matrix = self.source(logits)
+        matrix = self.source(logits, vocab_shards=self._by_class and self.layer is None, **self._files)
         batch = self._batch(labels, weights, groups, len(matrix))
         losses = np.empty(len(matrix))
         # all, before anything is added: a batch counts whole or not at all
@@ -283,7 +321,16 @@ class Evaluator:
         and mapInArrow.
 
         Logits are the column `logits` (FixedSizeList or fixed_shape_tensor of floats), labels the column
-        `label_column`; where there is an output layer, hidden states are the column `inputs`.
+        `label_column`; where there is an output layer, hidden states are the column `inputs`. Losses are in nats, null
+        where a row is ignored or skipped.
+
+        Raises:
+            BigvocabError: columns that are missing or of the wrong type, or what `update` refuses; TypeError: no batch.
+
+        >>> import pyarrow as pa
+        >>> logits = pa.FixedSizeListArray.from_arrays(pa.array([0.0, 0.0]), 2)
+        >>> Evaluator().update_batch(pa.table({"logits": logits, "label": [1]}))["loss"].to_pylist()
+        [0.6931471805599453]
         """
         self._refuse_rows_of_files()
         from bigvocab.batches import arrays_of, with_losses
@@ -322,7 +369,17 @@ class Evaluator:
     # ---- the whole
 
     def merge(self, other: Evaluator) -> None:
-        """Add all that `other` has seen; both must have the same options."""
+        """Add all that `other` has seen; both must have the same options.
+
+        Raises:
+            BigvocabError: other options, rows that are in both, draws that cannot be merged; TypeError: no Evaluator.
+
+        >>> a, b = Evaluator(), Evaluator()
+        >>> _ = a.update([[0.0, 0.0]], [1]), b.update([[0.0, 1.0]], [1])
+        >>> a.merge(b)
+        >>> a.report()["rows"]
+        2
+        """
         if not isinstance(other, Evaluator):
             raise TypeError(f"merge: expected an Evaluator, got {type(other).__name__}")
         if other is self:
@@ -424,3 +481,6 @@ def _first_classes(tiles: Tiles, num_classes: int, name: str) -> Tiles:
     if not 1 <= num_classes <= num_classes_of(tiles):
         raise BigvocabError(f"num_classes: got {num_classes}, but {name} has {num_classes_of(tiles)} classes")
     return [(first, tile[:, : num_classes - first]) for first, tile in tiles if first < num_classes]
+
+
+OPTIONS = tuple(inspect.signature(Evaluator).parameters)  # keywords of `Evaluator`

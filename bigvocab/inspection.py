@@ -41,6 +41,7 @@ def inspect_path(
     except (BigvocabError, TypeError) as error:
         names = sorted(os.listdir(path), key=natural_key) if os.path.isdir(path) and shape is None else []
         files = [name for name in names if os.path.splitext(name)[1].lower() in SUFFIXES and not name.startswith(".")]
+        files = [name for name in files if not os.path.isdir(os.path.join(path, name))]
         if not files:
             yield {"path": path, "error": str(error)}
         for name in files:

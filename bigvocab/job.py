@@ -10,14 +10,15 @@ from typing import Any
 
 from bigvocab import checks, fingerprints
 from bigvocab.checkpoints import Checkpoints, files_beside, keeping
+from bigvocab.draws import integer
 from bigvocab.errors import BigvocabError
-from bigvocab.evaluator import Evaluator, make_report, versions
+from bigvocab.evaluator import OPTIONS, Evaluator, make_report, versions
 from bigvocab.label_logits import LabelLogits, write_label_logits
 from bigvocab.label_sources import check_labels, open_labels
 from bigvocab.linear_rows import LinearMatrix
 from bigvocab.matrix import Matrix
 from bigvocab.merging import FILE_OPTIONS, refuse_nothing, state_of, with_times
-from bigvocab.output import LossWriter, loss_schema, refuse_overwriting, replacing, write_text
+from bigvocab.output import LossWriter, check_writable, loss_schema, refuse_overwriting, replacing, write_text
 from bigvocab.report import Report
 from bigvocab.settings import parse_bytes, parse_shard
 from bigvocab.sigmoid_rows import pos_weight_vector
@@ -75,7 +76,8 @@ def evaluate(
         report: path of report.json.
         report_every: seconds; `report` is also written so often, then with `progress` {rows_done, rows_total}.
         chunk_rows: rows of a block; None chooses by `max_memory`. No figure depends on it.
-        max_memory: bytes, or "512M", of logits mapped at a time.
+        max_memory: bytes, or "512M", of logits mapped at a time, whatever chunk_rows says. In Fortran order a block of
+            rows touches every page of its file.
         shard: "I/N" or (I, N), I from 1 to N: only the I-th of N equal ranges of rows. Its `state` merges with those
             of the others, by `bigvocab merge`.
         vocab_shard: the same for ranges of classes, over all rows: the I-th of N equal ones, or of the files of a set
@@ -93,7 +95,9 @@ def evaluate(
 
     Raises:
         BigvocabError: bad values, named by file and row; FormatError: files that are not what they say. No output is
-            left then.
+            left then. TypeError: arguments of the wrong kind.
+
+    Source: the losses are those of the array functions, which name theirs; losses are in nats.
 
     >>> import numpy as np
     >>> evaluate(logits=np.zeros((2, 4), np.float32), labels=[1, 3])["perplexity"]
@@ -103,8 +107,11 @@ def evaluate(
     vocab_shards, resume = checks.boolean("vocab_shards", vocab_shards), checks.boolean("resume", resume)
     if engine not in (None, "local", "ray"):
         raise BigvocabError(f"engine: got {engine!r}, expected local or ray")
-    if workers is not None and (isinstance(workers, bool) or not isinstance(workers, int) or workers < 1):
-        raise BigvocabError(f"workers: got {workers!r}, expected a whole number from 1 on")
+    if workers is not None:
+        workers = integer("workers", workers, 1, 2**20)
+    if unknown := [name for name in options if name not in OPTIONS]:
+        of_command = "; it belongs to the command" if unknown[0] in ("fail_if", "format", "quiet") else ""
+        raise TypeError(f"evaluate() got an unexpected keyword argument {unknown[0]!r}{of_command}")
     if resume and state is None:
         raise BigvocabError("resume: needs state, expected the path of the state to go on from")
     total = options.pop("num_classes", None) if first_class is not None else options.get("num_classes")
@@ -171,8 +178,9 @@ class _Run:
     def all(self, state: Any, resume: bool, engine: str | None, workers: int | None, address: str | None) -> Report:
         """Do what is not done yet, and report."""
         job = self.job
-        if self.report is not None:
-            _check_writable(self.report)
+        for path in (self.report, self.output):
+            if path is not None:
+                check_writable(path, kept=path is self.output and state is not None)
         with keeping(state, self._fresh(state is not None), job.schema, resume=resume, started=self.started) as keeper:
             job.evaluator._tally = keeper.state.tally
             if not keeper.complete:
@@ -310,15 +318,12 @@ def block_rows(
     evaluator: Evaluator, matrix: Matrix | LinearMatrix, chunk_rows: int | None, max_memory: int | str | None
 ) -> int:
     """Rows of a block: as asked for, or as many as the memory for mapped logits allows."""
-    if chunk_rows is not None:
-        if isinstance(chunk_rows, bool) or not isinstance(chunk_rows, int):
-            raise TypeError(f"chunk_rows: expected a positive int or None, got {type(chunk_rows).__name__}")
-        if chunk_rows < 1:
-            raise BigvocabError(f"chunk_rows: got {chunk_rows}, expected at least 1")
-        return chunk_rows
     row_bytes = matrix.nbytes // max(1, len(matrix))
     budget = _BLOCK_BYTES if max_memory is None else min(parse_bytes("max_memory", max_memory), 4 * _BLOCK_BYTES)
     rows = max(1, budget // max(1, row_bytes))
+    if chunk_rows is not None:
+        asked = integer("chunk_rows", chunk_rows, 1, 2**62)
+        return asked if max_memory is None else min(asked, rows)
     if isinstance(matrix, LinearMatrix) and (evaluator.draws is None or evaluator.exact):
         if matrix.layer.weights.nbytes <= _KEPT_LAYER:
             products = matrix.inputs.shape[1] * matrix.shape[1]
@@ -342,13 +347,6 @@ def _check_job(job: Job) -> None:
     if evaluator.pos_weight is not None:
         pos_weight_vector(evaluator.pos_weight, classes)
     check_labels(evaluator, labels, classes)
-
-
-def _check_writable(path: str | os.PathLike[str]) -> None:
-    """Fail now, not after hours, if `path` cannot be written."""
-    target = os.path.abspath(path)
-    if os.path.isdir(target) or not os.access(os.path.dirname(target), os.W_OK):
-        raise BigvocabError(f"{path}: cannot be written: expected a file in a folder that exists and can be written")
 
 
 def _files_read(job: Job, options: dict[str, Any]) -> Iterator[Any]:

@@ -154,6 +154,8 @@ def _open_npy(path: str, form: str) -> _Opened:
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception as error:  # NumPy evaluates the header as Python: a bad one raises almost anything
+        if "Python objects" in str(error):
+            raise FormatError(f"{path}: holds pickled Python objects, which are refused; expected integers") from None
         raise FormatError(f"{path}: truncated or corrupt .npy: {str(error).splitlines()[0]}") from error
     return _open_array(array, path)
 
@@ -409,6 +411,8 @@ def read_labels(
         "num_bytes": bytes_column,
         "probability": probability_column,
     }
-    if wrong := [name for name in options.values() if not isinstance(name, str | None)]:
-        raise TypeError(f"labels: expected the name of a column, got {wrong[0]!r}")
+    for role, name in options.items():
+        if not isinstance(name, str | None):
+            option = {"num_bytes": "bytes"}.get(role, role)
+            raise TypeError(f"{option}_column: expected the name of a column, got {name!r}")
     return Labels(path, options)

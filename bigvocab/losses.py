@@ -99,6 +99,8 @@ class SparseSoftmax:
                 return hard
             whole = weights.sum()
             spread = np.where(rows.logsumexp == np.inf, np.inf, whole * rows.logsumexp - sums)
+            if not weights.any():
+                spread = np.zeros(len(nll))
             if whole > 0 and (weights >= 0).all():  # no distribution has a lower loss than its entropy
                 share = weights[weights > 0] / whole
                 spread = np.maximum(spread, -whole * (share @ np.log(share)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import stat
 import tempfile
@@ -19,6 +20,7 @@ from bigvocab.errors import BigvocabError
 from bigvocab.tally import RowResult
 
 _temporaries: set[Path] = set()  # of files that are being written
+_STREAMS = ("/dev/stdin", "/dev/stdout", "/dev/stderr")
 _GROUP_ROWS = 65_536  # rows of a row group: fixed, so that the file does not depend on the size of the batches
 
 
@@ -59,8 +61,7 @@ def replacing(path: str | os.PathLike[str], *, fixed: bool = False) -> Iterator[
     if "\0" in os.fsdecode(path):
         raise BigvocabError(f"expected the name of a file to write, got {os.fsdecode(path)!r}")
     if _is_special(target):
-        if fixed:
-            raise BigvocabError(f"{target}: is a pipe or a device, expected a file that can be replaced")
+        check_writable(path, kept=fixed)
         with _written_through(target) as temporary:
             yield temporary
         return
@@ -106,6 +107,28 @@ def _is_special(path: Path) -> bool:
     return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)) or there.startswith(("/dev/std", "/dev/fd/", "/proc/"))
 
 
+def check_writable(path: str | os.PathLike[str], *, kept: bool = False) -> None:
+    """Fail now, not after hours, if `path` cannot be written; what is `kept` while a run goes on must be a file."""
+    if _is_special(Path(path)):
+        if kept:
+            raise BigvocabError(f"{os.fspath(path)}: is a pipe or a device, expected a file that can be replaced")
+        return
+    target = os.path.realpath(path)
+    if os.path.isdir(target) or not os.access(os.path.dirname(target), os.W_OK):
+        raise BigvocabError(
+            f"{os.fspath(path)}: cannot be written: expected a file in a folder that exists and can be written"
+        )
+
+
+def _descriptor(path: Path) -> int | None:
+    """The open file that a path such as /dev/stdout is another name of: it knows how far it was written."""
+    there = os.path.abspath(path)
+    if there in _STREAMS:
+        return _STREAMS.index(there)
+    found = re.fullmatch(r"/(?:dev|proc/self)/fd/(\d+)", there)
+    return int(found[1]) if found else None
+
+
 @contextlib.contextmanager
 def _written_through(target: Path) -> Iterator[Path]:
     """A temporary path whose content goes to `target` at the end; nothing goes there after an error."""
@@ -115,7 +138,9 @@ def _written_through(target: Path) -> Iterator[Path]:
     _temporaries.add(temporary)
     try:
         yield temporary
-        with temporary.open("rb") as source, target.open("ab") as sink:
+        number = _descriptor(target)
+        sink = target.open("ab") if number is None else os.fdopen(os.dup(number), "wb")
+        with temporary.open("rb") as source, sink:
             shutil.copyfileobj(source, sink, 1 << 20)
     except OSError as error:
         raise BigvocabError(f"{target}: cannot be written: {error.strerror or error}") from None

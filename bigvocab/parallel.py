@@ -22,16 +22,16 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def resolve_threads(num_threads: int | None) -> int:
+def resolve_threads(num_threads: int | None, name: str = "num_threads") -> int:
     """The number of threads meant by `num_threads`: None is all usable cores."""
     from bigvocab.errors import BigvocabError
 
     if num_threads is None:
         return usable_cores()
     if isinstance(num_threads, bool) or not hasattr(num_threads, "__index__"):
-        raise TypeError(f"num_threads: expected a positive int or None, got {type(num_threads).__name__}")
+        raise TypeError(f"{name}: expected a positive int or None, got {type(num_threads).__name__}")
     if num_threads < 1:
-        raise BigvocabError(f"num_threads: expected a positive int or None, got {num_threads}")
+        raise BigvocabError(f"{name}: expected a positive int or None, got {num_threads}")
     return operator.index(num_threads)
 
 

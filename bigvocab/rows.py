@@ -20,7 +20,7 @@ from bigvocab.reading import reader_of
 Tiles = Sequence[tuple[int, npt.NDArray[Any]]]
 
 _CHUNK_BYTES = 8 << 20  # of logits per turn of a thread: enough to hide the turn's cost, small enough to share evenly
-_COPY_BYTES = 8 << 20  # of a tile that has to be copied because its rows do not lie in one piece
+_COPY_BYTES, _COPY_ROWS = 8 << 20, 64  # of a part of a tile that is copied because its rows do not lie in one piece
 _CANONICAL = {"float16": np.int16, "bfloat16": np.uint16}
 
 
@@ -55,7 +55,7 @@ def pieces(tiles: Tiles, start: int, stop: int) -> Iterator[tuple[tuple[int, int
         if _rows_in_one_piece(tile):
             yield (first_class, tile.shape[1]), kernel_view(tile[start:stop])
             continue
-        width = max(4096, _COPY_BYTES // (tile.itemsize * max(1, stop - start)) // 4096 * 4096)
+        width = _COPY_BYTES // (tile.itemsize * _COPY_ROWS)  # not of these rows: it decides how sums are split
         for c in range(0, tile.shape[1], width):
             part = kernel_view(tile[start:stop, c : c + width])
             yield (first_class + c, part.shape[1]), part
@@ -81,7 +81,7 @@ def chunk_rows(tiles: Tiles, num_threads: int, rows: int) -> int:
     row_bytes = sum(tile.shape[1] * tile.itemsize for _, tile in tiles)
     step = max(1, _CHUNK_BYTES // row_bytes)
     if not all(_rows_in_one_piece(tile) for _, tile in tiles):
-        step = max(step, 64)  # columns apart in memory: read some rows' worth of each
+        step = max(step, _COPY_ROWS)  # columns apart in memory: read some rows' worth of each
     return max(1, min(step, -(-rows // num_threads)))
 
 
@@ -156,8 +156,9 @@ class RowStatistics:
     @property
     def predicted(self) -> npt.NDArray[np.int64]:
         """The lowest id among the greatest logits; -1 in a row with a NaN, which has no greatest."""
-        masked = (self._column("MAX") == -np.inf) & ~np.isnan(self._column("SUM"))
-        return np.where(masked, 0, self._column("ARGMAX")).astype(np.int64)
+        masked = self._column("MAX") == -np.inf
+        found = np.where(masked, 0, self._column("ARGMAX")).astype(np.int64)
+        return np.where(np.isnan(self._column("SUM")), -1, found)
 
 
 def wanted(*, rank: bool = False, entropy: bool = False, predicted: bool = False, logit_sum: bool = False) -> int:

@@ -6,7 +6,7 @@ A process, a pool and a cluster do the same pieces.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -60,6 +60,7 @@ def pieces(job: Job, start: int, stop: int) -> Iterator[Piece]:
     matrix = job.matrix
     read = getattr(matrix, "layer_bytes_read", 0)
     with ThreadPoolExecutor(1, "release") as behind:  # pages go back while the next block is worked
+        before: Future[None] | None = None
         for batch in job.labels.batches(start, stop):
             for at in range(0, len(batch), job.block):
                 rows = cut(batch, at, min(at + job.block, len(batch)))
@@ -68,7 +69,9 @@ def pieces(job: Job, start: int, stop: int) -> Iterator[Piece]:
                     now = getattr(matrix, "layer_bytes_read", 0)
                     yield piece._replace(bytes_read=piece.bytes_read + now - read)
                     read = now
-                behind.submit(matrix.release, rows.first_row, rows.first_row + len(rows))
+                if before is not None:
+                    before.result()  # else blocks that were let go of could pile up
+                before = behind.submit(matrix.release, rows.first_row, rows.first_row + len(rows))
     matrix.check()
 
 

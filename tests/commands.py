@@ -17,6 +17,7 @@ from bigvocab.cli import cli
 
 ROOT = Path(bigvocab.__file__).parent.parent
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm", "COLUMNS": "80"}
+ENVIRONMENT.pop("PYTHONUNBUFFERED", None)  # what is buffered fails late
 ROWS, CLASSES = 40, 11
 
 

@@ -278,7 +278,7 @@ def test_wrong_data_exits_1_with_one_line_and_no_output(data, arguments, words):
             1,
             "bigvocab: error: out of memory; --max-memory, --chunk-rows and --threads bound what is used",
         ),
-        (KeyboardInterrupt(), 130, "bigvocab: interrupted"),
+        (KeyboardInterrupt(), 1, "bigvocab: interrupted"),
     ],
 )
 def test_what_the_work_raises_becomes_one_line(data, monkeypatch, error, code, line):
@@ -468,3 +468,19 @@ def test_numbers_past_any_range_are_a_wrong_command(data, seed):
     refused(run(*sample, "--seed", seed), 2, "--seed")
     refused(run(*sample, "--step", 1 << 60), 2, "--step")
     refused(run("sample", "--num-sampled", 1 << 40, "--range-max", "9", "--output", "c.arrow"), 2, "--num-sampled")
+
+
+def test_files_beside_a_state_without_lines_are_left_alone(data):
+    Path("s.lines").write_text("hello")
+    assert run(*EVAL, "--state", "s").exit_code == 0
+    assert Path("s.lines").read_text() == "hello"
+
+
+def test_outputs_that_cannot_be_written_are_known_before_any_work(data):
+    Path("nowhere.json").symlink_to("none/x")
+    os.mkfifo("pipe")
+    before = sorted(os.listdir())
+    refused(run(*EVAL, "--report", "nowhere.json", "--output", "o.parquet"), 1, "nowhere.json: cannot be written")
+    refused(run(*EVAL, "--state", "s", "--output", "nowhere.json"), 1, "nowhere.json: cannot be written")
+    refused(run(*EVAL, "--state", "s", "--output", "pipe"), 1, "pipe: is a pipe or a device")
+    assert sorted(os.listdir()) == before

@@ -120,7 +120,7 @@ def test_a_terminal_without_unicode_gets_plain_letters(data):
     assert rb"\u039a" in done.stdout
 
 
-@pytest.mark.parametrize(("number", "code", "said"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "")])
+@pytest.mark.parametrize(("number", "code", "said"), [(signal.SIGINT, 1, "interrupted"), (signal.SIGTERM, 143, "")])
 def test_a_signal_ends_the_work_and_leaves_no_output(tmp_path, number, code, said):
     rows, classes = 16_000, 1_000_000
     with open(tmp_path / "logits.bin", "wb") as file:
@@ -166,8 +166,46 @@ def test_outputs_go_through_pipes_and_links(data):
     assert Path("pipe").is_fifo()
 
 
-def test_a_report_to_stdout_by_its_name(data):
-    done = process(*EVAL, "--report", "/proc/self/fd/1", "-q")
-    assert done.returncode == 0, done.stderr
-    report, _ = json.JSONDecoder().raw_decode(done.stdout)
+@pytest.mark.parametrize("name", ["/dev/stdout", "/proc/self/fd/1", "/dev/fd/1"])
+def test_a_report_and_the_table_to_one_file(data, name):
+    """What a redirection has open knows how far it was written: neither is written over the other."""
+    with open("both.txt", "wb") as sink:
+        command = [sys.executable, "-m", "bigvocab", *EVAL, "--report", name, "-q"]
+        assert subprocess.run(command, stdout=sink, env=ENVIRONMENT).returncode == 0
+    text = Path("both.txt").read_text()
+    report, end = json.JSONDecoder().raw_decode(text)
     assert report["rows"] == ROWS
+    assert text[end:].lstrip().startswith("loss")
+
+
+@pytest.mark.parametrize("command", [["--help"], ["--version"], ["eval", "--help"], ["inspect", "logits.npy"]])
+def test_whatever_is_printed_to_a_full_disk_is_an_error(data, command):
+    with open("/dev/full", "wb") as sink:
+        done = subprocess.run(
+            [sys.executable, "-m", "bigvocab", *command], stdout=sink, stderr=subprocess.PIPE, env=ENVIRONMENT
+        )
+    assert done.returncode == 1
+    assert done.stderr.decode() == "bigvocab: error: No space left on device\n"
+
+
+INTERRUPTED = """
+import importlib.abc, os, signal, sys
+from bigvocab.__main__ import main
+module = sys.argv.pop(1)
+class Interrupting(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name == module:
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Interrupting())
+main()
+"""
+
+
+@pytest.mark.parametrize("module", ["click", "numpy", "numpy._core.umath", "pyarrow.lib", "numba", "bigvocab.job"])
+def test_an_interrupt_while_modules_are_loaded(data, module):
+    """As an exception it may come out of the import as an ImportError, or be printed by a library."""
+    command = [sys.executable, "-c", INTERRUPTED, module, *EVAL, "--output", "o.parquet", "--report", "r.json"]
+    before = sorted(os.listdir())
+    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT)
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", "bigvocab: interrupted\n")
+    assert sorted(os.listdir()) == before

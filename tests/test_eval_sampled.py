@@ -621,3 +621,17 @@ def test_labels_that_a_file_of_candidates_does_not_fit_are_known_before_any_work
 def test_a_vocabulary_that_is_not_there(tmp_path):
     with pytest.raises(bv.BigvocabError, match="none.txt: cannot be read: No such file"):
         bv.FixedUnigramSampler(vocab_file=tmp_path / "none.txt")
+
+
+@pytest.mark.parametrize("kind", [pa.large_string(), pa.string_view()])
+def test_candidates_with_other_types_of_text(files, kind):
+    path = files / "c.arrow"
+    write_candidates(path, range_max=CLASSES, num_sampled=SAMPLED, seed=1)
+    expected = bv.evaluate(**paths(files), loss="nce", candidates=path)["mean"]
+    with pa.OSFile(str(path)) as file:
+        table = pa.ipc.open_file(file).read_all()
+    at = table.column_names.index("sampler")
+    table = table.set_column(at, "sampler", table["sampler"].cast(kind))
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    assert bv.evaluate(**paths(files), loss="nce", candidates=path)["mean"] == expected

@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 from jobs import figures
 
 import bigvocab as bv
+from bigvocab.job import block_rows
+from bigvocab.matrix import as_matrix
 
 
 @pytest.fixture(scope="module")
@@ -282,7 +284,7 @@ BAD_OPTIONS = [
     ({"logit_scale": 0}, "logit_scale: got 0.0, expected a finite number above 0"),
     ({"softcap": -1}, "softcap: got -1.0"),
     ({"top_k": "0"}, "top_k: expected integers of at least 1"),
-    ({"threads": 0}, "num_threads: expected a positive int"),
+    ({"threads": 0}, "threads: expected a positive int"),
 ]
 
 
@@ -502,3 +504,56 @@ def test_an_output_may_be_called_labels(tmp_path, monkeypatch):
     for _ in range(2):
         bv.evaluate(logits=np.eye(3), labels=[0, 1, 1], output="labels")
     assert pq.read_table("labels").num_rows == 3
+
+
+@pytest.mark.parametrize("dtype", ["f2", ">f2", "f4", "f8"])
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("loss", ["sparse-softmax", "sparse-sigmoid"])
+def test_rows_that_are_copied_have_the_same_bits_in_any_split(dtype, order, loss):
+    """How many rows are copied together must not decide how a row's sum is cut."""
+    rng = np.random.default_rng(3)
+    logits = np.asarray(rng.standard_normal((70, 150_000)) * 3, dtype, order=order)
+    labels = rng.integers(0, 150_000, (70, 1) if loss == "sparse-sigmoid" else 70)
+    found = {
+        bv.evaluate(logits=logits, labels=labels, loss=loss, threads=threads, chunk_rows=rows)["mean"]
+        for threads, rows in ((1, None), (2, None), (2, 1), (3, 30))
+    }
+    assert len(found) == 1
+
+
+def test_a_row_with_a_nan_predicts_nothing_in_any_tile(tmp_path):
+    logits = np.arange(12, dtype=np.float32).reshape(2, 6)
+    logits[0, 5] = logits[1, 0] = np.nan
+    logits[1, 3] = np.inf
+    np.save(tmp_path / "a.npy", logits[:, :3])
+    np.save(tmp_path / "b.npy", logits[:, 3:])
+    out, options = tmp_path / "l.parquet", {"labels": [0, 1], "metrics": "predicted", "nonfinite": "keep"}
+    for source in (logits, [tmp_path / "a.npy", tmp_path / "b.npy"]):
+        bv.evaluate(logits=source, output=out, vocab_shards=isinstance(source, list), **options)
+        assert pq.read_table(out)["predicted"].to_pylist() == [None, None]
+
+
+def test_groups_past_64_bits_go_by_their_text():
+    ev = bv.Evaluator()
+    ev.update(np.zeros((3, 4)), [0, 1, 2], groups=[2**70, 1, -1])
+    assert sorted(ev.report()["groups"]) == ["-1", "1", str(2**70)]
+
+
+def test_evaluators_take_the_options_of_files(job, tmp_path):
+    job["logits"].astype(np.float32).tofile(tmp_path / "raw.bin")
+    options = {"shape": job["logits"].shape, "dtype": "float32", "chunk_rows": 7, "max_memory": "64M"}
+    found = bv.Evaluator(**options).update(tmp_path / "raw.bin", job["labels"])
+    assert np.array_equal(found, bv.Evaluator().update(job["logits"].astype(np.float32), job["labels"]))
+    with pytest.raises(TypeError, match=r"evaluate\(\) got an unexpected keyword argument 'fail_if'; it belongs to"):
+        bv.evaluate(logits=job["logits"], labels=job["labels"], fail_if="mean > 3")
+    with pytest.raises(bv.BigvocabError, match="chunk_rows: got 0"):
+        bv.Evaluator(chunk_rows=0)
+    with pytest.raises(bv.BigvocabError, match="threads: expected"):
+        bv.Evaluator(threads=0)
+
+
+def test_memory_bounds_the_blocks_that_are_asked_for():
+    ev, matrix = bv.Evaluator(), as_matrix(np.zeros((1000, 4096), np.float32))
+    assert block_rows(ev, matrix, 500, "4M") == 256
+    assert block_rows(ev, matrix, 100, "4M") == 100
+    assert block_rows(ev, matrix, 500, None) == 500

@@ -156,3 +156,12 @@ def test_importing_the_package_is_light():
     code = f"import bigvocab, bigvocab.cli, sys; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_scripts_say_which_environment_they_want():
+    """Without a word, what is sourced sees the arguments of its caller."""
+    for script in (ROOT / "scripts").iterdir():
+        if script.is_file() and script.suffix == "":
+            for line in script.read_text().splitlines():
+                if line.startswith(". "):
+                    assert re.search(r"_venv\"? (\"\"|dev)$", line), (script, line)

@@ -128,3 +128,12 @@ def test_a_column_that_is_not_there(tmp_path):
     pq.write_table(pa.table({"y": [1]}), tmp_path / "l.parquet")
     (found,) = inspect_path(f"{tmp_path}/l.parquet::foo")
     assert found["error"].endswith("l.parquet: no column 'foo'; the columns are: 'y'")
+
+
+def test_a_folder_that_leads_to_itself(tmp_path):
+    np.save(tmp_path / "a.npy", np.zeros((2, 3), np.float32))
+    (tmp_path / "b.npy").symlink_to("gone.npy")
+    (tmp_path / "c.npy").symlink_to(tmp_path)
+    found = list(inspect_path(str(tmp_path)))
+    assert [Path(entry["path"]).name for entry in found] == ["a.npy", "b.npy"]
+    assert "cannot open" in found[1]["error"]

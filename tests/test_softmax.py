@@ -460,3 +460,16 @@ def test_entropy_of_a_peak_beside_equal_logits(classes, place):
         expected = reference(logits.astype(np.float64))[1]
         found = softmax_rows([(0, logits)], np.full(1, -2), want=wanted(entropy=True)).entropy
         np.testing.assert_allclose(found, expected, rtol=0, atol=1.5e-6)
+
+
+def test_a_certain_row_under_a_large_softcap_has_no_entropy():
+    logits = np.zeros((300, 32), np.float16)
+    logits[:, 5] = np.linspace(0.1, 30, 300)
+    ev = bv.Evaluator(logit_scale=3.35e14, softcap=9.98e13, metrics="entropy")
+    ev.update(logits, np.full(300, 5))
+    assert ev.report()["entropy"] == 0.0
+
+
+def test_class_weights_of_zero_leave_nothing():
+    options = {"label_smoothing": 0.1, "class_weights": np.zeros(3)}
+    assert bv.sparse_softmax_cross_entropy(np.array([[0, np.inf, 1]]), [0], **options)[0] == 0

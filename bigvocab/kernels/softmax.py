@@ -100,8 +100,12 @@ def _add_lanes(logits, ordered, held, constants, low, origin, y, ranked, entropy
 
 
 @inline
-def _block(x, start, stop, factor, reference, origin, label, ranked, entropy):
-    """What `_add_lanes` says of a block, sums in float64; the last vector stands apart: the loop has no branch."""
+def _block(x, start, stop, terms, label, ranked, entropy):
+    """What `_add_lanes` says of a block, sums in float64; the last vector stands apart: the loop has no branch.
+
+    terms = (factor, reference, origin); `ranked` and `entropy` are constants, each pair a loop of its own.
+    """
+    factor, reference, origin = terms
     zero = v.zeros_for(x)
     constants = power_constants(zero, factor, reference)
     low = v.splat(v.like_lane(_lowest(factor, reference), x), zero)
@@ -135,6 +139,22 @@ def _block(x, start, stop, factor, reference, origin, label, ranked, entropy):
         shifted = v.add(shifted, v.fold(held[2]))
         top, greater, equal = held[1], held[3], held[4]
     return sums, top, shifted, greater, equal
+
+
+@inline
+def _any_block(x, start, stop, terms, label, ranked, entropy):
+    """`_block` for what is known at run time only."""
+    if entropy:
+        if ranked == UPWARDS:
+            return _block(x, start, stop, terms, label, UPWARDS, True)
+        if ranked == DOWNWARDS:
+            return _block(x, start, stop, terms, label, DOWNWARDS, True)
+        return _block(x, start, stop, terms, label, UNRANKED, True)
+    if ranked == UPWARDS:
+        return _block(x, start, stop, terms, label, UPWARDS, False)
+    if ranked == DOWNWARDS:
+        return _block(x, start, stop, terms, label, DOWNWARDS, False)
+    return _block(x, start, stop, terms, label, UNRANKED, False)
 
 
 @inline
@@ -228,19 +248,8 @@ def _row(x, label, scale, want, first_class, stats):
                 origin, due = first, stop
                 limit = v.like_lane((np.float64(reference) + _FARTHEST) / c, x)
         counted = want & RANK and near and label != 0
-        if want & ENTROPY:
-            if counted and downwards:
-                block = _block(x, start, stop, factor, reference, origin, lane_label, DOWNWARDS, True)
-            elif counted:
-                block = _block(x, start, stop, factor, reference, origin, lane_label, UPWARDS, True)
-            else:
-                block = _block(x, start, stop, factor, reference, origin, lane_label, UNRANKED, True)
-        elif counted and downwards:
-            block = _block(x, start, stop, factor, reference, origin, lane_label, DOWNWARDS, False)
-        elif counted:
-            block = _block(x, start, stop, factor, reference, origin, lane_label, UPWARDS, False)
-        else:
-            block = _block(x, start, stop, factor, reference, origin, lane_label, UNRANKED, False)
+        ranked = UNRANKED if not counted else DOWNWARDS if downwards else UPWARDS
+        block = _any_block(x, start, stop, (factor, reference, origin), lane_label, ranked, want & ENTROPY)
         top = block[1]
         if want & RANK:
             near = v.any_at_least(top, v.splat(lane_label, top))
@@ -263,7 +272,7 @@ def _row(x, label, scale, want, first_class, stats):
             sums = v.mul(sums, scaling)
             reference, origin, due = moved, highest, stop
             limit = v.like_lane((np.float64(reference) + _FARTHEST) / c, x)
-            block = _block(x, start, stop, factor, reference, origin, lane_label, UNRANKED, True)
+            block = _block(x, start, stop, (factor, reference, origin), lane_label, UNRANKED, True)
         sums = v.add(sums, block[0])
         shifted_sums = v.add(shifted_sums, block[2])
         if want & LOGIT_SUM:
@@ -347,8 +356,10 @@ def _row_wide(x, label, scale, softcap, want, first_class, stats):
         stats[GREATER] += greater
         stats[EQUAL] += equal - _padding(x, label)
         return
-    highest = _transformed(best, scale, softcap) if best > -np.inf else 0.0
     sums, shifted_sums, totals = v.sums_for(x), v.sums_for(x), v.sums_for(x)
+    highest = 0.0
+    if best > -np.inf:  # as the lanes have it, so that the maximum counts as exactly 1
+        highest = v.largest(_transformed_lanes(v.splat(best, sums), scale, softcap))
     base, log2e, low = v.splat(highest, sums), v.splat(LOG2E, sums), v.splat(-1022.0, sums)
     for i in range(0, x.size, size):
         y = _transformed_lanes(v.widen(_lanes_at(x, i, x.size, size)), scale, softcap)
@@ -367,7 +378,8 @@ def _row_wide(x, label, scale, softcap, want, first_class, stats):
         gap = abs(highest - _transformed(stats[MAX], scale, softcap))
         if want & PREDICTED and best > stats[MAX]:
             stats[ARGMAX] = first_class + _first_at(x, 0, x.size, best)
-        _merge(stats, best, max(total, 1.0), LN2 * v.total(shifted_sums), gap)
+        shifted = LN2 * v.total(shifted_sums) if total > 1.0 else 0.0  # of masked classes alone
+        _merge(stats, best, max(total, 1.0), shifted, gap)
         stats[MAX] = max(best, stats[MAX])
     stats[TOTAL] += v.total(totals)
     stats[GREATER] += greater
