@@ -138,12 +138,13 @@ def width(typingctx, array):
 # those of numbers below 0 run downwards. Not for a label of 0: to integers, -0 is another number.
 
 
-def _is_half(dtype):
+def is_half(dtype):
+    """Whether an array of this type holds half-precision numbers, as kernels take them."""
     return dtype in (types.int16, types.uint16)
 
 
 def _order_of(dtype):
-    return SHORTS if _is_half(dtype) else lanes_of(dtype)
+    return SHORTS if is_half(dtype) else lanes_of(dtype)
 
 
 @intrinsic
@@ -151,7 +152,7 @@ def runs_downwards(typingctx, label, array):
     """Whether numbers above the label are stored as smaller integers, and compared so."""
 
     def codegen(context, builder, signature, args):
-        if not _is_half(array.dtype):
+        if not is_half(array.dtype):
             return ir.Constant(ir.IntType(1), 0)
         return builder.fcmp_ordered("<", args[0], ir.Constant(args[0].type, 0.0))
 

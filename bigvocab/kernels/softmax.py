@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from numba.extending import overload
 
 from bigvocab.kernels import _lanes as v
 from bigvocab.kernels import _memory as m
@@ -141,9 +142,27 @@ def _block(x, start, stop, terms, label, ranked, entropy):
     return sums, top, shifted, greater, equal
 
 
-@inline
 def _any_block(x, start, stop, terms, label, ranked, entropy):
     """`_block` for what is known at run time only."""
+    raise NotImplementedError  # only for kernels: see the overload below
+
+
+@overload(_any_block, inline="always")
+def _any_block_of(x, start, stop, terms, label, ranked, entropy):
+    return _block_of_halves if m.is_half(x.dtype) else _block_of_numbers
+
+
+def _block_of_numbers(x, start, stop, terms, label, ranked, entropy):
+    if entropy:
+        if ranked == UNRANKED:
+            return _block(x, start, stop, terms, label, UNRANKED, True)
+        return _block(x, start, stop, terms, label, UPWARDS, True)
+    if ranked == UNRANKED:
+        return _block(x, start, stop, terms, label, UNRANKED, False)
+    return _block(x, start, stop, terms, label, UPWARDS, False)
+
+
+def _block_of_halves(x, start, stop, terms, label, ranked, entropy):
     if entropy:
         if ranked == UPWARDS:
             return _block(x, start, stop, terms, label, UPWARDS, True)
@@ -232,6 +251,7 @@ def _row(x, label, scale, want, first_class, stats):
     downwards = m.runs_downwards(lane_label, x)
     near = True  # whether the label's logit was reached in the block before: then count in the same pass
     start = stop = due = 0
+    again = False  # the same block, whose logits are counted already
     while stop < x.size:
         start, stop = stop, min(stop + BLOCK if stop else FIRST, x.size)
         if want & ENTROPY and started and start >= due:
@@ -247,11 +267,11 @@ def _row(x, label, scale, want, first_class, stats):
                     return False
                 origin, due = first, stop
                 limit = v.like_lane((np.float64(reference) + _FARTHEST) / c, x)
-        counted = want & RANK and near and label != 0
+        counted = want & RANK and near and label != 0 and not again
         ranked = UNRANKED if not counted else DOWNWARDS if downwards else UPWARDS
         block = _any_block(x, start, stop, (factor, reference, origin), lane_label, ranked, want & ENTROPY)
         top = block[1]
-        if want & RANK:
+        if want & RANK and not again:
             near = v.any_at_least(top, v.splat(lane_label, top))
             if counted:
                 greater += block[3]
@@ -260,7 +280,7 @@ def _row(x, label, scale, want, first_class, stats):
                 above, at = _block_counts(x, start, stop, lane_label)
                 greater += above
                 equal += at
-        if v.any_greater(top, v.splat(limit, top)):
+        if not again and v.any_greater(top, v.splat(limit, top)):
             highest = v.largest(top)
             moved = v.like_lane(_reference(highest, c), x)
             if not abs(np.float64(moved)) < _PRECISE:
@@ -272,7 +292,9 @@ def _row(x, label, scale, want, first_class, stats):
             sums = v.mul(sums, scaling)
             reference, origin, due = moved, highest, stop
             limit = v.like_lane((np.float64(reference) + _FARTHEST) / c, x)
-            block = _block(x, start, stop, (factor, reference, origin), lane_label, UNRANKED, True)
+            stop, again = start, True
+            continue
+        again = False
         sums = v.add(sums, block[0])
         shifted_sums = v.add(shifted_sums, block[2])
         if want & LOGIT_SUM:
