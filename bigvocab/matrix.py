@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from bigvocab.checks import as_array
 from bigvocab.errors import BigvocabError, FormatError
 from bigvocab.formats import read_layout, refuse_header, refuse_selector
 from bigvocab.formats.layout import SUPPORTED, Layout, dtype_label, is_supported, parse_dtype, parse_shape
@@ -329,6 +330,8 @@ def as_matrix(value: Any, **options: Any) -> Matrix:
         isinstance(value, list | tuple) and value and all(isinstance(item, str | os.PathLike) for item in value)
     ):
         return open_matrix(value, **options)
+    if isinstance(value, list | tuple) and value:
+        value = as_array("array", value)
     if hasattr(value, "__array__"):
         return Matrix.from_array(value if isinstance(value, np.ma.MaskedArray) else np.asarray(value))
     raise TypeError(f"expected an array, a path or a Matrix, got {type(value).__name__}")

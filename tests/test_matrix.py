@@ -475,10 +475,10 @@ def test_as_matrix(tmp_path):
     path = save(tmp_path / "x.npy", VALUES)
     matrix = open_matrix(path)
     assert as_matrix(matrix) is matrix
-    for value in [path, str(path), [path], VALUES, np.asarray(memoryview(VALUES))]:
+    for value in [path, str(path), [path], VALUES, np.asarray(memoryview(VALUES)), VALUES.tolist()]:
         np.testing.assert_array_equal(np.asarray(as_matrix(value)), VALUES)
     assert as_matrix([path, path], vocab_shards=True).shape == (12, 10)
-    for value in [None, 3, [], [[1.0]], {"a": 1}]:
+    for value in [None, 3, [], {"a": 1}]:
         with pytest.raises(TypeError, match="expected an array, a path or a Matrix, got"):
             as_matrix(value)
 
