@@ -196,27 +196,45 @@ class FileCandidates:
                     f"{self.path}: was drawn with the vocabulary {self.vocab_file}, which cannot be read: "
                     f"{error.__cause__.strerror}; expected it there, or vocab_file, where it is now"
                 ) from None
+            self._check_sampler()
+
+    def _check_sampler(self) -> None:
+        """Raise unless the sampler, with the vocabulary as it is now, gives the candidates the counts they have."""
+        expected = self._expected(self._candidates)
+        wrong = ~np.isclose(self._counts, expected, rtol=1e-5, atol=0)
+        if wrong.any():
+            at = int(np.argmax(wrong))
+            source = f"{self.name} with the vocabulary {self.vocab_file}" if self.vocab_file else self.name
+            raise BigvocabError(
+                f"{self.path}: candidate {at}, {self._candidates[at]}, has the expected count {self._counts[at]}, "
+                f"but {expected[at]} by the sampler {source}; expected those it was drawn with"
+            )
+
+    def _expected(self, ids: Ids) -> npt.NDArray[np.float64]:
+        """Expected counts by the sampler."""
+        if self.name == "all":
+            return np.where(ids < self.num_sampled, 1.0, 0.0)  # the others are never drawn
+        if self.num_sampled == self._sampler.range_max:
+            return np.ones(len(ids))
+        return expected_count(self._sampler.probability(ids), self.num_sampled, self._num_tries)
 
     def shown(self) -> dict[str, Any]:
         """What a report says of them."""
-        return {
-            "sampler": self.name,
-            "num_sampled": self.num_sampled,
-            "seed": None if self.seed is None else list(self.seed),
-        }
+        seed = {} if self.seed is None else {"seed": list(self.seed)}
+        return {"sampler": self.name, "num_sampled": self.num_sampled, **seed}
 
     def options(self) -> dict[str, Any]:
         """What tells candidates apart."""
-        return {"candidates": self.path, "sampler": self.name, "num_sampled": self.num_sampled, "seed": self.seed}
+        vocab_file = None if self.vocab_file is None else os.path.abspath(self.vocab_file)
+        drawn = {"sampler": self.name, "num_sampled": self.num_sampled, "seed": self.seed}
+        return {"candidates": self.path, **drawn, "vocab_file": vocab_file}
 
     def draw(self, row: int, rows: int, true: TrueClasses, kept: Ids) -> Draw:
         """The candidates, for `rows` rows from `row` on; `kept` are those that have the true classes, from 0."""
         if self._true is not None and self._true_counts is not None:
             counts = self._true_counts[self._stored(self._true, row, true, kept)]
-        elif self.name == "all" or self.num_sampled == self._sampler.range_max:
-            counts = np.ones(len(true.ids))
         else:
-            counts = expected_count(self._sampler.probability(true.ids), self.num_sampled, self._num_tries)
+            counts = self._expected(true.ids)
         bad = ~((counts > 0) & (counts < np.inf))
         if bad.any():
             at = int(np.argmax(bad))
@@ -297,6 +315,8 @@ def _read(path: Path) -> dict[str, Any]:
             row[name] = column.flatten().flatten().to_numpy(zero_copy_only=False)
         else:
             row[name] = column[0].as_py()
+    if row.get("seed") is not None and (len(row["seed"]) != 2 or None in row["seed"]):
+        raise FormatError(f"{path}: seed is {row['seed']}, expected a pair of integers")
     if (row.get("true_classes") is None) != (row.get("true_expected_count") is None):
         raise FormatError(f"{path}: has only one of true_classes and true_expected_count, expected both or neither")
     if row.get("true_classes") is not None and not np.array_equal(np.diff(row["true_classes"][0]), counted):

@@ -25,7 +25,7 @@ from bigvocab.report import Report
 from bigvocab.row_results import ROW_RESULTS, num_classes_of, num_rows_of
 from bigvocab.rows import Tiles
 from bigvocab.sampled_results import SAMPLED_RESULTS, open_draws
-from bigvocab.settings import one_of, parse_bytes, parse_metrics, parse_top_k, read_vector
+from bigvocab.settings import one_of, parse_bytes, parse_metrics, parse_seed, parse_top_k, read_vector
 from bigvocab.sigmoid_rows import pos_weight_vector
 from bigvocab.tally import RowResult, Tally
 
@@ -140,7 +140,7 @@ class Evaluator:
             "num_true": num_true,
             "vocab_file": vocab_file,
             "distortion": distortion,
-            "seed": seed,
+            "seed": parse_seed(seed),
             "candidates": candidates,
             "exact": self.exact or None,
         }

@@ -189,6 +189,10 @@ class _Run:
                 raise BigvocabError(
                     f"{self.output}: is gone, and the run of {state} has ended; start anew to write it again"
                 )
+            elif self.output is not None and fingerprints.of_file(self.output) != keeper.data.output_is:
+                raise BigvocabError(
+                    f"{self.output}: is not what the run of {state} wrote, which has ended; expected that file"
+                )
         result = self._result(keeper.data)
         if self.report is not None:
             write_text(self.report, result.to_json() + "\n")
@@ -258,6 +262,8 @@ class _Run:
                     for lines in keeper.all_lines():
                         writer.append(lines)
                 writer.close()
+        if keeper.kept and self.output is not None:
+            keeper.data.output_is = fingerprints.of_file(self.output)
         keeper.finish(job.schema if job.classes is not None else None)
 
     @contextlib.contextmanager

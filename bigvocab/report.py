@@ -166,9 +166,8 @@ def _sampled(figures: Mapping[str, Any], sign: str) -> _Pairs:
     found = figures.get("sampled")
     if not found:
         return []
-    seed = found.get("seed")
-    seeds = ",".join(map(str, seed)) if isinstance(seed, list | tuple) else seed
-    pairs = [("sampler", f"{found['sampler']}, {counted(found['num_sampled'], 'candidate')}, seed {seeds}")]
+    seed = f", seed {','.join(map(str, found['seed']))}" if "seed" in found else ""
+    pairs = [("sampler", f"{found['sampler']}, {counted(found['num_sampled'], 'candidate')}{seed}")]
     if "exact_mean" in found:
         pairs.append(("exact mean", f"{fixed(found['exact_mean'])} nats"))
     pairs.append(("sampled mean", f"{fixed(found['mean'])} nats"))

@@ -45,6 +45,16 @@ def parse_shard(name: str, value: Any) -> tuple[int, int] | None:
     return pair[0], pair[1]
 
 
+def parse_seed(seed: Any) -> Any:
+    """An int or a pair from text such as "1,7"; anything else as it is."""
+    if not isinstance(seed, str):
+        return seed
+    if not re.fullmatch(r"\s*-?\d+\s*(,\s*-?\d+\s*)?", seed):
+        raise BigvocabError(f"seed: got {seed!r}, expected two whole numbers such as 1,7, or one")
+    numbers = [int(part) for part in seed.split(",")]
+    return numbers[0] if len(numbers) == 1 else tuple(numbers)
+
+
 def one_of(name: str, value: str, expected: Sequence[str]) -> str:
     """`value`, which must be one of `expected`."""
     if value not in expected:

@@ -65,6 +65,7 @@ class Data:
     columns: dict[str, Any]
     ranges: list[list[int]] = field(default_factory=list)
     output: bool = False
+    output_is: str | None = None  # the fingerprint of what a run that has ended wrote
     lines: int = 0
     classes: list[int] | None = None
     part: list[int] | None = None

@@ -108,9 +108,17 @@ def _merged(evaluator: Evaluator, states: list[State], rows: int) -> Iterator[tu
         softmax.clear_statistics(stats)
         merge.merge_statistics(groups, (scale, softcap), stats)
         logits = np.full(len(stats), np.nan)
-        for part in parts:
+        for part, state in zip(parts, states, strict=True):
             known = part.column("label_logit").is_valid().to_numpy()
-            logits = np.where(known, part.column("label_logit").to_numpy(), logits)
+            found = part.column("label_logit").to_numpy(zero_copy_only=False)
+            differ = known & ~np.isnan(logits) & ~np.isnan(found) & (found != logits)
+            if differ.any():
+                at = int(np.argmax(differ))
+                raise BigvocabError(
+                    f"{state.path}: row {start + at} has {found[at]} as the logit of its label, but {logits[at]} in "
+                    "another state; expected all of the same logits"
+                )
+            logits = np.where(known, found, logits)
         batch = _labels_of(parts[0], start)
         yield batch, of_statistics(evaluator, batch, batch.labels, RowStatistics(stats, logits, scale, softcap), total)
 

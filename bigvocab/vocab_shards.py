@@ -134,6 +134,7 @@ class ClassRange:
                 _gather(tile, first_class, 0, np.ascontiguousarray(local[part]), out)
         if self._label_logits is not None:
             others, there = self._label_logits.rows(row, row + len(labels))
+            both, mine = inside & there & (labels >= 0), logits
             logits, inside = np.where(inside, logits, others), inside | there & (labels >= 0)
             if (lost := (labels >= 0) & ~inside).any():
                 at = int(np.argmax(lost))
@@ -141,7 +142,13 @@ class ClassRange:
                     f"label_logits: row {row + at} has the label {labels[at]}, whose logit is in none of the files"
                 )
             if isinstance(matrix, Matrix):
-                _check_stored(logits, matrix.dtype, row)
+                _check_stored(np.where(there, others, logits), matrix.dtype, row)
+            if (differ := both & (mine != others) & ~(np.isnan(mine) & np.isnan(others))).any():
+                at = int(np.argmax(differ))
+                raise BigvocabError(
+                    f"label_logits: row {row + at} has {others[at]} for the label {labels[at]}, whose logit is "
+                    f"{mine[at]} here; expected files of these labels and logits"
+                )
         return logits, inside
 
     def _statistics(self, evaluator: Evaluator, matrix: Any, row: int, labels: Any, logits: Floats) -> RowStatistics:

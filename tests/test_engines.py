@@ -12,6 +12,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -350,3 +351,20 @@ def test_the_recipe_for_map_batches(folder, tmp_path):
     finally:
         ray.shutdown()
     assert figures(merge_states(list(tmp_path.glob("*.state")))) == figures(expected)
+
+
+def test_workers_end_with_a_parent_that_is_killed(folder, tmp_path):
+    code = """
+import multiprocessing, os, sys, time
+from concurrent.futures import ProcessPoolExecutor
+from bigvocab.engines.local import _end_with_parent
+if __name__ == "__main__":
+    pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _end_with_parent)
+    print(pool.submit(os.getpid).result(), flush=True)
+    time.sleep(600)
+"""
+    (tmp_path / "parent.py").write_text(code)
+    with subprocess.Popen([sys.executable, tmp_path / "parent.py"], stdout=subprocess.PIPE, text=True) as parent:
+        worker = psutil.Process(int(parent.stdout.readline()))
+        parent.kill()
+        worker.wait(60)

@@ -306,12 +306,7 @@ def test_candidates_of_a_file(job, files, vocab, loss, with_true):
 def rewritten(path, **changes):
     with pa.OSFile(str(path)) as file:
         row = pa.ipc.open_file(file).read_all().to_pylist()[0]
-    table = pa.Table.from_pylist([row | changes])
-    table = (
-        table.drop_columns([name for name, value in changes.items() if value is ...])
-        if ... in changes.values()
-        else table
-    )
+    table = pa.Table.from_pylist([{name: value for name, value in (row | changes).items() if value is not ...}])
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
 
@@ -329,6 +324,7 @@ def rewritten(path, **changes):
         ({"true_classes": [[1]] * ROWS}, "only one of true_classes and true_expected_count"),
         ({"true_classes": [[1]] * 3, "true_expected_count": [[1.0]] * 3}, "has true classes of 3 rows, expected"),
         ({"true_classes": [[1], [2]], "true_expected_count": [[1.0, 1.0], []]}, "expected as many in each row"),
+        ({"seed": [1, 2, 3]}, r"seed is \[1, 2, 3\], expected a pair"),
         ({"num_tries": 2}, f"num_tries is 2, expected at least {SAMPLED}"),
     ],
 )
@@ -386,8 +382,7 @@ def test_candidates_from_elsewhere_need_only_counts(job, files):
     values = ([4, 5], np.ones((3, 1)), [0.5, 0.25])
     expected = naive.nce_loss(job["weights"], np.zeros(CLASSES), few["labels"][:, None], few["inputs"], values)
     assert report["mean"] == pytest.approx(expected.mean(), rel=1e-6)
-    assert report["sampled"] == {"sampler": "file", "num_sampled": 2, "seed": None, "mean": report["mean"]}
-    assert json.loads(report.to_json())["sampled"]["seed"] is None
+    assert report["sampled"] == {"sampler": "file", "num_sampled": 2, "mean": report["mean"]}
     assert "2 candidates" in str(report)
 
 
@@ -635,3 +630,42 @@ def test_candidates_with_other_types_of_text(files, kind):
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
     assert bv.evaluate(**paths(files), loss="nce", candidates=path)["mean"] == expected
+
+
+def test_the_vocabulary_of_candidates_tells_jobs_apart(job, files, monkeypatch):
+    monkeypatch.chdir(files)
+    counts = np.arange(CLASSES) + 1
+    for name, values in (("a.txt", counts), ("b.txt", counts[::-1])):
+        with open(name, "w") as file:
+            file.writelines(f"w,{n}\n" for n in values)
+    write_candidates("c.arrow", sampler="unigram", vocab_file="a.txt", num_sampled=SAMPLED, seed=1)
+    options = paths(files) | {"loss": "nce", "candidates": "c.arrow"}
+    with pytest.raises(bv.BigvocabError, match=r"c.arrow: candidate \d+, \d+, has the expected count .*b.txt"):
+        bv.evaluate(**options, vocab_file="b.txt")
+    bv.evaluate(**options, vocab_file="a.txt", shard="1/2", state="1.state")
+    with open("a.txt", "a") as file:
+        file.write("")
+    with open("d.txt", "w") as file:  # the same shares, other bytes
+        file.writelines(f"word,{n}\n" for n in counts)
+    bv.evaluate(**options, vocab_file="d.txt", shard="2/2", state="2.state")
+    with pytest.raises(bv.BigvocabError, match="2.state: draws vocab_file is"):
+        merge_states(["1.state", "2.state"])
+
+
+def test_labels_outside_all_candidates_of_a_file(job, files):
+    write_candidates(files / "c.arrow", sampler="all", range_max=CLASSES, num_sampled=5)
+    with pytest.raises(bv.BigvocabError, match="whose expected count in .*c.arrow is 0.0"):
+        bv.evaluate(**paths(files), loss="nce", candidates=files / "c.arrow")
+
+
+def test_a_seed_may_be_text_and_may_be_unknown(job, files):
+    one, other = (bv.evaluate(**job, loss="nce", num_sampled=9, seed=seed)["mean"] for seed in ("1,7", (1, 7)))
+    assert one == other
+    with pytest.raises(bv.BigvocabError, match="seed: got '1;7'"):
+        bv.evaluate(**job, loss="nce", num_sampled=9, seed="1;7")
+    path = files / "c.arrow"
+    write_candidates(path, range_max=CLASSES, num_sampled=SAMPLED, seed=1)
+    rewritten(path, seed=...)
+    report = bv.evaluate(**paths(files), loss="nce", candidates=path)
+    assert "seed" not in report["sampled"]
+    assert ", seed" not in str(report)

@@ -330,6 +330,9 @@ def test_going_on_is_the_same_run(folder, whole, tmp_path, at_every_block):
     assert resumed(folder, tmp_path, threads=1, max_memory="1M") == whole
     again = resumed(folder, tmp_path)  # a run that has ended reports again
     assert again == whole
+    (tmp_path / "losses.parquet").write_bytes(b"of another job")
+    with pytest.raises(bv.BigvocabError, match=r"losses\.parquet: is not what the run of .*s wrote"):
+        resumed(folder, tmp_path)
     (tmp_path / "losses.parquet").unlink()
     with pytest.raises(bv.BigvocabError, match=r"losses\.parquet: is gone, and the run of .*s has ended"):
         resumed(folder, tmp_path)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from commands import refused, run
@@ -557,3 +558,24 @@ def test_shards_of_a_linear_head_merge_to_the_bits_of_one_run(tmp_path):
     times = ("seconds", "rows_per_second", "bytes_per_second", "inputs")
     merged, whole = merge_states(paths).to_dict(), bv.evaluate(**job).to_dict()
     assert {k: v for k, v in merged.items() if k not in times} == {k: v for k, v in whole.items() if k not in times}
+
+
+def test_label_logits_of_other_logits_are_refused(data, tmp_path):
+    jobs = [main_job(data, logits=data / n, first_class=first, num_classes=CLASSES) for n, first in SLICES]
+    for i, job in enumerate(jobs):
+        bv.evaluate(**job, save_label_logits=tmp_path / f"{i}.arrow")
+    files = [tmp_path / f"{i}.arrow" for i in range(len(SLICES))]
+    with pa.OSFile(str(files[1])) as file:
+        table = pa.ipc.open_file(file).read_all()
+    moved = pa.table({"label_logit": pc.multiply(table["label_logit"], 2.0)})
+    with pa.OSFile(str(tmp_path / "moved.arrow"), "wb") as sink, pa.ipc.new_file(sink, moved.schema) as writer:
+        writer.write_table(moved)
+    stale = [files[0], tmp_path / "moved.arrow", files[2]]
+    with pytest.raises(
+        bv.BigvocabError, match=r"label_logits: row \d+ has .* for the label \d+, whose logit is .* here"
+    ):
+        bv.evaluate(**jobs[1], state=tmp_path / "x.state", label_logits=stale)
+    for i, known in enumerate((stale, files, files)):
+        bv.evaluate(**jobs[i], state=tmp_path / f"{i}.state", label_logits=known)
+    with pytest.raises(bv.BigvocabError, match=r"row \d+ has .* as the logit of its label, but .* in another state"):
+        merge_states([tmp_path / f"{i}.state" for i in range(3)])

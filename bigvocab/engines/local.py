@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import multiprocessing.connection
+import os
 import pickle
+import threading
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -42,6 +45,19 @@ def pool_pieces(job: Job, start: int, workers: int) -> Iterator[Piece]:
                 ) from None
 
 
+def _end_with_parent() -> None:
+    """In a worker: end when the parent is gone, however it went; else workers of a killed job would wait for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def watch() -> None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True, name="parent").start()
+
+
 def _pool(
     order: bytes, todo: deque[tuple[int, int]], workers: int, *, cautious: bool
 ) -> Iterator[tuple[int, int, Any]]:
@@ -49,7 +65,7 @@ def _pool(
 
     `cautious` begins with one range alone: if that is the one whose processes die, no other dies with it.
     """
-    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _end_with_parent)
     running: deque[Future[Any]] = deque()
     waiting = iter(list(todo))
     most = 1 if cautious else 3 * workers
