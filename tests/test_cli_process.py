@@ -190,6 +190,7 @@ def test_whatever_is_printed_to_a_full_disk_is_an_error(data, command):
 
 INTERRUPTED = """
 import importlib.abc, os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
 from bigvocab.__main__ import main
 module = sys.argv.pop(1)
 class Interrupting(importlib.abc.MetaPathFinder):
