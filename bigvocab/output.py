@@ -76,9 +76,7 @@ def replacing(path: str | os.PathLike[str], *, fixed: bool = False) -> Iterator[
         os.close(handle)
     except OSError as error:
         raise BigvocabError(f"{target}: cannot be written: {error.strerror}") from None
-    temporary = Path(name)
-    _temporaries.add(temporary)
-    try:
+    with _passing(name, target) as temporary:
         if target.is_dir():
             raise BigvocabError(f"{target}: is a folder, expected a file to write")
         yield temporary
@@ -89,6 +87,15 @@ def replacing(path: str | os.PathLike[str], *, fixed: bool = False) -> Iterator[
             os.fsync(written.fileno())
         temporary.replace(target)
         sync_folder(target)
+
+
+@contextlib.contextmanager
+def _passing(name: str, target: Path) -> Iterator[Path]:
+    """A temporary file on its way to `target`: gone at the end, whatever happens."""
+    temporary = Path(name)
+    _temporaries.add(temporary)
+    try:
+        yield temporary
     except OSError as error:
         raise BigvocabError(f"{target}: cannot be written: {error.strerror or error}") from None
     finally:
@@ -134,20 +141,12 @@ def _written_through(target: Path) -> Iterator[Path]:
     """A temporary path whose content goes to `target` at the end; nothing goes there after an error."""
     handle, name = tempfile.mkstemp(prefix="bigvocab.", suffix=".part")
     os.close(handle)
-    temporary = Path(name)
-    _temporaries.add(temporary)
-    try:
+    with _passing(name, target) as temporary:
         yield temporary
         number = _descriptor(target)
         sink = target.open("ab") if number is None else os.fdopen(os.dup(number), "wb")
         with temporary.open("rb") as source, sink:
             shutil.copyfileobj(source, sink, 1 << 20)
-    except OSError as error:
-        raise BigvocabError(f"{target}: cannot be written: {error.strerror or error}") from None
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            temporary.unlink()
-        _temporaries.discard(temporary)
 
 
 def sync_folder(path: Path) -> None:
