@@ -17,7 +17,7 @@ from bigvocab.reductions import (
     reduce_losses,
     reduce_weighted,
 )
-from bigvocab.rows import RowStatistics, Tiles, chunk_rows, pieces, softmax_rows, wanted
+from bigvocab.rows import RowStatistics, Tiles, pieces, share_rows, softmax_rows, wanted
 from bigvocab.sigmoid_losses import (
     log_loss,
     sigmoid_cross_entropy,
@@ -65,7 +65,7 @@ class SparseSoftmax:
                 part = weights[first : first + classes]
                 softmax.rows_weighted_sum(piece, labels[start:stop], part, (scale, softcap), sums[start:stop])
 
-        parallel.run(work, len(labels), chunk_rows(tiles, threads, len(labels)), threads)
+        share_rows(work, tiles, len(labels), threads)
         return sums
 
     @property

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import operator
 import os
+import threading
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -21,7 +22,7 @@ from bigvocab.errors import BigvocabError, FormatError
 from bigvocab.formats import read_layout, refuse_header, refuse_selector
 from bigvocab.formats.layout import SUPPORTED, Layout, dtype_label, is_supported, parse_dtype, parse_shape
 from bigvocab.formats.mapped import MappedFile
-from bigvocab.formats.parts import Array, Part, Shard, make_parts, make_shard, native, release_rows
+from bigvocab.formats.parts import Array, Part, Shard, fetch_rows, make_parts, make_shard, native, release_rows
 from bigvocab.formats.paths import Source, expand
 from bigvocab.formats.raw import raw_layouts
 
@@ -204,14 +205,25 @@ class Matrix:
             yield start, [(s.first_class, native(t, self.dtype)) for s, t in zip(self._shards, tiles, strict=True)]
             start = end
 
+    def fetch(self, start: int, stop: int, ended: threading.Event) -> None:
+        """Have rows start to stop read from the disk, in order, unless it has `ended`: for a thread ahead of others."""
+        for part, first, last in self._parts_of(start, stop):
+            if part.file is not None:
+                fetch_rows(part.file, part, first, last, ended)
+
     def release(self, start: int, stop: int) -> None:
         """Tell the system that the pages of rows start to stop are not needed any more; arrays in memory stay."""
+        for part, first, last in self._parts_of(start, stop):
+            if part.file is not None:
+                release_rows(part.file, part, first, last)
+
+    def _parts_of(self, start: int, stop: int) -> Iterator[tuple[Part, int, int]]:
+        """The parts that hold rows start to stop, each with its rows of them."""
         for shard in self._shards:
             row = start
             while row < min(stop, len(self)):
                 part = shard.part_of(row)
-                if part.file is not None:
-                    release_rows(part.file, part, row, min(stop, part.stop))
+                yield part, row, min(stop, part.stop)
                 row = part.stop
 
     def check(self) -> None:

@@ -1,14 +1,41 @@
-"""Memory for arrays that are written once and soon let go of."""
+"""Memory for arrays that are written once and soon let go of, and advice to the system on memory."""
 
 from __future__ import annotations
 
+import ctypes
 import math
+import mmap
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 _PAGE = 1 << 21
+_MADV_POPULATE_READ = 22  # Linux 5.14 on; the module mmap has no name for it
+_madvise = ctypes.CDLL(None).madvise if hasattr(mmap, "MADV_DONTNEED") else None  # mmap.madvise would hold the GIL
+if _madvise is not None:
+    _madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+
+
+def release(address: int, size: int) -> None:
+    """Tell the system that the pages of a map are not needed now; the first one must begin at `address`."""
+    if _madvise is not None:
+        _madvise(address, size, mmap.MADV_DONTNEED)
+
+
+def expect_streaming(address: int, size: int) -> None:
+    """Tell the system that a map of a file is read from end to end: what is not in the page cache comes in huge pages.
+
+    Linux (6.16 on, with ext4) then keeps the file so, and reads of it from the cache cost next to no page fault.
+    """
+    if _madvise is not None and hasattr(mmap, "MADV_HUGEPAGE"):
+        _madvise(address, size, mmap.MADV_HUGEPAGE)
+
+
+def bring(address: int) -> None:
+    """Have the page of a map read, and wait for it; an address behind the end of its file is no error here."""
+    if _madvise is not None:
+        _madvise(address, mmap.PAGESIZE, _MADV_POPULATE_READ)
 
 
 def empty(shape: int | tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import operator
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 _lock = threading.Lock()
@@ -53,19 +53,30 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_pools)
 
 
-def run(task: Callable[[int, int], None], count: int, step: int, num_threads: int | None = None) -> None:
-    """Call `task(start, stop)` for consecutive ranges of at most `step` that cover `range(count)`, on `num_threads`
-    threads, of which the caller's is one.
+def _ranges(count: int, step: int, most: int, threads: int) -> Iterator[tuple[int, int]]:
+    """Consecutive ranges that cover `range(count)`: half of an even share of what is left, within the bounds."""
+    start = 0
+    while start < count:
+        stop = min(start + max(step, min(most, (count - start) // (2 * threads))), count)
+        yield start, stop
+        start = stop
 
-    The first exception of a task is raised here, after those under way have ended; ranges not yet begun are left out.
+
+def run(task: Callable[[int, int], None], count: int, step: int, num_threads: int | None = None, most: int = 0) -> None:
+    """Call `task(start, stop)` for consecutive ranges that cover `range(count)`, on `num_threads` threads, of which
+    the caller's is one.
+
+    Ranges hold `step`, or up to `most` while much is left: turns cost some 20 us each, and the last ones should be
+    short, so that no thread waits long for another. The first exception of a task is raised here, after those under way
+    have ended; ranges not yet begun are left out.
     """
     step = max(1, step)
     threads = min(resolve_threads(num_threads), -(-count // step))
+    ranges = _ranges(count, step, most, max(1, threads))
     if threads <= 1 or getattr(_inside, "task", False):
-        for start in range(0, count, step):
-            task(start, min(start + step, count))
+        for start, stop in ranges:
+            task(start, stop)
         return
-    starts = iter(range(0, count, step))
     turn = threading.Lock()
     stopped = threading.Event()
 
@@ -74,10 +85,10 @@ def run(task: Callable[[int, int], None], count: int, step: int, num_threads: in
         try:
             while not stopped.is_set():
                 with turn:
-                    start = next(starts, None)
-                if start is None:
+                    start, stop = next(ranges, (count, count))
+                if start == count:
                     return
-                task(start, min(start + step, count))
+                task(start, stop)
         except BaseException:
             stopped.set()
             raise

@@ -1,9 +1,10 @@
 """How rows of a mapped file are read: from the map, or copied into a buffer in the cache, whichever is faster here.
 
-A map of a file that the system holds in large pieces (2 MiB) costs next to nothing. In small ones (a file written
-through a map or in little writes, or read ahead by little) each page of 4 KiB has to be entered and taken out again: on
-a virtual machine that was seen to take two thirds of the time, and a copy a third. So pages are counted, and where they
-are small both ways are tried and the faster one is kept. What is computed does not depend on it.
+A map of a file that the system holds in large pieces (2 MiB) costs next to nothing, and what is read here from the disk
+is asked for in such. In small pieces (a file written through a map or in little writes, or brought in by another
+program) each page of 4 KiB has to be entered and taken out again: on a virtual machine that was seen to take two thirds
+of the time, and a copy a third. So pages are counted, and where they are small both ways are tried and the faster one
+is kept. What is computed does not depend on it.
 """
 
 from __future__ import annotations
@@ -26,6 +27,10 @@ _AT_ONCE = 2 << 20  # bytes copied at a time: they stay in the cache until they 
 _LARGEST = 16 << 20  # of one row
 _LARGE_PAGES = 1 << 18  # bytes of a file for each page fault, at least, where its pages are large
 _TRIES = 5  # turns of either way before they are compared, by the medians of as many
+# Bytes of a turn at most: where the cost of turns would show, because these many bytes a second were seen and there is
+# nothing left to compare, and elsewhere. From the disk the system reads ahead best where threads stay near each other.
+_LARGE_TURN, _FAST = 32 << 20, 4e9
+_TURN = 8 << 20
 _RETRY = 32  # turns after which the slower way is tried once more, then after twice as many, ...
 
 _rooms = threading.local()
@@ -55,11 +60,18 @@ class Reader:
     def __init__(self, path: str, address: int, mapped: tuple[int, int, int, int]) -> None:
         self._path, self._address, self._identity = path, address, mapped
         self._can_copy = hasattr(os, "preadv") and hasattr(os, "sched_getaffinity")  # Linux
-        self.copies = False
+        self.copies = self._large_pages = False
         self._turns, self._retry = 0, _RETRY
         self._mapped: deque[float] = deque(maxlen=_TRIES)  # seconds a byte of late
         self._copied: deque[float] = deque(maxlen=_TRIES)
         self._learning = threading.Lock()
+        self._fast = False
+
+    @property
+    def largest_turn(self) -> int:
+        """Bytes that should be read at a time at most."""
+        settled = self._large_pages or len(self._copied) == _TRIES
+        return _LARGE_TURN if settled and self._fast else _TURN
 
     def read(self, rows: Array) -> Iterator[tuple[int, Array]]:
         """(first row, rows) of a view of the map that cover it, each valid until the next is asked for."""
@@ -97,7 +109,10 @@ class Reader:
     def _learn(self, copied: bool, size: int, seconds: float, faults: int) -> None:
         """Note what a turn cost, and choose."""
         with self._learning:
-            if not copied and faults * _LARGE_PAGES < size:
+            self._fast = size > _FAST * seconds
+            if not copied:
+                self._large_pages = faults * _LARGE_PAGES < size
+            if self._large_pages:
                 self._mapped.clear()
                 self._copied.clear()
                 self.copies = False

@@ -6,7 +6,7 @@ files.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,12 +14,13 @@ import numpy as np
 import numpy.typing as npt
 
 from bigvocab import parallel
-from bigvocab.checks import BFLOAT16
+from bigvocab.checks import BFLOAT16, FLOATS
 from bigvocab.reading import reader_of
 
 Tiles = Sequence[tuple[int, npt.NDArray[Any]]]
 
-_CHUNK_BYTES = 8 << 20  # of logits per turn of a thread: enough to hide the turn's cost, small enough to share evenly
+# Bytes of logits per turn of a thread: the last turns small, to share evenly; those before large, to hide their cost.
+_LEAST_TURN, _LARGEST_TURN = 4 << 20, 256 << 20
 _COPY_BYTES, _COPY_ROWS = 8 << 20, 64  # of a part of a tile that is copied because its rows do not lie in one piece
 _CANONICAL = {"float16": np.int16, "bfloat16": np.uint16}
 
@@ -76,13 +77,26 @@ def streamed(tiles: Tiles, start: int, stop: int) -> Iterator[tuple[slice, tuple
             yield slice(first, first + len(rows)), (first_class, tile.shape[1]), kernel_view(rows)
 
 
-def chunk_rows(tiles: Tiles, num_threads: int, rows: int) -> int:
-    """How many rows one thread takes at a turn; a row's result does not depend on it."""
-    row_bytes = sum(tile.shape[1] * tile.itemsize for _, tile in tiles)
-    step = max(1, _CHUNK_BYTES // row_bytes)
-    if not all(_rows_in_one_piece(tile) for _, tile in tiles):
+def share_rows(
+    work: Callable[[int, int], None],
+    tiles: Tiles,
+    rows: int,
+    num_threads: int | None,
+    beside: npt.NDArray[Any] | None = None,
+) -> None:
+    """Call `work(start, stop)` for ranges that cover all rows of `tiles`, and of what is read `beside` them, on the
+    threads; no row's result may depend on it.
+    """
+    arrays = [tile for _, tile in tiles] + ([] if beside is None else [beside])
+    threads = parallel.resolve_threads(num_threads)
+    row_bytes = max(1, sum(array.shape[1] * array.itemsize for _, array in tiles))
+    step, most = _LEAST_TURN // row_bytes, 0
+    if not all(map(_rows_in_one_piece, arrays)):
         step = max(step, _COPY_ROWS)  # columns apart in memory: read some rows' worth of each
-    return max(1, min(step, -(-rows // num_threads)))
+    elif beside is None or beside.dtype.name in FLOATS:  # else every turn makes a copy of them
+        readers = filter(None, map(reader_of, arrays))
+        most = min((reader.largest_turn for reader in readers), default=_LARGEST_TURN) // row_bytes
+    parallel.run(work, rows, min(step, -(-rows // threads)), threads, most)
 
 
 @dataclass
@@ -188,7 +202,6 @@ def softmax_rows(
     labels = np.ascontiguousarray(labels)
     label_logits = np.full(rows, np.nan)
     columns = np.empty((rows, softmax.COLUMNS))
-    threads = parallel.resolve_threads(num_threads)
 
     def work(start: int, stop: int) -> None:
         softmax.clear_statistics(columns[start:stop])
@@ -201,7 +214,7 @@ def softmax_rows(
                 softmax.rows_gather(piece, mine[part], span, logits_of_mine[part])
             softmax.rows_softmax(piece, mine[part], logits_of_mine[part], (scale, softcap), want, span, stats[part])
 
-    parallel.run(work, rows, chunk_rows(tiles, threads, rows), threads)
+    share_rows(work, tiles, rows, num_threads)
     return RowStatistics(columns, label_logits, scale, softcap)
 
 

@@ -6,7 +6,6 @@ One function per loss and form, for arrays and for the streaming path alike; opt
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ import numpy.typing as npt
 from bigvocab import checks, parallel
 from bigvocab.errors import BigvocabError
 from bigvocab.id_sets import IdSets
-from bigvocab.rows import Tiles, chunk_rows, streamed
+from bigvocab.rows import Tiles, share_rows, streamed
 from bigvocab.soft_rows import paired_pieces, refuse_bad_label
 
 Floats = npt.NDArray[np.float64]
@@ -33,11 +32,6 @@ def pos_weight_vector(value: Any, num_classes: int) -> Floats:
             raise BigvocabError(f"pos_weight: got {number}, expected a finite number")
         return np.array([number])
     return checks.class_vector("pos_weight", value, num_classes)
-
-
-def _shared(tiles: Tiles, rows: int, num_threads: int | None, work: Callable[[int, int], None]) -> None:
-    threads = parallel.resolve_threads(num_threads)
-    parallel.run(work, rows, chunk_rows(tiles, threads, rows), threads)
 
 
 def _part(pos_weight: Floats, first: int, classes: int) -> Floats:
@@ -69,7 +63,7 @@ def sigmoid_elements(
             if target is not losses:
                 losses[...] = target
 
-    _shared(tiles, len(out), num_threads, work)
+    share_rows(work, tiles, len(out), num_threads, labels)
     _refuse(faults, labels, tiles, ("labels", "logits"), first_row)
 
 
@@ -103,7 +97,7 @@ def sigmoid_row_sums(
                 x, z, skip[mine], weights, label_smoothing, transform, classes, out[mine], faults[mine]
             )
 
-    _shared(tiles, len(skip), num_threads, work)
+    share_rows(work, tiles, len(skip), num_threads, labels)
     _refuse(faults, labels, tiles, (name, "logits"), first_row)
     return out
 
@@ -132,7 +126,7 @@ def sparse_sigmoid_rows(
             offsets = sets.offsets[first : last + 1]
             sigmoid.rows_softplus(x, skip[first:last], offsets, sets.ids, pos_weight, transform, span, out[first:last])
 
-    _shared(tiles, len(skip), num_threads, work)
+    share_rows(work, tiles, len(skip), num_threads)
     return out
 
 
@@ -153,7 +147,7 @@ def log_loss_elements(
             if target is not losses:
                 losses[...] = target
 
-    _shared(tiles, len(out), None, work)
+    share_rows(work, tiles, len(out), None, labels)
     _refuse(faults, labels, tiles, ("labels", "predictions"), first_row)
 
 
@@ -177,7 +171,7 @@ def log_loss_row_sums(
         for (_, classes), p, z in paired_pieces(tiles, labels, start, stop):
             sigmoid.rows_log_loss_sums(p, z, skip[mine], epsilon, classes, out[mine], faults[mine])
 
-    _shared(tiles, len(skip), num_threads, work)
+    share_rows(work, tiles, len(skip), num_threads, labels)
     _refuse(faults, labels, tiles, names, first_row)
     return out
 

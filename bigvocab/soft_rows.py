@@ -15,7 +15,7 @@ from bigvocab import parallel
 from bigvocab.checks import FLOATS, as_array
 from bigvocab.errors import BigvocabError
 from bigvocab.id_sets import IdSets
-from bigvocab.rows import RowStatistics, Tiles, chunk_rows, kernel_view, pieces, softmax_rows, wanted
+from bigvocab.rows import RowStatistics, Tiles, kernel_view, pieces, share_rows, softmax_rows, wanted
 
 Floats = npt.NDArray[np.float64]
 
@@ -101,9 +101,9 @@ def dense_label_rows(
 
     rows = len(skip)
     marks = np.where(skip, softmax.SKIP, softmax.NO_LABEL)
-    threads = parallel.resolve_threads(num_threads)
     want = _options(want, label_smoothing)
     if (made := getattr(tiles, "dense_label_rows", None)) is not None:  # logits that are made while they are read
+        threads = parallel.resolve_threads(num_threads)
         columns, sums = made(labels, marks, want=want, transform=(scale, softcap), num_threads=threads)
     else:
         columns, sums = np.empty((rows, softmax.COLUMNS)), np.zeros((rows, soft_labels.SUMS))
@@ -115,7 +115,7 @@ def dense_label_rows(
             for span, x, z in paired_pieces(tiles, labels, start, stop):
                 soft_labels.rows_soft_labels(x, z, marks[mine], (scale, softcap), want, span, stats, sums[mine])
 
-        parallel.run(work, rows, chunk_rows(tiles, threads, rows), threads)
+        share_rows(work, tiles, rows, num_threads, labels)
     bad = ~np.isfinite(sums[:, soft_labels.LABEL_SUM])
     if bad.any():
         refuse_bad_label(name, labels, int(np.argmax(bad)), first_row)

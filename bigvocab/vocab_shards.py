@@ -203,9 +203,8 @@ def _with_labels(tiles: Any, labels: Any, logits: Floats, options: dict[str, Any
     """Statistics of rows whose label's logit is known, wherever the label is."""
     if isinstance(tiles, _KnownLabels):
         return tiles.softmax_rows(np.where(labels < 0, labels, 0), **options).columns
-    from bigvocab import parallel
     from bigvocab.kernels import softmax
-    from bigvocab.rows import chunk_rows, streamed
+    from bigvocab.rows import share_rows, streamed
 
     columns = np.empty((len(labels), softmax.COLUMNS))
     threads, transform = options["num_threads"], (options["scale"], options["softcap"])
@@ -217,7 +216,7 @@ def _with_labels(tiles: Any, labels: Any, logits: Floats, options: dict[str, Any
         for part, span, piece in streamed(tiles, start, stop):
             softmax.rows_softmax(piece, mine[part], logits_of_mine[part], transform, options["want"], span, stats[part])
 
-    parallel.run(work, len(labels), chunk_rows(tiles, threads, len(labels)), threads)
+    share_rows(work, tiles, len(labels), threads)
     return columns
 
 

@@ -5,6 +5,7 @@ A process, a pool and a cluster do the same pieces.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from bigvocab.output import loss_lines
 from bigvocab.tally import Tally
 from bigvocab.true_classes import TrueClasses
 from bigvocab.vocab_shards import ClassRange
+
+_FETCHED = 32 << 20  # bytes of a block for which a thread that reads ahead is worth its while
 
 
 @dataclass
@@ -59,19 +62,27 @@ def pieces(job: Job, start: int, stop: int) -> Iterator[Piece]:
     """Rows `start` to `stop` of a job, piece by piece, in order; pages are given back behind each block."""
     matrix = job.matrix
     read = getattr(matrix, "layer_bytes_read", 0)
-    with ThreadPoolExecutor(1, "release") as behind:  # pages go back while the next block is worked
-        before: Future[None] | None = None
-        for batch in job.labels.batches(start, stop):
-            for at in range(0, len(batch), job.block):
-                rows = cut(batch, at, min(at + job.block, len(batch)))
-                matrix.check()
-                for piece in _block(job, rows):
-                    now = getattr(matrix, "layer_bytes_read", 0)
-                    yield piece._replace(bytes_read=piece.bytes_read + now - read)
-                    read = now
-                if before is not None:
-                    before.result()  # else blocks that were let go of could pile up
-                before = behind.submit(matrix.release, rows.first_row, rows.first_row + len(rows))
+    ended = threading.Event()
+    large = job.classes is None and job.block * job.row_bytes >= _FETCHED
+    with ThreadPoolExecutor(2, "pages") as pages:  # they come before the threads that compute, and go behind them
+        released: Future[None] | None = None
+        try:
+            for batch in job.labels.batches(start, stop):
+                for at in range(0, len(batch), job.block):
+                    rows = cut(batch, at, min(at + job.block, len(batch)))
+                    first, last = rows.first_row, rows.first_row + len(rows)
+                    matrix.check()
+                    if large and isinstance(matrix, Matrix):
+                        pages.submit(matrix.fetch, first, last, ended)
+                    for piece in _block(job, rows):
+                        now = getattr(matrix, "layer_bytes_read", 0)
+                        yield piece._replace(bytes_read=piece.bytes_read + now - read)
+                        read = now
+                    if released is not None:
+                        released.result()  # else blocks that were let go of could pile up
+                    released = pages.submit(matrix.release, first, last)
+        finally:
+            ended.set()
     matrix.check()
 
 

@@ -133,6 +133,20 @@ def test_an_error_in_a_thread_stops_the_others_and_is_raised():
     assert len(done) < 1000
 
 
+def test_ranges_cover_all_once_and_become_short():
+    for threads in (1, 2, 3):
+        seen = []
+        parallel.run(lambda a, b: seen.append((a, b)), 1000, 4, threads, most=300)  # noqa: B023
+        seen.sort()
+        assert [start for start, _ in seen] == [0, *(stop for _, stop in seen[:-1])]
+        assert seen[-1][1] == 1000
+        sizes = [stop - start for start, stop in seen]
+        assert sizes == sorted(sizes, reverse=True)
+        assert sizes[0] == min(300, 1000 // (2 * threads))
+        assert all(size >= 4 for size in sizes[:-1])
+        assert sizes[-2] == 4
+
+
 def test_memory_stays_bounded_whatever_the_file(tmp_path):
     """Two gigabytes, mostly holes, of more classes than fit in 16 bits: anonymous memory must hardly grow."""
     if not os.path.exists("/proc/self/status"):

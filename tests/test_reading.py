@@ -158,3 +158,46 @@ def test_threads_may_learn_at_once():
     finally:
         sys.setswitchinterval(before)
     assert not faults
+
+
+def test_turns_are_long_only_where_their_cost_would_show():
+    reader, size = reading.Reader("x", 0, (0, 0, 0, 0)), 8 << 20
+    short = reader.largest_turn
+    reader._learn(False, size, 1e-4, 128)  # small pages: the ways are to be compared
+    assert reader.largest_turn == short
+    reader._learn(False, size, 1e-4, 4)
+    assert reader.largest_turn > short
+    reader._learn(False, size, 1.0, 4)  # from the disk
+    assert reader.largest_turn == short
+
+
+def test_pages_are_fetched_in_order_and_looked_at_less_where_they_are_there(tmp_path, monkeypatch):
+    from bigvocab.formats import mapped
+
+    path, asked = tmp_path / "logits.npy", []
+    np.save(path, np.zeros((200, 1 << 18), np.float32))  # 1 MiB a row
+    matrix = bv.open_matrix(path)
+    file = matrix._maps[0]
+    monkeypatch.setattr(mapped.memory, "bring", lambda address: asked.append(address - file._address))
+    monkeypatch.setattr(mapped, "_FROM_DISK", 0.0)  # every page is slow
+    matrix.fetch(2, 200, threading.Event())
+    assert asked == list(range(2 << 20, file.size, 2 << 20))
+    asked.clear()
+    monkeypatch.setattr(mapped, "_FROM_DISK", 1e9)  # none is
+    matrix.fetch(0, 200, threading.Event())
+    assert asked == [*range(0, 16 << 20, 2 << 20), *range(78 << 20, file.size, 64 << 20)]
+    asked.clear()
+    ended = threading.Event()
+    ended.set()
+    matrix.fetch(0, 200, ended)
+    assert not asked
+
+
+def test_fetching_a_file_that_shrank_is_no_bus_error(tmp_path):
+    path = tmp_path / "logits.npy"
+    np.save(path, np.zeros((64, 1 << 18), np.float32))
+    matrix = bv.open_matrix(path)
+    os.truncate(path, 4096)
+    matrix.fetch(0, 64, threading.Event())
+    with pytest.raises(bv.FormatError, match="shrank while it is read"):
+        matrix.check()

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import mmap
 import os
 import stat
 import sys
+import threading
+import time
 
 import numpy as np
 
+from bigvocab import memory
 from bigvocab.errors import BigvocabError, FormatError
 from bigvocab.formats.paths import Source
 from bigvocab.reading import Reader, identity
 
-_DONTNEED = getattr(mmap, "MADV_DONTNEED", None)
-_madvise = ctypes.CDLL(None).madvise if _DONTNEED is not None else None  # mmap.madvise would hold the GIL
-if _madvise is not None:
-    _madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+_FETCHED = 2 << 20  # bytes of a large page
+_FROM_DISK, _LOOKS, _PROBED = (
+    50e-6,
+    8,
+    64 << 20,
+)  # seconds that say so; after so many that do not, bytes to the next look
 
 
 class _Map(mmap.mmap):
@@ -64,15 +68,27 @@ class MappedFile:
         if identity(status) != self.identity:
             raise FormatError(f"{self.shown}: was written to or replaced while it is read")
 
+    def fetch(self, start: int, stop: int, ended: threading.Event) -> None:
+        """Have bytes `start` to `stop` read from the disk, in order, unless it has `ended`.
+
+        Threads that compute at several places of a file read it in little pieces; one that goes before them has the
+        system read far ahead, and keep the file in large pages.
+        """
+        memory.expect_streaming(self._address, self.size)
+        at, stop, there = start - start % mmap.PAGESIZE, min(stop, self.size), 0
+        while at < stop and not ended.is_set():
+            began = time.perf_counter()
+            memory.bring(self._address + at)
+            there = there + 1 if time.perf_counter() - began < _FROM_DISK else 0
+            at += _FETCHED if there < _LOOKS else _PROBED
+
     def release(self, start: int, stop: int) -> None:
         """Tell the system that the pages from the one of byte `start` up to the one of byte `stop` are not needed now.
 
         The first goes although earlier rows may share it: whoever still reads those only faults it in once more.
         """
-        if _madvise is None:
-            return
         start -= start % mmap.PAGESIZE
         if stop < self.size:
             stop -= stop % mmap.PAGESIZE
         if start < stop:
-            _madvise(self._address + start, stop - start, _DONTNEED)
+            memory.release(self._address + start, stop - start)

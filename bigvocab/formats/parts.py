@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from bisect import bisect_right
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -51,13 +52,23 @@ def make_shard(first_class: int, parts: list[Part]) -> Shard:
     return Shard(first_class, parts, [part.first for part in parts])
 
 
+def fetch_rows(file: MappedFile, part: Part, start: int, stop: int, ended: threading.Event) -> None:
+    """Have rows start to stop of the matrix, which lie in this part, read in order unless it has `ended`."""
+    if part.array.flags.c_contiguous:
+        file.fetch(*_bytes_of(part, start, stop), ended)
+
+
 def release_rows(file: MappedFile, part: Part, start: int, stop: int) -> None:
     """Let go of the pages of rows start to stop of the matrix, which lie in this part."""
-    if part.array.flags.c_contiguous:
-        row_bytes = part.array.nbytes // len(part.array)
-        file.release(part.offset + (start - part.first) * row_bytes, part.offset + (stop - part.first) * row_bytes)
-    else:  # in Fortran order every row touches the pages of all columns
-        file.release(part.offset, part.offset + part.array.nbytes)
+    file.release(*_bytes_of(part, start, stop))
+
+
+def _bytes_of(part: Part, start: int, stop: int) -> tuple[int, int]:
+    """Where rows lie in their file; in Fortran order every row touches the pages of all columns."""
+    if not part.array.flags.c_contiguous:
+        return part.offset, part.offset + part.array.nbytes
+    row_bytes = part.array.nbytes // len(part.array)
+    return part.offset + (start - part.first) * row_bytes, part.offset + (stop - part.first) * row_bytes
 
 
 def make_parts(file: MappedFile, layout: Layout, first: int) -> list[Part]:
