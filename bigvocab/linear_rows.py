@@ -55,15 +55,17 @@ class LinearRows:
 
     def softmax_rows(self, labels: Ids, *, want: int, scale: float, softcap: float, num_threads: int) -> RowStatistics:
         """As `rows.softmax_rows` of the logits written out: label -1 leaves its row out, -2 reads a row without one."""
-        from bigvocab.kernels import merge, softmax
+        from bigvocab.kernels import merge, row_statistics, softmax
 
-        columns, label_logits = np.empty((len(labels), softmax.COLUMNS)), np.full(len(labels), np.nan)
-        softmax.clear_statistics(columns)
-        for chosen, packed in self._blocks(np.flatnonzero(labels != softmax.SKIP), num_threads, softmax.COLUMNS):
+        columns, label_logits = np.empty((len(labels), row_statistics.COLUMNS)), np.full(len(labels), np.nan)
+        row_statistics.clear_statistics(columns)
+        for chosen, packed in self._blocks(
+            np.flatnonzero(labels != row_statistics.SKIP), num_threads, row_statistics.COLUMNS
+        ):
             ids = labels[chosen]
             found = self._label_logits(packed, ids, num_threads)
-            groups = np.empty((self.groups, len(chosen), softmax.COLUMNS))
-            softmax.clear_statistics(groups.reshape(-1, softmax.COLUMNS))
+            groups = np.empty((self.groups, len(chosen), row_statistics.COLUMNS))
+            row_statistics.clear_statistics(groups.reshape(-1, row_statistics.COLUMNS))
 
             def reduce(
                 group: int, start: int, stop: int, span: tuple[int, int], tile: Array,
@@ -80,10 +82,10 @@ class LinearRows:
 
     def weighted_sums(self, labels: Ids, weights: Floats, scale: float, softcap: float, num_threads: int) -> Floats:
         """S_c w_c g(x_c) of each row whose label is not -1: a pass of its own."""
-        from bigvocab.kernels import softmax
+        from bigvocab.kernels import row_statistics, softmax
 
         sums = np.zeros(len(labels))
-        for chosen, packed in self._blocks(np.flatnonzero(labels != softmax.SKIP), num_threads, 1):
+        for chosen, packed in self._blocks(np.flatnonzero(labels != row_statistics.SKIP), num_threads, 1):
             ids, groups = labels[chosen], np.zeros((self.groups, len(chosen)))
 
             def reduce(
@@ -138,15 +140,15 @@ class LinearRows:
         """Statistics and label sums of the rows whose mark is not -1, as `soft_labels.rows_soft_labels` makes them of
         logits written out and soft labels (n, V).
         """
-        from bigvocab.kernels import merge, soft_labels, softmax
+        from bigvocab.kernels import merge, row_statistics, soft_labels
 
-        columns, sums = np.empty((len(marks), softmax.COLUMNS)), np.zeros((len(marks), soft_labels.SUMS))
-        softmax.clear_statistics(columns)
+        columns, sums = np.empty((len(marks), row_statistics.COLUMNS)), np.zeros((len(marks), soft_labels.SUMS))
+        row_statistics.clear_statistics(columns)
         sums[:, soft_labels.REFERENCE] = np.nan
-        kept = np.flatnonzero(marks != softmax.SKIP)
-        for chosen, packed in self._blocks(kept, num_threads, softmax.COLUMNS + soft_labels.SUMS):
-            groups = np.empty((self.groups, len(chosen), softmax.COLUMNS))
-            softmax.clear_statistics(groups.reshape(-1, softmax.COLUMNS))
+        kept = np.flatnonzero(marks != row_statistics.SKIP)
+        for chosen, packed in self._blocks(kept, num_threads, row_statistics.COLUMNS + soft_labels.SUMS):
+            groups = np.empty((self.groups, len(chosen), row_statistics.COLUMNS))
+            row_statistics.clear_statistics(groups.reshape(-1, row_statistics.COLUMNS))
             label_sums = np.zeros((self.groups, len(chosen), soft_labels.SUMS))
             label_sums[:, :, soft_labels.REFERENCE] = np.nan
 

@@ -109,9 +109,9 @@ class RowStatistics:
     softcap: float = 0.0
 
     def _column(self, name: str) -> npt.NDArray[np.float64]:
-        from bigvocab.kernels import softmax
+        from bigvocab.kernels import row_statistics
 
-        return self.columns[:, getattr(softmax, name)]
+        return self.columns[:, getattr(row_statistics, name)]
 
     def transformed(self, logits: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         """g of raw logits; -inf, a masked class, stays -inf."""
@@ -177,7 +177,7 @@ class RowStatistics:
 
 def wanted(*, rank: bool = False, entropy: bool = False, predicted: bool = False, logit_sum: bool = False) -> int:
     """The kernels' number for the by-products that are asked for."""
-    from bigvocab.kernels import softmax as k
+    from bigvocab.kernels import row_statistics as k
 
     asked = {k.RANK: rank, k.ENTROPY: entropy, k.PREDICTED: predicted, k.LOGIT_SUM: logit_sum}
     return sum(bit for bit, yes in asked.items() if yes)
@@ -196,15 +196,15 @@ def softmax_rows(
     if (made := getattr(tiles, "softmax_rows", None)) is not None:  # logits that are made while they are read
         found: RowStatistics = made(labels, want=want, scale=scale, softcap=softcap, num_threads=num_threads)
         return found
-    from bigvocab.kernels import softmax
+    from bigvocab.kernels import row_statistics, softmax
 
     rows = len(labels)
     labels = np.ascontiguousarray(labels)
     label_logits = np.full(rows, np.nan)
-    columns = np.empty((rows, softmax.COLUMNS))
+    columns = np.empty((rows, row_statistics.COLUMNS))
 
     def work(start: int, stop: int) -> None:
-        softmax.clear_statistics(columns[start:stop])
+        row_statistics.clear_statistics(columns[start:stop])
         mine, logits_of_mine, stats = labels[start:stop], label_logits[start:stop], columns[start:stop]
         alone = len(tiles) == 1 and _rows_in_one_piece(tiles[0][1])
         for first_class, tile in [] if alone else tiles:

@@ -132,10 +132,10 @@ def open_draws(loss: str, layer: OutputLayer | None, sampling: dict[str, Any]) -
 
 
 def _exact_softmax(rows: LinearRows, true: TrueClasses, kept: Ids, true_logits: Floats, num_threads: int) -> Floats:
-    from bigvocab.kernels import softmax
+    from bigvocab.kernels import row_statistics
 
-    labels = np.full(len(rows), softmax.SKIP)
-    labels[kept] = softmax.NO_LABEL
+    labels = np.full(len(rows), row_statistics.SKIP)
+    labels[kept] = row_statistics.NO_LABEL
     stats = rows.softmax_rows(labels, want=0, scale=1.0, softcap=0.0, num_threads=num_threads)
     losses = exact_softmax_losses(stats._column("MAX"), stats._column("SUM"), true_logits, true.offsets)
     return _only(losses, kept)

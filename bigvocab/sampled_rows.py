@@ -117,13 +117,13 @@ class SampledRows:
 
     def statistics(self) -> tuple[Floats, Floats]:
         """Maximum of the candidates' logits of each row, and the sum of exp(logit - maximum)."""
-        from bigvocab.kernels import softmax
+        from bigvocab.kernels import row_statistics, softmax
 
         top, total = np.empty(len(self)), np.empty(len(self))
-        for first, packed in self._blocks(softmax.COLUMNS):
-            parts = np.empty((self.tiles, packed.rows, softmax.COLUMNS))
-            softmax.clear_statistics(parts.reshape(-1, softmax.COLUMNS))
-            labels, nothing = np.full(packed.rows, softmax.NO_LABEL), np.zeros(packed.rows)
+        for first, packed in self._blocks(row_statistics.COLUMNS):
+            parts = np.empty((self.tiles, packed.rows, row_statistics.COLUMNS))
+            row_statistics.clear_statistics(parts.reshape(-1, row_statistics.COLUMNS))
+            labels, nothing = np.full(packed.rows, row_statistics.NO_LABEL), np.zeros(packed.rows)
 
             def reduce(
                 tile: int, start: int, stop: int, classes: int, logits: Array,
@@ -136,7 +136,7 @@ class SampledRows:
 
             self._sweep(first, packed, reduce)
             mine = slice(first, first + packed.rows)
-            top[mine], total[mine] = _merged(parts[:, :, softmax.MAX], parts[:, :, softmax.SUM])
+            top[mine], total[mine] = _merged(parts[:, :, row_statistics.MAX], parts[:, :, row_statistics.SUM])
         return top, total
 
     def softplus_sums(self) -> Floats:

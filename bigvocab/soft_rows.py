@@ -61,12 +61,12 @@ class SoftLabelRows:
 
     def losses(self, label_smoothing: float) -> Floats:
         """S z (lse - g) of each row, smoothed: (1 - e) S z (lse - g) + e (lse - mean of g)."""
+        from bigvocab.kernels import row_statistics
         from bigvocab.kernels import soft_labels as k
-        from bigvocab.kernels import softmax
 
         mass, shift = self.sums[:, k.LABEL_SUM], self.sums[:, k.SHIFT]
         reference = self.sums[:, k.REFERENCE]
-        highest, total = self.rows.columns[:, softmax.MAX], self.rows.columns[:, softmax.SUM]
+        highest, total = self.rows.columns[:, row_statistics.MAX], self.rows.columns[:, row_statistics.SUM]
         with np.errstate(divide="ignore", invalid="ignore"):
             base = np.where(np.isnan(reference), 0.0, self.rows.transformed(reference))
             above = self.rows.transformed(highest) - base + np.log(total)  # lse - g(reference)
@@ -97,21 +97,21 @@ def dense_label_rows(
     first_row: int = 0,
 ) -> SoftLabelRows:
     """Statistics of rows of logits with soft labels (n, V); rows of `skip` are left out."""
-    from bigvocab.kernels import soft_labels, softmax
+    from bigvocab.kernels import row_statistics, soft_labels
 
     rows = len(skip)
-    marks = np.where(skip, softmax.SKIP, softmax.NO_LABEL)
+    marks = np.where(skip, row_statistics.SKIP, row_statistics.NO_LABEL)
     want = _options(want, label_smoothing)
     if (made := getattr(tiles, "dense_label_rows", None)) is not None:  # logits that are made while they are read
         threads = parallel.resolve_threads(num_threads)
         columns, sums = made(labels, marks, want=want, transform=(scale, softcap), num_threads=threads)
     else:
-        columns, sums = np.empty((rows, softmax.COLUMNS)), np.zeros((rows, soft_labels.SUMS))
+        columns, sums = np.empty((rows, row_statistics.COLUMNS)), np.zeros((rows, soft_labels.SUMS))
         sums[:, soft_labels.REFERENCE] = np.nan
 
         def work(start: int, stop: int) -> None:
             mine, stats = slice(start, stop), columns[start:stop]
-            softmax.clear_statistics(stats)
+            row_statistics.clear_statistics(stats)
             for span, x, z in paired_pieces(tiles, labels, start, stop):
                 soft_labels.rows_soft_labels(x, z, marks[mine], (scale, softcap), want, span, stats, sums[mine])
 
@@ -136,13 +136,13 @@ def sparse_label_rows(
     num_threads: int | None = None,
 ) -> SoftLabelRows:
     """As `dense_label_rows` for labels of few classes: checked ids, and a probability for each."""
-    from bigvocab.kernels import soft_labels, softmax
+    from bigvocab.kernels import row_statistics, soft_labels
 
-    marks = np.where(skip, softmax.SKIP, softmax.NO_LABEL)
+    marks = np.where(skip, row_statistics.SKIP, row_statistics.NO_LABEL)
     want, threads = _options(want, label_smoothing), parallel.resolve_threads(num_threads)
     rows = softmax_rows(tiles, marks, want=want, scale=scale, softcap=softcap, num_threads=threads)
     sums = np.zeros((len(marks), soft_labels.SUMS))
-    top = rows.columns[:, softmax.MAX]
+    top = rows.columns[:, row_statistics.MAX]
     sums[:, soft_labels.REFERENCE] = np.where(np.isfinite(top), top, np.nan)
     probabilities = np.ascontiguousarray(probabilities, np.float64)
     if (add := getattr(tiles, "add_sparse_labels", None)) is not None:  # logits that are made while they are read

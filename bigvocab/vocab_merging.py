@@ -97,7 +97,7 @@ def _all_classes(states: Sequence[State]) -> list[State]:
 
 
 def _merged(evaluator: Evaluator, states: list[State], rows: int) -> Iterator[tuple[LabelBatch, Any]]:
-    from bigvocab.kernels import merge, softmax
+    from bigvocab.kernels import merge, row_statistics
 
     scale, softcap = evaluator.logit_scale, evaluator.softcap or 0.0
     total = _classes(states[0])[2]
@@ -105,7 +105,7 @@ def _merged(evaluator: Evaluator, states: list[State], rows: int) -> Iterator[tu
         parts = [_table(state).slice(start, _ROWS).combine_chunks() for state in states]
         groups = np.stack([np.stack([_numbers(part, name) for name in STATISTICS], 1) for part in parts])
         stats = np.empty(groups.shape[1:])
-        softmax.clear_statistics(stats)
+        row_statistics.clear_statistics(stats)
         merge.merge_statistics(groups, (scale, softcap), stats)
         logits = np.full(len(stats), np.nan)
         for part, state in zip(parts, states, strict=True):

@@ -203,15 +203,15 @@ def _with_labels(tiles: Any, labels: Any, logits: Floats, options: dict[str, Any
     """Statistics of rows whose label's logit is known, wherever the label is."""
     if isinstance(tiles, _KnownLabels):
         return tiles.softmax_rows(np.where(labels < 0, labels, 0), **options).columns
-    from bigvocab.kernels import softmax
+    from bigvocab.kernels import row_statistics, softmax
     from bigvocab.rows import share_rows, streamed
 
-    columns = np.empty((len(labels), softmax.COLUMNS))
+    columns = np.empty((len(labels), row_statistics.COLUMNS))
     threads, transform = options["num_threads"], (options["scale"], options["softcap"])
 
     def work(start: int, stop: int) -> None:
         stats = columns[start:stop]
-        softmax.clear_statistics(stats)
+        row_statistics.clear_statistics(stats)
         mine, logits_of_mine = labels[start:stop], logits[start:stop]
         for part, span, piece in streamed(tiles, start, stop):
             softmax.rows_softmax(piece, mine[part], logits_of_mine[part], transform, options["want"], span, stats[part])

@@ -1,5 +1,6 @@
 """Row statistics of logits: every dtype, every block edge, every by-product, against slow float64."""
 
+import math
 import os
 import platform
 import subprocess
@@ -120,6 +121,18 @@ def test_a_peak_far_above_the_first_block_is_exact(climb):
     logits[0, kernels.BLOCK + 5] = climb + 0.123456
     loss = bv.sparse_softmax_cross_entropy(logits, [0])
     assert loss[0] == pytest.approx(reference(logits.astype(np.float64))[0][0], abs=6e-7)
+
+
+def test_a_scale_that_rounds_badly_costs_nothing():
+    """In float32 the scale over ln 2 is off by 2**-24; at a distance of 12 nats that would be 7e-7."""
+    classes, scale = 1_000_003, (1 + 2.0**-24 * 0.99) * math.log(2)
+    logits = np.full((1, classes), 1.5, np.float32)
+    logits[0, 5] += 12 / scale
+    gap = scale * (float(logits[0, 5]) - 1.5)
+    exact = math.log1p((classes - 1) * math.exp(-gap))
+    for want in (0, ALL):
+        found = softmax_rows([(0, logits)], np.array([5]), scale=scale, want=want).label_loss[0]
+        assert abs(found - exact) < 4e-7
 
 
 @pytest.mark.parametrize("mask", [-1e9, -3e38])

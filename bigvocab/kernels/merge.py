@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from bigvocab.kernels._jit import jit
-from bigvocab.kernels.softmax import ARGMAX, EQUAL, GREATER, MAX, SHIFTED, SUM, TOTAL, _merge, _transformed
+from bigvocab.kernels.row_statistics import ARGMAX, EQUAL, GREATER, MAX, SHIFTED, SUM, TOTAL, merge_tile
+from bigvocab.kernels.softmax_wide import transformed
 
 
 @jit
@@ -28,8 +29,8 @@ def merge_statistics(groups, transform, stats):
             elif top > -np.inf:
                 gap = 0.0
                 if mine[MAX] > -np.inf:
-                    gap = abs(_transformed(top, scale, softcap) - _transformed(mine[MAX], scale, softcap))
+                    gap = abs(transformed(top, scale, softcap) - transformed(mine[MAX], scale, softcap))
                 if top > mine[MAX]:
                     mine[ARGMAX] = other[ARGMAX]
-                _merge(mine, top, other[SUM], other[SHIFTED], gap)
+                merge_tile(mine, top, other[SUM], other[SHIFTED], gap)
                 mine[MAX] = max(top, mine[MAX])

@@ -23,7 +23,8 @@ from bigvocab.kernels import _lanes as v
 from bigvocab.kernels import _memory as m
 from bigvocab.kernels._exp import LOG2E
 from bigvocab.kernels._jit import inline, jit
-from bigvocab.kernels.softmax import AHEAD, _lanes_at, _transformed, _transformed_lanes
+from bigvocab.kernels.row_statistics import AHEAD, lanes_at
+from bigvocab.kernels.softmax_wide import transformed, transformed_lanes
 
 BLOCK = 2048
 _LOG2E_LOW = 2.0355273740931033e-17  # 1 / ln 2 less LOG2E
@@ -108,7 +109,7 @@ def _sum_softplus(x, positive, scale):
             i = fast
             for _ in range(8):  # a group with positives, or the end of the row
                 if i < stop:
-                    logits = _lanes_at(x, i, stop, size)
+                    logits = lanes_at(x, i, stop, size)
                     while at < positive.size and positive[at] < i + size:
                         logits = d.without(logits, positive[at] - i, masked)
                         at += 1
@@ -130,11 +131,11 @@ def _sum_softplus_wide(x, positive, scale, softcap):
         stop = min(start + BLOCK, x.size)
         q, above = zero, zero
         for i in range(start, stop, size):
-            logits = _lanes_at(x, i, stop, size)
+            logits = lanes_at(x, i, stop, size)
             while at < positive.size and positive[at] < i + size:
                 logits = d.without(logits, positive[at] - i, masked)
                 at += 1
-            q, above = _combined((q, above), _term(_transformed_lanes(v.widen(logits), scale, softcap), constants))
+            q, above = _combined((q, above), _term(transformed_lanes(v.widen(logits), scale, softcap), constants))
         total += v.total(above) + _log_products(q)
     return total
 
@@ -168,7 +169,7 @@ def rows_softplus(logits, skip, offsets, ids, pos_weight, transform, span, out):
             total = _sum_softplus(x, positive, scale)
         for y in positive:
             weight = pos_weight[first_class + y] if pos_weight.size > 1 else pos_weight[0]
-            logit = _transformed(m.load_scalar(x, y), scale, softcap)
+            logit = transformed(m.load_scalar(x, y), scale, softcap)
             if math.isnan(logit):
                 total = np.nan
             elif weight != 0:
@@ -230,7 +231,7 @@ def rows_sigmoid(logits, labels, pos_weight, smoothing, transform, classes, out,
         for i in range(0, x.size, d.SIZE):
             a, b = _pair_at(x, z, i, x.size)
             if scale != 1.0 or softcap > 0:
-                a = _transformed_lanes(a, scale, softcap)
+                a = transformed_lanes(a, scale, softcap)
             found = _sigmoid_lanes(a, b, _weights_at(pos_weight, i, x.size, a), smoothing)
             check = v.fma(b, v.splat(0.0, b), check)
             if i + d.SIZE <= x.size:
@@ -256,7 +257,7 @@ def rows_sigmoid_sums(logits, labels, skip, pos_weight, smoothing, transform, cl
             for i in range(start, stop, d.SIZE):
                 a, b = _pair_at(x, z, i, stop)
                 if scale != 1.0 or softcap > 0:
-                    a = _transformed_lanes(a, scale, softcap)
+                    a = transformed_lanes(a, scale, softcap)
                 found = _sigmoid_lanes(a, b, _weights_at(pos_weight, i, stop, a), smoothing)
                 check = v.fma(b, v.splat(0.0, b), check)
                 total = v.add(total, found if i + d.SIZE <= stop else v.keep_first(found, stop - i))

@@ -17,7 +17,9 @@ from bigvocab.kernels import _doubles as d
 from bigvocab.kernels import _lanes as v
 from bigvocab.kernels import _memory as m
 from bigvocab.kernels._jit import inline, jit
-from bigvocab.kernels.softmax import AHEAD, MAX, SKIP, _row, _row_wide, _transformed, _transformed_lanes
+from bigvocab.kernels.row_statistics import AHEAD, MAX, SKIP
+from bigvocab.kernels.softmax import _row
+from bigvocab.kernels.softmax_wide import row_wide, transformed, transformed_lanes
 
 PART = 65536
 
@@ -31,7 +33,7 @@ SUMS = 3
 def _base(sums, transform):
     """g(reference); 0 while every logit was infinite, because their differences are so from any number."""
     scale, softcap = transform
-    return 0.0 if math.isnan(sums[REFERENCE]) else _transformed(sums[REFERENCE], scale, softcap)
+    return 0.0 if math.isnan(sums[REFERENCE]) else transformed(sums[REFERENCE], scale, softcap)
 
 
 @inline
@@ -48,13 +50,13 @@ def _label_sums(x, z, transform, sums):
         m.prefetch(z, i + AHEAD)
         logits, labels = d.load(x, i), d.load(z, i)
         if not plain:
-            logits = _transformed_lanes(logits, scale, softcap)
+            logits = transformed_lanes(logits, scale, softcap)
         mass = v.add(mass, labels)
         shift = d.add_times(labels, v.sub(reference, logits), shift)
     if whole < x.size:
         logits, labels = d.load_part(x, whole, x.size, 0.0), d.load_part(z, whole, x.size, 0.0)
         if not plain:
-            logits = _transformed_lanes(logits, scale, softcap)
+            logits = transformed_lanes(logits, scale, softcap)
         mass = v.add(mass, labels)
         shift = d.add_times(labels, v.sub(reference, logits), shift)
     sums[LABEL_SUM] += v.total(mass)
@@ -77,7 +79,7 @@ def rows_soft_labels(logits, soft, labels, transform, want, span, stats, sums):
             stop = min(start + PART, classes)
             x = logits[r, start:stop]
             if softcap > 0 or not _row(x, np.nan, scale, want, first_class + start, stats[r]):
-                _row_wide(x, np.nan, scale, softcap, want, first_class + start, stats[r])
+                row_wide(x, np.nan, scale, softcap, want, first_class + start, stats[r])
             if math.isnan(sums[r, REFERENCE]) and abs(stats[r, MAX]) < np.inf:
                 sums[r, REFERENCE] = stats[r, MAX]
             _label_sums(x, soft[r, start:stop], transform, sums[r])
@@ -93,7 +95,7 @@ def merge_label_sums(groups, transform, sums):
             if math.isnan(mine[REFERENCE]):
                 mine[REFERENCE] = other[REFERENCE]
             elif not math.isnan(other[REFERENCE]):
-                gap = _transformed(mine[REFERENCE], scale, softcap) - _transformed(other[REFERENCE], scale, softcap)
+                gap = transformed(mine[REFERENCE], scale, softcap) - transformed(other[REFERENCE], scale, softcap)
                 mine[SHIFT] += other[LABEL_SUM] * gap
             mine[LABEL_SUM] += other[LABEL_SUM]
             mine[SHIFT] += other[SHIFT]
@@ -112,4 +114,4 @@ def rows_sparse_labels(logits, labels, offsets, ids, probabilities, transform, s
             c = ids[k] - first_class
             if 0 <= c < classes and probabilities[k] != 0:
                 sums[r, LABEL_SUM] += probabilities[k]
-                sums[r, SHIFT] += probabilities[k] * (base - _transformed(m.load_scalar(logits[r], c), scale, softcap))
+                sums[r, SHIFT] += probabilities[k] * (base - transformed(m.load_scalar(logits[r], c), scale, softcap))

@@ -1,7 +1,7 @@
 """Row statistics of logits in one pass: maximum, sum of exponentials and, when asked, rank, ties, argmax, entropy and
 sum.
 
-How a row is read. Blocks of 4,096 classes, counted from the first one of the tile. Every lane sums 2**(x c - reference)
+How a row is read. Blocks of 8,192 classes, counted from the first one of the tile. Every lane sums 2**(x c - reference)
 in float32 (float64 for float64 input), where c = scale / ln 2, eight terms at a time: more would let the roundings of
 equal terms, added to a large one, add up. Beyond that, sums are float64. The reference is the first finite maximum of a
 block, not the row's: a sum of exponentials is free of scale, so it only has to stay near enough for float32, and a
@@ -9,7 +9,8 @@ block is read again only when its maximum lies more than 8 exponents above the r
 finds maximum and sum together. The entropy needs the sum of (x - origin) 2**t too, where the origin is the logit that
 the reference was taken from: a difference of two logits is as exact as t, and costs one addition. At the end the sum is
 put in terms of the exact maximum in float64, with the constant c as it was rounded to float32, so that this rounding
-cancels where it would matter (large |x|).
+cancels where it would matter (large |x|); where a scale rounds badly and classes are many, the sum is moved to the
+exact c by its derivative, which is the entropy's sum.
 
 A tile is any range of classes: a whole row, one file of a vocab-sharded set, or one tile of a linear head. The
 statistics of several tiles of a row merge.
@@ -24,39 +25,40 @@ from numba.extending import overload
 
 from bigvocab.kernels import _lanes as v
 from bigvocab.kernels import _memory as m
-from bigvocab.kernels._exp import LN2, LOG2E, exp2, power_constants, power_terms, tanh
+from bigvocab.kernels._exp import LN2, LOG2E, power_constants, power_terms
 from bigvocab.kernels._jit import inline, jit
+from bigvocab.kernels.row_statistics import (
+    AHEAD,
+    ARGMAX,
+    ENTROPY,
+    EQUAL,
+    GREATER,
+    LOGIT_SUM,
+    MAX,
+    PREDICTED,
+    RANK,
+    SKIP,
+    SUM,
+    TOTAL,
+    count_block,
+    first_at,
+    lanes_at,
+    merge_tile,
+    padding,
+)
+from bigvocab.kernels.softmax_wide import row_wide, transformed
 
-FIRST, BLOCK = 512, 4096
+FIRST, BLOCK = 512, 8192
 STRIP = 8
-# Classes asked for ahead, times half their bytes: the processor's own prefetch stops at the end of a page. Twice as far
-# costs half types 1%, half as far float32 4%.
-AHEAD = 4096
-
-# Columns of the statistics, float64, one line per row. MAX is the greatest raw logit, SUM the sum of exp(g(x) -
-# g(MAX)) with g(x) = softcap(scale x), SHIFTED the sum of (g(x) - g(MAX)) exp(g(x) - g(MAX)), TOTAL the sum of g(x).
-MAX, SUM, ARGMAX, SHIFTED, TOTAL, GREATER, EQUAL = range(7)
-COLUMNS = 7
 
 # How the logits of a block are compared with the label's: not at all, as numbers, or as integers that run downwards.
 UNRANKED, UPWARDS, DOWNWARDS = range(3)
 
-# What is wanted beside maximum and sum, added up.
-RANK, ENTROPY, PREDICTED, LOGIT_SUM = 1, 2, 4, 8
-
-SKIP, NO_LABEL = -1, -2  # in place of a label: leave the row out; read it, but it has no label
 _FARTHEST = 8.0  # an exponent above this is brought down by a new reference: t 2**t would be summed too coarsely
 _LEAST = -125.0  # exponents below this count as this: 2**-125 vanishes beside 1
 _PRECISE = 2.0**19  # references beyond this have too few bits behind the point
+_DRIFT = 4e-7  # nats that the rounding of c may cost; past it the sum is put right by its derivative
 _SMALLEST_FACTOR = 1e-30  # with less, the logit 125 exponents below another is past float32
-
-
-@inline
-def _lanes_at(x, i, stop, size):
-    """The lanes from `i` on; behind `stop` they are -inf."""
-    if i + size <= stop:
-        return m.load(x, i)
-    return m.load_part(x, i, stop, v.floor_value(x))
 
 
 @inline
@@ -64,7 +66,7 @@ def _block_max(x, start, stop):
     top = v.splat(v.floor_value(x), v.zeros_for(x))
     size = m.width(x)
     for i in range(start, stop, size):
-        top = v.larger(_lanes_at(x, i, stop, size), top)
+        top = v.larger(lanes_at(x, i, stop, size), top)
     return v.largest(top)
 
 
@@ -177,18 +179,6 @@ def _block_of_halves(x, start, stop, terms, label, ranked, entropy):
 
 
 @inline
-def _block_counts(x, start, stop, label):
-    y = v.splat(label, v.zeros_for(x))
-    size = m.width(x)
-    greater, equal = 0, 0
-    for i in range(start, stop, size):
-        logits = _lanes_at(x, i, stop, size)
-        greater += v.count_greater(logits, y)
-        equal += v.count_equal(logits, y)
-    return greater, equal
-
-
-@inline
 def _block_total(x, start, stop, totals):
     """Add the logits of a block, in float64: in float32 the sum of a million equal logits would drift."""
     size = m.width(x)
@@ -201,40 +191,6 @@ def _block_total(x, start, stop, totals):
 
 
 @inline
-def _padding(x, label):
-    """Lanes behind the last class, which hold -inf and so count as ties of a label at -inf."""
-    return -x.size % m.width(x) if label == -np.inf else 0
-
-
-@inline
-def _first_at(x, start, stop, value):
-    """Position of the first logit equal to `value`, which is there."""
-    lane_value, size = v.splat(v.like_lane(value, x), v.zeros_for(x)), m.width(x)
-    while start + size <= stop and v.count_equal(m.load(x, start), lane_value) == 0:
-        start += size
-    for i in range(start, stop):
-        if m.load_scalar(x, i) == value:
-            return i
-    return start
-
-
-@inline
-def _merge(stats, top, total, shifted, gap):
-    """Add a tile's (max, sum, shifted sum) to the row's; `gap` = g(higher max) - g(lower max)."""
-    lower = math.exp(-gap)
-    if top > stats[MAX]:
-        if stats[SUM] != 0:  # else gap may be infinite; a sum of NaN stays
-            stats[SHIFTED] = lower * (stats[SHIFTED] - gap * stats[SUM]) if lower > 0 else 0.0  # gap * SUM may overflow
-            stats[SUM] *= lower
-        stats[SHIFTED] += shifted
-        stats[SUM] += total
-    else:
-        if lower > 0:
-            stats[SHIFTED] += lower * (shifted - gap * total)
-        stats[SUM] += total * lower
-
-
-@inline
 def _row(x, label, scale, want, first_class, stats):
     """Add the classes of `x` to the row's statistics; False where its logits are too large for this method."""
     factor = v.like_lane(scale * LOG2E, x)
@@ -243,6 +199,9 @@ def _row(x, label, scale, want, first_class, stats):
     nothing = v.floor_value(x)
     if not c > _SMALLEST_FACTOR:
         return False
+    inexact = scale * LOG2E / c - 1.0
+    drifts = abs(inexact) > _DRIFT / 22.0 and abs(inexact) * math.log(x.size) > _DRIFT  # 2**31 classes: 21.5 nats
+    entropy = want & ENTROPY or drifts
     reference, origin, limit = v.like_lane(0.0, x), v.like_lane(0.0, x), nothing
     started = False
     sums, shifted_sums, totals = v.fold(v.zeros_for(x)), v.fold(v.zeros_for(x)), v.sums_for(x)
@@ -254,7 +213,7 @@ def _row(x, label, scale, want, first_class, stats):
     again = False  # the same block, whose logits are counted already
     while stop < x.size:
         start, stop = stop, min(stop + BLOCK if stop else FIRST, x.size)
-        if want & ENTROPY and started and start >= due:
+        if entropy and started and start >= due:
             mean = v.like_lane(np.float64(origin) + v.total(shifted_sums) / v.total(sums), x)
             shifted_sums = v.fma(v.splat(np.float64(origin) - np.float64(mean), sums), sums, shifted_sums)
             origin, due = mean, 2 * start
@@ -269,7 +228,7 @@ def _row(x, label, scale, want, first_class, stats):
                 limit = v.like_lane((np.float64(reference) + _FARTHEST) / c, x)
         counted = want & RANK and near and label != 0 and not again
         ranked = UNRANKED if not counted else DOWNWARDS if downwards else UPWARDS
-        block = _any_block(x, start, stop, (factor, reference, origin), lane_label, ranked, want & ENTROPY)
+        block = _any_block(x, start, stop, (factor, reference, origin), lane_label, ranked, entropy)
         top = block[1]
         if want & RANK and not again:
             near = v.any_at_least(top, v.splat(lane_label, top))
@@ -277,7 +236,7 @@ def _row(x, label, scale, want, first_class, stats):
                 greater += block[3]
                 equal += block[4]
             elif near:
-                above, at = _block_counts(x, start, stop, lane_label)
+                above, at = count_block(x, start, stop, lane_label)
                 greater += above
                 equal += at
         if not again and v.any_greater(top, v.splat(limit, top)):
@@ -315,14 +274,16 @@ def _row(x, label, scale, want, first_class, stats):
         if others == 0:  # the rest of `shifted` is from masked classes
             shifted = 0.0
         total = others + 1.0
+        if drifts:
+            total += inexact * shifted
         gap = scale * abs(top - stats[MAX])
         if want & PREDICTED and top > stats[MAX]:
-            stats[ARGMAX] = first_class + _first_at(x, best_start, min(best_start + BLOCK, x.size), top)
-        _merge(stats, top, total, shifted, gap)
+            stats[ARGMAX] = first_class + first_at(x, best_start, min(best_start + BLOCK, x.size), top)
+        merge_tile(stats, top, total, shifted, gap)
         stats[MAX] = max(top, stats[MAX])
     stats[TOTAL] += scale * v.total(totals)
     stats[GREATER] += greater
-    stats[EQUAL] += equal - _padding(x, label)
+    stats[EQUAL] += equal - padding(x, label)
     return True
 
 
@@ -332,88 +293,6 @@ def _term_of(logit, x, factor, reference):
     lanes = v.splat(logit, v.zeros_for(x))
     p, e = power_terms(lanes, power_constants(lanes, factor, reference))
     return np.float64(v.largest(v.mul(p, e)))
-
-
-@inline
-def _transformed(x, scale, softcap):
-    """g(x) = softcap tanh(scale x / softcap), or scale x where softcap is 0; -inf, a masked class, stays -inf."""
-    y = scale * x
-    return softcap * math.tanh(y / softcap) if softcap > 0 and abs(x) < np.inf else y
-
-
-@inline
-def _transformed_lanes(x, scale, softcap):
-    y = v.mul(v.splat(scale, x), x)
-    if softcap > 0:
-        u = v.at_least(v.mul(y, v.splat(2.0 * LOG2E / softcap, x)), v.splat(-200.0, x))
-        capped = v.mul(v.splat(softcap, x), tanh(v.at_most(u, v.splat(200.0, x))))
-        return v.where_finite(x, capped, y)
-    return y
-
-
-@inline
-def _has_nan(x):
-    for i in range(x.size):
-        if math.isnan(m.load_scalar(x, i)):
-            return True
-    return False
-
-
-@jit
-def _row_wide(x, label, scale, softcap, want, first_class, stats):
-    """As `_row`, in float64 and two passes: for softcaps, for what is too large or too small there, and to tell NaN
-    from +inf.
-    """
-    lane_label = v.like_lane(label, x)
-    top = v.splat(v.floor_value(x), v.zeros_for(x))
-    size = m.width(x)
-    for i in range(0, x.size, size):
-        top = v.larger(_lanes_at(x, i, x.size, size), top)
-    greater, equal = _block_counts(x, 0, x.size, lane_label)
-    best = np.float64(v.largest(top))
-    if best == np.inf:
-        if want & PREDICTED and best > stats[MAX]:
-            stats[ARGMAX] = first_class + _first_at(x, 0, x.size, best)
-        stats[MAX], stats[SUM] = np.inf, np.nan if _has_nan(x) or math.isnan(stats[SUM]) else 1.0
-        stats[GREATER] += greater
-        stats[EQUAL] += equal - _padding(x, label)
-        return
-    sums, shifted_sums, totals = v.sums_for(x), v.sums_for(x), v.sums_for(x)
-    highest = 0.0
-    if best > -np.inf:  # as the lanes have it, so that the maximum counts as exactly 1
-        highest = v.largest(_transformed_lanes(v.splat(best, sums), scale, softcap))
-    base, log2e, low = v.splat(highest, sums), v.splat(LOG2E, sums), v.splat(-1022.0, sums)
-    for i in range(0, x.size, size):
-        y = _transformed_lanes(v.widen(_lanes_at(x, i, x.size, size)), scale, softcap)
-        if want & LOGIT_SUM:
-            inside = y if i + size <= x.size else v.keep_first(y, x.size - i)
-            totals = v.add(totals, inside)
-        t = v.at_least(v.mul(v.sub(y, base), log2e), low)
-        e = exp2(t)
-        sums = v.add(sums, e)
-        shifted_sums = v.fma(t, e, shifted_sums)
-    total = v.total(sums)
-    if math.isnan(total):
-        stats[SUM] = np.nan
-        return
-    if best > -np.inf:
-        gap = abs(highest - _transformed(stats[MAX], scale, softcap))
-        if want & PREDICTED and best > stats[MAX]:
-            stats[ARGMAX] = first_class + _first_at(x, 0, x.size, best)
-        shifted = LN2 * v.total(shifted_sums) if total > 1.0 else 0.0  # of masked classes alone
-        _merge(stats, best, max(total, 1.0), shifted, gap)
-        stats[MAX] = max(best, stats[MAX])
-    stats[TOTAL] += v.total(totals)
-    stats[GREATER] += greater
-    stats[EQUAL] += equal - _padding(x, label)
-
-
-@jit
-def clear_statistics(stats):
-    """The statistics of no class at all."""
-    stats[:] = 0.0
-    stats[:, MAX] = -np.inf
-    stats[:, ARGMAX] = -1.0
 
 
 @jit
@@ -442,7 +321,7 @@ def rows_softmax(logits, labels, label_logits, transform, want, span, stats):
         x = logits[r, :classes]
         label = label_logits[r] if labels[r] >= 0 else np.nan
         if softcap > 0 or not _row(x, label, scale, want, first_class, stats[r]):
-            _row_wide(x, label, scale, softcap, want, first_class, stats[r])
+            row_wide(x, label, scale, softcap, want, first_class, stats[r])
 
 
 @jit
@@ -455,5 +334,5 @@ def rows_weighted_sum(logits, labels, class_weights, transform, out):
         x, total = logits[r], 0.0
         for c in range(class_weights.size):
             if class_weights[c] != 0:
-                total += class_weights[c] * _transformed(m.load_scalar(x, c), scale, softcap)
+                total += class_weights[c] * transformed(m.load_scalar(x, c), scale, softcap)
         out[r] += total
