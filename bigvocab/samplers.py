@@ -18,9 +18,10 @@ import numpy.typing as npt
 from bigvocab.checks import as_integers, boolean, real
 from bigvocab.draws import MAX_INT32, MAX_TRIES, Stream, draw_all, draw_unique, expected_count, integer
 from bigvocab.errors import BigvocabError
+from bigvocab.kernels import alias
 from bigvocab.kernels import random as kernels
 from bigvocab.true_classes import TrueClasses, compute_accidental_hits
-from bigvocab.unigram_weights import alias_table, as_weights, distort, of_shard
+from bigvocab.unigram_weights import as_weights, distorted, of_shard, tables
 
 __all__ = [
     "AllCandidateSampler",
@@ -262,23 +263,20 @@ class FixedUnigramSampler(_Sampler):
             from bigvocab.vocab_file import read_vocab_weights
 
             weights = read_vocab_weights(vocab_file)
-        exact, drawn = distort(source, weights, distortion)
-        exact, drawn = (of_shard(part, num_reserved_ids, num_shards, shard) for part in (exact, drawn))
+        drawn = distorted(source, weights, distortion)
+        weights, drawn = (of_shard(part, num_reserved_ids, num_shards, shard) for part in (weights, drawn))
         self.range_max = len(drawn)
         if range_max is not None and integer("range_max", range_max, 1, MAX_INT32) != self.range_max:
             raise BigvocabError(
                 f"range_max: got {range_max}, but {source} with {num_reserved_ids} reserved ids "
                 f"has {self.range_max} ids in shard {shard} of {num_shards}"
             )
-        self._num_positive = int(np.count_nonzero(drawn))
-        if self._num_positive == 0:
+        if not drawn.any():
             raise BigvocabError(
                 f"{source}: all {self.range_max} weights of shard {shard} of {num_shards} are 0 in float32"
             )
-        if self._num_positive < self.range_max:
-            exact[drawn == 0] = 0.0
-        self._weights, self._sum = exact, exact.sum()
-        self._table = alias_table(drawn)
+        self._weights, self._table, self._num_positive = tables(weights, distortion, drawn)
+        self._sum = self._weights.sum()
 
     def _probability(self, ids: _Ids) -> _Floats:
         return self._weights[ids] / self._sum
@@ -287,7 +285,7 @@ class FixedUnigramSampler(_Sampler):
         return kernels.alias_draws(pairs, start, self._table, draws)
 
     def _kinds(self) -> tuple[_Floats, _Floats]:
-        return kernels.alias_probabilities(self._table), np.ones(self.range_max)
+        return alias.alias_probabilities(self._table), np.ones(self.range_max)
 
     def _num_drawable(self) -> int:
         return self._num_positive

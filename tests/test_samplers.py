@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import bigvocab as bv
+from bigvocab.kernels import alias
 from bigvocab.kernels import random as kernels
 
 CASES = json.loads((Path(__file__).parent / "golden" / "samplers.json").read_text())["cases"]
@@ -101,20 +102,20 @@ def naive_alias(weights):
     return np.float32(mass), aliases
 
 
-@given(st.lists(st.floats(0, 2.0**30, width=32) | st.sampled_from([1.0, 2.0, 1e-12]), min_size=1, max_size=40))
+@given(st.lists(st.floats(0, 2.0**30, width=32) | st.sampled_from([1.0, 2.0, 1e-12]), min_size=1, max_size=150))
 @settings(max_examples=300, deadline=None)
 def test_alias_table(weights):
     """A 23-bit fraction k is below the threshold just where k / 2^23 is below the float32 probability."""
     weights = np.array([*weights, 1.0], np.float32)
     size = len(weights)
     table = np.empty((size, 2), np.uint32)
-    kernels.build_alias(weights, np.empty(size + 2, np.uint32), np.empty(size + 2), table)
+    alias.build_alias(weights, table.view(np.float64).reshape(-1), np.empty(-(-size // 64), np.uint64), table)
     probabilities, aliases = naive_alias(weights)
     assert table[:, 1].tolist() == aliases
     thresholds = table[:, 0].astype(np.int64)
     assert ((thresholds - 1) / 2**23 < probabilities).all()
     assert (thresholds / 2**23 >= probabilities).all()
-    drawn = kernels.alias_probabilities(table)
+    drawn = alias.alias_probabilities(table)
     np.testing.assert_allclose(drawn, weights / weights.sum(dtype=np.float64), rtol=1e-5, atol=2.0**-22)
 
 
@@ -122,12 +123,19 @@ def test_weights_of_any_kind_are_the_same_sampler():
     """A list of ints, of floats, of both, beyond int64, a tuple, arrays of any type: one table, one P."""
     small = [3, 1, 4, 1, 5, 0, 9]
     given = [small, tuple(small), [float(n) for n in small], [3, 1.0, 4, True, 5, 0, np.int64(9)]]
+    given += [[3.0, 1, 4, 1, 5, 0, 9], [3, 1, 4, 1, 5, 0, np.float32(9)], [np.int8(3), *small[1:]]]
     given += [np.array(small, dtype) for dtype in ("u1", "i4", "f2", "f4", "f8", ml_dtypes.bfloat16)]
     first, *others = [bv.FixedUnigramSampler(weights, distortion=0.75) for weights in given]
     for other in others:
         np.testing.assert_array_equal(other._table, first._table)
         np.testing.assert_array_equal(other.probability(np.arange(7)), first.probability(np.arange(7)))
     assert bv.FixedUnigramSampler([2**70, 2**70]).probability([1]) == 0.5
+    for bad in ([1, -1], [1.0, -1.0]):  # what the C functions also return for an error
+        with pytest.raises(bv.BigvocabError, match="unigrams: row 1 is -1"):
+            bv.FixedUnigramSampler(bad)
+    for bad in ([1, "2"], [1.0, None], [1, 1j]):
+        with pytest.raises((TypeError, bv.BigvocabError), match="unigrams"):
+            bv.FixedUnigramSampler(bad)
     assert first.probability([5]) == 0
 
 

@@ -142,7 +142,16 @@ def jit(function: Callable[..., Any]) -> Any:
     the kernels, so that the same bits come from every processor, and a NaN stays a NaN. `error_model="numpy"`: x / 0 is
     inf, not an exception that stops vectorisation.
     """
-    dispatcher: Any = numba.njit(nogil=True, error_model="numpy")(function)
+    return _kept(numba.njit(nogil=True, error_model="numpy")(function))
+
+
+def jit_with_gil(function: Callable[..., Any]) -> Any:
+    """As `jit`, for what calls Python's own functions."""
+    return _kept(numba.njit(error_model="numpy")(function))
+
+
+def _kept(dispatcher: Any) -> Any:
+    function = dispatcher.py_func
     dispatcher._cache = _NoCache(function) if _folder is None else _KernelCache(function)
     return dispatcher
 
