@@ -1,4 +1,6 @@
-"""Arrow batches in a pipeline: logits and labels of a RecordBatch or Table, and the same batch with its losses."""
+"""Batches that come one by one: labels in memory as a label batch; logits and labels of an Arrow RecordBatch or Table,
+and the same batch with its losses.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +11,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from bigvocab import checks
+from bigvocab.columns import groups_of
 from bigvocab.errors import BigvocabError
-from bigvocab.labels import Labels, read_labels
+from bigvocab.label_sources import labels_of
+from bigvocab.labels import LabelBatch, Labels, read_labels
 
 _ELEMENTS = {
     pa.float16(): np.float16,
@@ -18,6 +23,38 @@ _ELEMENTS = {
     pa.float64(): np.float64,
     pa.uint16(): ml_dtypes.bfloat16,
 }
+
+
+def label_batch(
+    loss: str, labels: Any, weights: Any, groups: Any, *, rows: int, ignore_index: int | None
+) -> LabelBatch:
+    """Arrays of as many rows as a label batch; row numbers in messages count from its start."""
+    found, probabilities = labels_of(loss, labels, rows)
+    values = None
+    if weights is not None:
+        values = checks.as_array("weights", weights)
+        if values.dtype.kind not in "fiub":
+            raise TypeError(f"weights: expected real numbers, got {values.dtype}")
+        values = values.astype(np.float64)
+        if values.ndim == 0:
+            values = np.broadcast_to(values, (rows,))
+        checks.one_per_row("weights", values, rows)
+        _check_weights(values, found, ignore_index)
+    coded = None
+    if groups is not None:
+        coded = groups_of(groups)
+        checks.one_per_row("groups", coded[0], rows)
+    return LabelBatch(0, found, probabilities=probabilities, weights=values, groups=coded)
+
+
+def _check_weights(weights: npt.NDArray[np.float64], labels: Any, ignore_index: int | None) -> None:
+    """Raise for the first weight that is not finite; ignored rows may have any."""
+    bad = ~np.isfinite(weights)
+    if ignore_index is not None and isinstance(labels, np.ndarray) and labels.ndim == 1:
+        bad &= labels != ignore_index
+    if bad.any():
+        row = int(np.argmax(bad))
+        raise BigvocabError(f"weights: row {row} is {weights[row]}, expected a finite number")
 
 
 def arrays_of(batch: Any, columns: dict[str, str | None], name: str = "logits") -> tuple[npt.NDArray[Any], Labels]:

@@ -1,4 +1,4 @@
-"""What the columns of a label table mean, and how a chunk of one becomes NumPy arrays.
+"""How a chunk of a column of a label table becomes NumPy arrays.
 
 Zero-copy where there are no nulls: values are read from Arrow's buffers by offset and length, so that slices are
 honoured (`.values` ignores them). Every function gets `where` (file and column) and the absolute number of the chunk's
@@ -8,157 +8,19 @@ first row for its messages. Chunks must have passed `cut` and `plain`: a file is
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import types
 
+from bigvocab.column_choice import is_any_list, is_group, numpy_name, plain_type
 from bigvocab.errors import BigvocabError, FormatError
 
 MAX_ROWS = 65_536  # of a batch
 MAX_BYTES = 32 << 20  # of labels in a batch: soft labels and long lists make batches of fewer rows
 _INT64_MAX = np.iinfo(np.int64).max
-_FLOATS = {"halffloat": "float16", "float": "float32", "double": "float64"}  # Arrow's names and NumPy's
-# Names that say "not the label", though nothing uses them unless asked for.
-_OTHER_ROLES = {"weight", "weights", "group", "bytes", "num_bytes"}
-
-
-class Columns(NamedTuple):
-    """The columns in use by name, and the kind of label: "id", "list", "dense" or "sparse"."""
-
-    kind: str
-    dtype: np.dtype
-    num_classes: int | None
-    label: str
-    probability: str | None
-    weight: str | None
-    group: str | None
-    num_bytes: str | None
-
-    @property
-    def names(self) -> list[str]:
-        """Each column in use once, the label first."""
-        used = (self.label, self.probability, self.weight, self.group, self.num_bytes)
-        return list(dict.fromkeys(name for name in used if name is not None))
-
-
-def _plain_type(kind: pa.DataType) -> pa.DataType:
-    """The type behind an extension or a dictionary."""
-    if isinstance(kind, pa.BaseExtensionType):
-        return _plain_type(kind.storage_type)
-    return _plain_type(kind.value_type) if types.is_dictionary(kind) else kind
-
-
-def _is_any_list(kind: pa.DataType) -> bool:
-    return bool(types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind))
-
-
-def _is_number(kind: pa.DataType) -> bool:
-    return bool(types.is_integer(kind) or types.is_floating(kind) or types.is_decimal(kind))
-
-
-def _is_group(kind: pa.DataType) -> bool:
-    tests = (types.is_string, types.is_large_string, types.is_string_view, types.is_integer, types.is_boolean)
-    return any(test(kind) for test in tests)
-
-
-def _is_number_list(kind: pa.DataType) -> bool:
-    return _is_any_list(kind) and bool(types.is_floating(kind.value_type) or types.is_integer(kind.value_type))
-
-
-def _label_kind(arrow_type: pa.DataType) -> tuple[str, np.dtype, int | None] | None:
-    """(kind, dtype, number of classes) of labels of this type; None where it cannot be labels."""
-    kind = _plain_type(arrow_type)
-    if types.is_integer(kind):
-        return "id", np.dtype(np.int64), None
-    if not _is_any_list(kind) or len(getattr(arrow_type, "shape", [0])) != 1:  # a tensor of rank 2 is no row
-        return None
-    if types.is_integer(kind.value_type):
-        return "list", np.dtype(np.int64), None
-    if types.is_fixed_size_list(kind) and types.is_floating(kind.value_type):
-        return "dense", np.dtype(np.float64 if types.is_float64(kind.value_type) else np.float32), kind.list_size
-    return None
-
-
-def shape_and_type(arrow_type: pa.DataType) -> tuple[list[int], str]:
-    """The shape of one row of labels of this type, and the name of the type of its numbers."""
-    kind = _plain_type(arrow_type)
-    if types.is_fixed_size_list(kind):
-        shape, kind = [kind.list_size], kind.value_type
-        return shape, _FLOATS.get(str(kind), str(kind))
-    return [], str(kind)
-
-
-def listing(schema: pa.Schema) -> str:
-    """The columns of a schema in words, at most 20 of them."""
-    shown = [f"{field.name!r} ({field.type})" for field in schema][:20]
-    return ", ".join(shown) + (f", ... ({len(schema)} in all)" if len(schema) > 20 else "") or "none"
-
-
-def _check_column(schema: pa.Schema, where: str, option: str, name: str) -> pa.DataType:
-    """The type of the column called `name`, which must be there exactly once."""
-    found = schema.get_all_field_indices(name)
-    if len(found) != 1:
-        there = f"{len(found)} columns are called" if found else "no column"
-        raise BigvocabError(f"{where}: {there} {name!r} ({option}); the columns are: {listing(schema)}")
-    return schema.field(found[0]).type
-
-
-def _find_label(schema: pa.Schema, where: str, taken: set[str]) -> str:
-    """The column called label or labels, if there is one; else the only one whose type fits."""
-    free = [field for field in schema if field.name not in taken | _OTHER_ROLES]
-    named = [field.name for field in free if field.name in ("label", "labels")]
-    fitting = [field.name for field in free if _label_kind(field.type)]
-    candidates = named or fitting or [field.name for field in free if len(free) == 1]  # one that cannot fit is named so
-    if len(candidates) > 1:
-        names = ", ".join(map(repr, candidates))
-        raise BigvocabError(f"{where}: {names} could each be the labels; choose with label_column, or as path::column")
-    if not candidates:
-        wanted = "no column of integers, lists of integers or fixed-size lists of floats"
-        wanted += f" besides {', '.join(map(repr, sorted(taken)))}" if taken else ""
-        raise BigvocabError(f"{where}: {wanted}; choose with label_column; the columns are: {listing(schema)}")
-    return candidates[0]
-
-
-def choose_columns(
-    schema: pa.Schema,
-    where: str,
-    *,
-    label: str | None = None,
-    probability: str | None = None,
-    weight: str | None = None,
-    group: str | None = None,
-    num_bytes: str | None = None,
-) -> Columns:
-    """Settle which columns are used, and check their types, before any row is read."""
-    others = [
-        ("probability_column", probability, _is_number_list, "lists of floats"),
-        ("weight_column", weight, _is_number, "numbers"),
-        ("group_column", group, _is_group, "strings, integers or booleans"),
-        ("bytes_column", num_bytes, types.is_integer, "integers"),
-    ]
-    for option, name, fits, wanted in others:
-        if name is not None and not fits(_plain_type(kind := _check_column(schema, where, option, name))):
-            raise BigvocabError(f"{where}: column {name!r} ({option}): expected {wanted}, got {kind}")
-    if label is None:
-        label = _find_label(schema, where, {name for _, name, _, _ in others if name is not None})
-    arrow_type = _check_column(schema, where, "label_column", label)
-    found = _label_kind(arrow_type)
-    if found is None:
-        raise BigvocabError(
-            f"{where}: column {label!r}: expected integers, got {arrow_type} "
-            "(labels are integers, lists of integers, or fixed-size lists of float16, float32 or float64)"
-        )
-    kind, dtype, num_classes = found
-    if probability is not None:
-        if kind != "list":
-            raise BigvocabError(
-                f"{where}: column {label!r}: expected lists of ids beside {probability!r}, got {arrow_type}"
-            )
-        kind = "sparse"
-    return Columns(kind, dtype, num_classes, label, probability, weight, group, num_bytes)
 
 
 def cut(array: pa.Array, start: int, count: int, where: str, first_row: int) -> pa.Array:
@@ -216,8 +78,7 @@ def _nulls(array: pa.Array) -> np.ndarray | None:
 
 def _values(array: pa.Array) -> np.ndarray:
     """The values of a fixed-width array; at a null, whatever lies there."""
-    name = str(array.type)
-    dtype = np.dtype(_FLOATS.get(name, name))
+    dtype = np.dtype(numpy_name(array.type))
     if len(array) == 0:
         return np.empty(0, dtype)
     values = np.frombuffer(array.buffers()[1], dtype, len(array), array.offset * dtype.itemsize)
@@ -378,7 +239,7 @@ def groups_of(values: Any) -> tuple[np.ndarray, list[str]]:
         array = pa.array(values)
         if isinstance(array, pa.ChunkedArray):
             array = array.combine_chunks()
-        if not _is_group(_plain_type(array.type)):
+        if not is_group(plain_type(array.type)):
             array = pa.array([None if name is None else str(name) for name in values], pa.string())
     except (pa.ArrowException, TypeError, OverflowError):  # of several types, or past 64 bits
         array = pa.array([None if name is None else str(name) for name in values], pa.string())
@@ -394,10 +255,10 @@ def batch_rows(rows: int, size: int) -> int:
 
 def decoded_rows(kind: pa.DataType) -> int:
     """How many rows of such labels to decode at once: few of lists, whose lengths are not known before."""
-    kind = _plain_type(kind)
+    kind = plain_type(kind)
     if types.is_fixed_size_list(kind):
         return batch_rows(1, 8 * kind.list_size)
-    return min(MAX_ROWS, 4096) if _is_any_list(kind) else MAX_ROWS
+    return min(MAX_ROWS, 4096) if is_any_list(kind) else MAX_ROWS
 
 
 def gathered(pieces: Iterable[list[pa.Array]]) -> Iterator[list[pa.Array]]:

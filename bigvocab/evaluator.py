@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from bigvocab import checks, parallel
-from bigvocab.columns import groups_of
 from bigvocab.draws import integer
 from bigvocab.errors import BigvocabError
-from bigvocab.label_sources import cut, labels_of
+from bigvocab.figures import make_report
+from bigvocab.label_sources import cut
 from bigvocab.labels import LabelBatch
 from bigvocab.linear_rows import LinearMatrix, LinearRows
 from bigvocab.matrix import Matrix, as_matrix
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from bigvocab.state import Data
 
 NONFINITE = ("error", "skip", "keep")
-SCHEMA_VERSION = 1
-_PERPLEXITY_LOSSES = ("sparse-softmax", "softmax", "sampled-softmax")
 
 
 class Evaluator:
@@ -263,8 +261,10 @@ class Evaluator:
         array([0.693147])
         """
         self._refuse_rows_of_files()
+        from bigvocab.batches import label_batch
+
         matrix = self.source(logits, vocab_shards=self._by_class and self.layer is None, **self._files)
-        batch = self._batch(labels, weights, groups, len(matrix))
+        batch = label_batch(self.loss, labels, weights, groups, rows=len(matrix), ignore_index=self.ignore_index)
         losses = np.empty(len(matrix))
         # all, before anything is added: a batch counts whole or not at all
         with self._whole_or_not():
@@ -275,34 +275,6 @@ class Evaluator:
             losses[start : start + len(rows)] = np.where(rows.counted, rows.loss, np.nan)
         self._seen += len(matrix)
         return losses
-
-    def _batch(self, labels: Any, weights: Any, groups: Any, rows: int) -> LabelBatch:
-        """A label batch from arrays; row numbers in messages count from the start of this batch."""
-        found, probabilities = labels_of(self.loss, labels, rows)
-        values = None
-        if weights is not None:
-            values = checks.as_array("weights", weights)
-            if values.dtype.kind not in "fiub":
-                raise TypeError(f"weights: expected real numbers, got {values.dtype}")
-            values = (
-                np.broadcast_to(values.astype(np.float64), (rows,)) if values.ndim == 0 else values.astype(np.float64)
-            )
-            checks.one_per_row("weights", values, rows)
-            self._check_weights(values, found)
-        coded = None
-        if groups is not None:
-            coded = groups_of(groups)
-            checks.one_per_row("groups", coded[0], rows)
-        return LabelBatch(0, found, probabilities=probabilities, weights=values, groups=coded)
-
-    def _check_weights(self, weights: npt.NDArray[np.float64], labels: Any) -> None:
-        """Raise for the first weight that is not finite; ignored rows may have any."""
-        bad = ~np.isfinite(weights)
-        if self.ignore_index is not None and isinstance(labels, np.ndarray) and labels.ndim == 1:
-            bad &= labels != self.ignore_index
-        if bad.any():
-            row = int(np.argmax(bad))
-            raise BigvocabError(f"weights: row {row} is {weights[row]}, expected a finite number")
 
     def _results(self, matrix: Matrix | LinearMatrix, batch: LabelBatch) -> Iterable[tuple[LabelBatch, RowResult]]:
         """The results of the rows of one label batch, part by part as the files lie."""
@@ -451,29 +423,6 @@ class Evaluator:
     def report(self) -> Report:
         """The report of all rows so far."""
         return make_report(self.loss, self._tally, None if self.draws is None else self.draws.shown(), exact=self.exact)
-
-
-def make_report(loss: str, tally: Tally, sampled: dict[str, Any] | None, *, exact: bool = False) -> Report:
-    """The report of a tally; `sampled` is what it says of the draws, beside `exact` losses or not."""
-    figures = tally.figures(perplexity=loss in _PERPLEXITY_LOSSES)
-    if sampled is not None:
-        figures["sampled"] = sampled | tally.bias(exact=exact)
-    return Report({"schema_version": SCHEMA_VERSION, "loss": loss, **figures, "versions": versions()})
-
-
-def versions() -> dict[str, str]:
-    """Versions of what the figures depend on."""
-    import numba
-    import pyarrow
-
-    import bigvocab
-
-    return {
-        "bigvocab": bigvocab.__version__,
-        "numba": numba.__version__,
-        "numpy": np.__version__,
-        "pyarrow": pyarrow.__version__,
-    }
 
 
 def _first_classes(tiles: Tiles, num_classes: int, name: str) -> Tiles:

@@ -17,7 +17,8 @@ from bigvocab.formats.mapped import MappedFile
 from bigvocab.formats.parts import Array
 from bigvocab.formats.paths import SUFFIXES, Source, expand, natural_key, split_selector
 from bigvocab.formats.safetensors import check_offsets, read_header
-from bigvocab.labels import open_source, read_labels
+from bigvocab.label_files import open_source
+from bigvocab.labels import read_labels
 from bigvocab.matrix import Matrix, open_matrix
 from bigvocab.numerals import count, counted, fixed, printable, size
 from bigvocab.report import pairs_table, title

@@ -12,7 +12,8 @@ from bigvocab import checks, fingerprints
 from bigvocab.checkpoints import Checkpoints, files_beside, keeping
 from bigvocab.draws import integer
 from bigvocab.errors import BigvocabError
-from bigvocab.evaluator import OPTIONS, Evaluator, make_report, versions
+from bigvocab.evaluator import OPTIONS, Evaluator
+from bigvocab.figures import make_report, versions
 from bigvocab.label_logits import LabelLogits, write_label_logits
 from bigvocab.label_sources import check_labels, open_labels
 from bigvocab.linear_rows import LinearMatrix

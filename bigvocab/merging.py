@@ -11,7 +11,8 @@ import bigvocab
 from bigvocab import fingerprints
 from bigvocab.draw_blocks import DrawBlocks
 from bigvocab.errors import BigvocabError
-from bigvocab.evaluator import Evaluator, make_report
+from bigvocab.evaluator import Evaluator
+from bigvocab.figures import make_report
 from bigvocab.report import Report
 from bigvocab.state import Data, State, as_given, as_options, from_given, read_state
 from bigvocab.tally import Tally

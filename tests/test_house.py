@@ -111,7 +111,7 @@ def test_heavy_libraries_stay_in_their_rooms(path):
     for module, _ in imports(path):
         library = module.split(".")[0]
         if path.name == "__init__.py" or (
-            library == "numba" and room(path) == "evaluator"
+            library == "numba" and room(path) == "figures"
         ):  # there for its version alone
             continue
         assert room(path) in ROOMS.get(library, {room(path)}), f"{path.name} imports {module}"

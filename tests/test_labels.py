@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import bigvocab as bv
-from bigvocab import columns, labels
+from bigvocab import columns, label_files, labels
 from bigvocab.errors import BigvocabError, FormatError
 
 INTEGERS = ["int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"]
@@ -719,8 +719,8 @@ def test_lying_footers(form, tmp_path):
 
 
 def test_rows_that_were_promised_and_do_not_come(monkeypatch):
-    opened = labels._open_table
-    monkeypatch.setattr(labels, "_open_table", lambda table: (table.schema, 5, opened(table)[2]))
+    opened = label_files._open_table
+    monkeypatch.setattr(label_files, "_open_table", lambda table: (table.schema, 5, opened(table)[2]))
     with pytest.raises(FormatError, match="labels: expected 5 rows, as promised, got 3"):
         list(bv.read_labels(pa.table({"label": [1, 2, 3]})))
 
