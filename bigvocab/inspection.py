@@ -16,7 +16,7 @@ from bigvocab.errors import BigvocabError
 from bigvocab.formats.mapped import MappedFile
 from bigvocab.formats.parts import Array
 from bigvocab.formats.paths import SUFFIXES, Source, expand, natural_key, split_selector
-from bigvocab.formats.safetensors import check_offsets, read_header
+from bigvocab.formats.safetensors import check_offsets, check_whole, read_header
 from bigvocab.label_files import open_source
 from bigvocab.labels import read_labels
 from bigvocab.matrix import Matrix, open_matrix
@@ -158,6 +158,7 @@ def _tensors(place: str) -> list[dict[str, Any]]:
     header, start = read_header(file)
     entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
     check_offsets(file, entries, file.size - start)
+    check_whole(file, entries, file.size - start)
     return [
         {"name": name, "shape": entry.get("shape"), "dtype": entry.get("dtype"), "bytes": int(np.diff(span)[0])}
         for name, entry in entries.items()

@@ -37,12 +37,13 @@ class Display:
 
         on_compile(self._compiling)
 
-    def _compiling(self, kernel: str) -> None:
+    def _compiling(self, kernel: str, kept: bool) -> None:
         with self._lock:  # several threads may meet the same kernel
             if self._silent:
                 return
             self._silent = True
-        self._say("compiling kernels for this machine (once; kept in the cache) ...")
+        how = "once; kept in the cache" if kept else "each time: no folder to keep them in; set BIGVOCAB_CACHE_DIR"
+        self._say(f"compiling kernels for this machine ({how}) ...")
 
     def _say(self, text: str) -> None:
         if self._bar is not None:

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from bigvocab import memory
 from bigvocab.errors import BigvocabError, FormatError
 
 _NUMBER = re.compile(rb"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?(inf|infinity|nan)", re.IGNORECASE)
@@ -36,8 +37,9 @@ def read_vocab_weights(path: str | os.PathLike[str]) -> np.ndarray:
         raise BigvocabError(f"{path}: cannot be read: {error.strerror}") from error
     if data.size == 0:
         raise FormatError(f"{path}: no line in it, expected one word a line")
-    starts, ends = _last_fields(data)
-    weights = _parse_fast(data, starts, ends)
+    weights = _parse_plain(data)
+    if weights is None:
+        weights = _parse_fast(data, *_last_fields(data))
     if weights is None:
         weights = _parse_lines(path, data)
     bad = ~((weights >= 0) & (weights < np.inf))
@@ -45,6 +47,15 @@ def read_vocab_weights(path: str | os.PathLike[str]) -> np.ndarray:
         line = int(np.argmax(bad))
         raise FormatError(f"{path} line {line + 1}: weight {weights[line]}, expected a finite number >= 0")
     return weights
+
+
+def _parse_plain(data: np.ndarray) -> np.ndarray | None:
+    """All fields by a kernel, in a third of Arrow's time; None where one is more than up to 15 digits and a point."""
+    from bigvocab.kernels.decimals import read_last_fields
+
+    lines = int(np.count_nonzero(data == ord("\n"))) + (data[-1] != ord("\n"))
+    weights = memory.empty(lines, np.float64)
+    return weights if read_last_fields(data, weights) else None
 
 
 def _last_fields(data: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

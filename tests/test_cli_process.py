@@ -76,7 +76,7 @@ def test_compiling_is_said_once_and_not_when_quiet(data):
         "from bigvocab.kernels import _jit\n"
         "work = e.evaluate\n"
         "def evaluate(**given):\n"
-        "    for name in 'ab': [callback(name) for callback in _jit._on_compile]\n"
+        "    for name in 'ab': [callback(name, True) for callback in _jit._on_compile]\n"
         "    return work(**given)\n"
         "e.evaluate = evaluate\n"
         "from bigvocab.cli import main\n"
@@ -87,6 +87,13 @@ def test_compiling_is_said_once_and_not_when_quiet(data):
         done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True)
         assert done.returncode == 0
         assert done.stderr.count("compiling kernels") == done.stderr.count("\n") == times
+
+
+def test_compiling_that_is_not_kept_says_why(capsys):
+    from bigvocab.progress import Display
+
+    Display(quiet=False)._compiling("rows_softmax", kept=False)
+    assert "each time: no folder to keep them in; set BIGVOCAB_CACHE_DIR" in capsys.readouterr().err
 
 
 def test_a_reader_that_leaves_is_no_error(data):

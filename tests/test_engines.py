@@ -3,6 +3,7 @@
 import importlib.util
 import multiprocessing
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -180,6 +181,21 @@ def test_a_ray_that_runs_already_is_used_and_left(folder):
         assert ray.is_initialized()
     finally:
         ray.shutdown()
+
+
+def test_an_address_where_nothing_listens():
+    from bigvocab.engines.ray import _refuse_deaf
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+        for place in (f"127.0.0.1:{port}", f"ray://127.0.0.1:{port}", f"[::1]:{port}"):
+            with pytest.raises(bv.BigvocabError, match=f"address: no Ray at {re.escape(place)}: "):
+                _refuse_deaf(place)
+        free.listen()
+        _refuse_deaf(f"127.0.0.1:{port}")
+    for other in ("auto", "local", "ray://head"):
+        _refuse_deaf(other)
 
 
 @RAY

@@ -304,11 +304,19 @@ def test_safetensors_names(file):
     assert open_matrix(f"{path}::t24").files[0]["path"] == f"{path}::t24"
 
 
-def test_safetensors_empty_tensor_and_gaps(file):
-    header = {"a": entry(shape=(0, 4), end=0), "w": entry(begin=8, end=56)}
-    path = file("x.safetensors", safetensors_bytes(header, b"\xff" * 8 + VALUES.astype("f4").tobytes()))
+def test_safetensors_empty_tensor(file):
+    header = {"a": entry(shape=(0, 4), end=0), "w": entry()}
+    path = file("x.safetensors", safetensors_bytes(header, VALUES.astype("f4").tobytes()))
     same(open_matrix(f"{path}::w"), VALUES)
     assert open_matrix(f"{path}::a").shape == (0, 4)
+
+
+@pytest.mark.parametrize(("begin", "more"), [(0, 1), (8, 0), (8, 8)])
+def test_safetensors_bytes_of_no_tensor(file, begin, more):
+    data = b"\xff" * begin + VALUES.astype("f4").tobytes() + b"\xff" * more
+    path = file("x.safetensors", safetensors_bytes({"w": entry(begin=begin, end=begin + 48)}, data))
+    with pytest.raises(FormatError, match=f"its tensors are 48 bytes, but the file has {48 + begin + more} behind"):
+        open_matrix(path)
 
 
 @pytest.mark.parametrize(

@@ -435,6 +435,32 @@ def test_vocab_file_forms(text, tmp_path):
     assert _weights(path) == [1.0, 2.5, 0.0]
 
 
+_FIELDS = (
+    st.integers(0, 10**17).map(str)
+    | st.tuples(st.integers(0, 10**17), st.integers(0, 18)).map(lambda drawn: f"{drawn[0]:019d}"[drawn[1] :] + ".5")
+    | st.from_regex(r"[0-9]{0,8}[.]?[0-9]{0,8}", fullmatch=True)
+    | st.sampled_from(["1e5", "-1", " 4", "1.2.3"])
+)
+_LINES = st.lists(st.tuples(st.sampled_from(["", ",", "w,", "1.5,", "a,b,"]), _FIELDS), min_size=1, max_size=5)
+
+
+@given(_LINES, st.booleans())
+@settings(max_examples=500, deadline=None)
+def test_plain_numbers_of_a_vocabulary(lines, ended):
+    """What the kernel reads is what `float` reads; it may only give up, and must where there is no plain number."""
+    from bigvocab.vocab_file import _parse_plain
+
+    text = "\n".join(word + field for word, field in lines) + "\n" * ended
+    if not text:
+        return
+    found = _parse_plain(np.frombuffer(text.encode(), np.uint8))
+    fields = [line.rpartition(",")[2] for line in text.removesuffix("\n").split("\n")]
+    plain = all(1 <= len(field.replace(".", "", 1)) <= 15 and field.replace(".", "", 1).isdecimal() for field in fields)
+    assert (found is not None) == plain
+    if plain:
+        assert found.tolist() == [float(field) for field in fields]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

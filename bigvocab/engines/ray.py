@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
+import socket
 from collections import deque
 from collections.abc import Iterator
 from typing import Any
@@ -16,6 +17,8 @@ from typing import Any
 from bigvocab.engines import Order, as_piece, do_task, task_ranges, threads_each
 from bigvocab.errors import BigvocabError
 from bigvocab.work import Job, Piece
+
+_PATIENCE = 10.0  # seconds for a connection to a cluster's first port
 
 
 def ray_pieces(job: Job, start: int, workers: int | None, address: str | None) -> Iterator[Piece]:
@@ -57,6 +60,8 @@ def _connected(ray: Any, workers: int | None, address: str | None) -> Iterator[N
         yield
         return
     place = address or os.environ.get("RAY_ADDRESS")
+    if place:
+        _refuse_deaf(place)
     try:
         if place:
             ray.init(address=place, log_to_driver=False, logging_level="ERROR")
@@ -69,6 +74,17 @@ def _connected(ray: Any, workers: int | None, address: str | None) -> Iterator[N
         yield
     finally:
         ray.shutdown()
+
+
+def _refuse_deaf(place: str) -> None:
+    """Raise where nothing listens at host:port: Ray itself would try for minutes."""
+    host, _, port = place.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_PATIENCE).close()
+    except (OSError, OverflowError) as error:
+        raise BigvocabError(f"address: no Ray at {place}: {error}") from None
 
 
 def _is_local(ray: Any) -> bool:

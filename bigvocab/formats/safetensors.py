@@ -34,6 +34,7 @@ def safetensors_layout(file: MappedFile, wanted: Stored | None) -> Layout:
     needed = num_bytes(shape, stored.raw.itemsize)
     if end - begin != needed:
         raise FormatError(f"{shown}: shape {shape} of {code} needs {needed} bytes, but data_offsets give {end - begin}")
+    check_whole(file, entries, file.size - start)
     return Layout(shape, stored, ((start + begin, shape[0]),))
 
 
@@ -90,6 +91,13 @@ def check_offsets(file: MappedFile, entries: dict[str, Any], room: int) -> None:
             raise FormatError(
                 f"{file.shown}: tensors {first!r:.200} and {second!r:.200} overlap at byte {begin} of the data"
             )
+
+
+def check_whole(file: MappedFile, entries: dict[str, Any], room: int) -> None:
+    """The tensors are all there is, as the format says: bytes that belong to none mean a header that is wrong."""
+    covered = sum(end - begin for begin, end in (entry["data_offsets"] for entry in entries.values()))
+    if covered != room:
+        raise FormatError(f"{file.shown}: its tensors are {covered} bytes, but the file has {room} behind the header")
 
 
 def _choose(file: MappedFile, entries: dict[str, Any]) -> str:

@@ -21,11 +21,11 @@ import numba
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, NullCache, _CacheLocator
 
 _SOURCES = Path(__file__).parent
-_on_compile: list[Callable[[str], None]] = []
+_on_compile: list[Callable[[str, bool], None]] = []
 
 
-def on_compile(callback: Callable[[str], None]) -> None:
-    """Call `callback(name)` before a kernel is compiled because no machine code of it is kept."""
+def on_compile(callback: Callable[[str, bool], None]) -> None:
+    """Call `callback(name, whether it will be kept)` before a kernel is compiled: no machine code of it is kept yet."""
     _on_compile.append(callback)
 
 
@@ -132,7 +132,7 @@ class _NoCache(NullCache):
 
 def _compiling(function: Callable[..., Any]) -> None:
     for callback in _on_compile:
-        callback(function.__name__)
+        callback(function.__name__, _folder is not None)
 
 
 def jit(function: Callable[..., Any]) -> Any:
