@@ -58,7 +58,14 @@ class _Command(click.Command):
                 formatter.write_dl([(f"{names:<{width}}", text) for names, text in records])
 
 
+_GIVEN = "bigvocab.given"  # the arguments of the command line, among what click keeps
+
+
 class _Commands(click.Group):
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.meta[_GIVEN] = [part for arg in args for part in (arg, *arg.split("="))]
+        return super().parse_args(ctx, args)
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command; what it may raise becomes one line and an exit code."""
         try:
@@ -75,14 +82,17 @@ class _Commands(click.Group):
             if os.environ.get("BIGVOCAB_TRACEBACK"):
                 raise
             command = self.commands.get(ctx.invoked_subcommand or "")
-            _fail(f"error: {_with_options(str(error), command)}")
+            _fail(f"error: {_with_options(str(error), command, ctx.meta[_GIVEN])}")
 
 
-def _with_options(message: str, command: click.Command | None) -> str:
-    """A message of the library, which names keywords, with the options of the command in their place."""
+def _with_options(message: str, command: click.Command | None, given: list[str]) -> str:
+    """A message of the library, which names keywords, with the options of the command in their place; a word that was
+    given, a file perhaps, stays.
+    """
     if command is None:
         return message
-    names = {name: option.opts[0] for option in command.params if "_" in (name := option.name or "")}
+    options = [option for option in command.params if "_" in (option.name or "") and option.name not in given]
+    names = {option.name: option.opts[0] for option in options}
     words = "|".join(sorted(names, key=len, reverse=True)) or "$."
     return re.sub(rf"(?<![\w./'\"\\-])({words})(?![\w./'\"\\-])", lambda found: names[found[1]], message)
 

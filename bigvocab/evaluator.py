@@ -144,8 +144,8 @@ class Evaluator:
         }
         self.ignore_index = checks.index_or_none("ignore_index", ignore_index)
         self.label_smoothing = checks.in_unit_interval("label_smoothing", label_smoothing)
-        self.class_weights = read_vector(class_weights)
-        self.pos_weight = pos_weight if isinstance(pos_weight, int | float) else read_vector(pos_weight)
+        self.class_weights = read_vector("class_weights", class_weights)
+        self.pos_weight = pos_weight if isinstance(pos_weight, int | float) else read_vector("pos_weight", pos_weight)
         self.epsilon = checks.in_unit_interval("epsilon", epsilon)
         self.logit_scale = checks.positive("logit_scale", logit_scale)
         self.softcap = None if softcap is None else checks.positive("softcap", softcap)

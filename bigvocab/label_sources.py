@@ -153,7 +153,7 @@ def _sets_of(labels: Any, rows: int, sparse: bool) -> tuple[IdSets, npt.NDArray[
     if not isinstance(labels, tuple) or len(labels) != 3:
         raise BigvocabError(f"labels: got {type(labels).__name__}, expected (offsets, ids, probabilities)")
     sets = as_id_sets("labels", labels[:2], rows)
-    values = np.asarray(labels[2])
+    values = checks.as_array("labels", labels[2])
     if values.dtype.kind not in "fiub" and values.dtype.name not in checks.FLOATS:
         raise TypeError(f"labels: probabilities: expected real numbers, got {values.dtype}")
     if values.shape != sets.ids.shape:
@@ -187,7 +187,7 @@ def labels_of(loss: str, labels: Any, rows: int) -> tuple[Any, npt.NDArray[np.fl
     elif isinstance(labels, str | os.PathLike):
         array = np.asarray(as_matrix(labels))
     else:
-        array = np.asarray(labels)
+        array = checks.as_array("labels", labels)
     if array.dtype.name not in checks.FLOATS and array.dtype.kind not in "iub":
         raise TypeError(f"labels: expected floats, integers or booleans, got {array.dtype}")
     if array.ndim not in (1, 2) or len(array) != rows:

@@ -93,11 +93,13 @@ class Matrix:
 
     def row_files(self) -> list[tuple[int, str]]:
         """(first row, path) of each file, in order, where files are split by rows."""
-        starts: dict[str, int] = {}
+        found: list[tuple[int, str]] = []
+        before = None
         for part in self._shards[0].parts if len(self._shards) == 1 else ():
-            if part.file is not None:
-                starts.setdefault(part.file.shown, part.first)
-        return [(first, path) for path, first in starts.items()]
+            if part.file is not None and part.file is not before:
+                found.append((part.first, part.file.shown_whole))
+            before = part.file
+        return found
 
     def __repr__(self) -> str:
         source = self.files[0]["path"] + (f" and {len(self.files) - 1} more" if len(self.files) > 1 else "")
@@ -282,8 +284,12 @@ def _open(sources: list[Source], options: _Options) -> Matrix:
 
 
 def _entry(file: MappedFile, layout: Layout) -> dict[str, Any]:
-    path = file.shown if file.selector is None else f"{file.shown}::{file.selector}"
-    return {"path": path, "shape": list(layout.shape), "dtype": layout.stored.dtype.name, "bytes": file.size}
+    return {
+        "path": file.shown_whole,
+        "shape": list(layout.shape),
+        "dtype": layout.stored.dtype.name,
+        "bytes": file.size,
+    }
 
 
 def _reopen(sources: list[Source], options: _Options, files: list[dict[str, Any]]) -> Matrix:

@@ -6,11 +6,12 @@ neither, and one row is always worked by one thread in one order, so results do 
 
 from __future__ import annotations
 
+import contextlib
 import operator
 import os
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 _lock = threading.Lock()
 _pools: dict[int, ThreadPoolExecutor] = {}
@@ -62,6 +63,19 @@ def _ranges(count: int, step: int, most: int, threads: int) -> Iterator[tuple[in
         start = stop
 
 
+def _wait_for(futures: list[Future[None]]) -> None:
+    """Wait until none is under way, however often Ctrl-C is pressed: none may write into arrays that were given up."""
+    interrupted = None
+    for future in futures:
+        while not (future.cancel() or future.done()):
+            try:
+                future.exception()
+            except KeyboardInterrupt as error:
+                interrupted = error
+    if interrupted is not None:
+        raise interrupted
+
+
 def run(task: Callable[[int, int], None], count: int, step: int, num_threads: int | None = None, most: int = 0) -> None:
     """Call `task(start, stop)` for consecutive ranges that cover `range(count)`, on `num_threads` threads, of which
     the caller's is one.
@@ -95,14 +109,15 @@ def run(task: Callable[[int, int], None], count: int, step: int, num_threads: in
         finally:
             _inside.task = False
 
-    pool = _pool(threads - 1)
-    futures = [pool.submit(work) for _ in range(threads - 1)]
+    futures: list[Future[None]] = []
     try:
+        with contextlib.suppress(RuntimeError):  # Python is ending, and lets no thread begin: this one does it all
+            pool = _pool(resolve_threads(num_threads) - 1)
+            futures += (pool.submit(work) for _ in range(threads - 1))
         work()  # this thread is at it before the others have woken up
         for future in futures:
             if not future.cancel():  # it may wait behind the work of another caller: none is left for it
                 future.result()
-    finally:  # also on Ctrl-C: no task may go on writing into arrays that the caller gave up
+    finally:
         stopped.set()
-        for future in futures:
-            future.cancel() or future.exception()
+        _wait_for(futures)

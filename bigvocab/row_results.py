@@ -90,12 +90,12 @@ def of_statistics(
         result.row_weight = np.ones(len(seen)) if weights is None else weights
         result.weight = seen * result.row_weight
     if evaluator.wants("rank") or evaluator.wants("accuracy"):
-        without = np.isnan(rows._column("SUM"))  # a row with a NaN has no order: it counts as wrong, as if it were last
+        without = np.isnan(rows._column("SUM"))  # a row with a NaN has no order: as if it were last, and right for no k
         rank = np.where(without, classes, rows.rank)
         if evaluator.wants("rank"):
             result.figures |= {"rank": rank, "tied": rows.tied & ~without}
         if evaluator.wants("accuracy"):
-            result.figures["place"] = rank
+            result.figures["place"] = np.where(without, np.iinfo(np.int64).max, rank)
     for name in ("predicted", "logsumexp", "entropy"):
         if evaluator.wants(name):
             result.figures[name] = getattr(rows, name)

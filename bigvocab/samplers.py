@@ -35,6 +35,7 @@ __all__ = [
 
 _Ids = npt.NDArray[np.int64]
 _Floats = npt.NDArray[np.float64]
+_HARDLY = 0.01  # chance of a draw below which it is not begun in earnest
 
 
 class SampledValues(NamedTuple):
@@ -146,15 +147,24 @@ class _Sampler:
             raise BigvocabError(f"num_sampled: got {num_sampled} unique candidates, but {what} is {drawable}")
 
     def _check_patience(self, num_sampled: int) -> None:
-        """Give up a draw that takes long where even 2^31 tries would hardly give so many different classes."""
+        """Give up a draw that takes long where even 2^31 tries would hardly give so many different classes.
+
+        The number U of classes never seen is a sum of independent indicators with probabilities u_i. For every s in
+        (0, 1), P(U <= m) <= product of (1 - u_i + u_i s) / s^m (Chernoff 1952, doi:10.1214/aoms/1177729330).
+        """
         probabilities, counts = self._kinds()
-        seen = expected_count(probabilities, 1, MAX_TRIES)
-        mean, variance = float(counts @ seen), float(counts @ (seen * (1 - seen)))
-        if mean + 6 * math.sqrt(variance) < num_sampled - 0.5:
-            raise BigvocabError(
-                f"num_sampled: got {num_sampled} unique candidates, but 2^31 draws would give about {mean:.0f}, "
-                "the other classes are too rare; ask for fewer, or take AllCandidateSampler"
-            )
+        unseen, counts = 1.0 - expected_count(probabilities, 1, MAX_TRIES), counts * (probabilities > 0)
+        rare = unseen > 1e-9
+        about, unseen, weight = float(counts.sum() - counts @ unseen), unseen[rare], counts[rare]
+        allowed = float(counts.sum()) - num_sampled
+        for s in 0.5 ** np.arange(0.0, 40.0, 0.5):
+            with np.errstate(divide="ignore"):
+                chance = float(weight @ np.log1p(unseen * (s - 1.0))) - allowed * math.log(s)
+            if chance < math.log(_HARDLY):
+                raise BigvocabError(
+                    f"num_sampled: got {num_sampled} unique candidates, but 2^31 draws would give about {about:.0f}, "
+                    "the other classes are too rare; ask for fewer, or take AllCandidateSampler"
+                )
 
 
 class UniformSampler(_Sampler):
@@ -256,6 +266,8 @@ class FixedUnigramSampler(_Sampler):
         distortion = real("distortion", distortion)
         if not math.isfinite(distortion):
             raise BigvocabError(f"distortion: got {distortion}, expected a finite number")
+        if vocab_file is not None and not isinstance(vocab_file, str | os.PathLike):
+            raise TypeError(f"vocab_file: expected a path, got {type(vocab_file).__name__}")
         source = "unigrams" if vocab_file is None else os.fspath(vocab_file)
         if vocab_file is None:
             weights = as_weights(unigrams)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from bigvocab import checks
 from bigvocab.errors import BigvocabError
 from bigvocab.matrix import as_matrix
 from bigvocab.options import METRICS, metrics_fault
@@ -87,10 +88,10 @@ def parse_top_k(values: int | str | Iterable[int]) -> tuple[int, ...]:
     return tuple(sorted({int(k) for k in found}))
 
 
-def read_vector(values: Any) -> Any:
+def read_vector(name: str, values: Any) -> Any:
     """Numbers from a path (.npy, text with one a line, or what `open_matrix` reads) or an array; None stays None."""
     if not isinstance(values, str | os.PathLike):
-        return None if values is None else np.asarray(values)
+        return None if values is None else checks.as_array(name, values)
     if str(values).lower().endswith((".txt", ".csv")):
         try:
             return _one_dimension(values, np.loadtxt(values, dtype=np.float64, ndmin=1))

@@ -35,7 +35,6 @@ import hashlib
 import io
 import json
 import os
-import re
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -52,7 +51,6 @@ from bigvocab.tally import Tally
 
 FORMAT, VERSION = "bigvocab-state", 1
 KEY = b"bigvocab"
-_CHECKSUM = re.compile(rb'"checksum": "([0-9a-f]{64})"')
 _HELD_BYTES = 1 << 20  # of an array among the options
 
 
@@ -183,16 +181,6 @@ def write_file(
             for batch in batches:
                 writer.write_batch(batch)
         _seal(temporary)
-
-
-def state_bytes(state: State) -> bytes:
-    """A state as the bytes of its file, but for the checksum."""
-    sums = state.tally.state()
-    table = _groups_table(sums)
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, table.schema.with_metadata({KEY: json.dumps(_metadata(state, sums))})) as writer:
-        writer.write_table(table)
-    return bytes(sink.getvalue())
 
 
 def _metadata(state: State, sums: dict[str, Any]) -> dict[str, Any]:

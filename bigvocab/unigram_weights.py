@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from bigvocab import memory, parallel
+from bigvocab.checks import as_array
 from bigvocab.errors import BigvocabError
 from bigvocab.kernels import alias
 from bigvocab.kernels import random as kernels
@@ -16,7 +17,7 @@ _AT_ONCE = 1 << 16  # weights per turn of a thread
 
 def as_weights(unigrams: Any) -> np.ndarray:
     """Weights (V,) of any type, checked: finite, none below 0."""
-    weights = np.asarray(_typed_list(unigrams))
+    weights = as_array("unigrams", _typed_list(unigrams))
     if weights.dtype.kind not in "iuf" and weights.dtype.name != "bfloat16":
         raise TypeError(f"unigrams: expected numbers, got {weights.dtype}")
     if weights.ndim != 1 or weights.size == 0:
@@ -32,9 +33,10 @@ def _typed_list(values: Any) -> Any:
     if type(values) is list and values and type(values[0]) in (int, float):
         from bigvocab.kernels import lists
 
-        for kind, read in ((np.int64, lists.read_integers), (np.float64, lists.read_floats)):
+        kinds = ((np.int64, lists.read_integers, (int, bool, int)), (np.float64, lists.read_floats, (int, bool, float)))
+        for kind, read, classes in kinds if lists.READABLE else ():
             array = memory.empty(len(values), kind)
-            if read(id(values), array):
+            if read(id(values), tuple(map(id, classes)), array):
                 return array
     return values
 

@@ -26,7 +26,8 @@ from bigvocab.tally import Tally
 from bigvocab.true_classes import TrueClasses
 from bigvocab.vocab_shards import ClassRange
 
-_FETCHED = 32 << 20  # bytes of a block for which a thread that reads ahead is worth its while
+# A thread reads ahead in blocks of so many bytes, of whose rows at most this share is left out.
+_AHEAD_BYTES, _LEFT_OUT = 32 << 20, 0.05
 
 
 @dataclass
@@ -62,28 +63,45 @@ def pieces(job: Job, start: int, stop: int) -> Iterator[Piece]:
     """Rows `start` to `stop` of a job, piece by piece, in order; pages are given back behind each block."""
     matrix = job.matrix
     read = getattr(matrix, "layer_bytes_read", 0)
-    ended = threading.Event()
-    large = job.classes is None and job.block * job.row_bytes >= _FETCHED
-    with ThreadPoolExecutor(2, "pages") as pages:  # they come before the threads that compute, and go behind them
+    with ThreadPoolExecutor(2, "pages") as pages:  # they are read ahead within a block, and let go of behind it
         released: Future[None] | None = None
-        try:
-            for batch in job.labels.batches(start, stop):
-                for at in range(0, len(batch), job.block):
-                    rows = cut(batch, at, min(at + job.block, len(batch)))
-                    first, last = rows.first_row, rows.first_row + len(rows)
-                    matrix.check()
-                    if large and isinstance(matrix, Matrix):
-                        pages.submit(matrix.fetch, first, last, ended)
+        for batch in job.labels.batches(start, stop):
+            for at in range(0, len(batch), job.block):
+                rows = cut(batch, at, min(at + job.block, len(batch)))
+                first, last = rows.first_row, rows.first_row + len(rows)
+                matrix.check()
+                done = threading.Event()
+                if isinstance(matrix, Matrix) and _reads_most(job, rows):
+                    _begin(pages, matrix.fetch, first, last, done)
+                try:
                     for piece in _block(job, rows):
                         now = getattr(matrix, "layer_bytes_read", 0)
                         yield piece._replace(bytes_read=piece.bytes_read + now - read)
                         read = now
-                    if released is not None:
-                        released.result()  # else blocks that were let go of could pile up
-                    released = pages.submit(matrix.release, first, last)
-        finally:
-            ended.set()
+                finally:
+                    done.set()
+                if released is not None:
+                    released.result()  # else blocks that were let go of could pile up
+                released = _begin(pages, matrix.release, first, last)
     matrix.check()
+
+
+def _begin(pool: ThreadPoolExecutor, task: Callable[..., None], *given: Any) -> Future[None] | None:
+    """Have a thread do it; no one does where Python is ending and lets no thread begin."""
+    try:
+        return pool.submit(task, *given)
+    except RuntimeError:
+        return None
+
+
+def _reads_most(job: Job, rows: LabelBatch) -> bool:
+    """Whether nearly all of a large block is going to be read, so that reading ahead brings nothing in vain."""
+    if job.classes is not None or len(rows) * job.row_bytes < _AHEAD_BYTES:
+        return False
+    left_out = np.zeros(len(rows), bool) if rows.ignored is None else rows.ignored
+    if job.evaluator.ignore_index is not None and isinstance(rows.labels, np.ndarray) and rows.labels.ndim == 1:
+        left_out = left_out | (rows.labels == job.evaluator.ignore_index)
+    return int(np.count_nonzero(left_out)) <= _LEFT_OUT * len(rows)
 
 
 def _block(job: Job, rows: LabelBatch) -> Iterator[Piece]:

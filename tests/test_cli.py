@@ -484,3 +484,8 @@ def test_outputs_that_cannot_be_written_are_known_before_any_work(data):
     refused(run(*EVAL, "--state", "s", "--output", "nowhere.json"), 1, "nowhere.json: cannot be written")
     refused(run(*EVAL, "--state", "s", "--output", "pipe"), 1, "pipe: is a pipe or a device")
     assert sorted(os.listdir()) == before
+
+
+def test_files_named_as_keywords_are_not_taken_for_options(data):
+    refused(run("eval", "--logits", "top_k", "--labels", "labels.npy"), 1, "error: top_k: cannot open: No such file")
+    refused(run("eval", "--logits", "logits.npy", "--labels", "top_k"), 1, "error: top_k: cannot be read: No such")

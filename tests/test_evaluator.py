@@ -557,3 +557,41 @@ def test_memory_bounds_the_blocks_that_are_asked_for():
     assert block_rows(ev, matrix, 500, "4M") == 256
     assert block_rows(ev, matrix, 100, "4M") == 100
     assert block_rows(ev, matrix, 500, None) == 500
+
+
+def test_masked_arrays_and_uneven_lists_are_refused_wherever_they_come():
+    masked, logits = np.ma.masked_array([1.0, 2.0, 3.0], mask=[0, 1, 0]), np.zeros((2, 3), np.float32)
+    soft = np.ma.masked_array(np.full((2, 3), 1 / 3), mask=[[0, 1, 0]] * 2)
+    calls = {
+        "unigrams": lambda given: bv.FixedUnigramSampler(given),
+        "class_weights": lambda given: bv.Evaluator(class_weights=given),
+        "pos_weight": lambda given: bv.Evaluator(loss="weighted-sigmoid", pos_weight=given),
+        "labels": lambda given: bv.Evaluator(loss="softmax").update(logits, given),
+    }
+    for name, call in calls.items():
+        with pytest.raises(TypeError, match=f"{name}: expected a plain array, got a masked one"):
+            call(soft if name == "labels" else masked)
+        with pytest.raises(bv.BigvocabError, match=f"{name}: row 1 has another length or depth"):
+            call([[1.0, 2.0, 3.0], [1.0]])
+    probabilities = np.ma.masked_array([1.0, 1.0], mask=[0, 1])
+    with pytest.raises(TypeError, match="labels: expected a plain array, got a masked one"):
+        bv.Evaluator(loss="softmax").update(logits, ([0, 1, 2], [0, 1], probabilities))
+
+
+def test_a_row_with_a_nan_is_right_for_no_k():
+    ev = bv.Evaluator(nonfinite="keep", top_k=(1, 3, 5))
+    ev.update(np.array([[np.nan, 0.0, 0.0]]), [1])
+    assert ev.report()["accuracy"] == {"1": 0.0, "3": 0.0, "5": 0.0}
+
+
+def test_a_row_is_named_by_its_part_of_a_file_that_is_given_twice(tmp_path):
+    from safetensors.numpy import save_file
+
+    good = np.zeros((10, 3), np.float32)
+    bad = good.copy()
+    bad[5] = np.nan
+    save_file({"a": good, "b": bad}, tmp_path / "m.safetensors")
+    np.save(tmp_path / "z.npy", good)
+    names = [f"{tmp_path}/m.safetensors::a", f"{tmp_path}/z.npy", f"{tmp_path}/m.safetensors::b"]
+    with pytest.raises(bv.BigvocabError, match=r"m\.safetensors::b: row 5 \(row 25 of all files\)"):
+        bv.evaluate(logits=names, labels=np.zeros(30, int))

@@ -194,3 +194,50 @@ cli.cli(["eval", "--logits", "{tmp_path}/logits.npy", "--labels", "{tmp_path}/la
     assert done.returncode == 1
     assert done.stderr == ("bigvocab: error: a file was cut short while it was read (bus error); nothing was written\n")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["labels.npy", "logits.npy"]
+
+
+def test_a_thread_that_outlives_the_main_one():
+    """Python lets no thread begin by then: the one that is left does all."""
+    code = """
+import threading, time
+import numpy as np, bigvocab as bv
+x, y = np.zeros((4000, 4000), np.float32), np.zeros(4000, int)
+before = bv.evaluate(logits=x, labels=y)["sum"]  # whatever is imported later wants threads too
+def job():
+    while threading.main_thread().is_alive():
+        time.sleep(0.01)
+    time.sleep(0.2)
+    print(len(bv.sparse_softmax_cross_entropy(x, y)), bv.evaluate(logits=x, labels=y)["sum"] == before)
+threading.Thread(target=job).start()
+"""
+    assert run(code) == "4000 True"
+
+
+def test_batches_of_many_sizes_make_no_more_threads_than_asked_for():
+    before = threading.active_count()
+    for rows in range(1, 40, 3):
+        bv.sparse_softmax_cross_entropy(np.zeros((rows, 1 << 20), np.float16), np.zeros(rows, int), num_threads=7)
+    assert threading.active_count() <= before + 6
+
+
+def test_no_task_goes_on_after_a_second_interrupt():
+    code = """
+import _thread, signal, threading, time
+from bigvocab import parallel
+began, ended = threading.Event(), []
+def task(start, stop):
+    if threading.current_thread() is threading.main_thread():
+        began.wait()
+        for _ in range(2):
+            threading.Timer(0.1, signal.raise_signal, [signal.SIGINT]).start()
+        time.sleep(5)
+    else:
+        began.set()
+        time.sleep(1)
+        ended.append(start)
+try:
+    parallel.run(task, 2, 1, 2)
+except KeyboardInterrupt:
+    print(len(ended))
+"""
+    assert run(code) == "1"

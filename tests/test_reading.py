@@ -6,6 +6,7 @@ import threading
 
 import ml_dtypes
 import numpy as np
+import pyarrow as pa
 import pytest
 
 import bigvocab as bv
@@ -201,3 +202,22 @@ def test_fetching_a_file_that_shrank_is_no_bus_error(tmp_path):
     matrix.fetch(0, 64, threading.Event())
     with pytest.raises(bv.FormatError, match="shrank while it is read"):
         matrix.check()
+
+
+def test_pages_of_rows_that_are_left_out_are_not_fetched(tmp_path, monkeypatch):
+    """Prompts are masked: what no one reads is not brought from the disk either."""
+    from bigvocab.matrix import Matrix
+
+    asked = []
+    monkeypatch.setattr(Matrix, "fetch", lambda self, first, last, ended: asked.append((first, last)))
+    np.save(tmp_path / "logits.npy", np.zeros((300, 1 << 16), np.float32))
+    for ignored, fetched in ((0, [(0, 150), (150, 300)]), (100, [(150, 300)]), (290, [])):
+        labels = np.zeros(300, int)
+        labels[:ignored] = -100
+        for given, index in ((labels, -100), (pa.array(labels, mask=labels < 0), None)):
+            asked.clear()
+            report = bv.evaluate(
+                logits=tmp_path / "logits.npy", labels=given, ignore_index=index, chunk_rows=150, metrics=""
+            )
+            assert sorted(asked) == fetched
+            assert report["ignored_rows"] == ignored

@@ -133,7 +133,7 @@ def test_weights_of_any_kind_are_the_same_sampler():
     for bad in ([1, -1], [1.0, -1.0]):  # what the C functions also return for an error
         with pytest.raises(bv.BigvocabError, match="unigrams: row 1 is -1"):
             bv.FixedUnigramSampler(bad)
-    for bad in ([1, "2"], [1.0, None], [1, 1j]):
+    for bad in ([1, "2"], [1.0, None], [1, 1j], [1.0, np.complex128(3 + 4j)]):
         with pytest.raises((TypeError, bv.BigvocabError), match="unigrams"):
             bv.FixedUnigramSampler(bad)
     assert first.probability([5]) == 0
@@ -644,7 +644,12 @@ def test_bad_values(wrong, message):
 
 @pytest.mark.parametrize(
     ("weights", "num_sampled"),
-    [([1e30, 1e-30], 2), ([1e15] * 1000 + [1.0] * 1000, 1900), ([1e25] * 9 + [1e-30], 10)],
+    [
+        ([1e30, 1e-30], 2),
+        ([1e15] * 1000 + [1.0] * 1000, 1900),
+        ([1e25] * 9 + [1e-30], 10),
+        ([1.0] * 492 + [1e-9] * 20, 512),
+    ],
 )
 def test_hopeless_draws_end_at_once(weights, num_sampled):
     """TensorFlow draws 2^31 times here, and aborts."""
@@ -656,6 +661,28 @@ def test_hopeless_draws_end_at_once(weights, num_sampled):
     assert time.perf_counter() - start < 2.0
 
 
+def test_what_the_items_of_a_list_do_is_theirs():
+    """No code of an item runs where the list is only borrowed, and what it raises is not swallowed."""
+    weights = [1.0]
+
+    class Emptying:
+        def __float__(self):
+            weights.clear()
+            return 2.5
+
+    class Interrupting:
+        def __float__(self):
+            raise KeyboardInterrupt
+
+    weights[:] = [1.0, Emptying(), 3.0]
+    with pytest.raises((TypeError, bv.BigvocabError), match="unigrams"):
+        bv.FixedUnigramSampler(weights)
+    with pytest.raises((TypeError, KeyboardInterrupt)):
+        bv.FixedUnigramSampler([1.0, Interrupting()])
+    with pytest.raises(TypeError, match="unigrams: expected numbers, got"):
+        bv.FixedUnigramSampler([1.0, np.void(b"12345678")])
+
+
 def test_long_draws_are_not_hopeless():
     values = bv.LogUniformSampler(20_000).sample([[0]], 20_000, seed=1)
     assert sorted(values.sampled_candidates) == list(range(20_000))
@@ -664,6 +691,12 @@ def test_long_draws_are_not_hopeless():
         sampler._check_patience(20_000)
     with pytest.raises(bv.BigvocabError, match="too rare"):
         bv.LogUniformSampler(10**9)._check_patience(10**9)
+
+
+@pytest.mark.parametrize("path", [5, b"v.txt", ["v.txt"]])
+def test_a_vocabulary_is_a_path(path):
+    with pytest.raises(TypeError, match="vocab_file: expected a path, got"):
+        bv.FixedUnigramSampler(vocab_file=path)
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")

@@ -486,3 +486,9 @@ def test_a_certain_row_under_a_large_softcap_has_no_entropy():
 def test_class_weights_of_zero_leave_nothing():
     options = {"label_smoothing": 0.1, "class_weights": np.zeros(3)}
     assert bv.sparse_softmax_cross_entropy(np.array([[0, np.inf, 1]]), [0], **options)[0] == 0
+
+
+def test_a_masked_tile_with_a_scale_past_float32():
+    tiles = [(0, np.full((1, 20), -np.inf, np.float32)), (20, np.zeros((1, 4), np.float32))]
+    found = softmax_rows(tiles, np.array([21]), scale=1e39).logsumexp[0]
+    assert found == pytest.approx(math.log(4))

@@ -17,12 +17,9 @@ from bigvocab.errors import BigvocabError, FormatError
 from bigvocab.formats.paths import Source
 from bigvocab.reading import Reader, identity
 
-_FETCHED = 2 << 20  # bytes of a large page
-_FROM_DISK, _LOOKS, _PROBED = (
-    50e-6,
-    8,
-    64 << 20,
-)  # seconds that say so; after so many that do not, bytes to the next look
+_LARGE_PAGE = 2 << 20  # bytes
+_FROM_DISK = 50e-6  # seconds: a page that took longer to come was not in memory
+_LOOKS, _PROBED = 8, 64 << 20  # after so many pages that were, bytes to the next look
 
 
 class _Map(mmap.mmap):
@@ -56,6 +53,11 @@ class MappedFile:
         self.identity = identity(status)
         self.buffer.reader = Reader(self.path, self._address, self.identity)
 
+    @property
+    def shown_whole(self) -> str:
+        """The path as it was given, with the tensor or column that was chosen."""
+        return self.shown if self.selector is None else f"{self.shown}::{self.selector}"
+
     def check(self) -> None:
         """Raise FormatError if the file has shrunk, was written to or was replaced since it was opened."""
         try:
@@ -80,7 +82,7 @@ class MappedFile:
             began = time.perf_counter()
             memory.bring(self._address + at)
             there = there + 1 if time.perf_counter() - began < _FROM_DISK else 0
-            at += _FETCHED if there < _LOOKS else _PROBED
+            at += _LARGE_PAGE if there < _LOOKS else _PROBED
 
     def release(self, start: int, stop: int) -> None:
         """Tell the system that the pages from the one of byte `start` up to the one of byte `stop` are not needed now.

@@ -1,7 +1,7 @@
 """Row statistics of logits in one pass: maximum, sum of exponentials and, when asked, rank, ties, argmax, entropy and
 sum.
 
-How a row is read. Blocks of 8,192 classes, counted from the first one of the tile. Every lane sums 2**(x c - reference)
+How a row is read. Blocks of 8,192 classes, but for a short first one. Every lane sums 2**(x c - reference)
 in float32 (float64 for float64 input), where c = scale / ln 2, eight terms at a time: more would let the roundings of
 equal terms, added to a large one, add up. Beyond that, sums are float64. The reference is the first finite maximum of a
 block, not the row's: a sum of exponentials is free of scale, so it only has to stay near enough for float32, and a
@@ -197,7 +197,7 @@ def _row(x, label, scale, want, first_class, stats):
     c = np.float64(factor)
     lane_label = v.like_lane(label, x)
     nothing = v.floor_value(x)
-    if not c > _SMALLEST_FACTOR:
+    if not _SMALLEST_FACTOR < c < np.inf:
         return False
     inexact = scale * LOG2E / c - 1.0
     drifts = abs(inexact) > _DRIFT / 22.0 and abs(inexact) * math.log(x.size) > _DRIFT  # 2**31 classes: 21.5 nats
