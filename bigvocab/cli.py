@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import re
-import signal
 import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -94,7 +93,13 @@ def _with_options(message: str, command: click.Command | None, given: list[str])
     options = [option for option in command.params if "_" in (option.name or "") and option.name not in given]
     names = {option.name: option.opts[0] for option in options}
     words = "|".join(sorted(names, key=len, reverse=True)) or "$."
-    return re.sub(rf"(?<![\w./'\"\\-])({words})(?![\w./'\"\\-])", lambda found: names[found[1]], message)
+    message = re.sub(rf"(?<![\w./'\"\\-])({words})(?![\w./'\"\\-])", lambda found: names[found[1]], message)
+    every = {option.name: option.opts[0] for option in command.params}
+    return re.sub(  # name="value", as Python has it
+        rf"(?<![\w./'\"\\-])({'|'.join(map(str, every))})=([\"'])([\w.]+)\2",
+        lambda found: f"{every[found[1]]} {found[3]}",
+        message,
+    )
 
 
 def _say(text: str) -> None:
@@ -319,11 +324,7 @@ def inspect_(paths: tuple[str, ...], form: str, **options: Any) -> None:
 
 
 def main() -> None:
-    """Run the command; a polite end by a signal cleans up as Ctrl-C does."""
-    for name in ("SIGTERM", "SIGHUP"):
-        number = getattr(signal, name, None)
-        if number is not None and signal.getsignal(number) is signal.SIG_DFL:
-            signal.signal(number, lambda number, frame: sys.exit(128 + number))
+    """Run the command."""
     try:
         cli(prog_name="bigvocab")
     except OSError as error:  # of what click itself prints

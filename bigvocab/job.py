@@ -27,6 +27,7 @@ from bigvocab.state import Data, State
 from bigvocab.vocab_shards import ClassRange, check_class_job, class_range
 from bigvocab.work import Job, Piece, follow_draws, pieces, refuse_ordered_draws
 
+_LARGE_PAGE = 2 << 20
 _BLOCK_BYTES = 512 << 20  # of logits between two looks at progress, memory and the files' sizes
 # Of a linear head: multiplications of a block, some seconds of two cores, but never so few rows that reading the layer
 # once for each block would count; a layer that may not stay in memory is read for as many rows as fit.
@@ -77,8 +78,8 @@ def evaluate(
         report: path of report.json.
         report_every: seconds; `report` is also written so often, then with `progress` {rows_done, rows_total}.
         chunk_rows: rows of a block; None chooses by `max_memory`. No figure depends on it.
-        max_memory: bytes, or "512M", of logits mapped at a time, whatever chunk_rows says. In Fortran order a block of
-            rows touches every page of its file.
+        max_memory: bytes, or "512M", of logits mapped at a time, whatever chunk_rows says, but never less than two
+            rows. In Fortran order a block of rows touches every page of its file.
         shard: "I/N" or (I, N), I from 1 to N: only the I-th of N equal ranges of rows. Its `state` merges with those
             of the others, by `bigvocab merge`.
         vocab_shard: the same for ranges of classes, over all rows: the I-th of N equal ones, or of the files of a set
@@ -326,7 +327,10 @@ def block_rows(
 ) -> int:
     """Rows of a block: as asked for, or as many as the memory for mapped logits allows."""
     row_bytes = matrix.nbytes // max(1, len(matrix))
-    budget = _BLOCK_BYTES if max_memory is None else min(parse_bytes("max_memory", max_memory), 4 * _BLOCK_BYTES)
+    budget = _BLOCK_BYTES
+    if max_memory is not None:  # a block is let go of while the next one is worked, and pages are large
+        budget = min(parse_bytes("max_memory", max_memory), 4 * _BLOCK_BYTES) // 2
+        budget -= min(_LARGE_PAGE, budget // 4)
     rows = max(1, budget // max(1, row_bytes))
     if chunk_rows is not None:
         asked = integer("chunk_rows", chunk_rows, 1, 2**62)

@@ -136,7 +136,14 @@ def _result(
     counted = ~ignored & ~bad if evaluator.nonfinite == "skip" else ~ignored
     value: Any = loss if weighted is None else weighted
     if weights is not None:
-        value = np.where(weights == 0, 0.0, weights * np.where(weights == 0, 0.0, value))
+        with np.errstate(over="ignore"):
+            value = np.where(weights == 0, 0.0, weights * np.where(weights == 0, 0.0, value))
+        if (past := counted & np.isinf(value) & np.isfinite(loss)).any():
+            row = int(np.argmax(past))
+            raise BigvocabError(
+                f"{evaluator.label_name}: the weight of row {batch.first_row + row}, {weights[row]}, times its loss is "
+                "past the largest float64"
+            )
     return RowResult(loss, value, weights, counted, ignored, bad)
 
 

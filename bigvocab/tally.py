@@ -93,8 +93,9 @@ class Tally:
                 self._sum("weight_loss").add(values)
             else:
                 self._sum("weight").add(weights)
-                self._sum("weight_squared").add(weights * weights)
-                self._sum("weight_loss").add(weights * values)
+                with np.errstate(over="ignore"):  # only the standard error is lost
+                    self._sum("weight_squared").add(weights * weights)
+                    self._sum("weight_loss").add(weights * values)
 
     def _add_figures(self, figures: dict[str, npt.NDArray[Any]], weights: Floats | None) -> None:
         live = None if weights is None or weights.all() else weights != 0  # a row of weight 0 may hold anything
@@ -103,7 +104,8 @@ class Tally:
             column = column.astype(np.float64, copy=False)
             if live is not None:
                 column = np.where(live, column, 0.0)
-            self._sum(name).add(column if weights is None else weights * column)
+            with np.errstate(over="ignore"):
+                self._sum(name).add(column if weights is None else weights * column)
 
         if "rank" in figures:
             rank = figures["rank"]

@@ -489,3 +489,19 @@ def test_outputs_that_cannot_be_written_are_known_before_any_work(data):
 def test_files_named_as_keywords_are_not_taken_for_options(data):
     refused(run("eval", "--logits", "top_k", "--labels", "labels.npy"), 1, "error: top_k: cannot open: No such file")
     refused(run("eval", "--logits", "logits.npy", "--labels", "top_k"), 1, "error: top_k: cannot be read: No such")
+
+
+def test_values_in_messages_are_those_of_options(data):
+    logits = np.load("logits.npy").astype(np.float32)
+    logits[3, 2] = np.nan
+    np.save("nan.npy", logits)
+    refused(run("eval", "--logits", "nan.npy", "--labels", "labels.npy"), 1, "(--nonfinite skip leaves such rows out")
+
+
+def test_a_weight_that_is_too_large_is_named(data):
+    weights = np.ones(ROWS)
+    weights[2] = 1.7e308
+    table = pa.table({"label": np.load("labels.npy"), "w": weights})
+    pq.write_table(table, "heavy.parquet")
+    given = ("eval", "--logits", "logits.npy", "--labels", "heavy.parquet", "--weight-column", "w")
+    refused(run(*given), 1, "the weight of row 2, 1.7e+308, times its loss is past the largest float64")

@@ -217,3 +217,27 @@ def test_an_interrupt_while_modules_are_loaded(data, module):
     done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT)
     assert (done.returncode, done.stdout, done.stderr) == (1, "", "bigvocab: interrupted\n")
     assert sorted(os.listdir()) == before
+
+
+INTERRUPTED_COMPILER = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
+number = getattr(signal, sys.argv.pop(1))
+from bigvocab.kernels import _jit
+_jit.on_compile(lambda *given: os.kill(os.getpid(), number))
+from bigvocab.__main__ import main
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "said"), [("SIGINT", 1, "bigvocab: interrupted\n"), ("SIGTERM", 143, ""), ("SIGHUP", 129, "")]
+)
+@pytest.mark.parametrize("threads", ["1", "2"])
+def test_a_signal_while_kernels_are_compiled(data, tmp_path, name, code, said, threads):
+    """An exception there may be swallowed, or leave a lock of the compiler taken for ever."""
+    command = [sys.executable, "-c", INTERRUPTED_COMPILER, name, *EVAL, "-q", "--output", "o.parquet"]
+    before, env = sorted(os.listdir()), ENVIRONMENT | {"BIGVOCAB_CACHE_DIR": str(tmp_path / "cold")}
+    done = subprocess.run([*command, "--threads", threads], capture_output=True, text=True, env=env, timeout=100)
+    assert (done.returncode, done.stdout, done.stderr) == (code, "", said)
+    assert set(os.listdir()) <= {*before, "cold"}

@@ -554,8 +554,8 @@ def test_evaluators_take_the_options_of_files(job, tmp_path):
 
 def test_memory_bounds_the_blocks_that_are_asked_for():
     ev, matrix = bv.Evaluator(), as_matrix(np.zeros((1000, 4096), np.float32))
-    assert block_rows(ev, matrix, 500, "4M") == 256
-    assert block_rows(ev, matrix, 100, "4M") == 100
+    assert block_rows(ev, matrix, 500, "4M") == 96
+    assert block_rows(ev, matrix, 90, "4M") == 90
     assert block_rows(ev, matrix, 500, None) == 500
 
 
