@@ -42,29 +42,27 @@ def loss(dtype, **asked):
     return lambda: softmax_rows([(0, x)], y, want=wanted(**asked))
 
 
-def long_loss(dtype):
-    """The loss alone of as many rows as the file below has."""
-    x, y = np.concatenate([typed(dtype)] * 4), np.concatenate([worker.labels()] * 4)
+@functools.lru_cache(maxsize=1)  # the file and its limit are the same pages of the same memory
+def saved(dtype):
+    """A folder with four times the logits as logits.npy, in the page cache, and their labels."""
+    folder = tempfile.TemporaryDirectory(dir=os.environ.get("BENCH_FOLDER"))
+    x = np.concatenate([typed(dtype)] * 4)
+    np.save(Path(folder.name) / "logits.npy", x.view(np.uint16) if dtype == ml_dtypes.bfloat16 else x)
+    return folder, np.concatenate([worker.labels()] * 4)
+
+
+def mapped_loss(dtype):
+    """The loss alone of the pages of the file, mapped before."""
+    folder, y = saved(dtype)
+    x = np.load(Path(folder.name) / "logits.npy", mmap_mode="r").view(dtype)
     return lambda: softmax_rows([(0, x)], y)
 
 
 def file_loss(dtype):
     """All of `evaluate` over a file in the page cache."""
-    folder = Path(tempfile.mkdtemp(dir=os.environ.get("BENCH_FOLDER")))
-    path = folder / "logits.npy"
-    x = np.concatenate([typed(dtype)] * 4)
-    np.save(path, x.view(np.uint16) if dtype == ml_dtypes.bfloat16 else x)
-    y = np.concatenate([worker.labels()] * 4)
-
-    class Stream:
-        def __call__(self):
-            bv.evaluate(logits=path, labels=y, metrics="", dtype="bfloat16" if dtype == ml_dtypes.bfloat16 else None)
-
-        def __del__(self):
-            path.unlink()
-            folder.rmdir()
-
-    return Stream()
+    folder, y = saved(dtype)
+    name = "bfloat16" if dtype == ml_dtypes.bfloat16 else None
+    return lambda: bv.evaluate(logits=Path(folder.name) / "logits.npy", labels=y, metrics="", dtype=name)
 
 
 def by_products(dtype):
@@ -134,8 +132,8 @@ CASES = {
     "by-products f32": lambda: by_products(np.float32),
     "by-products bf16": lambda: by_products(BF16),
     "by-products f16": lambda: by_products(np.float16),
-    "long f32": lambda: long_loss(np.float32),
-    "long bf16": lambda: long_loss(BF16),
+    "mapped f32": lambda: mapped_loss(np.float32),
+    "mapped bf16": lambda: mapped_loss(BF16),
     "file f32": lambda: file_loss(np.float32),
     "file bf16": lambda: file_loss(BF16),
     "soft labels limit": soft_labels_limit,
