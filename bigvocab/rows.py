@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bigvocab import parallel
+from bigvocab import memory, parallel
 from bigvocab.checks import BFLOAT16, FLOATS
 from bigvocab.reading import reader_of
 
@@ -21,7 +21,8 @@ Tiles = Sequence[tuple[int, npt.NDArray[Any]]]
 
 # Bytes of logits per turn of a thread: the last turns small, to share evenly; those before large, to hide their cost.
 _LEAST_TURN, _LARGEST_TURN = 4 << 20, 256 << 20
-_COPY_BYTES, _COPY_ROWS = 8 << 20, 64  # of a part of a tile that is copied because its rows do not lie in one piece
+_COPIED_BYTES = 128 << 20  # of all threads, where rows are copied because they do not lie in one piece
+_CACHED_BYTES = 8 << 20  # copied at a time
 _CANONICAL = {"float16": np.int16, "bfloat16": np.uint16}
 
 
@@ -50,16 +51,26 @@ def _rows_in_one_piece(array: npt.NDArray[Any]) -> bool:
     return right and row >= width and row % array.itemsize == 0 and array.flags.aligned and array.dtype.isnative
 
 
+def in_one_piece(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Rows as they are, or a copy in which each lies in one piece, in native byte order: the bits of its figures are
+    then those of the same values anywhere.
+    """
+    if _rows_in_one_piece(array):
+        return array
+    copy = memory.empty(array.shape, array.dtype if array.dtype == BFLOAT16 else array.dtype.newbyteorder("="))
+    width = max(1, _CACHED_BYTES // (copy.itemsize * max(1, len(array))))
+    for c in range(0, array.shape[1], width):  # in Fortran order a range of columns at a time stays in the cache
+        copy[:, c : c + width] = array[:, c : c + width]
+    return copy
+
+
 def pieces(tiles: Tiles, start: int, stop: int) -> Iterator[tuple[tuple[int, int], npt.NDArray[Any]]]:
-    """Tiles of rows `start` to `stop` as ((first class, classes), kernel view); what needs a copy in bounded parts."""
+    """Tiles of rows `start` to `stop` as ((first class, classes), kernel view): copies where rows do not lie in one
+    piece.
+    """
     for first_class, tile in tiles:
-        if _rows_in_one_piece(tile):
-            yield (first_class, tile.shape[1]), kernel_view(tile[start:stop])
-            continue
-        width = _COPY_BYTES // (tile.itemsize * _COPY_ROWS)  # not of these rows: it decides how sums are split
-        for c in range(0, tile.shape[1], width):
-            part = kernel_view(tile[start:stop, c : c + width])
-            yield (first_class + c, part.shape[1]), part
+        rows = tile[start:stop]
+        yield (first_class, tile.shape[1]), kernel_view(in_one_piece(rows))
 
 
 def streamed(tiles: Tiles, start: int, stop: int) -> Iterator[tuple[slice, tuple[int, int], npt.NDArray[Any]]]:
@@ -89,10 +100,11 @@ def share_rows(
     """
     arrays = [tile for _, tile in tiles] + ([] if beside is None else [beside])
     threads = parallel.resolve_threads(num_threads)
-    row_bytes = max(1, sum(array.shape[1] * array.itemsize for _, array in tiles))
+    row_bytes = sum(array.shape[1] * (array.itemsize if array.dtype.name in FLOATS else 8) for array in arrays)
+    row_bytes = max(1, row_bytes)
     step, most = _LEAST_TURN // row_bytes, 0
     if not all(map(_rows_in_one_piece, arrays)):
-        step = max(step, _COPY_ROWS)  # columns apart in memory: read some rows' worth of each
+        step = _COPIED_BYTES // (threads * row_bytes)
     elif beside is None or beside.dtype.name in FLOATS:  # else every turn makes a copy of them
         readers = filter(None, map(reader_of, arrays))
         most = min((reader.largest_turn for reader in readers), default=_LARGEST_TURN) // row_bytes

@@ -15,7 +15,7 @@ from bigvocab import parallel
 from bigvocab.checks import FLOATS, as_array
 from bigvocab.errors import BigvocabError
 from bigvocab.id_sets import IdSets
-from bigvocab.rows import RowStatistics, Tiles, kernel_view, pieces, share_rows, softmax_rows, wanted
+from bigvocab.rows import RowStatistics, Tiles, in_one_piece, kernel_view, pieces, share_rows, softmax_rows, wanted
 
 Floats = npt.NDArray[np.float64]
 
@@ -38,8 +38,8 @@ def paired_pieces(
     for (first, classes), piece in pieces(tiles, start, stop):
         part = labels[start:stop, first : first + classes]
         if part.dtype.name not in FLOATS:
-            part = part.astype(np.float64)
-        yield (first, classes), piece, kernel_view(part)
+            part = part.astype(np.float64, order="C")
+        yield (first, classes), piece, kernel_view(in_one_piece(part))
 
 
 def refuse_bad_label(name: str, labels: npt.NDArray[Any], row: int, first_row: int = 0) -> None:
@@ -148,9 +148,14 @@ def sparse_label_rows(
     if (add := getattr(tiles, "add_sparse_labels", None)) is not None:  # logits that are made while they are read
         add(marks, sets, probabilities, (scale, softcap), sums, threads)
         return SoftLabelRows(rows, sums, int(tiles.num_classes))  # type: ignore[attr-defined]
-    for span, piece in pieces(tiles, 0, len(marks)):
-        soft_labels.rows_sparse_labels(
-            piece, marks, sets.offsets, sets.ids, probabilities, (scale, softcap), span, sums
-        )
+
+    def work(start: int, stop: int) -> None:
+        mine, offsets = slice(start, stop), sets.offsets[start : stop + 1]
+        for span, piece in pieces(tiles, start, stop):
+            soft_labels.rows_sparse_labels(
+                piece, marks[mine], offsets, sets.ids, probabilities, (scale, softcap), span, sums[mine]
+            )
+
+    share_rows(work, tiles, len(marks), threads)
     first, tile = tiles[-1]
     return SoftLabelRows(rows, sums, first + tile.shape[1])

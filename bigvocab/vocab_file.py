@@ -37,6 +37,8 @@ def read_vocab_weights(path: str | os.PathLike[str]) -> np.ndarray:
         raise BigvocabError(f"{path}: cannot be read: {error.strerror}") from error
     if data.size == 0:
         raise FormatError(f"{path}: no line in it, expected one word a line")
+    if not (data == ord("\n")).any() and (data[:-1] == ord("\r")).any():
+        raise FormatError(f"{path} line 1: lines end with CR alone, expected LF or CR LF")
     weights = _parse_plain(data)
     if weights is None:
         weights = _parse_fast(data, *_last_fields(data))

@@ -148,9 +148,11 @@ def text(x: float, y: float, words: str, size: float, colour: str, anchor: str =
 def main() -> None:
     """Measure, print, draw."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, default=8, help="draws of each kind (default 8)")
+    parser.add_argument("--seeds", type=int, default=8, help="draws of each kind, two or more (default 8)")
     parser.add_argument("--write", action="store_true", help="put the table into README.md")
     options = parser.parse_args()
+    if options.seeds < 2:
+        parser.error(f"--seeds: got {options.seeds}, expected 2 or more: error bars need them")
     exact, means = measure(options.seeds)
     classes = bv.open_matrix(JOB["weights"]).shape[0]
     found = table(exact, means, classes)

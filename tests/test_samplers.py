@@ -478,6 +478,7 @@ def test_plain_numbers_of_a_vocabulary(lines, ended):
         (b"a,1\nb,nan\n", "line 2: weight nan"),
         (b"a,1\nb,1\nc,inf\n", "line 3: weight inf"),
         (b"a,1\nb,1e999\n", "line 2: weight inf"),
+        (b"a,5\rb,6\r", "line 1: lines end with CR alone"),
         (b"x" * 1000 + b"\n", r"line 1: last field is 'x+\.\.\.'"),
     ],
 )

@@ -297,19 +297,29 @@ LAYOUTS = {
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: np.dtype(d).name)
-def test_every_layout_gives_the_same_losses(dtype, layout):
-    logits, labels = make(70, 4099, dtype, 11)
-    expected = bv.sparse_softmax_cross_entropy(logits, labels)
-    np.testing.assert_array_equal(bv.sparse_softmax_cross_entropy(LAYOUTS[layout](logits), labels), expected)
+@pytest.mark.parametrize(("rows", "classes"), [(70, 4099), (3, 150_001)])
+def test_every_layout_gives_the_same_bits(dtype, layout, rows, classes):
+    logits, labels = make(rows, classes, dtype, 11)
+    moved = LAYOUTS[layout](logits)
+    expected = softmax_rows([(0, logits)], labels, want=ALL).columns
+    np.testing.assert_array_equal(softmax_rows([(0, moved)], labels, want=ALL).columns, expected)
+    one = softmax_rows([(0, LAYOUTS[layout](logits[1:2]))], labels[1:2], want=ALL).columns
+    np.testing.assert_array_equal(one, expected[1:2])
 
 
-def test_a_copied_layout_is_read_in_bounded_parts(monkeypatch):
+def test_copies_of_rows_are_bounded(monkeypatch):
     import bigvocab.rows
 
-    monkeypatch.setattr(bigvocab.rows, "_COPY_BYTES", 1 << 12)
-    logits, labels = make(10, 20_000, np.float32, 12)
-    losses = bv.sparse_softmax_cross_entropy(np.asfortranarray(logits), labels)
-    np.testing.assert_allclose(losses, bv.sparse_softmax_cross_entropy(logits, labels), atol=3e-7)
+    copied = []
+    made = bigvocab.rows.memory.empty
+    monkeypatch.setattr(bigvocab.rows, "_COPIED_BYTES", 1 << 20)
+    monkeypatch.setattr(bigvocab.rows, "_CACHED_BYTES", 1 << 12)
+    monkeypatch.setattr(bigvocab.rows.memory, "empty", lambda shape, dtype: copied.append(shape) or made(shape, dtype))
+    logits, labels = make(40, 20_000, np.float32, 12)
+    losses = bv.sparse_softmax_cross_entropy(np.asfortranarray(logits), labels, num_threads=2)
+    np.testing.assert_array_equal(losses, bv.sparse_softmax_cross_entropy(logits, labels))
+    assert {rows for rows, _ in copied} <= {6, 4}
+    assert sum(rows for rows, _ in copied) == 40
 
 
 @settings(max_examples=30, deadline=None)
