@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 import bigvocab
+from bigvocab import interrupts
 from bigvocab.command_options import (
     EPILOG,
     EVAL,
@@ -32,7 +33,6 @@ from bigvocab.command_options import (
     with_options,
 )
 from bigvocab.errors import BigvocabError
-from bigvocab.interrupts import work_begins
 from bigvocab.options import SAMPLERS, default_metrics, eval_faults, raw_faults, sampler_faults
 
 if TYPE_CHECKING:
@@ -227,7 +227,7 @@ def _evaluate(options: dict[str, Any], quiet: bool) -> Report:
         if "max_memory" in given:
             as_usage("--max-memory", parse_bytes, "max_memory", given["max_memory"])
         display.watch_compiler()
-        work_begins()
+        interrupts.work_begins()
         return evaluate(**given, progress=display.update)
 
 
@@ -272,7 +272,7 @@ def sample_(ctx: click.Context, **options: Any) -> None:
         raise click.UsageError(f"'--sampler {sampler}' needs '--range-max', the number of classes.")
     from bigvocab.candidates import write_candidates
 
-    work_begins()
+    interrupts.work_begins()
     drawn = write_candidates(**given)
     seed = ",".join(map(str, drawn["seed"]))
     _say(
@@ -289,7 +289,7 @@ def merge_(states: tuple[str, ...], form: str, conditions: list[Condition], **op
     from bigvocab.merging import merge_states
     from bigvocab.output import refuse_overwriting, write_text
 
-    work_begins()
+    interrupts.work_begins()
     refuse_overwriting({name: options[name] for name in ("output", "report")}, states)
     report = merge_states(states, output=options["output"])
     if options["report"] is not None:
@@ -325,6 +325,7 @@ def inspect_(paths: tuple[str, ...], form: str, **options: Any) -> None:
 
 def main() -> None:
     """Run the command."""
+    interrupts.heed()
     try:
         cli(prog_name="bigvocab")
     except OSError as error:  # of what click itself prints

@@ -768,7 +768,7 @@ def test_blocks_of_a_head_are_seconds_of_work():
         evaluator = bv.Evaluator(weights=layer, **options)
         matrix = evaluator.source(inputs)
         assert block_rows(evaluator, matrix, None, None) == expected
-        assert block_rows(evaluator, matrix, None, "1M") == 8192
+        assert block_rows(evaluator, matrix, None, "1M") == 3072
         assert block_rows(evaluator, matrix, 77, None) == 77
     exact = bv.Evaluator(weights=layer, loss="nce", num_sampled=5, exact=True)
     assert block_rows(exact, exact.source(inputs), None, None) == 59_520
