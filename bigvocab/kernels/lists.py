@@ -1,8 +1,8 @@
 """Lists of Python numbers read into arrays, by functions of Python's C API: a quarter of the time of NumPy's loop.
 
 Only objects whose class is int, bool or float itself are read: no code of theirs runs, so the list stays as it is while
-these kernels, which keep the GIL, hold it. Source of the functions: the Python/C API reference manual, List, Integer
-and Floating-Point Objects, Exception Handling.
+these kernels, which keep the GIL, hold it. Source of the functions: the Python/C API reference manual, Integer and
+Floating-Point Objects, Exception Handling.
 """
 
 from __future__ import annotations
@@ -15,15 +15,24 @@ from numba.extending import intrinsic
 from bigvocab.kernels._jit import inline, jit_with_gil
 
 _address = types.intp
-_item_of = types.ExternalFunction("PyList_GetItem", _address(_address, types.intp))
 _integer_of = types.ExternalFunction("PyLong_AsLongLong", types.int64(_address))
 _float_of = types.ExternalFunction("PyFloat_AsDouble", types.float64(_address))
 _error = types.ExternalFunction("PyErr_Occurred", _address())
 _clear_error = types.ExternalFunction("PyErr_Clear", types.void())
 
-# The header of an object ends with the address of its class.
-_CLASS_AT = object.__basicsize__ - ctypes.sizeof(ctypes.c_void_p)
-READABLE = all(ctypes.c_void_p.from_address(id(one) + _CLASS_AT).value == id(type(one)) for one in (1, True, 0.5))
+# The header of an object ends with the address of its class; a list has its length behind it, and where its items lie.
+_WORD = ctypes.sizeof(ctypes.c_void_p)
+_CLASS_AT, _ITEMS_AT = object.__basicsize__ - _WORD, object.__basicsize__ + _WORD
+
+
+def _word_at(place: int) -> int | None:
+    return ctypes.c_void_p.from_address(place).value
+
+
+_PLAIN = [1, True, 0.5]
+READABLE = all(_word_at(id(one) + _CLASS_AT) == id(type(one)) for one in (*_PLAIN, _PLAIN)) and all(
+    _word_at((_word_at(id(_PLAIN) + _ITEMS_AT) or id(_PLAIN)) + _WORD * i) == id(one) for i, one in enumerate(_PLAIN)
+)
 
 
 @intrinsic
@@ -44,13 +53,14 @@ def _is_plain(item, classes):
 
 
 @jit_with_gil
-def read_integers(items, classes, out):
-    """Put the integers of the list at the address `items` into `out`, int64; False where one is none or too large.
+def read_integers(values, classes, out):
+    """Put the integers of the list at the address `values` into `out`, int64; False where one is none or too large.
 
     `classes` are the addresses of int and bool, and one of the two again.
     """
+    place = _load_address(values + _ITEMS_AT)
     for i in range(out.size):
-        item = _item_of(items, i)
+        item = _load_address(place + _WORD * i)
         if not _is_plain(item, classes):
             return False
         out[i] = _integer_of(item)
@@ -61,13 +71,14 @@ def read_integers(items, classes, out):
 
 
 @jit_with_gil
-def read_floats(items, classes, out):
-    """Put the numbers of the list at the address `items` into `out`, float64; False where one is none or too large.
+def read_floats(values, classes, out):
+    """Put the numbers of the list at the address `values` into `out`, float64; False where one is none or too large.
 
     `classes` are the addresses of int, bool and float.
     """
+    place = _load_address(values + _ITEMS_AT)
     for i in range(out.size):
-        item = _item_of(items, i)
+        item = _load_address(place + _WORD * i)
         if not _is_plain(item, classes):
             return False
         out[i] = _float_of(item)
