@@ -32,10 +32,23 @@ def expect_streaming(address: int, size: int) -> None:
         _madvise(address, size, mmap.MADV_HUGEPAGE)
 
 
-def bring(address: int) -> None:
-    """Have the page of a map read, and wait for it; an address behind the end of its file is no error here."""
-    if _madvise is not None:
-        _madvise(address, mmap.PAGESIZE, _MADV_POPULATE_READ)
+def page_faults() -> tuple[int, int]:
+    """Page faults of this thread so far: all that found their page in memory, and those that had to read it."""
+    import resource
+
+    if not hasattr(resource, "RUSAGE_THREAD"):
+        return 0, 0
+    usage = resource.getrusage(resource.RUSAGE_THREAD)
+    return usage.ru_minflt, usage.ru_majflt
+
+
+def bring(address: int) -> bool:
+    """Have the page of a map there; whether it had to be read. An address behind the end of its file is no error."""
+    if _madvise is None:
+        return False
+    _, before = page_faults()
+    _madvise(address, mmap.PAGESIZE, _MADV_POPULATE_READ)
+    return page_faults()[1] > before
 
 
 def empty(shape: int | tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from bigvocab import memory
+from bigvocab.read_ahead import ReadAhead
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -36,13 +37,6 @@ _RETRY = 32  # turns after which the slower way is tried once more, then after t
 _rooms = threading.local()
 
 
-def _count_faults() -> int:
-    """Page faults of this thread so far."""
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
-
-
 def identity(status: os.stat_result) -> tuple[int, int, int, int]:
     """What changes when a file is written to or replaced."""
     return status.st_size, status.st_mtime_ns, status.st_ino, status.st_dev
@@ -55,10 +49,11 @@ class Reader:
         path: the file.
         address: where its map begins.
         mapped: the identity of the file that was mapped.
+        ahead: what is being read ahead of it.
     """
 
-    def __init__(self, path: str, address: int, mapped: tuple[int, int, int, int]) -> None:
-        self._path, self._address, self._identity = path, address, mapped
+    def __init__(self, path: str, address: int, mapped: tuple[int, int, int, int], ahead: ReadAhead) -> None:
+        self._path, self._address, self._identity, self._ahead = path, address, mapped, ahead
         self._can_copy = hasattr(os, "preadv") and hasattr(os, "sched_getaffinity")  # Linux
         self.copies = self._large_pages = False
         self._turns, self._retry = 0, _RETRY
@@ -75,7 +70,10 @@ class Reader:
 
     def read(self, rows: Array) -> Iterator[tuple[int, Array]]:
         """(first row, rows) of a view of the map that cover it, each valid until the next is asked for."""
-        row_bytes = rows.nbytes // max(1, len(rows))
+        row_bytes, asked = rows.nbytes // max(1, len(rows)), time.perf_counter()
+        if rows.flags.c_contiguous:
+            start = rows.ctypes.data - self._address
+            self._ahead.wait_for(start, start + rows.nbytes)
         if not self._can_copy or not 0 < row_bytes <= _LARGEST or not rows.flags.c_contiguous:
             yield 0, rows
             return
@@ -83,12 +81,13 @@ class Reader:
         copied = self.copies
         if self._turns >= self._retry and len(self._copied) == _TRIES:
             self._turns, self._retry, copied = 0, 2 * self._retry, not copied
-        began, faults = time.perf_counter(), _count_faults()
+        began, (faults, _) = time.perf_counter(), memory.page_faults()
         if copied:
             yield from self._copies_of(rows, max(1, _AT_ONCE // row_bytes))
         else:
             yield 0, rows
-        self._learn(copied, rows.nbytes, time.perf_counter() - began, _count_faults() - faults)
+        seconds = time.perf_counter() - began
+        self._learn(copied, rows.nbytes, seconds, memory.page_faults()[0] - faults, began - asked)
 
     def _copies_of(self, rows: Array, step: int) -> Iterator[tuple[int, Array]]:
         try:
@@ -106,10 +105,10 @@ class Reader:
         finally:
             os.close(descriptor)
 
-    def _learn(self, copied: bool, size: int, seconds: float, faults: int) -> None:
+    def _learn(self, copied: bool, size: int, seconds: float, faults: int, waited: float = 0.0) -> None:
         """Note what a turn cost, and choose."""
         with self._learning:
-            self._fast = size > _FAST * seconds
+            self._fast = size > _FAST * (seconds + waited)
             if not copied:
                 self._large_pages = faults * _LARGE_PAGES < size
             if self._large_pages:

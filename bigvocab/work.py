@@ -26,8 +26,8 @@ from bigvocab.tally import Tally
 from bigvocab.true_classes import TrueClasses
 from bigvocab.vocab_shards import ClassRange
 
-# A thread reads ahead in blocks of so many bytes, of whose rows at most this share is left out.
-_AHEAD_BYTES, _LEFT_OUT = 32 << 20, 0.05
+# Ranges of so many bytes are read ahead, with what lies in gaps of so many bytes between rows that are not left out.
+_AHEAD_BYTES, _GAP_BYTES = 32 << 20, 4 << 20
 
 
 @dataclass
@@ -71,8 +71,8 @@ def pieces(job: Job, start: int, stop: int) -> Iterator[Piece]:
                 first, last = rows.first_row, rows.first_row + len(rows)
                 matrix.check()
                 done = threading.Event()
-                if isinstance(matrix, Matrix) and _reads_most(job, rows):
-                    _begin(pages, matrix.fetch, first, last, done)
+                if isinstance(matrix, Matrix):
+                    _begin(pages, _fetch, matrix, _long_ranges(job, rows), done)
                 try:
                     for piece in _block(job, rows):
                         now = getattr(matrix, "layer_bytes_read", 0)
@@ -94,14 +94,22 @@ def _begin(pool: ThreadPoolExecutor, task: Callable[..., None], *given: Any) -> 
         return None
 
 
-def _reads_most(job: Job, rows: LabelBatch) -> bool:
-    """Whether nearly all of a large block is going to be read, so that reading ahead brings nothing in vain."""
-    if job.classes is not None or len(rows) * job.row_bytes < _AHEAD_BYTES:
-        return False
+def _long_ranges(job: Job, rows: LabelBatch) -> list[tuple[int, int]]:
+    """Ranges of a block's rows that are worth reading ahead: long ones, without long gaps of rows that are left out."""
+    if job.classes is not None:
+        return []
     left_out = np.zeros(len(rows), bool) if rows.ignored is None else rows.ignored
     if job.evaluator.ignore_index is not None and isinstance(rows.labels, np.ndarray) and rows.labels.ndim == 1:
         left_out = left_out | (rows.labels == job.evaluator.ignore_index)
-    return int(np.count_nonzero(left_out)) <= _LEFT_OUT * len(rows)
+    kept, row_bytes = np.flatnonzero(~left_out), max(1, job.row_bytes)
+    ranges = np.split(kept, np.flatnonzero((np.diff(kept) - 1) * row_bytes > _GAP_BYTES) + 1)
+    spans = [(rows.first_row + int(part[0]), rows.first_row + int(part[-1]) + 1) for part in ranges if len(part)]
+    return [(first, stop) for first, stop in spans if (stop - first) * row_bytes >= _AHEAD_BYTES]
+
+
+def _fetch(matrix: Matrix, ranges: list[tuple[int, int]], ended: threading.Event) -> None:
+    for first, stop in ranges:
+        matrix.fetch(first, stop, ended)
 
 
 def _block(job: Job, rows: LabelBatch) -> Iterator[Piece]:

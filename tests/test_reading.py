@@ -10,7 +10,9 @@ import pyarrow as pa
 import pytest
 
 import bigvocab as bv
-from bigvocab import reading
+from bigvocab import read_ahead, reading
+from bigvocab.matrix import Matrix
+from bigvocab.read_ahead import ReadAhead
 from bigvocab.rows import streamed
 
 ROWS, CLASSES = 300, 5000
@@ -99,7 +101,12 @@ def test_a_file_that_is_replaced_or_gone_while_it_is_copied(path, copying):
 
 def test_the_faster_way_is_kept():
     """Small pages are tried both ways, large ones are not; what is slow now and then does not matter."""
-    reader, size, small, large = reading.Reader("x", 0, (0, 0, 0, 0)), 8 << 20, 128, 4  # page faults a turn
+    reader, size, small, large = (
+        reading.Reader("x", 0, (0, 0, 0, 0), ReadAhead(0, 0)),
+        8 << 20,
+        128,
+        4,
+    )  # page faults a turn
     reader._learn(False, size, 1.0, large)
     assert not reader.copies
     for seconds in (90.0, 1.0, 1.0, 1.0, 1.0):  # the first turn loads code as well
@@ -139,7 +146,7 @@ def test_a_copy_that_comes_up_short_is_not_used(path, copying, monkeypatch):
 
 
 def test_threads_may_learn_at_once():
-    reader, size = reading.Reader("x", 0, (0, 0, 0, 0)), 8 << 20
+    reader, size = reading.Reader("x", 0, (0, 0, 0, 0), ReadAhead(0, 0)), 8 << 20
     faults, before = [], sys.getswitchinterval()
 
     def learn(start):
@@ -162,7 +169,7 @@ def test_threads_may_learn_at_once():
 
 
 def test_turns_are_long_only_where_their_cost_would_show():
-    reader, size = reading.Reader("x", 0, (0, 0, 0, 0)), 8 << 20
+    reader, size = reading.Reader("x", 0, (0, 0, 0, 0), ReadAhead(0, 0)), 8 << 20
     short = reader.largest_turn
     reader._learn(False, size, 1e-4, 128)  # small pages: the ways are to be compared
     assert reader.largest_turn == short
@@ -172,26 +179,102 @@ def test_turns_are_long_only_where_their_cost_would_show():
     assert reader.largest_turn == short
 
 
-def test_pages_are_fetched_in_order_and_looked_at_less_where_they_are_there(tmp_path, monkeypatch):
-    from bigvocab.formats import mapped
+@pytest.fixture
+def fetched(tmp_path, monkeypatch):
+    """A matrix of 200 rows of 1 MiB, where its file is read ahead, in the order in which it is, and from where."""
+    asked, from_disk = [], [True]
 
-    path, asked = tmp_path / "logits.npy", []
-    np.save(path, np.zeros((200, 1 << 18), np.float32))  # 1 MiB a row
-    matrix = bv.open_matrix(path)
-    file = matrix._maps[0]
-    monkeypatch.setattr(mapped.memory, "bring", lambda address: asked.append(address - file._address))
-    monkeypatch.setattr(mapped, "_FROM_DISK", 0.0)  # every page is slow
+    def bring(at):
+        asked.append(at - matrix._maps[0]._address)
+        return from_disk[0]
+
+    np.save(tmp_path / "logits.npy", np.zeros((200, 1 << 18), np.float32))
+    matrix = bv.open_matrix(tmp_path / "logits.npy")
+    monkeypatch.setattr(read_ahead.memory, "bring", bring)
+    return matrix, asked, from_disk
+
+
+def test_pages_from_the_disk_are_fetched_once_each_by_several_threads(fetched):
+    matrix, asked, _ = fetched
     matrix.fetch(2, 200, threading.Event())
-    assert asked == list(range(2 << 20, file.size, 2 << 20))
-    asked.clear()
-    monkeypatch.setattr(mapped, "_FROM_DISK", 1e9)  # none is
+    assert sorted(asked) == list(range(2 << 20, matrix._maps[0].size, 2 << 20))
+
+
+def test_pages_that_are_there_are_looked_at_less(fetched):
+    matrix, asked, from_disk = fetched
+    from_disk[0] = False
     matrix.fetch(0, 200, threading.Event())
-    assert asked == [*range(0, 16 << 20, 2 << 20), *range(78 << 20, file.size, 64 << 20)]
-    asked.clear()
+    assert asked == [*range(0, 18 << 20, 2 << 20), *range(80 << 20, matrix._maps[0].size, 64 << 20)]
+
+
+def test_nothing_is_fetched_once_it_has_ended(fetched):
+    matrix, asked, _ = fetched
     ended = threading.Event()
     ended.set()
     matrix.fetch(0, 200, ended)
     assert not asked
+
+
+@pytest.fixture
+def slow_disk(fetched, monkeypatch):
+    """A matrix of 200 rows of 1 MiB whose first 100 are being fetched, from a disk that has read so many MiB."""
+    matrix, *_ = fetched
+    moved, done, ended = threading.Condition(), [1], threading.Event()
+
+    def bring(at):
+        with moved:
+            return moved.wait_for(lambda: at - matrix._maps[0]._address < done[0] << 20)
+
+    def read_to(mebibytes):
+        with moved:
+            done[0] = mebibytes
+            moved.notify_all()
+
+    monkeypatch.setattr(read_ahead.memory, "bring", bring)
+    fetching = threading.Thread(target=matrix.fetch, args=(0, 100, ended))
+    fetching.start()
+    while not matrix._maps[0].ahead._ranges:
+        pass
+    yield matrix, read_to, ended
+    read_to(1000)
+    fetching.join(10)
+    assert not fetching.is_alive()
+    assert not matrix._maps[0].ahead._ranges
+
+
+def test_rows_are_waited_for_while_they_are_fetched_and_never_otherwise(slow_disk):
+    matrix, read_to, _ = slow_disk
+    seen = []
+
+    def read():
+        for row in (150, 10, 11):
+            next(reading.reader_of(matrix[row : row + 1]).read(matrix[row : row + 1]))
+            seen.append(row)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    while not seen:
+        pass
+    reader.join(0.2)
+    assert seen == [150]  # not being fetched
+    read_to(12)
+    reader.join(0.2)
+    assert seen in ([150], [150, 10])  # row 11 is 128 bytes too long
+    read_to(13)
+    reader.join(10)
+    assert seen == [150, 10, 11]
+
+
+def test_who_waits_goes_on_when_fetching_ends_early(slow_disk):
+    matrix, read_to, ended = slow_disk
+    waiting = threading.Thread(target=matrix._maps[0].ahead.wait_for, args=(0, 100 << 20))
+    waiting.start()
+    ended.set()
+    waiting.join(0.2)
+    assert waiting.is_alive()
+    read_to(10)  # what is under way comes, and nothing after it
+    waiting.join(10)
+    assert not waiting.is_alive()
 
 
 def test_fetching_a_file_that_shrank_is_no_bus_error(tmp_path):
@@ -205,19 +288,27 @@ def test_fetching_a_file_that_shrank_is_no_bus_error(tmp_path):
 
 
 def test_pages_of_rows_that_are_left_out_are_not_fetched(tmp_path, monkeypatch):
-    """Prompts are masked: what no one reads is not brought from the disk either."""
-    from bigvocab.matrix import Matrix
-
+    """Prompts are masked: what no one reads is not brought from the disk either, but for short gaps on the way."""
     asked = []
     monkeypatch.setattr(Matrix, "fetch", lambda self, first, last, ended: asked.append((first, last)))
-    np.save(tmp_path / "logits.npy", np.zeros((300, 1 << 16), np.float32))
-    for ignored, fetched in ((0, [(0, 150), (150, 300)]), (100, [(150, 300)]), (290, [])):
-        labels = np.zeros(300, int)
-        labels[:ignored] = -100
+    np.save(tmp_path / "logits.npy", np.zeros((600, 1 << 16), np.float32))  # 256 KiB a row
+    labels = np.zeros(600, int)
+    cases = {
+        "none": ([], [(0, 300), (300, 600)]),
+        "a prompt": ([slice(0, 100)], [(100, 300), (300, 600)]),
+        "short gaps": ([slice(20, 36), slice(298, 310)], [(0, 298), (310, 600)]),
+        "a long gap": ([slice(140, 157)], [(0, 140), (157, 300), (300, 600)]),
+        "nearly all": ([slice(100, 590)], []),
+    }
+    for name, (left_out, fetched) in cases.items():
+        labels[:] = 0
+        for rows in left_out:
+            labels[rows] = -100
         for given, index in ((labels, -100), (pa.array(labels, mask=labels < 0), None)):
             asked.clear()
             report = bv.evaluate(
-                logits=tmp_path / "logits.npy", labels=given, ignore_index=index, chunk_rows=150, metrics=""
+                logits=tmp_path / "logits.npy", labels=given, ignore_index=index, chunk_rows=300, metrics=""
             )
-            assert sorted(asked) == fetched
-            assert report["ignored_rows"] == ignored
+
+            assert sorted(asked) == fetched, name
+            assert report["ignored_rows"] == np.count_nonzero(labels)

@@ -7,19 +7,14 @@ import mmap
 import os
 import stat
 import sys
-import threading
-import time
 
 import numpy as np
 
 from bigvocab import memory
 from bigvocab.errors import BigvocabError, FormatError
 from bigvocab.formats.paths import Source
+from bigvocab.read_ahead import ReadAhead
 from bigvocab.reading import Reader, identity
-
-_LARGE_PAGE = 2 << 20  # bytes
-_FROM_DISK = 50e-6  # seconds: a page that took longer to come was not in memory
-_LOOKS, _PROBED = 8, 64 << 20  # after so many pages that were, bytes to the next look
 
 
 class _Map(mmap.mmap):
@@ -51,7 +46,8 @@ class MappedFile:
         self.size = len(self.buffer)
         self._address = np.frombuffer(self.buffer, np.uint8).ctypes.data
         self.identity = identity(status)
-        self.buffer.reader = Reader(self.path, self._address, self.identity)
+        self.ahead = ReadAhead(self._address, self.size)
+        self.buffer.reader = Reader(self.path, self._address, self.identity, self.ahead)
 
     @property
     def shown_whole(self) -> str:
@@ -69,20 +65,6 @@ class MappedFile:
             raise FormatError(f"{self.shown}: {verb} while it is read, from {self.size} to {status.st_size} bytes")
         if identity(status) != self.identity:
             raise FormatError(f"{self.shown}: was written to or replaced while it is read")
-
-    def fetch(self, start: int, stop: int, ended: threading.Event) -> None:
-        """Have bytes `start` to `stop` read from the disk, in order, unless it has `ended`.
-
-        Threads that compute at several places of a file read it in little pieces; one that goes before them has the
-        system read far ahead, and keep the file in large pages.
-        """
-        memory.expect_streaming(self._address, self.size)
-        at, stop, there = start - start % mmap.PAGESIZE, min(stop, self.size), 0
-        while at < stop and not ended.is_set():
-            began = time.perf_counter()
-            memory.bring(self._address + at)
-            there = there + 1 if time.perf_counter() - began < _FROM_DISK else 0
-            at += _LARGE_PAGE if there < _LOOKS else _PROBED
 
     def release(self, start: int, stop: int) -> None:
         """Tell the system that the pages from the one of byte `start` up to the one of byte `stop` are not needed now.

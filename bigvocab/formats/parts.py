@@ -55,7 +55,7 @@ def make_shard(first_class: int, parts: list[Part]) -> Shard:
 def fetch_rows(file: MappedFile, part: Part, start: int, stop: int, ended: threading.Event) -> None:
     """Have rows start to stop of the matrix, which lie in this part, read in order unless it has `ended`."""
     if part.array.flags.c_contiguous:
-        file.fetch(*_bytes_of(part, start, stop), ended)
+        file.ahead.fetch(*_bytes_of(part, start, stop), ended)
 
 
 def release_rows(file: MappedFile, part: Part, start: int, stop: int) -> None:
