@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 
+_HUGE_SCALE = 1e269  # times a logit of float32 it may leave the range of float64
+
 
 def num_rows_of(tiles: Tiles) -> int:
     """The rows of each tile."""
@@ -105,7 +107,8 @@ def of_statistics(
 def _fault(rows: RowStatistics, row: int) -> str:
     """What is wrong with a row that is not finite."""
     if np.isnan(rows._column("SUM")[row]):
-        return "holds a NaN"
+        huge = rows.scale > _HUGE_SCALE
+        return f"holds a NaN, or one comes of logit_scale={rows.scale:g}" if huge else "holds a NaN"
     return "holds +inf" if rows._column("MAX")[row] > 0 else "has no finite logit: every class is masked"
 
 

@@ -216,6 +216,8 @@ def test_nonfinite_rows(job):
     logits[7, 3], logits[11], logits[12, 0] = np.nan, -np.inf, np.inf
     with pytest.raises(bv.BigvocabError, match=r"logits: row 7 holds a NaN"):
         bv.Evaluator().update(logits, job["labels"])
+    with pytest.raises(bv.BigvocabError, match=r"row 0 holds a NaN, or one comes of logit_scale=1e\+308"):
+        bv.Evaluator(logit_scale=1e308).update(job["logits"], job["labels"])
     with pytest.raises(bv.BigvocabError, match=r"row 0 has no finite logit"):
         bv.Evaluator().update(logits[11:], job["labels"][11:])
     with pytest.raises(bv.BigvocabError, match=r"row 0 holds \+inf"):

@@ -150,6 +150,7 @@ def test_npy_refuses_types_and_shapes(file, array, words):
         (npy_header("{'descr': '<f4', 'fortran_order': 'x', 'shape': (3, 4)}"), "not a valid"),
         (npy_header("(" * 5000), "not a valid .npy header"),
         (npy_header("print(1)"), "not a valid .npy header"),
+        (npy_header("{'descr': (oops"), r"not a valid .npy header: [^(]*$"),  # an error of two parts: its text alone
     ],
 )
 def test_npy_lying_headers(file, data, words):

@@ -30,7 +30,8 @@ def npy_layout(file: MappedFile, wanted: Stored | None) -> Layout:
                 raise ValueError(f"version {version} of the format is unknown")
             shape, fortran, dtype = _READERS[version](stream)
     except Exception as error:  # the parser evaluates the header as a Python literal: any error may come of lies
-        raise FormatError(f"{file.shown}: not a valid .npy header: {str(error).splitlines()[0][:300]}") from error
+        reason = str(error.args[0] if error.args else error)  # some parsers' errors have a place behind their text
+        raise FormatError(f"{file.shown}: not a valid .npy header: {reason[:300].splitlines()[0]}") from error
     offset = stream.tell()
     if dtype.hasobject:
         raise FormatError(f"{file.shown}: holds pickled Python objects, which are refused: unpickling runs code")
