@@ -71,8 +71,7 @@ def pieces(job: Job, start: int, stop: int) -> Iterator[Piece]:
                 first, last = rows.first_row, rows.first_row + len(rows)
                 matrix.check()
                 done = threading.Event()
-                if isinstance(matrix, Matrix):
-                    _begin(pages, _fetch, matrix, _long_ranges(job, rows), done)
+                _begin(pages, _fetch, job, rows, done)
                 try:
                     for piece in _block(job, rows):
                         now = getattr(matrix, "layer_bytes_read", 0)
@@ -94,22 +93,24 @@ def _begin(pool: ThreadPoolExecutor, task: Callable[..., None], *given: Any) -> 
         return None
 
 
+def _fetch(job: Job, rows: LabelBatch, ended: threading.Event) -> None:
+    """Read a block of rows ahead."""
+    if isinstance(job.matrix, Matrix) and job.classes is None and len(rows) * job.row_bytes >= _AHEAD_BYTES:
+        for first, stop in _long_ranges(job, rows):
+            job.matrix.fetch(rows.first_row + first, rows.first_row + stop, ended)
+
+
 def _long_ranges(job: Job, rows: LabelBatch) -> list[tuple[int, int]]:
     """Ranges of a block's rows that are worth reading ahead: long ones, without long gaps of rows that are left out."""
-    if job.classes is not None:
-        return []
     left_out = np.zeros(len(rows), bool) if rows.ignored is None else rows.ignored
     if job.evaluator.ignore_index is not None and isinstance(rows.labels, np.ndarray) and rows.labels.ndim == 1:
         left_out = left_out | (rows.labels == job.evaluator.ignore_index)
-    kept, row_bytes = np.flatnonzero(~left_out), max(1, job.row_bytes)
-    ranges = np.split(kept, np.flatnonzero((np.diff(kept) - 1) * row_bytes > _GAP_BYTES) + 1)
-    spans = [(rows.first_row + int(part[0]), rows.first_row + int(part[-1]) + 1) for part in ranges if len(part)]
-    return [(first, stop) for first, stop in spans if (stop - first) * row_bytes >= _AHEAD_BYTES]
-
-
-def _fetch(matrix: Matrix, ranges: list[tuple[int, int]], ended: threading.Event) -> None:
-    for first, stop in ranges:
-        matrix.fetch(first, stop, ended)
+    if not left_out.any():
+        return [(0, len(rows))]
+    kept = np.flatnonzero(~left_out)
+    ranges = np.split(kept, np.flatnonzero((np.diff(kept) - 1) * job.row_bytes > _GAP_BYTES) + 1)
+    spans = [(int(part[0]), int(part[-1]) + 1) for part in ranges if len(part)]
+    return [(first, stop) for first, stop in spans if (stop - first) * job.row_bytes >= _AHEAD_BYTES]
 
 
 def _block(job: Job, rows: LabelBatch) -> Iterator[Piece]:

@@ -312,3 +312,6 @@ def test_pages_of_rows_that_are_left_out_are_not_fetched(tmp_path, monkeypatch):
 
             assert sorted(asked) == fetched, name
             assert report["ignored_rows"] == np.count_nonzero(labels)
+    asked.clear()
+    bv.evaluate(logits=tmp_path / "logits.npy", labels=np.zeros(600, int), chunk_rows=100, metrics="")
+    assert not asked  # blocks of 25 MiB
