@@ -292,6 +292,11 @@ def merge_(states: tuple[str, ...], form: str, conditions: list[Condition], **op
     interrupts.work_begins()
     refuse_overwriting({name: options[name] for name in ("output", "report")}, states)
     report = merge_states(states, output=options["output"])
+    for condition in conditions:
+        try:
+            report.figure(condition.name)
+        except KeyError as error:
+            raise click.UsageError(f"--fail-if: the report has no figure {condition.name!r}") from error
     if options["report"] is not None:
         write_text(options["report"], report.to_json() + "\n")
     _print_report(report, form)

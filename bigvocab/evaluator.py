@@ -224,7 +224,7 @@ class Evaluator:
         """Logits, or hidden states before the output layer, as a matrix of logits; `options` as `open_matrix` takes
         them.
         """
-        matrix = as_matrix(values, **options)
+        matrix = as_matrix(values, self.logits_name, **options)
         self.row_files = matrix.row_files()
         if self.layer is None and matrix.ndim != 2:
             name = self.row_files[0][1] if self.row_files else self.logits_name

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from bigvocab.errors import BigvocabError
+from bigvocab.errors import BigvocabError, FormatError
 from bigvocab.formats.mapped import MappedFile
 from bigvocab.formats.parts import Array
 from bigvocab.formats.paths import SUFFIXES, Source, expand, natural_key, split_selector
@@ -190,6 +190,8 @@ def _labels(path: str) -> dict[str, Any]:
         if labels.kind == "dense":
             return found | {"classes": labels.num_classes}
         batch = next(iter(labels), None)
+    except FormatError:
+        raise  # a column could not be read; that none could be chosen is no fault of the file
     except BigvocabError as error:
         return {"error": str(error)}
     if batch is None:

@@ -10,6 +10,7 @@ import contextlib
 import glob
 import itertools
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -17,10 +18,13 @@ import ml_dtypes
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.lib.format import MAGIC_PREFIX
 
 from bigvocab import columns as _columns
 from bigvocab.errors import BigvocabError, FormatError
 from bigvocab.formats import paths
+from bigvocab.formats.arrow import STREAM_START
+from bigvocab.formats.layout import refuse_second
 
 _SUFFIXES = tuple(suffix for suffix, form in paths.SUFFIXES.items() if form in ("npy", "arrow", "parquet"))
 _SUPPORTED = "an Arrow IPC file or stream, Parquet, or .npy"
@@ -104,6 +108,9 @@ def _open_ipc(path: str, form: str) -> _Opened:
     # without fields nothing is decompressed: only the metadata of each message is read
     messages = (m for m in pa.ipc.MessageReader.open_stream(stream) if m.type == "record batch")
     counts = [pa.ipc.read_record_batch(message, pa.schema([])).num_rows for message in messages]
+    if form == "Arrow IPC stream":
+        end = stream.tell()
+        refuse_second(path, stream.read(len(STREAM_START)), end, STREAM_START, "stream")
     stream.seek(0)
     schema = pa.ipc.open_stream(stream).schema
     promised = pa.ipc.open_file(pa.memory_map(path)).num_record_batches if form == "Arrow IPC file" else len(counts)
@@ -134,11 +141,18 @@ def _ipc_stream(path: str, form: str) -> pa.BufferReader:
 
 def _open_npy(path: str, form: str) -> _Opened:
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about headers written by Python 2, and sizes that overflow in lying ones
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception as error:  # NumPy evaluates the header as Python: a bad one raises almost anything
         if "Python objects" in str(error):
             raise FormatError(f"{path}: holds pickled Python objects, which are refused; expected integers") from None
         raise FormatError(f"{path}: truncated or corrupt .npy: {str(error).splitlines()[0]}") from error
+    if isinstance(array, np.memmap):
+        end = array.offset + array.nbytes
+        with open(path, "rb") as file:
+            file.seek(end)
+            refuse_second(path, file.read(len(MAGIC_PREFIX)), end, MAGIC_PREFIX, "array")
     return _open_array(array, path)
 
 
@@ -181,9 +195,9 @@ def _open_table(table: pa.Table) -> _Opened:
 
 _OPENERS = {
     b"ARROW1": ("Arrow IPC file", _open_ipc),
-    b"\xff\xff\xff\xff": ("Arrow IPC stream", _open_ipc),
+    STREAM_START: ("Arrow IPC stream", _open_ipc),
     b"PAR1": ("Parquet", _open_parquet),
-    b"\x93NUMPY": (".npy", _open_npy),
+    MAGIC_PREFIX: (".npy", _open_npy),
 }
 
 

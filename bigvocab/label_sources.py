@@ -6,7 +6,10 @@ whole.
 
 from __future__ import annotations
 
+import itertools
 import os
+import re
+from bisect import bisect_right
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -125,7 +128,11 @@ def _as_label_matrix(source: Any) -> MatrixLabels | None:
     if isinstance(source, Matrix):
         return MatrixLabels(source)
     if isinstance(source, np.ndarray):
-        return MatrixLabels(as_matrix(source)) if source.ndim == 2 and source.dtype.name in checks.FLOATS else None
+        return (
+            MatrixLabels(as_matrix(source, "labels"))
+            if source.ndim == 2 and source.dtype.name in checks.FLOATS
+            else None
+        )
     paths = source if isinstance(source, list | tuple) else [source]
     if not _are_paths(paths):
         return None
@@ -134,10 +141,10 @@ def _as_label_matrix(source: Any) -> MatrixLabels | None:
     except BigvocabError:
         return None  # `read_labels` says what is wrong, or finds Parquet there
     if suffixes == {".safetensors"}:
-        return MatrixLabels(as_matrix(source))
+        return MatrixLabels(as_matrix(source, "labels"))
     if suffixes == {".npy"}:
         try:
-            return MatrixLabels(as_matrix(source))
+            return MatrixLabels(as_matrix(source, "labels"))
         except FormatError:
             return None  # integers, perhaps
     return None
@@ -185,7 +192,7 @@ def labels_of(loss: str, labels: Any, rows: int) -> tuple[Any, npt.NDArray[np.fl
     if isinstance(labels, Matrix):
         array = np.asarray(labels)
     elif isinstance(labels, str | os.PathLike):
-        array = np.asarray(as_matrix(labels))
+        array = np.asarray(as_matrix(labels, "labels"))
     else:
         array = checks.as_array("labels", labels)
     if array.dtype.name not in checks.FLOATS and array.dtype.kind not in "iub":
@@ -281,6 +288,28 @@ def true_classes(
 
 def check_labels(evaluator: Evaluator, labels: Labels | MatrixLabels, num_classes: int) -> None:
     """All that can be known to be wrong with labels before any work; dense labels are looked at when their row is."""
+    try:
+        _check_labels(evaluator, labels, num_classes)
+    except BigvocabError as error:
+        if len(labels.files) > 1:
+            raise type(error)(_in_its_file(str(error), evaluator.label_name, labels)) from None
+        raise
+
+
+def _in_its_file(message: str, name: str, labels: Labels | MatrixLabels) -> str:
+    """A message on a row of all files, which begins with their name or one of theirs, as one on the file it is in."""
+    paths = [file["path"] for file in labels.files]
+    found = re.match(rf"({'|'.join(map(re.escape, [name, *paths]))})(.*?: )row (\d+)", message)
+    if found is None:
+        return message
+    row = int(found[3])
+    firsts = list(itertools.accumulate((file["shape"][0] for file in labels.files), initial=0))
+    file = bisect_right(firsts, row) - 1
+    rest = message[found.end() :]
+    return f"{paths[file]}{found[2]}row {row - firsts[file]} (row {row} of all files){rest}"
+
+
+def _check_labels(evaluator: Evaluator, labels: Labels | MatrixLabels, num_classes: int) -> None:
     name, loss = evaluator.label_name, evaluator.loss
     if labels.kind not in KINDS[loss]:
         raise BigvocabError(

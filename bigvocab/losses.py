@@ -93,7 +93,7 @@ class SparseSoftmax:
             return self.losses(rows)
         e, weights = self.label_smoothing, self.class_weights
         weight, nll = weights[labels], rows.label_loss
-        with np.errstate(invalid="ignore"):
+        with np.errstate(invalid="ignore", over="ignore"):
             hard = np.where((weight == 0) & ~np.isnan(nll), 0.0, weight * nll)
             if sums is None:
                 return hard

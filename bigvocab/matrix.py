@@ -57,16 +57,19 @@ class Matrix:
         self._spec: tuple[list[Source], _Options] | None = None
 
     @classmethod
-    def from_array(cls, array: Array) -> Matrix:
-        """Wrap an array (N, V) or (V,) of float16, bfloat16, float32 or float64, of any strides, without a copy."""
+    def from_array(cls, array: Array, *, name: str = "array") -> Matrix:
+        """Wrap an array (N, V) or (V,) of float16, bfloat16, float32 or float64, of any strides, without a copy;
+        messages call it by its `name`.
+        """
         if not isinstance(array, np.ndarray):
-            raise TypeError(f"array: expected a NumPy array, got {type(array).__name__}")
+            raise TypeError(f"{name}: expected a NumPy array, got {type(array).__name__}")
         if isinstance(array, np.ma.MaskedArray):
-            raise TypeError("array: expected a plain array, got a masked one; fill it, or take the rows that count")
+            raise TypeError(f"{name}: expected a plain array, got a masked one; fill it, or take the rows that count")
         if not is_supported(array.dtype):
-            raise TypeError(f"array: expected one of {SUPPORTED}, got {array.dtype}")
+            hint = "; are logits and labels swapped?" if array.dtype.kind in "iu" and name == "logits" else ""
+            raise TypeError(f"{name}: expected one of {SUPPORTED}, got {array.dtype}{hint}")
         if array.ndim not in (1, 2) or array.shape[-1] == 0:
-            raise BigvocabError(f"array: expected shape (N, V) or (V,) with V >= 1, got {array.shape}")
+            raise BigvocabError(f"{name}: expected shape (N, V) or (V,) with V >= 1, got {array.shape}")
         view = array.view()
         view.flags.writeable = False
         part = Part(0, len(view), view, None, 0)
@@ -340,16 +343,20 @@ def open_matrix(
     return _open(expand(path, raw=sizes is not None), _Options(dtype, sizes, int(offset), bool(vocab_shards)))
 
 
-def as_matrix(value: Any, **options: Any) -> Matrix:
-    """A Matrix from a Matrix, from an array, or from a path, with `options` as `open_matrix` takes them."""
+def as_matrix(value: Any, name: str = "array", **options: Any) -> Matrix:
+    """A Matrix from a Matrix, from an array, or from a path, with `options` as `open_matrix` takes them; messages call
+    it by its `name`.
+    """
     if isinstance(value, Matrix):
         return value
     if isinstance(value, str | os.PathLike) or (
         isinstance(value, list | tuple) and value and all(isinstance(item, str | os.PathLike) for item in value)
     ):
+        if value in ("", []):
+            raise BigvocabError(f"{name}: expected the name of a file, got {value!r}")
         return open_matrix(value, **options)
     if isinstance(value, list | tuple) and value:
-        value = as_array("array", value)
+        value = as_array(name, value)
     if hasattr(value, "__array__"):
-        return Matrix.from_array(value if isinstance(value, np.ma.MaskedArray) else np.asarray(value))
-    raise TypeError(f"expected an array, a path or a Matrix, got {type(value).__name__}")
+        return Matrix.from_array(value if isinstance(value, np.ma.MaskedArray) else np.asarray(value), name=name)
+    raise TypeError(f"{name}: expected an array, a path or a Matrix, got {type(value).__name__}")

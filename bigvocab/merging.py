@@ -200,7 +200,8 @@ def merge_states(paths: Iterable[str | os.PathLike[str]], *, output: str | os.Pa
         return merge_classes([whole, *(read_state(path) for path in found[1:])], output)
     if output is not None:
         raise BigvocabError(
-            f"output: {whole.path} is of rows, whose losses its own run wrote; expected it with ranges of classes alone"
+            f"output: {whole.path} is the state of a range of rows, whose losses were written by its own run; "
+            "expected states of ranges of classes, or no output"
         )
     owners = [] if whole.data is None else [(one, whole.path) for one in whole.data.ranges]
     for path in found[1:]:

@@ -52,7 +52,7 @@ class FinalNorm:
 
 def _vector_of(name: str, values: Any, size: int) -> Floats:
     """A vector from an array or a file, as float64."""
-    matrix = as_matrix(values)
+    matrix = as_matrix(values, name)
     shown = shown_as(name, matrix)
     if matrix.shape != (size,):
         raise BigvocabError(f"{shown}: got shape {matrix.shape}, expected ({size},), one for each column of the inputs")
@@ -97,7 +97,7 @@ class OutputLayer:
         norm_epsilon: float = 1e-6,
         strict: bool = False,
     ) -> None:
-        self.weights = as_matrix(weights)
+        self.weights = as_matrix(weights, "weights")
         self.name = shown_as("weights", self.weights)
         if self.weights.ndim != 2:
             raise BigvocabError(
@@ -114,7 +114,7 @@ class OutputLayer:
         self.files = list(self.weights.files)
         for name, value in self._vectors.items():
             if value is not None:
-                self._vectors[name] = as_matrix(value)
+                self._vectors[name] = as_matrix(value, name)
                 self.files += self._vectors[name].files
         self._biases = self._checked_biases()
         if final_norm is None and (norm_weight is not None or norm_bias is not None):

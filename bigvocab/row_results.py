@@ -138,6 +138,9 @@ def _result(
         )
     counted = ~ignored & ~bad if evaluator.nonfinite == "skip" else ~ignored
     value: Any = loss if weighted is None else weighted
+    if (past := counted & np.isinf(value) & np.isfinite(loss)).any():
+        at = _place(evaluator, batch.first_row + int(np.argmax(past)))
+        raise BigvocabError(f"class_weights: times the loss of {at}, they are past the largest float64")
     if weights is not None:
         with np.errstate(over="ignore"):
             value = np.where(weights == 0, 0.0, weights * np.where(weights == 0, 0.0, value))

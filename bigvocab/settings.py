@@ -77,7 +77,10 @@ def parse_metrics(metrics: str | Iterable[str], loss: str) -> tuple[str, ...]:
 def parse_top_k(values: int | str | Iterable[int]) -> tuple[int, ...]:
     """The k of the accuracies, rising."""
     if isinstance(values, str):
-        values = [int(part) if re.fullmatch(r"\s*\d+\s*", part) else -1 for part in values.split(",") if part.strip()]
+        parts = [part for part in values.split(",") if part.strip()]
+        if not all(re.fullmatch(r"\s*\d+\s*", part) for part in parts):
+            raise BigvocabError(f"top_k: expected integers of at least 1, such as 1,5, got {values!r}")
+        values = [int(part) for part in parts]
     if not isinstance(values, Iterable) and not isinstance(values, int | np.integer):
         raise TypeError(f"top_k: expected integers, got {values!r}")
     found = list(values) if isinstance(values, Iterable) else [values]
@@ -108,7 +111,7 @@ def read_vector(name: str, values: Any) -> Any:
             raise BigvocabError(f"{values}: expected a .npy of numbers: {error}") from None
         if numbers.dtype.kind in "iu":
             return _one_dimension(values, numbers)
-    return _one_dimension(values, np.asarray(as_matrix(values)))
+    return _one_dimension(values, np.asarray(as_matrix(values, name)))
 
 
 def _one_dimension(path: Any, numbers: Any) -> Any:

@@ -597,3 +597,42 @@ def test_a_row_is_named_by_its_part_of_a_file_that_is_given_twice(tmp_path):
     names = [f"{tmp_path}/m.safetensors::a", f"{tmp_path}/z.npy", f"{tmp_path}/m.safetensors::b"]
     with pytest.raises(bv.BigvocabError, match=r"m\.safetensors::b: row 5 \(row 25 of all files\)"):
         bv.evaluate(logits=names, labels=np.zeros(30, int))
+
+
+def test_a_bad_label_is_named_by_its_file_and_its_row_there(tmp_path):
+    logits = np.zeros((300, 7), np.float32)
+    for i in range(3):
+        labels = np.zeros(100, int)
+        labels[42 + i] = 9 if i else 0
+        np.save(tmp_path / f"{i}.npy", labels)
+        pq.write_table(pa.table({"label": labels, "w": np.where(labels, np.nan, 1.0)}), tmp_path / f"{i}.parquet")
+    found = r"{}: row 43 \(row 143 of all files\) is 9, expected a class in \[0, 7\)"
+    for name in ("npy", "parquet"):
+        with pytest.raises(bv.BigvocabError, match=found.format(f"1.{name}")):
+            bv.evaluate(logits=logits, labels=[tmp_path / f"{i}.{name}" for i in range(3)])
+    with pytest.raises(bv.BigvocabError, match=r"1.parquet: column 'w': row 43 \(row 143 of all files\): expected"):
+        bv.evaluate(logits=logits, labels=f"{tmp_path}/*.parquet", weight_column="w")
+    with pytest.raises(bv.BigvocabError, match=r"1.npy: row 43 is 9"):
+        bv.evaluate(logits=logits[:100], labels=tmp_path / "1.npy")
+
+
+def test_messages_name_the_argument(job):
+    labels = job["labels"]
+    with pytest.raises(TypeError, match="logits: expected one of .*, got int64; are logits and labels swapped"):
+        bv.evaluate(logits=labels, labels=labels)
+    with pytest.raises(bv.BigvocabError, match="logits: row 1 has another length"):
+        bv.Evaluator().update([[1.0, 2.0], [1.0]], [0, 0])
+    with pytest.raises(bv.BigvocabError, match="logits: expected the name of a file, got ''"):
+        bv.evaluate(logits="", labels=labels)
+    with pytest.raises(TypeError, match="inputs: expected one of"):
+        bv.evaluate(inputs=labels[:, None], weights=np.ones((5, 1), np.float32), labels=labels)
+    with pytest.raises(TypeError, match="weights: expected one of"):
+        bv.Evaluator(weights=np.ones((5, 1), int))
+    with pytest.raises(bv.BigvocabError, match="top_k: .* got 'a'"):
+        bv.Evaluator(top_k="a")
+
+
+@pytest.mark.filterwarnings("error")
+def test_class_weights_that_overflow_are_refused(job):
+    with pytest.raises(bv.BigvocabError, match="class_weights: times the loss of logits: row [0-9]+, they are past"):
+        bv.Evaluator(class_weights=np.full(501, 1e308)).update(job["logits"], job["labels"])

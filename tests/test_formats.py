@@ -602,3 +602,14 @@ def test_links_that_lead_nowhere_are_no_missing_rows(tmp_path):
     for source in (tmp_path, f"{tmp_path}/*.npy"):
         with pytest.raises(BigvocabError, match=r"part-1.npy: cannot open: No such file"):
             open_matrix(source)
+
+
+@pytest.mark.parametrize("name", ["npy", "stream"])
+def test_files_joined_end_to_end_are_refused(file, name):
+    """`cat` of two files would lose the second without a word."""
+    stream = ipc_bytes([batch(logits=fixed_lists(VALUES.astype("f4")))], stream=True)
+    data = npy_bytes(VALUES.astype("f4")) if name == "npy" else stream
+    second, suffix = ("array", "npy") if name == "npy" else ("stream", "arrows")
+    with pytest.raises(FormatError, match=rf"x.{suffix}: a second {second} begins at byte {len(data)}; expected one"):
+        open_matrix(file(f"x.{suffix}", data + data))
+    same(open_matrix(file(f"y.{suffix}", data + b"tail")), VALUES)

@@ -137,3 +137,12 @@ def test_a_folder_that_leads_to_itself(tmp_path):
     found = list(inspect_path(str(tmp_path)))
     assert [Path(entry["path"]).name for entry in found] == ["a.npy", "b.npy"]
     assert "cannot open" in found[1]["error"]
+
+
+def test_a_table_whose_column_cannot_be_read_is_an_error(data):
+    content = bytearray(Path("labels.parquet").read_bytes())
+    content[4:200] = bytes(196)
+    Path("corrupt.parquet").write_bytes(content)
+    found = run("inspect", "corrupt.parquet")
+    assert (found.exit_code, found.stdout) == (1, "")
+    assert "corrupt.parquet: truncated or corrupt Parquet" in found.stderr

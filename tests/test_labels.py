@@ -1025,3 +1025,33 @@ def test_links_that_lead_nowhere_are_no_missing_rows(tmp_path):
     for source in (tmp_path, f"{tmp_path}/part-*.parquet"):
         with pytest.raises(BigvocabError, match=r"part-1.parquet: cannot be read: No such file"):
             bv.read_labels(source)
+
+
+@pytest.mark.parametrize("name", ["npy", "stream"])
+def test_files_joined_end_to_end_are_refused(tmp_path, name):
+    path = tmp_path / "labels"
+    if name == "npy":
+        with path.open("wb") as file:
+            np.save(file, np.arange(5))
+    else:
+        write(pa.table({"label": range(5)}), "stream", path)
+    data = path.read_bytes()
+    path.write_bytes(data + data)
+    second = "array" if name == "npy" else "stream"
+    with pytest.raises(FormatError, match=rf"labels: a second {second} begins at byte {len(data)}; expected one"):
+        bv.read_labels(path)
+    path.write_bytes(data + b"tail")
+    assert bv.read_labels(path).num_rows == 5
+
+
+@pytest.mark.filterwarnings("error")
+def test_headers_of_npy_make_no_warnings(tmp_path):
+    for shape in ("3L,", f"{2**40}, {2**40}"):
+        header = f"{{'descr': '<i8', 'fortran_order': False, 'shape': ({shape})}}".encode().ljust(117) + b"\n"
+        path = tmp_path / "labels.npy"
+        path.write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + bytes(24))
+        if "L" in shape:
+            assert bv.read_labels(path).num_rows == 3
+        else:
+            with pytest.raises(FormatError, match="labels.npy: truncated or corrupt .npy"):
+                bv.read_labels(path)

@@ -516,6 +516,9 @@ def test_the_command(data, whole, tmp_path, monkeypatch):
     assert done.exit_code == 3
     assert json.loads(done.stdout) == json.loads((tmp_path / "report.json").read_text())
     assert json.loads(done.stdout)["mean"] == whole["mean"]
+    report = tmp_path / "none.json"
+    refused(run("merge", *states, "--report", report, "--fail-if", "foo > 1"), 2, "the report has no figure 'foo'")
+    assert not report.exists()
     refused(run("merge", states[0]), 1, "rows 150-299 of 0-299 are missing")
     refused(run(*base, "--shard", "1/2", "--state", states[0]), 1, "is there already; --resume goes on with it")
     assert run(*base, "--shard", "1/2", "--state", states[0], "--resume").exit_code == 0

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 
 from bigvocab.errors import BigvocabError, FormatError
-from bigvocab.formats.layout import SUPPORTED, Layout, Stored, check_shape, resolve_dtype
+from bigvocab.formats.layout import SUPPORTED, Layout, Stored, check_shape, refuse_second, resolve_dtype
 from bigvocab.formats.mapped import MappedFile
 
+STREAM_START = b"\xff\xff\xff\xff"
 _SCAN = 2**22  # elements looked at in one go for the first null
 
 
@@ -39,7 +40,8 @@ def _layout(file: MappedFile, wanted: Stored | None, buffer: Any) -> Layout:
     import pyarrow as pa
 
     # no included_fields: with it pyarrow copies each batch of a file, without it nothing is read but metadata
-    reader = pa.ipc.open_file(buffer) if _is_file(file) else pa.ipc.open_stream(buffer)
+    source = pa.BufferReader(buffer)
+    reader = pa.ipc.open_file(source) if _is_file(file) else pa.ipc.open_stream(source)
     index, shown, width, found = _column(file, reader.schema, wanted)
     stored = resolve_dtype(shown, found, wanted)
     check_shape(shown, (0, width))
@@ -52,6 +54,9 @@ def _layout(file: MappedFile, wanted: Stored | None, buffer: Any) -> Layout:
         if len(column):
             parts.append((_offset(shown, rows, column, buffer, width, stored), len(column)))
         rows += len(column)
+    if not _is_file(file):
+        end = source.tell()
+        refuse_second(file.shown, file.buffer[end : end + len(STREAM_START)], end, STREAM_START, "stream")
     return Layout(check_shape(shown, (rows, width)), stored, tuple(parts))
 
 

@@ -36,6 +36,14 @@ class Layout:
     fortran: bool = False
 
 
+def refuse_second(shown: str, behind: bytes, end: int, magic: bytes, what: str) -> None:
+    """Raise if what lies behind the end of the data begins as a file does: two were joined, and one would be lost."""
+    if behind.startswith(magic):
+        raise FormatError(
+            f"{shown}: a second {what} begins at byte {end}; expected one, with each in a file of its own"
+        )
+
+
 def parse_dtype(value: Any) -> Stored | None:
     """The dtype named by the argument `dtype`: a name (`<` or `>` in front where it matters), a NumPy dtype or None."""
     if value is None:

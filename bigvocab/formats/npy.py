@@ -8,7 +8,7 @@ import warnings
 from numpy.lib import format as npy
 
 from bigvocab.errors import FormatError
-from bigvocab.formats.layout import Layout, Stored, check_room, check_shape, num_bytes, resolve_dtype
+from bigvocab.formats.layout import Layout, Stored, check_room, check_shape, num_bytes, refuse_second, resolve_dtype
 from bigvocab.formats.mapped import MappedFile
 
 _HEAD = 2**17  # longer than any header NumPy agrees to parse
@@ -39,4 +39,6 @@ def npy_layout(file: MappedFile, wanted: Stored | None) -> Layout:
     stored = resolve_dtype(file.shown, dtype, wanted, swapped_void=b"'>V2'" in head[:offset])
     shape = check_shape(file.shown, shape)
     check_room(file.shown, file.size, offset, num_bytes(shape, dtype.itemsize))
+    end = offset + num_bytes(shape, dtype.itemsize)
+    refuse_second(file.shown, file.buffer[end : end + len(npy.MAGIC_PREFIX)], end, npy.MAGIC_PREFIX, "array")
     return Layout(shape, stored, ((offset, shape[0]),), fortran=bool(fortran) and len(shape) == 2)
