@@ -1,7 +1,8 @@
 """Ctrl-C, SIGTERM and SIGHUP: an exception where one can be cleaned up after, else the end of the process at once.
 
 While modules are loaded or kernels compiled, an exception may come out as another one, be printed and swallowed by a
-callback of LLVM, or leave a lock of the compiler taken, for which its other threads would wait for ever.
+callback of LLVM, or leave a lock of the compiler taken, for which its other threads would wait for ever. A second
+signal would come into the cleaning up after the first: it ends the process at once, too.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from types import FrameType
 
 SAID = "bigvocab: interrupted"
 _UNSAFE = ("numba", "llvmlite", "importlib")
-_working = False
+_working = _asked = False
 
 
 def heed() -> None:
@@ -34,8 +35,9 @@ def work_begins() -> None:
 
 
 def _end(number: int, frame: FrameType | None) -> None:
-    asked = number == signal.SIGINT
-    if _working and not _in_unsafe_code():
+    global _asked
+    asked, again, _asked = number == signal.SIGINT, _asked, True
+    if _working and not again and not _in_unsafe_code():
         raise KeyboardInterrupt if asked else SystemExit(128 + number)
     with contextlib.suppress(BaseException):  # of a module that is half loaded
         sys.modules["bigvocab.output"].remove_temporaries()

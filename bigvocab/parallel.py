@@ -11,7 +11,7 @@ import operator
 import os
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 
 _lock = threading.Lock()
 _pools: dict[int, ThreadPoolExecutor] = {}
@@ -63,19 +63,6 @@ def _ranges(count: int, step: int, most: int, threads: int) -> Iterator[tuple[in
         start = stop
 
 
-def _wait_for(futures: list[Future[None]]) -> None:
-    """Wait until none is under way, however often Ctrl-C is pressed: none may write into arrays that were given up."""
-    interrupted = None
-    for future in futures:
-        while not (future.cancel() or future.done()):
-            try:
-                future.exception()
-            except KeyboardInterrupt as error:
-                interrupted = error
-    if interrupted is not None:
-        raise interrupted
-
-
 def run(task: Callable[[int, int], None], count: int, step: int, num_threads: int | None = None, most: int = 0) -> None:
     """Call `task(start, stop)` for consecutive ranges that cover `range(count)`, on `num_threads` threads, of which
     the caller's is one.
@@ -91,33 +78,63 @@ def run(task: Callable[[int, int], None], count: int, step: int, num_threads: in
         for start, stop in ranges:
             task(start, stop)
         return
-    turn = threading.Lock()
-    stopped = threading.Event()
+    turn = threading.Lock()  # and for what is told by the others
+    left = threading.Condition(turn)
+    faults: list[BaseException] = []
+    inside, closed = 0, False
 
     def work() -> None:
         _inside.task = True
         try:
-            while not stopped.is_set():
+            while not faults and not closed:
                 with turn:
                     start, stop = next(ranges, (count, count))
                 if start == count:
                     return
                 task(start, stop)
-        except BaseException:
-            stopped.set()
-            raise
         finally:
             _inside.task = False
 
-    futures: list[Future[None]] = []
+    def help_out() -> None:
+        nonlocal inside
+        with turn:
+            if closed:  # it waited behind the work of another caller
+                return
+            inside += 1
+        try:
+            work()
+        except BaseException as error:
+            faults.append(error)
+        with turn:
+            inside -= 1
+            left.notify_all()
+
+    def wait() -> None:
+        """Until none is under way, however often an end is asked for: none may write into arrays that were given up."""
+        nonlocal closed
+        interrupted = None
+        while inside or not closed:
+            try:
+                with turn:
+                    closed = True
+                    while inside:
+                        left.wait()
+            except (KeyboardInterrupt, SystemExit) as error:
+                interrupted = error
+        if interrupted is not None:
+            raise interrupted
+
     try:
-        with contextlib.suppress(RuntimeError):  # Python is ending, and lets no thread begin: this one does it all
+        # no thread begins where Python is ending or the system refuses, although it may be done by one that is there
+        with contextlib.suppress(RuntimeError):
             pool = _pool(resolve_threads(num_threads) - 1)
-            futures += (pool.submit(work) for _ in range(threads - 1))
+            for _ in range(threads - 1):
+                pool.submit(help_out)
         work()  # this thread is at it before the others have woken up
-        for future in futures:
-            if not future.cancel():  # it may wait behind the work of another caller: none is left for it
-                future.result()
+    except BaseException as error:
+        faults.insert(0, error)
+        raise
     finally:
-        stopped.set()
-        _wait_for(futures)
+        wait()
+    if faults:
+        raise faults[0]

@@ -9,7 +9,9 @@ later. Who computes waits for them, for a page fault of its own would be one mor
 from __future__ import annotations
 
 import mmap
+import os
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 from bigvocab import memory
@@ -25,7 +27,7 @@ class _Range:
     def __init__(self, start: int, stop: int) -> None:
         self.next, self.stop = start, stop
         self.under_way: dict[int, int] = {}  # of each thread
-        self.there = 0  # pages one after the other that were in memory
+        self._there, self._known = 0, start  # pages one after the other that were in memory, and where they end
 
     def lacks(self, start: int, stop: int) -> bool:
         """Whether any of these bytes is still to come."""
@@ -33,13 +35,21 @@ class _Range:
 
     def take(self) -> int | None:
         """Where this thread reads next; None at the end."""
-        me = threading.get_ident()
-        self.under_way.pop(me, None)
         if self.next >= self.stop:
             return None
-        self.under_way[me] = self.next
-        self.next += _LARGE_PAGE if self.there < _LOOKS else _PROBED
-        return self.under_way[me]
+        at = self.under_way[threading.get_ident()] = self.next
+        self.next += _LARGE_PAGE if self._there < _LOOKS else _PROBED
+        return at
+
+    def done(self, read: bool) -> None:
+        """The page of this thread is there, and had to be read or not; if so, what was leapt over may have to be."""
+        at = self.under_way.pop(threading.get_ident())
+        if not read:
+            self._there, self._known = self._there + 1, max(self._known, at + _LARGE_PAGE)
+        elif self._there >= _LOOKS:
+            self._there, self.next = 0, min(self.next, self._known)
+        else:
+            self._there = 0
 
 
 class ReadAhead:
@@ -47,42 +57,65 @@ class ReadAhead:
 
     def __init__(self, address: int, size: int) -> None:
         self._address, self._size = address, size
+        self._renew()
+        _all.add(self)
+
+    def _renew(self) -> None:
         self._ranges: list[_Range] = []
-        self._moved = threading.Condition()
+        self._lock = threading.Lock()  # `with` takes it in one step, which no signal can come between
+        self._moved = threading.Condition(self._lock)
 
     def fetch(self, start: int, stop: int, ended: threading.Event) -> None:
-        """Have bytes `start` to `stop` read, in order, unless it has `ended`; returns when they are there."""
+        """Have bytes `start` to `stop` read, in order, unless it has `ended`; where many were there, not all are looked
+        at.
+        """
         memory.expect_streaming(self._address, self._size)
         mine = _Range(start - start % mmap.PAGESIZE, min(stop, self._size))
         if self._read(mine, ended, only_while_there=True):
             return  # no one had to wait
-        with self._moved:
-            mine.under_way.clear()
+        with self._lock:
             self._ranges.append(mine)
         try:
             with ThreadPoolExecutor(_STREAMS, "pages") as streams:
                 for _ in range(_STREAMS):
                     streams.submit(self._read, mine, ended)
         finally:
-            with self._moved:
+            with self._lock:
                 self._ranges.remove(mine)
                 self._moved.notify_all()
 
     def _read(self, mine: _Range, ended: threading.Event, only_while_there: bool = False) -> bool:
         """Read pages of a range until it has ended; or until one had to come from the disk, which returns False."""
         while not ended.is_set():
-            with self._moved:
+            with self._lock:
                 at = mine.take()
-                self._moved.notify_all()
             if at is None:
                 return True
-            mine.there = 0 if memory.bring(self._address + at) else mine.there + 1
-            if only_while_there and not mine.there:
+            read = memory.bring(self._address + at)
+            with self._lock:
+                mine.done(read)
+                self._moved.notify_all()
+            if read and only_while_there:
                 return False
         return True
 
     def wait_for(self, start: int, stop: int) -> None:
         """Wait until those of the bytes `start` to `stop` that are being fetched are there."""
-        with self._moved:
+        if not self._ranges:
+            return
+        with self._lock:
             while any(found.lacks(start, stop) for found in self._ranges):
                 self._moved.wait()
+
+
+_all: weakref.WeakSet[ReadAhead] = weakref.WeakSet()
+
+
+def _forget_ranges() -> None:
+    """A forked child has not the threads that read."""
+    for ahead in _all:
+        ahead._renew()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_ranges)

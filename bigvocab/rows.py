@@ -21,7 +21,9 @@ Tiles = Sequence[tuple[int, npt.NDArray[Any]]]
 
 # Bytes of logits per turn of a thread: the last turns small, to share evenly; those before large, to hide their cost.
 _LEAST_TURN, _LARGEST_TURN = 4 << 20, 256 << 20
-_COPIED_BYTES = 128 << 20  # of all threads, where rows are copied because they do not lie in one piece
+_COPIED_BYTES = (
+    128 << 20
+)  # of all threads together, or one row, where rows are copied because they do not lie in one piece
 _CACHED_BYTES = 8 << 20  # copied at a time
 _CANONICAL = {"float16": np.int16, "bfloat16": np.uint16}
 
@@ -104,6 +106,7 @@ def share_rows(
     row_bytes = max(1, row_bytes)
     step, most = _LEAST_TURN // row_bytes, 0
     if not all(map(_rows_in_one_piece, arrays)):
+        threads = max(1, min(threads, _COPIED_BYTES // row_bytes))
         step = _COPIED_BYTES // (threads * row_bytes)
     elif beside is None or beside.dtype.name in FLOATS:  # else every turn makes a copy of them
         readers = filter(None, map(reader_of, arrays))

@@ -32,13 +32,13 @@ def read_vocab_weights(path: str | os.PathLike[str]) -> np.ndarray:
     """
     path = Path(path)
     try:
-        data = np.frombuffer(path.read_bytes(), np.uint8)  # it may be a pipe
+        raw = path.read_bytes()  # it may be a pipe
     except OSError as error:
         raise BigvocabError(f"{path}: cannot be read: {error.strerror}") from error
-    if data.size == 0:
+    if not raw:
         raise FormatError(f"{path}: no line in it, expected one word a line")
-    if not (data == ord("\n")).any() and (data[:-1] == ord("\r")).any():
-        raise FormatError(f"{path} line 1: lines end with CR alone, expected LF or CR LF")
+    _refuse_lone_returns(path, raw)
+    data = np.frombuffer(raw, np.uint8)
     weights = _parse_plain(data)
     if weights is None:
         weights = _parse_fast(data, *_last_fields(data))
@@ -49,6 +49,15 @@ def read_vocab_weights(path: str | os.PathLike[str]) -> np.ndarray:
         line = int(np.argmax(bad))
         raise FormatError(f"{path} line {line + 1}: weight {weights[line]}, expected a finite number >= 0")
     return weights
+
+
+def _refuse_lone_returns(path: Path, raw: bytes) -> None:
+    """Raise where CR alone ends a line: behind a weight, with more words after it. In a word it may stand."""
+    for found in re.finditer(rb"\r(?!\r*(?:\n|\Z))", raw):
+        start = raw.rfind(b"\n", 0, found.start()) + 1
+        if re.search(rb",\s*[-+]?[0-9.]+(?:[eE][-+]?[0-9]+)?\Z", raw[start : found.start()]):
+            line = raw.count(b"\n", 0, start) + 1
+            raise FormatError(f"{path} line {line}: its words end with CR alone, expected LF or CR LF")
 
 
 def _parse_plain(data: np.ndarray) -> np.ndarray | None:

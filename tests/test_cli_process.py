@@ -153,6 +153,35 @@ def test_a_signal_ends_the_work_and_leaves_no_output(tmp_path, number, code, sai
     assert sorted(os.listdir(tmp_path)) == ["labels.npy", "logits.bin"]
 
 
+INTERRUPTED_TWICE = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
+number = getattr(signal, sys.argv.pop(1))
+from bigvocab import job
+from bigvocab.__main__ import main
+def pieces(*given):
+    try:
+        os.kill(os.getpid(), number)
+    finally:
+        os.kill(os.getpid(), number)  # while it is cleaned up after the first
+        print("went on")
+    yield
+job.pieces = pieces
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "said"), [("SIGINT", 1, "bigvocab: interrupted\n"), ("SIGTERM", 143, ""), ("SIGHUP", 129, "")]
+)
+def test_a_second_signal_ends_the_process_at_once(data, name, code, said):
+    command = [sys.executable, "-c", INTERRUPTED_TWICE, name, *EVAL, "-q", "--output", "o.parquet"]
+    before = sorted(os.listdir())
+    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=100)
+    assert (done.returncode, done.stdout, done.stderr) == (code, "", said)
+    assert sorted(os.listdir()) == before
+
+
 def test_outputs_go_through_pipes_and_links(data):
     """A pipe stays a pipe, a link a link: neither is replaced by a file."""
     Path("real").mkdir()

@@ -189,7 +189,7 @@ def test_an_address_where_nothing_listens():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-        for place in (f"127.0.0.1:{port}", f"ray://127.0.0.1:{port}", f"[::1]:{port}"):
+        for place in (f"127.0.0.1:{port}", f"ray://127.0.0.1:{port}", f"[::1]:{port}", f"ray://x..y:{port}"):
             with pytest.raises(bv.BigvocabError, match=f"address: no Ray at {re.escape(place)}: "):
                 _refuse_deaf(place)
         free.listen()

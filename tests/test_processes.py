@@ -241,3 +241,58 @@ except KeyboardInterrupt:
     print(len(ended))
 """
     assert run(code) == "1"
+
+
+def test_a_task_whose_thread_could_not_be_started_is_waited_for_or_left_out():
+    """What a pool has taken in before it failed may be done by a thread that it has."""
+    code = """
+import threading, time
+from unittest import mock
+import numpy as np
+from bigvocab import parallel
+started, go, done = threading.Event(), threading.Event(), np.zeros(8)
+pool = parallel._pool(1)
+pool.submit(lambda: (started.set(), go.wait()))  # its thread has something else to do
+started.wait()
+submit = pool.submit
+def failing(task):
+    submit(task)
+    raise RuntimeError("can't start new thread")
+def fill(start, stop):
+    go.set()
+    time.sleep(0.2)
+    done[start:stop] = 1
+with mock.patch.object(pool, "submit", failing):
+    parallel.run(fill, 8, 1, 2)
+print(int(done.sum()), end=" ")
+done[:] = 0
+time.sleep(0.5)
+print(int(done.sum()))
+"""
+    assert run(code) == "8 0"
+
+
+def test_no_task_goes_on_after_an_end_was_asked_for():
+    code = """
+import signal, threading, time
+from bigvocab import parallel
+began, ended = threading.Event(), []
+def leave(number, frame):
+    raise SystemExit(143)
+signal.signal(signal.SIGTERM, leave)
+def task(start, stop):
+    if threading.current_thread() is threading.main_thread():
+        began.wait()
+        for after in (0.1, 0.3):
+            threading.Timer(after, signal.raise_signal, [signal.SIGTERM]).start()
+        time.sleep(5)
+    else:
+        began.set()
+        time.sleep(1)
+        ended.append(start)
+try:
+    parallel.run(task, 2, 1, 2)
+except SystemExit:
+    print(len(ended))
+"""
+    assert run(code) == "1"

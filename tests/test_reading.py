@@ -1,6 +1,7 @@
 """Rows of a mapped file read either way: the same bits, whichever is chosen, and nothing lost when the file changes."""
 
 import os
+import signal
 import sys
 import threading
 
@@ -182,11 +183,11 @@ def test_turns_are_long_only_where_their_cost_would_show():
 @pytest.fixture
 def fetched(tmp_path, monkeypatch):
     """A matrix of 200 rows of 1 MiB, where its file is read ahead, in the order in which it is, and from where."""
-    asked, from_disk = [], [True]
+    asked, from_disk = [], [lambda at: True]
 
     def bring(at):
         asked.append(at - matrix._maps[0]._address)
-        return from_disk[0]
+        return from_disk[0](asked[-1])
 
     np.save(tmp_path / "logits.npy", np.zeros((200, 1 << 18), np.float32))
     matrix = bv.open_matrix(tmp_path / "logits.npy")
@@ -202,9 +203,16 @@ def test_pages_from_the_disk_are_fetched_once_each_by_several_threads(fetched):
 
 def test_pages_that_are_there_are_looked_at_less(fetched):
     matrix, asked, from_disk = fetched
-    from_disk[0] = False
+    from_disk[0] = lambda at: False
     matrix.fetch(0, 200, threading.Event())
     assert asked == [*range(0, 18 << 20, 2 << 20), *range(80 << 20, matrix._maps[0].size, 64 << 20)]
+
+
+def test_what_was_leapt_over_is_read_where_the_next_look_finds_nothing(fetched):
+    matrix, asked, from_disk = fetched
+    from_disk[0] = lambda at: at >= 40 << 20  # the rest was let go of
+    matrix.fetch(0, 200, threading.Event())
+    assert set(asked) >= set(range(40 << 20, 200 << 20, 2 << 20))
 
 
 def test_nothing_is_fetched_once_it_has_ended(fetched):
@@ -263,6 +271,17 @@ def test_rows_are_waited_for_while_they_are_fetched_and_never_otherwise(slow_dis
     read_to(13)
     reader.join(10)
     assert seen == [150, 10, 11]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_a_forked_child_waits_for_no_thread_of_its_parent(slow_disk):
+    matrix, *_ = slow_disk
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)
+        next(reading.reader_of(matrix[10:11]).read(matrix[10:11]))
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
 
 
 def test_who_waits_goes_on_when_fetching_ends_early(slow_disk):

@@ -478,7 +478,8 @@ def test_plain_numbers_of_a_vocabulary(lines, ended):
         (b"a,1\nb,nan\n", "line 2: weight nan"),
         (b"a,1\nb,1\nc,inf\n", "line 3: weight inf"),
         (b"a,1\nb,1e999\n", "line 2: weight inf"),
-        (b"a,5\rb,6\r", "line 1: lines end with CR alone"),
+        (b"a,5\rb,6\r", "line 1: its words end with CR alone"),
+        (b"x,1\na,1\rb,2\rc,3\n", "line 2: its words end with CR alone"),
         (b"x" * 1000 + b"\n", r"line 1: last field is 'x+\.\.\.'"),
     ],
 )
@@ -708,3 +709,24 @@ def test_a_vocabulary_from_a_pipe(tmp_path):
     sampler = bv.FixedUnigramSampler(vocab_file=tmp_path / "pipe")
     writer.join()
     np.testing.assert_allclose(sampler.probability([0, 1]), [0.75, 0.25])
+
+
+@pytest.mark.parametrize(("text", "weights"), [(b"wo\rd,5", [5]), (b"a,5\r\r", [5]), (b"a,5\r\r\nb\r,6\r\n", [5, 6])])
+def test_returns_within_words_and_behind_the_last(text, weights, tmp_path):
+    (tmp_path / "vocab.txt").write_bytes(text)
+    from_file = bv.FixedUnigramSampler(vocab_file=tmp_path / "vocab.txt")
+    ids = np.arange(len(weights))
+    np.testing.assert_array_equal(from_file.probability(ids), bv.FixedUnigramSampler(weights).probability(ids))
+
+
+def test_a_list_that_became_shorter_is_not_read_beyond_its_end():
+    from bigvocab.kernels import lists
+
+    for read, classes, kind in (
+        (lists.read_integers, (int, bool, int), np.int64),
+        (lists.read_floats, (int, bool, float), float),
+    ):
+        values, addresses = [1, 2, 3], tuple(map(id, classes))
+        assert read(id(values), addresses, np.empty(3, kind))
+        for size in (2, 4):
+            assert not read(id(values), addresses, np.empty(size, kind))

@@ -5,6 +5,7 @@ import os
 import platform
 import subprocess
 import sys
+import time
 
 import ml_dtypes
 import naive
@@ -502,3 +503,26 @@ def test_a_masked_tile_with_a_scale_past_float32():
     tiles = [(0, np.full((1, 20), -np.inf, np.float32)), (20, np.zeros((1, 4), np.float32))]
     found = softmax_rows(tiles, np.array([21]), scale=1e39).logsumexp[0]
     assert found == pytest.approx(math.log(4))
+
+
+def test_copies_of_long_rows_are_made_one_at_a_time(monkeypatch):
+    import bigvocab.rows
+
+    under_way, most = [], []
+    made = bigvocab.rows.in_one_piece
+
+    def copied(array):
+        under_way.append(array.shape)
+        most.append(len(under_way))
+        time.sleep(0.01)
+        try:
+            return made(array)
+        finally:
+            under_way.pop()
+
+    monkeypatch.setattr(bigvocab.rows, "_COPIED_BYTES", 1 << 16)
+    monkeypatch.setattr(bigvocab.rows, "in_one_piece", copied)
+    logits, labels = make(8, 20_000, np.float32, 12)
+    losses = bv.sparse_softmax_cross_entropy(logits.astype(">f4"), labels, num_threads=4)
+    assert most == [1] * 8
+    np.testing.assert_array_equal(losses, bv.sparse_softmax_cross_entropy(logits, labels))

@@ -83,7 +83,7 @@ def _refuse_deaf(place: str) -> None:
         return
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_PATIENCE).close()
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, UnicodeError) as error:
         raise BigvocabError(f"address: no Ray at {place}: {error}") from None
 
 
