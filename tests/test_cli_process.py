@@ -163,8 +163,10 @@ def pieces(*given):
     try:
         os.kill(os.getpid(), number)
     finally:
-        os.kill(os.getpid(), number)  # while it is cleaned up after the first
-        print("went on")
+        try:
+            os.kill(os.getpid(), number)  # while it is cleaned up after the first, where an exception may be lost
+        except BaseException:
+            print("went on")
     yield
 job.pieces = pieces
 main()

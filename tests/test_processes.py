@@ -228,8 +228,8 @@ began, ended = threading.Event(), []
 def task(start, stop):
     if threading.current_thread() is threading.main_thread():
         began.wait()
-        for _ in range(2):
-            threading.Timer(0.1, signal.raise_signal, [signal.SIGINT]).start()
+        for after in (0.1, 0.3):
+            threading.Timer(after, signal.pthread_kill, [threading.get_ident(), signal.SIGINT]).start()
         time.sleep(5)
     else:
         began.set()
@@ -284,7 +284,7 @@ def task(start, stop):
     if threading.current_thread() is threading.main_thread():
         began.wait()
         for after in (0.1, 0.3):
-            threading.Timer(after, signal.raise_signal, [signal.SIGTERM]).start()
+            threading.Timer(after, signal.pthread_kill, [threading.get_ident(), signal.SIGTERM]).start()
         time.sleep(5)
     else:
         began.set()
