@@ -260,13 +260,13 @@ def failing(task):
     raise RuntimeError("can't start new thread")
 def fill(start, stop):
     go.set()
-    time.sleep(0.2)
+    time.sleep(0.05 if threading.current_thread() is threading.main_thread() else 0.5)
     done[start:stop] = 1
 with mock.patch.object(pool, "submit", failing):
     parallel.run(fill, 8, 1, 2)
 print(int(done.sum()), end=" ")
 done[:] = 0
-time.sleep(0.5)
+time.sleep(1)
 print(int(done.sum()))
 """
     assert run(code) == "8 0"
