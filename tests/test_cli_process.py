@@ -157,6 +157,8 @@ INTERRUPTED_TWICE = """
 import os, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
 number = getattr(signal, sys.argv.pop(1))
+if number != signal.SIGINT:  # ignored under nohup
+    signal.signal(number, signal.SIG_DFL)
 from bigvocab import job
 from bigvocab.__main__ import main
 def pieces(*given):
@@ -254,6 +256,8 @@ INTERRUPTED_COMPILER = """
 import os, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
 number = getattr(signal, sys.argv.pop(1))
+if number != signal.SIGINT:  # ignored under nohup
+    signal.signal(number, signal.SIG_DFL)
 from bigvocab.kernels import _jit
 _jit.on_compile(lambda *given: os.kill(os.getpid(), number))
 from bigvocab.__main__ import main

@@ -225,6 +225,7 @@ def test_no_task_goes_on_after_a_second_interrupt():
 import _thread, signal, threading, time
 from bigvocab import parallel
 began, ended = threading.Event(), []
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
 def task(start, stop):
     if threading.current_thread() is threading.main_thread():
         began.wait()
