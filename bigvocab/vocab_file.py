@@ -15,6 +15,8 @@ from bigvocab import memory
 from bigvocab.errors import BigvocabError, FormatError
 
 _NUMBER = re.compile(rb"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?(inf|infinity|nan)", re.IGNORECASE)
+_ENDS_WITH_WEIGHT = re.compile(rb",\s*[-+]?[0-9.]+(?:[eE][-+]?[0-9]+)?\Z")
+_LONGEST_WEIGHT = 64  # bytes looked at before a CR
 
 
 def read_vocab_weights(path: str | os.PathLike[str]) -> np.ndarray:
@@ -53,10 +55,10 @@ def read_vocab_weights(path: str | os.PathLike[str]) -> np.ndarray:
 
 def _refuse_lone_returns(path: Path, raw: bytes) -> None:
     """Raise where CR alone ends a line: behind a weight, with more words after it. In a word it may stand."""
-    for found in re.finditer(rb"\r(?!\r*(?:\n|\Z))", raw):
-        start = raw.rfind(b"\n", 0, found.start()) + 1
-        if re.search(rb",\s*[-+]?[0-9.]+(?:[eE][-+]?[0-9]+)?\Z", raw[start : found.start()]):
-            line = raw.count(b"\n", 0, start) + 1
+    for found in re.finditer(rb"\r(?![\r\n]|\Z)", raw):
+        end = found.start()
+        if _ENDS_WITH_WEIGHT.search(raw[max(0, end - _LONGEST_WEIGHT) : end]):
+            line = raw.count(b"\n", 0, end) + 1
             raise FormatError(f"{path} line {line}: its words end with CR alone, expected LF or CR LF")
 
 

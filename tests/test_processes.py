@@ -220,17 +220,20 @@ def test_batches_of_many_sizes_make_no_more_threads_than_asked_for():
     assert threading.active_count() <= before + 6
 
 
-def test_no_task_goes_on_after_a_second_interrupt():
-    code = """
-import _thread, signal, threading, time
+@pytest.mark.parametrize(("name", "error"), [("SIGINT", "KeyboardInterrupt"), ("SIGTERM", "SystemExit")])
+def test_no_task_goes_on_after_an_end_was_asked_for_twice(name, error):
+    code = f"""
+import signal, threading, time
 from bigvocab import parallel
 began, ended = threading.Event(), []
-signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
+def leave(number, frame):
+    raise {error}
+signal.signal(signal.{name}, leave)
 def task(start, stop):
     if threading.current_thread() is threading.main_thread():
         began.wait()
         for after in (0.1, 0.3):
-            threading.Timer(after, signal.pthread_kill, [threading.get_ident(), signal.SIGINT]).start()
+            threading.Timer(after, signal.pthread_kill, [threading.get_ident(), signal.{name}]).start()
         time.sleep(5)
     else:
         began.set()
@@ -238,7 +241,7 @@ def task(start, stop):
         ended.append(start)
 try:
     parallel.run(task, 2, 1, 2)
-except KeyboardInterrupt:
+except {error}:
     print(len(ended))
 """
     assert run(code) == "1"
@@ -271,29 +274,3 @@ time.sleep(1)
 print(int(done.sum()))
 """
     assert run(code) == "8 0"
-
-
-def test_no_task_goes_on_after_an_end_was_asked_for():
-    code = """
-import signal, threading, time
-from bigvocab import parallel
-began, ended = threading.Event(), []
-def leave(number, frame):
-    raise SystemExit(143)
-signal.signal(signal.SIGTERM, leave)
-def task(start, stop):
-    if threading.current_thread() is threading.main_thread():
-        began.wait()
-        for after in (0.1, 0.3):
-            threading.Timer(after, signal.pthread_kill, [threading.get_ident(), signal.SIGTERM]).start()
-        time.sleep(5)
-    else:
-        began.set()
-        time.sleep(1)
-        ended.append(start)
-try:
-    parallel.run(task, 2, 1, 2)
-except SystemExit:
-    print(len(ended))
-"""
-    assert run(code) == "1"
