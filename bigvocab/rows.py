@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from bigvocab import memory, parallel
 from bigvocab.checks import BFLOAT16, FLOATS
-from bigvocab.reading import reader_of
+from bigvocab.reading import LARGEST_TURN, reader_of
 
 Tiles = Sequence[tuple[int, npt.NDArray[Any]]]
 
@@ -75,19 +75,18 @@ def pieces(tiles: Tiles, start: int, stop: int) -> Iterator[tuple[tuple[int, int
         yield (first_class, tile.shape[1]), kernel_view(in_one_piece(rows))
 
 
-def streamed(tiles: Tiles, start: int, stop: int) -> Iterator[tuple[slice, tuple[int, int], npt.NDArray[Any]]]:
-    """As `pieces`, for what reads every byte once, with the rows (counted from `start`) of each piece.
-
-    Pieces come in the order of the rows for each tile; one is valid until the next.
-    """
+def streamed(
+    tiles: Tiles, start: int, stop: int, left_out: npt.NDArray[np.bool_] | None = None
+) -> Iterator[tuple[tuple[int, int], npt.NDArray[Any]]]:
+    """As `pieces`, for what reads every byte of the rows once, but for those left out (stop - start,)."""
+    if left_out is None:
+        left_out = np.zeros(stop - start, bool)
     for first_class, tile in tiles:
         reader = reader_of(tile) if _rows_in_one_piece(tile) else None
-        if reader is None:
-            for span, piece in pieces([(first_class, tile)], start, stop):
-                yield slice(0, stop - start), span, piece
-            continue
-        for first, rows in reader.read(tile[start:stop]):
-            yield slice(first, first + len(rows)), (first_class, tile.shape[1]), kernel_view(rows)
+        for span, piece in pieces([(first_class, tile)], start, stop):
+            if reader is not None:
+                reader.bring(piece, span[1], left_out)
+            yield span, piece
 
 
 def share_rows(
@@ -109,8 +108,7 @@ def share_rows(
         threads = max(1, min(threads, _COPIED_BYTES // row_bytes))
         step = _COPIED_BYTES // (threads * row_bytes)
     elif beside is None or beside.dtype.name in FLOATS:  # else every turn makes a copy of them
-        readers = filter(None, map(reader_of, arrays))
-        most = min((reader.largest_turn for reader in readers), default=_LARGEST_TURN) // row_bytes
+        most = (LARGEST_TURN if any(map(reader_of, arrays)) else _LARGEST_TURN) // row_bytes
     parallel.run(work, rows, min(step, -(-rows // threads)), threads, most)
 
 
@@ -219,15 +217,15 @@ def softmax_rows(
     columns = np.empty((rows, row_statistics.COLUMNS))
 
     def work(start: int, stop: int) -> None:
-        row_statistics.clear_statistics(columns[start:stop])
         mine, logits_of_mine, stats = labels[start:stop], label_logits[start:stop], columns[start:stop]
+        row_statistics.clear_statistics(stats)
         alone = len(tiles) == 1 and _rows_in_one_piece(tiles[0][1])
         for first_class, tile in [] if alone else tiles:
             _gather(tile, first_class, start, mine, logits_of_mine)
-        for part, span, piece in streamed(tiles, start, stop):
+        for span, piece in streamed(tiles, start, stop, mine == row_statistics.SKIP):
             if alone:  # the label's page need not be touched before all others
-                softmax.rows_gather(piece, mine[part], span, logits_of_mine[part])
-            softmax.rows_softmax(piece, mine[part], logits_of_mine[part], (scale, softcap), want, span, stats[part])
+                softmax.rows_gather(piece, mine, span, logits_of_mine)
+            softmax.rows_softmax(piece, mine, logits_of_mine, (scale, softcap), want, span, stats)
 
     share_rows(work, tiles, rows, num_threads)
     return RowStatistics(columns, label_logits, scale, softcap)

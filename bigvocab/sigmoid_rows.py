@@ -91,7 +91,7 @@ def sigmoid_row_sums(
 
     def work(start: int, stop: int) -> None:
         mine = slice(start, stop)
-        for (first, classes), x, z in paired_pieces(tiles, labels, start, stop):
+        for (first, classes), x, z in paired_pieces(tiles, labels, start, stop, skip[mine]):
             weights = _part(pos_weight, first, classes)
             sigmoid.rows_sigmoid_sums(
                 x, z, skip[mine], weights, label_smoothing, transform, classes, out[mine], faults[mine]
@@ -121,10 +121,9 @@ def sparse_sigmoid_rows(
     out = np.zeros(len(skip))
 
     def work(start: int, stop: int) -> None:
-        for part, span, x in streamed(tiles, start, stop):
-            first, last = start + part.start, start + part.stop
-            offsets = sets.offsets[first : last + 1]
-            sigmoid.rows_softplus(x, skip[first:last], offsets, sets.ids, pos_weight, transform, span, out[first:last])
+        mine, offsets = slice(start, stop), sets.offsets[start : stop + 1]
+        for span, x in streamed(tiles, start, stop, skip[mine]):
+            sigmoid.rows_softplus(x, skip[mine], offsets, sets.ids, pos_weight, transform, span, out[mine])
 
     share_rows(work, tiles, len(skip), num_threads)
     return out
@@ -168,7 +167,7 @@ def log_loss_row_sums(
 
     def work(start: int, stop: int) -> None:
         mine = slice(start, stop)
-        for (_, classes), p, z in paired_pieces(tiles, labels, start, stop):
+        for (_, classes), p, z in paired_pieces(tiles, labels, start, stop, skip[mine]):
             sigmoid.rows_log_loss_sums(p, z, skip[mine], epsilon, classes, out[mine], faults[mine])
 
     share_rows(work, tiles, len(skip), num_threads, labels)

@@ -15,7 +15,7 @@ from bigvocab import parallel
 from bigvocab.checks import FLOATS, as_array
 from bigvocab.errors import BigvocabError
 from bigvocab.id_sets import IdSets
-from bigvocab.rows import RowStatistics, Tiles, in_one_piece, kernel_view, pieces, share_rows, softmax_rows, wanted
+from bigvocab.rows import RowStatistics, Tiles, pieces, share_rows, softmax_rows, streamed, wanted
 
 Floats = npt.NDArray[np.float64]
 
@@ -32,14 +32,15 @@ def as_soft_labels(name: str, labels: Any, shape: tuple[int, ...], hint: str = "
 
 
 def paired_pieces(
-    tiles: Tiles, labels: npt.NDArray[Any], start: int, stop: int
+    tiles: Tiles, labels: npt.NDArray[Any], start: int, stop: int, left_out: npt.NDArray[np.bool_] | None = None
 ) -> Iterator[tuple[tuple[int, int], npt.NDArray[Any], npt.NDArray[Any]]]:
-    """As `rows.pieces`, each with the labels of the same rows and classes."""
-    for (first, classes), piece in pieces(tiles, start, stop):
+    """As `rows.streamed`, each with the labels of the same rows and classes."""
+    for (first, classes), piece in streamed(tiles, start, stop, left_out):
         part = labels[start:stop, first : first + classes]
         if part.dtype.name not in FLOATS:
             part = part.astype(np.float64, order="C")
-        yield (first, classes), piece, kernel_view(in_one_piece(part))
+        for _, beside in streamed([(first, part)], 0, stop - start, left_out):
+            yield (first, classes), piece, beside
 
 
 def refuse_bad_label(name: str, labels: npt.NDArray[Any], row: int, first_row: int = 0) -> None:
@@ -112,7 +113,7 @@ def dense_label_rows(
         def work(start: int, stop: int) -> None:
             mine, stats = slice(start, stop), columns[start:stop]
             row_statistics.clear_statistics(stats)
-            for span, x, z in paired_pieces(tiles, labels, start, stop):
+            for span, x, z in paired_pieces(tiles, labels, start, stop, skip[mine]):
                 soft_labels.rows_soft_labels(x, z, marks[mine], (scale, softcap), want, span, stats, sums[mine])
 
         share_rows(work, tiles, rows, num_threads, labels)

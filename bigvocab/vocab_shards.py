@@ -213,8 +213,8 @@ def _with_labels(tiles: Any, labels: Any, logits: Floats, options: dict[str, Any
         stats = columns[start:stop]
         row_statistics.clear_statistics(stats)
         mine, logits_of_mine = labels[start:stop], logits[start:stop]
-        for part, span, piece in streamed(tiles, start, stop):
-            softmax.rows_softmax(piece, mine[part], logits_of_mine[part], transform, options["want"], span, stats[part])
+        for span, piece in streamed(tiles, start, stop, mine == row_statistics.SKIP):
+            softmax.rows_softmax(piece, mine, logits_of_mine, transform, options["want"], span, stats)
 
     share_rows(work, tiles, len(labels), threads)
     return columns

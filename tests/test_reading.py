@@ -1,183 +1,93 @@
-"""Rows of a mapped file read either way: the same bits, whichever is chosen, and nothing lost when the file changes."""
+"""Rows of a mapped file: read ahead, entered in the map before a kernel reads them, and none that no one reads."""
 
 import os
 import signal
-import sys
 import threading
 
-import ml_dtypes
 import numpy as np
 import pyarrow as pa
 import pytest
 
 import bigvocab as bv
-from bigvocab import read_ahead, reading
+from bigvocab import read_ahead
+from bigvocab.kernels import pages
 from bigvocab.matrix import Matrix
-from bigvocab.read_ahead import ReadAhead
 from bigvocab.rows import streamed
 
-ROWS, CLASSES = 300, 5000
+
+class Offsets:
+    """Bytes that note which of them are read."""
+
+    def __init__(self):
+        self.read = []
+
+    def __getitem__(self, at):
+        self.read.append(at)
+        return 0
 
 
-@pytest.fixture(params=["float32", "bfloat16"])
-def path(request, tmp_path):
-    logits = (np.random.default_rng(0).standard_normal((ROWS, CLASSES)) * 3).astype(request.param)
-    name = tmp_path / "logits.npy"
-    np.save(name, logits.view("V2") if request.param == "bfloat16" else logits)
-    return name
+@pytest.mark.parametrize("address", [0, 4096, 5 * pages.AROUND - 1])
+@pytest.mark.parametrize("stride", [300, 50_000, 200_000])
+def test_one_byte_of_all_that_a_page_fault_brings_is_read(address, stride):
+    width, left_out = stride // 2, np.array([0, 1, 0, 0, 1, 1, 0], bool)
+    kept = [range(r * stride, r * stride + width) for r in np.flatnonzero(~left_out)]
+    data = Offsets()
+    pages.touch_rows.py_func(data, address, stride, width, left_out)
+    around = [(address + at) // pages.AROUND for at in data.read]
+    assert around == sorted({(address + at) // pages.AROUND for row in kept for at in row})  # each once
+    assert all(any(at in row for row in kept) for at in data.read)
 
 
 @pytest.fixture
-def copying(monkeypatch):
-    """Every turn is copied; the list tells of how many bytes."""
-    copied = []
-    filled = reading._filled
+def brought(monkeypatch):
+    """What is brought before it is read: (bytes from row to row, bytes of a row, rows, rows left out) of each turn."""
+    seen = []
+    touch_rows = pages.touch_rows
 
-    def counted(descriptor, part, offset):
-        copied.append(part.nbytes)
-        return filled(descriptor, part, offset)
+    def noted(data, address, stride, width, left_out):
+        assert address == data.ctypes.data
+        seen.append((stride, width, len(left_out), np.flatnonzero(left_out).tolist()))
+        return touch_rows(data, address, stride, width, left_out)
 
-    monkeypatch.setattr(reading, "_filled", counted)
-    monkeypatch.setattr(reading.Reader, "_learn", lambda self, *turn: setattr(self, "copies", True))
-    made = reading.Reader.__init__
-
-    def make(self, *given):
-        made(self, *given)
-        self.copies = True
-
-    monkeypatch.setattr(reading.Reader, "__init__", make)
-    return copied
+    monkeypatch.setattr(pages, "touch_rows", noted)
+    return seen
 
 
-def figures(path, **options):
-    labels = np.random.default_rng(1).integers(0, CLASSES, ROWS)
-    report = bv.evaluate(logits=path, labels=labels, metrics="accuracy,rank,logsumexp,entropy,predicted", **options)
-    timed = ("seconds", "rows_per_second", "bytes_per_second")
-    return {name: value for name, value in report.to_dict().items() if name not in timed}
+def save(path, dtype="float32", rows=6, classes=50):
+    values = np.random.default_rng(0).uniform(0.1, 0.9, (rows, classes)).astype(dtype)
+    np.save(path, values)
+    return path
 
 
-def test_copies_change_no_bit(path, tmp_path, copying, monkeypatch):
-    found = figures(path, chunk_rows=70, output=tmp_path / "copied.parquet", threads=2)
-    assert sum(copying) == ROWS * CLASSES * (2 if bv.open_matrix(path).dtype == ml_dtypes.bfloat16 else 4)
-    monkeypatch.undo()
-    copying.clear()
-    assert found == figures(path, output=tmp_path / "mapped.parquet")
-    assert not copying
-    assert (tmp_path / "copied.parquet").read_bytes() == (tmp_path / "mapped.parquet").read_bytes()
+@pytest.mark.parametrize("loss", ["sparse-softmax", "sparse-sigmoid", "softmax", "sigmoid", "log-loss"])
+def test_all_losses_bring_their_rows_once_but_for_those_left_out(tmp_path, brought, loss):
+    logits, dense = save(tmp_path / "logits.npy"), not loss.startswith("sparse")
+    labels = pa.array([3, None, 4, 5, None, 6])
+    if dense:
+        labels = save(tmp_path / "labels.npy", "float64")
+    elif loss == "sparse-sigmoid":
+        labels = pa.array([[3], None, [4], [5], None, [6]])
+    bv.evaluate(logits=logits, labels=labels, loss=loss, threads=1)
+    left_out = [] if dense else [1, 4]
+    assert brought == [(200, 200, 6, left_out)] + [(400, 400, 6, [])] * dense
 
 
-@pytest.mark.parametrize("loss", ["sparse-sigmoid"])
-def test_copies_of_other_losses(path, copying, monkeypatch, loss):
-    labels = np.random.default_rng(1).integers(0, CLASSES, (ROWS, 1))
-    found = bv.evaluate(logits=path, labels=labels, loss=loss)["sum"]
-    assert copying
-    monkeypatch.undo()
-    assert found == bv.evaluate(logits=path, labels=labels, loss=loss)["sum"]
+def test_slices_of_files_bring_their_own_classes(tmp_path, brought):
+    save(tmp_path / "a.npy"), save(tmp_path / "b.npy", classes=30)
+    bv.evaluate(logits=tmp_path, vocab_shards=True, labels=[0] * 6, threads=1)
+    assert brought == [(200, 200, 6, []), (120, 120, 6, [])]
+    brought.clear()
+    matrix = bv.open_matrix(tmp_path / "a.npy")
+    bv.sparse_softmax_cross_entropy(matrix[1:5, 10:30], np.zeros(4, int), num_threads=1)
+    assert brought == [(200, 80, 4, [])]
 
 
-def test_pieces_cover_the_rows_once(path, copying):
-    matrix = bv.open_matrix(path)
-    ((_, tiles),) = matrix.row_parts(0, ROWS)
-    seen = [(part.start, part.stop, piece.copy()) for part, _, piece in streamed(tiles, 7, ROWS)]
-    assert len(seen) > 1
-    assert [start for start, _, _ in seen] == [0, *(stop for _, stop, _ in seen[:-1])]
-    whole = np.concatenate([piece for _, _, piece in seen])
-    np.testing.assert_array_equal(whole, np.asarray(matrix[7:]).view(whole.dtype))
-
-
-def test_a_file_that_is_replaced_or_gone_while_it_is_copied(path, copying):
-    """No copy is made of another file, and what watches the file says that it is gone."""
-    matrix = bv.open_matrix(path)
-    ((_, tiles),) = matrix.row_parts(0, ROWS)
-    path.rename(path.with_suffix(".old"))
-    path.write_bytes(b"something else")
-    pieces = [piece for _, _, piece in streamed(tiles, 0, 5)]
-    assert not copying
-    np.testing.assert_array_equal(pieces[0], np.asarray(matrix[:5]).view(pieces[0].dtype))
-    path.unlink()
-    assert len(list(streamed(tiles, 0, 5))) == 1
-    with pytest.raises(bv.FormatError, match="is gone while it is read"):
-        matrix.check()
-
-
-def test_the_faster_way_is_kept():
-    """Small pages are tried both ways, large ones are not; what is slow now and then does not matter."""
-    reader, size, small, large = (
-        reading.Reader("x", 0, (0, 0, 0, 0), ReadAhead(0, 0)),
-        8 << 20,
-        128,
-        4,
-    )  # page faults a turn
-    reader._learn(False, size, 1.0, large)
-    assert not reader.copies
-    for seconds in (90.0, 1.0, 1.0, 1.0, 1.0):  # the first turn loads code as well
-        assert not reader.copies
-        reader._learn(False, size, seconds, small)
-    for seconds in (30.0, 0.5, 0.5, 0.5, 0.5):
-        assert reader.copies
-        reader._learn(True, size, seconds, small)
-    assert reader.copies
-    for seconds in (9.0, 9.0):
-        reader._learn(True, size, seconds, small)
-    assert reader.copies
-    reader._learn(True, size, 9.0, small)
-    assert not reader.copies
-    reader._learn(False, size, 1.0, large)  # the system has put the pages together
-    assert not reader.copies
-    assert not reader._copied
-
-
-def test_the_slower_way_is_tried_now_and_then(path):
-    matrix = bv.open_matrix(path)
-    reader, ways = matrix._maps[0].buffer.reader, []
-    reader._learn = lambda copied, *turn: ways.append(copied)
-    reader._copied.extend([1.0] * reading._TRIES)
-    ((_, tiles),) = matrix.row_parts(0, 1)
-    for _ in range(100):
-        list(reader.read(tiles[0][1]))
-    assert [turn for turn, copied in enumerate(ways, 1) if copied] == [32, 96]
-
-
-def test_a_copy_that_comes_up_short_is_not_used(path, copying, monkeypatch):
-    monkeypatch.setattr(os, "preadv", lambda *_: 0)  # as of a file that shrank
-    matrix = bv.open_matrix(path)
-    ((_, tiles),) = matrix.row_parts(0, ROWS)
-    ((_, _, piece),) = streamed(tiles, 0, 1)
-    np.testing.assert_array_equal(piece, np.asarray(matrix[:1]).view(piece.dtype))
-
-
-def test_threads_may_learn_at_once():
-    reader, size = reading.Reader("x", 0, (0, 0, 0, 0), ReadAhead(0, 0)), 8 << 20
-    faults, before = [], sys.getswitchinterval()
-
-    def learn(start):
-        try:
-            for turn in range(start, start + 4000):
-                reader._learn(reader.copies, size, 1.0, 4 if turn % 11 == 0 else 128)
-        except ValueError as error:
-            faults.append(error)
-
-    threads = [threading.Thread(target=learn, args=(i,)) for i in range(4)]
-    sys.setswitchinterval(1e-6)
-    try:
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    finally:
-        sys.setswitchinterval(before)
-    assert not faults
-
-
-def test_turns_are_long_only_where_their_cost_would_show():
-    reader, size = reading.Reader("x", 0, (0, 0, 0, 0), ReadAhead(0, 0)), 8 << 20
-    short = reader.largest_turn
-    reader._learn(False, size, 1e-4, 128)  # small pages: the ways are to be compared
-    assert reader.largest_turn == short
-    reader._learn(False, size, 1e-4, 4)
-    assert reader.largest_turn > short
-    reader._learn(False, size, 1.0, 4)  # from the disk
-    assert reader.largest_turn == short
+def test_arrays_and_rows_that_are_copied_are_not_brought(tmp_path, brought):
+    np.save(tmp_path / "columns.npy", np.asfortranarray(np.zeros((6, 50), np.float32)))
+    np.save(tmp_path / "big.npy", np.zeros((6, 50), ">f4"))
+    for logits in (tmp_path / "columns.npy", tmp_path / "big.npy", np.zeros((6, 50), np.float32)):
+        assert bv.evaluate(logits=logits, labels=[0] * 6)["mean"] == pytest.approx(np.log(50))
+    assert not brought
 
 
 @pytest.fixture
@@ -256,7 +166,7 @@ def test_rows_are_waited_for_while_they_are_fetched_and_never_otherwise(slow_dis
 
     def read():
         for row in (150, 10, 11):
-            next(reading.reader_of(matrix[row : row + 1]).read(matrix[row : row + 1]))
+            list(streamed([(0, matrix[row : row + 1])], 0, 1))
             seen.append(row)
 
     reader = threading.Thread(target=read)
@@ -279,7 +189,7 @@ def test_a_forked_child_waits_for_no_thread_of_its_parent(slow_disk):
     child = os.fork()
     if child == 0:
         signal.alarm(20)
-        next(reading.reader_of(matrix[10:11]).read(matrix[10:11]))
+        list(streamed([(0, matrix[10:11])], 0, 1))
         os._exit(0)
     assert os.waitpid(child, 0)[1] == 0
 

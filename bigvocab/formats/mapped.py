@@ -14,7 +14,12 @@ from bigvocab import memory
 from bigvocab.errors import BigvocabError, FormatError
 from bigvocab.formats.paths import Source
 from bigvocab.read_ahead import ReadAhead
-from bigvocab.reading import Reader, identity
+from bigvocab.reading import Reader
+
+
+def _identity(status: os.stat_result) -> tuple[int, int, int, int]:
+    """What changes when a file is written to or replaced."""
+    return status.st_size, status.st_mtime_ns, status.st_ino, status.st_dev
 
 
 class _Map(mmap.mmap):
@@ -45,9 +50,9 @@ class MappedFile:
             raise BigvocabError(f"{self.shown}: cannot open: {error.strerror or error}{hint}") from error
         self.size = len(self.buffer)
         self._address = np.frombuffer(self.buffer, np.uint8).ctypes.data
-        self.identity = identity(status)
+        self.identity = _identity(status)
         self.ahead = ReadAhead(self._address, self.size)
-        self.buffer.reader = Reader(self.path, self._address, self.identity, self.ahead)
+        self.buffer.reader = Reader(self._address, self.ahead)
 
     @property
     def shown_whole(self) -> str:
@@ -63,7 +68,7 @@ class MappedFile:
         if status.st_size != self.size:
             verb = "shrank" if status.st_size < self.size else "grew"
             raise FormatError(f"{self.shown}: {verb} while it is read, from {self.size} to {status.st_size} bytes")
-        if identity(status) != self.identity:
+        if _identity(status) != self.identity:
             raise FormatError(f"{self.shown}: was written to or replaced while it is read")
 
     def release(self, start: int, stop: int) -> None:
