@@ -19,6 +19,7 @@ from typing import Any
 import pyarrow as pa
 
 from bigvocab.errors import BigvocabError
+from bigvocab.kernels._jit import clock
 from bigvocab.merging import joined, refuse_difference, refuse_other_files, shown_rows
 from bigvocab.output import LineGroups, sync_folder
 from bigvocab.state import Data, State, read_state, write_file, write_state
@@ -132,7 +133,7 @@ class Checkpoints:
         """Rows `start` to `stop` are in the tally and in the lines."""
         self.data.ranges = joined(self.data.ranges, [[start, stop]])
         self.data.bytes_read += bytes_read
-        self.data.seconds = self._before + max(0.0, time.monotonic() - self._started)
+        self.data.seconds = self._before + max(0.0, clock() - self._started)
 
     def tick(self) -> bool:
         """Write a checkpoint if it is time for one; whether it was."""
@@ -218,7 +219,7 @@ def keeping(
         fresh: the state before any row.
         schema: of the lines, if there are any.
         resume: go on from a state that is there.
-        started: when the run began, as time.monotonic() has it.
+        started: when the run began, as `clock` has it.
 
     Raises:
         BigvocabError: another run has the file, it is there and `resume` is False, or it is of other inputs or options.

@@ -14,6 +14,7 @@ from bigvocab.draws import integer
 from bigvocab.errors import BigvocabError
 from bigvocab.evaluator import OPTIONS, Evaluator
 from bigvocab.figures import make_report, versions
+from bigvocab.kernels._jit import clock
 from bigvocab.label_logits import LabelLogits, write_label_logits
 from bigvocab.label_sources import check_labels, open_labels
 from bigvocab.linear_rows import LinearMatrix
@@ -105,7 +106,7 @@ def evaluate(
     >>> evaluate(logits=np.zeros((2, 4), np.float32), labels=[1, 3])["perplexity"]
     4.0
     """
-    started = time.monotonic()
+    started = clock()
     vocab_shards, resume = checks.boolean("vocab_shards", vocab_shards), checks.boolean("resume", resume)
     if engine not in (None, "local", "ray"):
         raise BigvocabError(f"engine: got {engine!r}, expected local or ray")

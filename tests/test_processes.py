@@ -6,12 +6,14 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import bigvocab as bv
 from bigvocab import parallel
+from bigvocab.kernels import _jit
 
 LOSS = """
 import numpy as np, bigvocab as bv
@@ -59,6 +61,51 @@ def test_a_damaged_cache_is_made_anew(tmp_path):
     for path in kept:
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     assert run(BIGVOCAB_CACHE_DIR=str(tmp_path)) == expected()
+
+
+@pytest.fixture
+def seconds(monkeypatch):
+    """The time of day of `_jit`, to be set by hand."""
+    now = [0.0]
+    monkeypatch.setattr(_jit, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(_jit, "_spent", 0.0)
+    return now
+
+
+def test_the_clock_stands_still_while_kernels_are_loaded(seconds):
+    outer, seconds[0] = _jit._Loading(), 2.0
+    inner, seconds[0] = _jit._Loading(), 5.0
+    inner.done()
+    assert _jit.clock() == 2
+    seconds[0] = 6.0
+    outer.done()
+    seconds[0] = 10.0
+    assert _jit.clock() == 4
+    given_up, seconds[0] = _jit._Loading(), 20.0  # interrupted
+    assert _jit.clock() == 14
+    given_up.done()
+    assert _jit.clock() == 4
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_kernels_are_timed_whether_compiled_or_loaded(seconds, monkeypatch, tmp_path, kept):
+    monkeypatch.setattr(_jit, "_folder", tmp_path if kept else None)
+    load = _jit.FunctionCache.load_overload
+
+    def slow(*given):
+        seconds[0] += 1
+        return load(*given)
+
+    monkeypatch.setattr(_jit.FunctionCache, "load_overload", slow)
+    monkeypatch.setattr(_jit, "_compiling", lambda function: seconds.__setitem__(0, seconds[0] + 10))
+
+    def kernel(x):
+        return x + 1
+
+    for took in (11, 12) if kept else (10, 20):
+        assert _jit.jit(kernel)(1) == 2
+        assert seconds[0] == took
+        assert _jit.clock() == 0
 
 
 def test_many_starts_at_once_on_a_cold_cache(tmp_path):
@@ -225,6 +272,7 @@ def test_no_task_goes_on_after_an_end_was_asked_for_twice(name, error):
     code = f"""
 import signal, threading, time
 from bigvocab import parallel
+from bigvocab.kernels import _jit
 began, ended = threading.Event(), []
 def leave(number, frame):
     raise {error}
@@ -254,6 +302,7 @@ import threading, time
 from unittest import mock
 import numpy as np
 from bigvocab import parallel
+from bigvocab.kernels import _jit
 started, go, done = threading.Event(), threading.Event(), np.zeros(8)
 pool = parallel._pool(1)
 pool.submit(lambda: (started.set(), go.wait()))  # its thread has something else to do

@@ -12,6 +12,7 @@ import hashlib
 import os
 import stat
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,23 @@ from numba.core.caching import CompileResultCacheImpl, FunctionCache, NullCache,
 
 _SOURCES = Path(__file__).parent
 _on_compile: list[Callable[[str, bool], None]] = []
+_spent = 0.0  # seconds on making kernels ready; Numba does that under a lock
+
+
+def clock() -> float:
+    """Seconds of a clock that stands still while a kernel is loaded or compiled: a start, not the work."""
+    return time.monotonic() - _spent
+
+
+class _Loading:
+    """The time that it takes to make one kernel ready, those that it calls among them."""
+
+    def __init__(self) -> None:
+        self._start, self._before = time.monotonic(), _spent
+
+    def done(self) -> None:
+        global _spent
+        _spent = self._before + time.monotonic() - self._start
 
 
 def on_compile(callback: Callable[[str, bool], None]) -> None:
@@ -101,12 +119,15 @@ class _KernelCache(FunctionCache):
     _impl_class = _KernelCacheImpl
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
+        self._loading = _Loading()
         try:
             found = super().load_overload(sig, target_context)
         except Exception:  # a truncated or foreign file can raise anything when unpickled
             found = None
         if found is None:
             _compiling(self._py_func)
+        else:
+            self._loading.done()
         return found
 
     def save_overload(self, sig: Any, data: Any) -> None:
@@ -118,6 +139,7 @@ class _KernelCache(FunctionCache):
             with contextlib.suppress(OSError):
                 self.flush()
                 super().save_overload(sig, data)
+        self._loading.done()
 
 
 class _NoCache(NullCache):
@@ -127,7 +149,11 @@ class _NoCache(NullCache):
         self._function = function
 
     def load_overload(self, sig: Any, target_context: Any) -> None:
+        self._loading = _Loading()
         _compiling(self._function)
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        self._loading.done()
 
 
 def _compiling(function: Callable[..., Any]) -> None:
