@@ -32,7 +32,7 @@ SHARE = 200  # and at least so many times what the last one took: under 1% of th
 class Checkpoints:
     """The state of one run on disk, made by `keeping`: `append` and `done` after each part, then `tick`."""
 
-    def __init__(self, path: Path | None, state: State, schema: pa.Schema | None, started: float) -> None:
+    def __init__(self, path: Path | None, state: State, schema: pa.Schema | None) -> None:
         self.kept = path is not None  # else nothing is written, and this is only a record of what is done
         self.path, self.state, self._schema = path or Path("state"), state, schema
         self.lines_path = Path(f"{self.path}.lines")
@@ -43,7 +43,7 @@ class Checkpoints:
         self._saved_rows = -1
         self._wait = MIN_SECONDS
         self._before = state.data.seconds if state.data else 0.0
-        self._started, self._last = started, time.monotonic()
+        self._started, self._last = clock(), time.monotonic()
 
     @property
     def data(self) -> Any:  # a Data, always
@@ -210,7 +210,7 @@ def files_beside(path: str | os.PathLike[str] | None) -> dict[str, str]:
 
 @contextlib.contextmanager
 def keeping(
-    path: str | os.PathLike[str] | None, fresh: State, schema: pa.Schema | None, *, resume: bool, started: float
+    path: str | os.PathLike[str] | None, fresh: State, schema: pa.Schema | None, *, resume: bool
 ) -> Iterator[Checkpoints]:
     """Checkpoints at `path`, or none, for the time of a run.
 
@@ -219,19 +219,18 @@ def keeping(
         fresh: the state before any row.
         schema: of the lines, if there are any.
         resume: go on from a state that is there.
-        started: when the run began, as `clock` has it.
 
     Raises:
         BigvocabError: another run has the file, it is there and `resume` is False, or it is of other inputs or options.
     """
     if path is None:
-        yield Checkpoints(None, fresh, schema, started)
+        yield Checkpoints(None, fresh, schema)
         return
     target = Path(os.path.realpath(path))
     if target.is_dir() or not target.parent.is_dir():
         raise BigvocabError(f"{target}: cannot be written: expected a file in a folder that exists")
     with _locked(target):
-        keeper = Checkpoints(target, fresh, schema, started)
+        keeper = Checkpoints(target, fresh, schema)
         if target.exists():
             if not resume:
                 raise BigvocabError(

@@ -14,7 +14,6 @@ from bigvocab.draws import integer
 from bigvocab.errors import BigvocabError
 from bigvocab.evaluator import OPTIONS, Evaluator
 from bigvocab.figures import make_report, versions
-from bigvocab.kernels._jit import clock
 from bigvocab.label_logits import LabelLogits, write_label_logits
 from bigvocab.label_sources import check_labels, open_labels
 from bigvocab.linear_rows import LinearMatrix
@@ -106,7 +105,6 @@ def evaluate(
     >>> evaluate(logits=np.zeros((2, 4), np.float32), labels=[1, 3])["perplexity"]
     4.0
     """
-    started = clock()
     vocab_shards, resume = checks.boolean("vocab_shards", vocab_shards), checks.boolean("resume", resume)
     if engine not in (None, "local", "ray"):
         raise BigvocabError(f"engine: got {engine!r}, expected local or ray")
@@ -158,7 +156,7 @@ def evaluate(
         evaluator.layer.allow(parse_bytes("max_memory", max_memory))
     if shard is not None:
         refuse_ordered_draws(job, "shard")
-    run = _Run(job, started, output, report, report_every, progress)
+    run = _Run(job, output, report, report_every, progress)
     return run.all(state, resume, engine, workers, address)
 
 
@@ -166,11 +164,10 @@ class _Run:
     """One run of a job: its pieces into the sums, the lines, the checkpoints and the report."""
 
     def __init__(
-        self, job: Job, started: float, output: Any, report: Any, report_every: float | None, progress: Progress | None
+        self, job: Job, output: Any, report: Any, report_every: float | None, progress: Progress | None
     ) -> None:
         self.job, self.output, self.report, self.progress = job, output, report, progress
-        self.started, self.report_every = started, report_every
-        self._reported = time.monotonic()
+        self.report_every, self._reported = report_every, time.monotonic()
         columns = job.evaluator.columns
         has = {role: columns[role] is not None for role in ("weight", "group", "bytes")}
         if job.classes is not None:
@@ -180,11 +177,13 @@ class _Run:
 
     def all(self, state: Any, resume: bool, engine: str | None, workers: int | None, address: str | None) -> Report:
         """Do what is not done yet, and report."""
+        import bigvocab.kernels.softmax  # noqa: F401  # here, where it is not yet counted as work
+
         job = self.job
         for path in (self.report, self.output):
             if path is not None:
                 check_writable(path, kept=path is self.output and state is not None)
-        with keeping(state, self._fresh(state is not None), job.schema, resume=resume, started=self.started) as keeper:
+        with keeping(state, self._fresh(state is not None), job.schema, resume=resume) as keeper:
             job.evaluator._tally = keeper.state.tally
             if not keeper.complete:
                 self._to_the_end(keeper, self._source(keeper.next_row, engine, workers, address))
