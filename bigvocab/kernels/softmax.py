@@ -1,16 +1,16 @@
 """Row statistics of logits in one pass: maximum, sum of exponentials and, when asked, rank, ties, argmax, entropy and
 sum.
 
-How a row is read. Blocks of 8,192 classes, but for a short first one. Every lane sums 2**(x c - reference)
-in float32 (float64 for float64 input), where c = scale / ln 2, eight terms at a time: more would let the roundings of
-equal terms, added to a large one, add up. Beyond that, sums are float64. The reference is the first finite maximum of a
-block, not the row's: a sum of exponentials is free of scale, so it only has to stay near enough for float32, and a
-block is read again only when its maximum lies more than 8 exponents above the reference. Thus one pass over memory
-finds maximum and sum together. The entropy needs the sum of (x - origin) 2**t too, where the origin is the logit that
-the reference was taken from: a difference of two logits is as exact as t, and costs one addition. At the end the sum is
-put in terms of the exact maximum in float64, with the constant c as it was rounded to float32, so that this rounding
-cancels where it would matter (large |x|); where a scale rounds badly and classes are many, the sum is moved to the
-exact c by its derivative, which is the entropy's sum.
+How a row is read. Blocks of 8,192 classes, but for a short first one. Every lane sums 2**(x c - reference) in float32
+(float64 for float64 input), where c = scale / ln 2, four terms at a time, eight of half types, whose speed arithmetic
+bounds: more would let the roundings of equal terms add up. Beyond that, sums are float64. The reference is the first
+finite maximum of a block, not the row's: a sum of exponentials is free of scale, so it only has to stay near enough for
+float32, and a block is read again only when its maximum lies more than 8 exponents above the reference. Thus one pass
+over memory finds maximum and sum together. The entropy needs the sum of (x - origin) 2**t too, where the origin is the
+logit that the reference was taken from: a difference of two logits is as exact as t, and costs one addition. At the end
+the sum is put in terms of the exact maximum in float64, with the constant c as it was rounded to float32, so that this
+rounding cancels where it would matter (large |x|); where a scale rounds badly and classes are many, the sum is moved to
+the exact c by its derivative, which is the entropy's sum.
 
 A tile is any range of classes: a whole row, one file of a vocab-sharded set, or one tile of a linear head. The
 statistics of several tiles of a row merge.
@@ -49,7 +49,7 @@ from bigvocab.kernels.row_statistics import (
 from bigvocab.kernels.softmax_wide import row_wide, transformed
 
 FIRST, BLOCK = 512, 8192
-STRIP = 8
+STRIP, HALF_STRIP = 4, 8
 
 # How the logits of a block are compared with the label's: not at all, as numbers, or as integers that run downwards.
 UNRANKED, UPWARDS, DOWNWARDS = range(3)
@@ -118,17 +118,19 @@ def _block(x, start, stop, terms, label, ranked, entropy):
     top, greater, equal = v.splat(v.floor_value(x), zero), 0, 0
     size, ahead = m.width(x), AHEAD * x.itemsize // 2
     whole = stop - (stop - start) % size
-    late = zero  # sums of (x - origin) 2**t of two strips: they may be half as fine
-    for strip in range(start, whole, STRIP * size):
+    half = x.itemsize == 2
+    length = (HALF_STRIP if half else STRIP) * size
+    late = zero  # sums of (x - origin) 2**t; of half types, of two strips: they may be half as fine
+    for strip in range(start, whole, length):
         held = (zero, top, late, greater, equal)
-        for i in range(strip, min(strip + STRIP * size, whole), size):
+        for i in range(strip, min(strip + length, whole), size):
             m.prefetch(x, i + ahead)
             logits, ordered = m.load_unordered(x, i), m.load_order(x, i)
             held = _add_lanes(logits, ordered, held, constants, low, origin, y, ranked, entropy)
         sums = v.add(sums, v.fold(held[0]))
         if entropy:
             late = held[2]
-            if (strip - start) & (STRIP * size):
+            if not half or (strip - start) & length:
                 shifted, late = v.add(shifted, v.fold(late)), zero
         top, greater, equal = held[1], held[3], held[4]
     if entropy:
