@@ -43,7 +43,7 @@ class Checkpoints:
         self._saved_rows = -1
         self._wait = MIN_SECONDS
         self._before = state.data.seconds if state.data else 0.0
-        self._started, self._last = clock(), time.monotonic()
+        self._started, self._last = 0.0, time.monotonic()
 
     @property
     def data(self) -> Any:  # a Data, always
@@ -105,6 +105,10 @@ class Checkpoints:
             self._write(self._schema.serialize())
 
     # ---- going on
+
+    def begin(self) -> None:
+        """Count the time from now on."""
+        self._started = clock()
 
     def append(self, lines: pa.RecordBatch) -> None:
         """Put the lines of some rows behind those that are there."""

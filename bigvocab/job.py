@@ -247,6 +247,7 @@ class _Run:
         with contextlib.closing(source), self._writer(fixed=keeper.kept) as writer:  # type: ignore[type-var]
             sink = keeper if keeper.kept else writer
             self._show(keeper)
+            keeper.begin()
             for piece in source:
                 keeper.busy = True
                 for lines in piece.lines if sink is not None else ():

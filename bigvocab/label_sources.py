@@ -6,6 +6,7 @@ whole.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import re
@@ -288,11 +289,18 @@ def true_classes(
 
 def check_labels(evaluator: Evaluator, labels: Labels | MatrixLabels, num_classes: int) -> None:
     """All that can be known to be wrong with labels before any work; dense labels are looked at when their row is."""
-    try:
+    with errors_of_files(labels, evaluator.label_name):
         _check_labels(evaluator, labels, num_classes)
+
+
+@contextlib.contextmanager
+def errors_of_files(labels: Labels | MatrixLabels, name: str) -> Iterator[None]:
+    """Messages on labels of several files are on the file that the row is in, and its row there."""
+    try:
+        yield
     except BigvocabError as error:
         if len(labels.files) > 1:
-            raise type(error)(_in_its_file(str(error), evaluator.label_name, labels)) from None
+            raise type(error)(_in_its_file(str(error), name, labels)) from None
         raise
 
 

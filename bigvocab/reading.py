@@ -3,7 +3,7 @@
 A file that the system holds in large pages (2 MiB, as this package has it read from the disk) costs next to nothing to
 map. In small ones, as other programs may leave it, there is a page fault for every 64 KiB. Taken in the midst of a
 kernel they halved its speed (on a virtual machine: 23 GB/s where an array in memory gave 48); taken one after the other
-before it, one of two threads at a time, they cost a quarter (36 GB/s), less than a `pread` into the cache (27).
+before it they cost a quarter (36 GB/s), less than a `pread` into the cache (27).
 """
 
 from __future__ import annotations

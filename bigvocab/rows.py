@@ -36,9 +36,8 @@ def kernel_view(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     if not array.dtype.isnative:
         array = array.astype(array.dtype.newbyteorder("="))
     if not array.flags.c_contiguous and _rows_in_one_piece(array) and array.shape[0] > 1:
-        array = np.lib.stride_tricks.as_strided(
-            array, (len(array), array.strides[0] // array.itemsize), writeable=False
-        )
+        row, element = array.strides[0], array.itemsize  # the stride of a single column may be any
+        array = np.lib.stride_tricks.as_strided(array, (len(array), row // element), (row, element), writeable=False)
     view = array if array.flags.c_contiguous and array.flags.aligned else np.require(array, requirements=["C", "A"])
     view = view.view(_CANONICAL.get(view.dtype.name, view.dtype))
     view.flags.writeable = False

@@ -17,7 +17,7 @@ import pyarrow as pa
 from bigvocab.draw_blocks import DRAW_ROWS
 from bigvocab.errors import BigvocabError
 from bigvocab.evaluator import Evaluator
-from bigvocab.label_sources import MatrixLabels, cut, true_classes
+from bigvocab.label_sources import MatrixLabels, cut, errors_of_files, true_classes
 from bigvocab.labels import LabelBatch, Labels
 from bigvocab.linear_rows import LinearMatrix
 from bigvocab.matrix import Matrix
@@ -71,12 +71,13 @@ def pieces(job: Job, start: int, stop: int) -> Iterator[Piece]:
                 first, last = rows.first_row, rows.first_row + len(rows)
                 matrix.check()
                 done = threading.Event()
-                _begin(pages, _fetch, job, rows, done)
+                _read_ahead(pages, job, rows, done)
                 try:
-                    for piece in _block(job, rows):
-                        now = getattr(matrix, "layer_bytes_read", 0)
-                        yield piece._replace(bytes_read=piece.bytes_read + now - read)
-                        read = now
+                    with errors_of_files(job.labels, job.evaluator.label_name):
+                        for piece in _block(job, rows):
+                            now = getattr(matrix, "layer_bytes_read", 0)
+                            yield piece._replace(bytes_read=piece.bytes_read + now - read)
+                            read = now
                 finally:
                     done.set()
                 if released is not None:
@@ -93,11 +94,19 @@ def _begin(pool: ThreadPoolExecutor, task: Callable[..., None], *given: Any) -> 
         return None
 
 
-def _fetch(job: Job, rows: LabelBatch, ended: threading.Event) -> None:
-    """Read a block of rows ahead."""
-    if isinstance(job.matrix, Matrix) and job.classes is None and len(rows) * job.row_bytes >= _AHEAD_BYTES:
-        for first, stop in _long_ranges(job, rows):
-            job.matrix.fetch(rows.first_row + first, rows.first_row + stop, ended)
+def _read_ahead(pool: ThreadPoolExecutor, job: Job, rows: LabelBatch, ended: threading.Event) -> None:
+    """Have a thread read a block of rows ahead, unless a look, shorter than it takes to begin, finds them in memory."""
+    matrix = job.matrix
+    if not isinstance(matrix, Matrix) or job.classes is not None or len(rows) * job.row_bytes < _AHEAD_BYTES:
+        return
+    whole = rows.ignored is None and job.evaluator.ignore_index is None
+    if not whole or not matrix.is_there(rows.first_row, rows.first_row + len(rows)):
+        _begin(pool, _fetch, matrix, job, rows, ended)
+
+
+def _fetch(matrix: Matrix, job: Job, rows: LabelBatch, ended: threading.Event) -> None:
+    for first, stop in _long_ranges(job, rows):
+        matrix.fetch(rows.first_row + first, rows.first_row + stop, ended)
 
 
 def _long_ranges(job: Job, rows: LabelBatch) -> list[tuple[int, int]]:

@@ -616,6 +616,19 @@ def test_a_bad_label_is_named_by_its_file_and_its_row_there(tmp_path):
         bv.evaluate(logits=logits[:100], labels=tmp_path / "1.npy")
 
 
+def test_a_bad_dense_label_is_named_by_its_file_and_its_row_there(tmp_path):
+    soft = np.full((150, 7), 1 / 7, np.float32)
+    soft[143, 2] = np.nan
+    np.save(tmp_path / "soft0.npy", soft[:100])
+    np.save(tmp_path / "soft1.npy", soft[100:])
+    logits = tmp_path / "logits.npy"
+    np.save(logits, np.zeros((150, 7), np.float32))
+    found = r"soft1.npy: row 43 \(row 143 of all files\), class 2, is nan, expected a finite number"
+    for workers in (1, 2):
+        with pytest.raises(bv.BigvocabError, match=found):
+            bv.evaluate(logits=logits, labels=tmp_path / "soft*.npy", loss="softmax", workers=workers)
+
+
 def test_messages_name_the_argument(job):
     labels = job["labels"]
     with pytest.raises(TypeError, match="logits: expected one of .*, got int64; are logits and labels swapped"):

@@ -68,7 +68,7 @@ def seconds(monkeypatch):
     """The time of day of `_jit`, to be set by hand."""
     now = [0.0]
     monkeypatch.setattr(_jit, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    monkeypatch.setattr(_jit, "_spent", 0.0)
+    monkeypatch.setattr(_jit, "_spent", type(_jit._spent)())
     return now
 
 
@@ -85,6 +85,33 @@ def test_the_clock_stands_still_while_kernels_are_loaded(seconds):
     assert _jit.clock() == 14
     given_up.done()
     assert _jit.clock() == 4
+
+
+def test_the_clock_of_a_thread_does_not_heed_what_others_load(seconds):
+    def load():
+        loading, seconds[0] = _jit._Loading(), 3.0
+        loading.done()
+
+    thread = threading.Thread(target=load)
+    thread.start()
+    thread.join()
+    assert _jit.clock() == 3
+
+
+def test_seconds_of_a_report_are_those_of_the_work_without_loading(seconds, tmp_path):
+    np.save(tmp_path / "logits.npy", np.zeros((4, 5), np.float32))
+
+    def work(done, rows, read):
+        loading = _jit._Loading()
+        seconds[0] += 100
+        loading.done()
+        seconds[0] += 5
+
+    job = {"logits": tmp_path / "logits.npy", "labels": np.zeros(4, int), "chunk_rows": 2, "metrics": ""}
+    report = bv.evaluate(**job, progress=work, state=tmp_path / "state")
+    assert report["seconds"] == 5  # between the first block and the second
+    assert report["rows_per_second"] == 4 / 5
+    assert bv.evaluate(**job, progress=work, state=tmp_path / "state", resume=True)["seconds"] == 5
 
 
 @pytest.mark.parametrize("kept", [True, False])

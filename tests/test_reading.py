@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+import time
 
 import numpy as np
 import pyarrow as pa
@@ -90,6 +91,15 @@ def test_arrays_and_rows_that_are_copied_are_not_brought(tmp_path, brought):
     assert not brought
 
 
+def wait_until(condition):
+    """Wait for another thread; fail where it does not come to that."""
+    for _ in range(1000):
+        if condition():
+            return
+        time.sleep(0.01)
+    pytest.fail("nothing happened in 10 seconds")
+
+
 @pytest.fixture
 def fetched(tmp_path, monkeypatch):
     """A matrix of 200 rows of 1 MiB, where its file is read ahead, in the order in which it is, and from where."""
@@ -125,6 +135,20 @@ def test_what_was_leapt_over_is_read_where_the_next_look_finds_nothing(fetched):
     assert set(asked) >= set(range(40 << 20, 200 << 20, 2 << 20))
 
 
+def test_no_thread_begins_for_a_block_that_is_there(fetched, monkeypatch):
+    """Nor is a block looked at whose rows may be left out: those might be on the disk."""
+    matrix, asked, from_disk = fetched
+    begun = []
+    monkeypatch.setattr(Matrix, "fetch", lambda self, first, last, ended: begun.append((first, last)))
+    for there in (True, False):
+        from_disk[0] = lambda at, there=there: not there
+        bv.evaluate(logits=matrix, labels=np.zeros(200, int), metrics="")
+        assert begun == ([] if there else [(0, 200)])
+    asked.clear()
+    bv.evaluate(logits=matrix, labels=np.zeros(200, int), metrics="", ignore_index=-100)
+    assert (asked, begun) == ([], [(0, 200)] * 2)
+
+
 def test_nothing_is_fetched_once_it_has_ended(fetched):
     matrix, asked, _ = fetched
     ended = threading.Event()
@@ -151,8 +175,7 @@ def slow_disk(fetched, monkeypatch):
     monkeypatch.setattr(read_ahead.memory, "bring", bring)
     fetching = threading.Thread(target=matrix.fetch, args=(0, 100, ended))
     fetching.start()
-    while not matrix._maps[0].ahead._ranges:
-        pass
+    wait_until(lambda: matrix._maps[0].ahead._ranges)
     yield matrix, read_to, ended
     read_to(1000)
     fetching.join(10)
@@ -171,8 +194,7 @@ def test_rows_are_waited_for_while_they_are_fetched_and_never_otherwise(slow_dis
 
     reader = threading.Thread(target=read)
     reader.start()
-    while not seen:
-        pass
+    wait_until(lambda: seen)
     reader.join(0.2)
     assert seen == [150]  # not being fetched
     read_to(12)
@@ -220,6 +242,7 @@ def test_pages_of_rows_that_are_left_out_are_not_fetched(tmp_path, monkeypatch):
     """Prompts are masked: what no one reads is not brought from the disk either, but for short gaps on the way."""
     asked = []
     monkeypatch.setattr(Matrix, "fetch", lambda self, first, last, ended: asked.append((first, last)))
+    monkeypatch.setattr(Matrix, "is_there", lambda self, first, last: False)
     np.save(tmp_path / "logits.npy", np.zeros((600, 1 << 16), np.float32))  # 256 KiB a row
     labels = np.zeros(600, int)
     cases = {

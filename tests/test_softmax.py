@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 import bigvocab as bv
 from bigvocab.kernels import softmax as kernels
-from bigvocab.rows import softmax_rows, wanted
+from bigvocab.rows import kernel_view, softmax_rows, wanted
 
 DTYPES = (np.float32, np.float64, np.float16, ml_dtypes.bfloat16)
 EDGES = (1, 2, 31, 32, 33, kernels.BLOCK - 1, kernels.BLOCK, kernels.BLOCK + 1, 3 * kernels.BLOCK + 33, 10007)
@@ -505,6 +505,17 @@ def test_a_masked_tile_with_a_scale_past_float32():
     tiles = [(0, np.full((1, 20), -np.inf, np.float32)), (20, np.zeros((1, 4), np.float32))]
     found = softmax_rows(tiles, np.array([21]), scale=1e39).logsumexp[0]
     assert found == pytest.approx(math.log(4))
+
+
+@pytest.mark.parametrize("cut", [np.s_[:, :1:2], np.s_[:, 3:7:4], np.s_[::2, -1:], np.s_[:, 4:9], np.s_[1:2, ::8]])
+def test_columns_of_a_wider_array_are_read_where_they_lie(cut):
+    """A single column may have any stride: a view by it would reach beyond the array."""
+    whole = np.arange(80, dtype=np.float32).reshape(10, 8)
+    part = whole[cut]
+    view = kernel_view(part)
+    assert view.flags.c_contiguous
+    assert np.shares_memory(view, whole) or view.size == part.size
+    np.testing.assert_array_equal(view[:, : part.shape[1]], part)
 
 
 def test_copies_of_long_rows_are_made_one_at_a_time(monkeypatch):

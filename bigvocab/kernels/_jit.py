@@ -12,6 +12,7 @@ import hashlib
 import os
 import stat
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,23 +24,25 @@ from numba.core.caching import CompileResultCacheImpl, FunctionCache, NullCache,
 
 _SOURCES = Path(__file__).parent
 _on_compile: list[Callable[[str, bool], None]] = []
-_spent = 0.0  # seconds on making kernels ready; Numba does that under a lock
+_spent = threading.local()  # seconds of this thread on making kernels ready
 
 
 def clock() -> float:
-    """Seconds of a clock that stands still while a kernel is loaded or compiled: a start, not the work."""
-    return time.monotonic() - _spent
+    """Seconds of a clock of this thread, which stands still while it loads or compiles kernels: a start, not the work.
+
+    The thread that asks for the work is the first to need most kernels; what others load meanwhile counts as work.
+    """
+    return time.monotonic() - getattr(_spent, "seconds", 0.0)
 
 
 class _Loading:
     """The time that it takes to make one kernel ready, those that it calls among them."""
 
     def __init__(self) -> None:
-        self._start, self._before = time.monotonic(), _spent
+        self._start, self._before = time.monotonic(), getattr(_spent, "seconds", 0.0)
 
     def done(self) -> None:
-        global _spent
-        _spent = self._before + time.monotonic() - self._start
+        _spent.seconds = self._before + time.monotonic() - self._start
 
 
 def on_compile(callback: Callable[[str, bool], None]) -> None:
