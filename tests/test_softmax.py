@@ -488,6 +488,18 @@ def test_a_peak_beside_equal_logits(dtype, bounds, classes, place):
         np.testing.assert_allclose(found.entropy, entropy, rtol=0, atol=bounds[1])
 
 
+def test_float64_under_a_softcap_is_as_exact_as_without():
+    """A million equal terms beside a large one: their roundings may not add up."""
+    classes, scale, softcap = 1_000_003, 2.5, 15.0
+    logits = np.full((1, classes), -12.0)
+    logits[0, 0] = 0.0
+    rest = softcap * math.tanh(scale * -12.0 / softcap)
+    options = {"scale": scale, "softcap": softcap, "want": ALL}
+    found = softmax_rows([(0, logits)], np.zeros(1, np.int64), **options)
+    assert found.label_loss[0] == pytest.approx(math.log1p((classes - 1) * math.exp(rest)), rel=1e-12)
+    assert found.logit_sum[0] == pytest.approx((classes - 1) * rest, rel=1e-12)
+
+
 def test_a_certain_row_under_a_large_softcap_has_no_entropy():
     logits = np.zeros((300, 32), np.float16)
     logits[:, 5] = np.linspace(0.1, 30, 300)

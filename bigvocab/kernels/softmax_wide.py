@@ -26,6 +26,8 @@ from bigvocab.kernels.row_statistics import (
     padding,
 )
 
+BLOCK = 8192  # classes summed by themselves, else a million roundings of equal terms would add up
+
 
 @inline
 def transformed(x, scale, softcap):
@@ -77,15 +79,18 @@ def row_wide(x, label, scale, softcap, want, first_class, stats):
     if best > -np.inf:  # as the lanes have it, so that the maximum counts as exactly 1
         highest = v.largest(transformed_lanes(v.splat(best, sums), scale, softcap))
     base, log2e, low = v.splat(highest, sums), v.splat(LOG2E, sums), v.splat(-1022.0, sums)
-    for i in range(0, x.size, size):
-        y = transformed_lanes(v.widen(lanes_at(x, i, x.size, size)), scale, softcap)
-        if want & LOGIT_SUM:
-            inside = y if i + size <= x.size else v.keep_first(y, x.size - i)
-            totals = v.add(totals, inside)
-        t = v.at_least(v.mul(v.sub(y, base), log2e), low)
-        e = exp2(t)
-        sums = v.add(sums, e)
-        shifted_sums = v.fma(t, e, shifted_sums)
+    for start in range(0, x.size, BLOCK):
+        part, shifted_part, totals_part = v.sums_for(x), v.sums_for(x), v.sums_for(x)
+        for i in range(start, min(start + BLOCK, x.size), size):
+            y = transformed_lanes(v.widen(lanes_at(x, i, x.size, size)), scale, softcap)
+            if want & LOGIT_SUM:
+                inside = y if i + size <= x.size else v.keep_first(y, x.size - i)
+                totals_part = v.add(totals_part, inside)
+            t = v.at_least(v.mul(v.sub(y, base), log2e), low)
+            e = exp2(t)
+            part = v.add(part, e)
+            shifted_part = v.fma(t, e, shifted_part)
+        sums, shifted_sums, totals = v.add(sums, part), v.add(shifted_sums, shifted_part), v.add(totals, totals_part)
     total = v.total(sums)
     if math.isnan(total):
         stats[SUM] = np.nan
