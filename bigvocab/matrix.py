@@ -22,17 +22,7 @@ from bigvocab.errors import BigvocabError, FormatError
 from bigvocab.formats import read_layout, refuse_header, refuse_selector
 from bigvocab.formats.layout import SUPPORTED, Layout, dtype_label, is_supported, parse_dtype, parse_shape
 from bigvocab.formats.mapped import MappedFile
-from bigvocab.formats.parts import (
-    Array,
-    Part,
-    Shard,
-    fetch_rows,
-    make_parts,
-    make_shard,
-    native,
-    release_rows,
-    rows_are_there,
-)
+from bigvocab.formats.parts import Array, Part, Shard, fetch_rows, make_parts, make_shard, native, release_rows
 from bigvocab.formats.paths import Source, expand
 from bigvocab.formats.raw import raw_layouts
 
@@ -219,11 +209,6 @@ class Matrix:
             tiles = [part.array[start - part.first : end - part.first] for part in parts]
             yield start, [(s.first_class, native(t, self.dtype)) for s, t in zip(self._shards, tiles, strict=True)]
             start = end
-
-    def is_there(self, start: int, stop: int) -> bool:
-        """Whether rows start to stop are in memory, as far as a look at some of their pages tells."""
-        parts = self._parts_of(start, stop)
-        return all(part.file is None or rows_are_there(part.file, part, *rows) for part, *rows in parts)
 
     def fetch(self, start: int, stop: int, ended: threading.Event) -> None:
         """Have rows start to stop read from the disk, in order, unless it has `ended`: for a thread ahead of others."""

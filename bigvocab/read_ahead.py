@@ -57,7 +57,6 @@ class ReadAhead:
 
     def __init__(self, address: int, size: int) -> None:
         self._address, self._size = address, size
-        self._expected = False
         self._renew()
         _all.add(self)
 
@@ -66,15 +65,12 @@ class ReadAhead:
         self._lock = threading.Lock()  # `with` takes it in one step, which no signal can come between
         self._moved = threading.Condition(self._lock)
 
-    def is_there(self, start: int, stop: int) -> bool:
-        """Whether bytes `start` to `stop` are in memory, as far as looks at some of their pages tell."""
-        return self._read(self._range(start, stop), threading.Event(), only_while_there=True)
-
     def fetch(self, start: int, stop: int, ended: threading.Event) -> None:
         """Have bytes `start` to `stop` read, in order, unless it has `ended`; where many were there, not all are looked
         at.
         """
-        mine = self._range(start, stop)
+        memory.expect_streaming(self._address, self._size)
+        mine = _Range(start - start % mmap.PAGESIZE, min(stop, self._size))
         if self._read(mine, ended, only_while_there=True):
             return  # no one had to wait
         with self._lock:
@@ -87,13 +83,6 @@ class ReadAhead:
             with self._lock:
                 self._ranges.remove(mine)
                 self._moved.notify_all()
-
-    def _range(self, start: int, stop: int) -> _Range:
-        """A range that is to be read; the system is told once that the file is."""
-        if not self._expected:
-            memory.expect_streaming(self._address, self._size)
-            self._expected = True
-        return _Range(start - start % mmap.PAGESIZE, min(stop, self._size))
 
     def _read(self, mine: _Range, ended: threading.Event, only_while_there: bool = False) -> bool:
         """Read pages of a range until it has ended; or until one had to come from the disk, which returns False."""

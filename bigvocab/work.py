@@ -71,7 +71,7 @@ def pieces(job: Job, start: int, stop: int) -> Iterator[Piece]:
                 first, last = rows.first_row, rows.first_row + len(rows)
                 matrix.check()
                 done = threading.Event()
-                _read_ahead(pages, job, rows, done)
+                _begin(pages, _fetch, job, rows, done)
                 try:
                     with errors_of_files(job.labels, job.evaluator.label_name):
                         for piece in _block(job, rows):
@@ -94,19 +94,11 @@ def _begin(pool: ThreadPoolExecutor, task: Callable[..., None], *given: Any) -> 
         return None
 
 
-def _read_ahead(pool: ThreadPoolExecutor, job: Job, rows: LabelBatch, ended: threading.Event) -> None:
-    """Have a thread read a block of rows ahead, unless a look, shorter than it takes to begin, finds them in memory."""
-    matrix = job.matrix
-    if not isinstance(matrix, Matrix) or job.classes is not None or len(rows) * job.row_bytes < _AHEAD_BYTES:
-        return
-    whole = rows.ignored is None and job.evaluator.ignore_index is None
-    if not whole or not matrix.is_there(rows.first_row, rows.first_row + len(rows)):
-        _begin(pool, _fetch, matrix, job, rows, ended)
-
-
-def _fetch(matrix: Matrix, job: Job, rows: LabelBatch, ended: threading.Event) -> None:
-    for first, stop in _long_ranges(job, rows):
-        matrix.fetch(rows.first_row + first, rows.first_row + stop, ended)
+def _fetch(job: Job, rows: LabelBatch, ended: threading.Event) -> None:
+    """Read a block of rows ahead."""
+    if isinstance(job.matrix, Matrix) and job.classes is None and len(rows) * job.row_bytes >= _AHEAD_BYTES:
+        for first, stop in _long_ranges(job, rows):
+            job.matrix.fetch(rows.first_row + first, rows.first_row + stop, ended)
 
 
 def _long_ranges(job: Job, rows: LabelBatch) -> list[tuple[int, int]]:

@@ -135,20 +135,6 @@ def test_what_was_leapt_over_is_read_where_the_next_look_finds_nothing(fetched):
     assert set(asked) >= set(range(40 << 20, 200 << 20, 2 << 20))
 
 
-def test_no_thread_begins_for_a_block_that_is_there(fetched, monkeypatch):
-    """Nor is a block looked at whose rows may be left out: those might be on the disk."""
-    matrix, asked, from_disk = fetched
-    begun = []
-    monkeypatch.setattr(Matrix, "fetch", lambda self, first, last, ended: begun.append((first, last)))
-    for there in (True, False):
-        from_disk[0] = lambda at, there=there: not there
-        bv.evaluate(logits=matrix, labels=np.zeros(200, int), metrics="")
-        assert begun == ([] if there else [(0, 200)])
-    asked.clear()
-    bv.evaluate(logits=matrix, labels=np.zeros(200, int), metrics="", ignore_index=-100)
-    assert (asked, begun) == ([], [(0, 200)] * 2)
-
-
 def test_nothing_is_fetched_once_it_has_ended(fetched):
     matrix, asked, _ = fetched
     ended = threading.Event()
@@ -242,7 +228,6 @@ def test_pages_of_rows_that_are_left_out_are_not_fetched(tmp_path, monkeypatch):
     """Prompts are masked: what no one reads is not brought from the disk either, but for short gaps on the way."""
     asked = []
     monkeypatch.setattr(Matrix, "fetch", lambda self, first, last, ended: asked.append((first, last)))
-    monkeypatch.setattr(Matrix, "is_there", lambda self, first, last: False)
     np.save(tmp_path / "logits.npy", np.zeros((600, 1 << 16), np.float32))  # 256 KiB a row
     labels = np.zeros(600, int)
     cases = {

@@ -58,11 +58,6 @@ def fetch_rows(file: MappedFile, part: Part, start: int, stop: int, ended: threa
         file.ahead.fetch(*_bytes_of(part, start, stop), ended)
 
 
-def rows_are_there(file: MappedFile, part: Part, start: int, stop: int) -> bool:
-    """Whether rows start to stop of the matrix, which lie in this part, need no fetching."""
-    return not part.array.flags.c_contiguous or file.ahead.is_there(*_bytes_of(part, start, stop))
-
-
 def release_rows(file: MappedFile, part: Part, start: int, stop: int) -> None:
     """Let go of the pages of rows start to stop of the matrix, which lie in this part."""
     file.release(*_bytes_of(part, start, stop))
