@@ -16,7 +16,7 @@ from bigvocab.read_ahead import ReadAhead
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-LARGEST_TURN = 32 << 20  # bytes of a mapped file that a thread should read at a time at most
+MAPPED_TURN = 32 << 20  # bytes of a mapped file that a thread should read at a time at most
 
 
 class Reader:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from bigvocab import memory, parallel
 from bigvocab.checks import BFLOAT16, FLOATS
-from bigvocab.reading import LARGEST_TURN, reader_of
+from bigvocab.reading import MAPPED_TURN, reader_of
 
 Tiles = Sequence[tuple[int, npt.NDArray[Any]]]
 
@@ -107,7 +107,7 @@ def share_rows(
         threads = max(1, min(threads, _COPIED_BYTES // row_bytes))
         step = _COPIED_BYTES // (threads * row_bytes)
     elif beside is None or beside.dtype.name in FLOATS:  # else every turn makes a copy of them
-        most = (LARGEST_TURN if any(map(reader_of, arrays)) else _LARGEST_TURN) // row_bytes
+        most = (MAPPED_TURN if any(map(reader_of, arrays)) else _LARGEST_TURN) // row_bytes
     parallel.run(work, rows, min(step, -(-rows // threads)), threads, most)
 
 

@@ -36,7 +36,7 @@ def clock() -> float:
 
 
 class _Loading:
-    """The time that it takes to make one kernel ready, those that it calls among them."""
+    """Takes the time that it takes to make one kernel ready, with those that it calls, from this thread's clock."""
 
     def __init__(self) -> None:
         self._start, self._before = time.monotonic(), getattr(_spent, "seconds", 0.0)
