@@ -177,7 +177,10 @@ class _Run:
 
     def all(self, state: Any, resume: bool, engine: str | None, workers: int | None, address: str | None) -> Report:
         """Do what is not done yet, and report."""
-        import bigvocab.kernels.softmax  # noqa: F401  # here, where it is not yet counted as work
+        # here, where it is not yet counted as work
+        import bigvocab.kernels.pages
+        import bigvocab.kernels.softmax
+        import bigvocab.kernels.sums  # noqa: F401
 
         job = self.job
         for path in (self.report, self.output):

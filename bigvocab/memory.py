@@ -10,6 +10,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
+
 _PAGE = 1 << 21
 _MADV_POPULATE_READ = 22  # Linux 5.14 on; the module mmap has no name for it
 _madvise = ctypes.CDLL(None).madvise if hasattr(mmap, "MADV_DONTNEED") else None  # mmap.madvise would hold the GIL
@@ -34,8 +39,6 @@ def expect_streaming(address: int, size: int) -> None:
 
 def page_faults() -> tuple[int, int]:
     """Page faults of this thread so far: all that found their page in memory, and those that had to read it."""
-    import resource
-
     if not hasattr(resource, "RUSAGE_THREAD"):
         return 0, 0
     usage = resource.getrusage(resource.RUSAGE_THREAD)

@@ -72,27 +72,29 @@ def seconds(monkeypatch):
     return now
 
 
-def test_the_clock_stands_still_while_kernels_are_loaded(seconds):
-    outer, seconds[0] = _jit._Loading(), 2.0
-    inner, seconds[0] = _jit._Loading(), 5.0
-    inner.done()
-    assert _jit.clock() == 2
-    seconds[0] = 6.0
-    outer.done()
-    seconds[0] = 10.0
+def passes(seconds, amount):
+    """A task that takes this time."""
+    return lambda *given: seconds.__setitem__(0, seconds[0] + amount)
+
+
+def test_the_clock_stands_still_while_kernels_are_made_ready(seconds):
+    inner = _jit._untimed(passes(seconds, 3.0))
+
+    def outer():
+        seconds[0] += 2.0
+        inner()
+        assert _jit.clock() == 2
+        seconds[0] += 1.0
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        _jit._untimed(outer)()
+    seconds[0] += 4.0
     assert _jit.clock() == 4
-    given_up, seconds[0] = _jit._Loading(), 20.0  # interrupted
-    assert _jit.clock() == 14
-    given_up.done()
-    assert _jit.clock() == 4
 
 
-def test_the_clock_of_a_thread_does_not_heed_what_others_load(seconds):
-    def load():
-        loading, seconds[0] = _jit._Loading(), 3.0
-        loading.done()
-
-    thread = threading.Thread(target=load)
+def test_the_clock_of_a_thread_does_not_heed_what_others_make_ready(seconds):
+    thread = threading.Thread(target=_jit._untimed(passes(seconds, 3.0)))
     thread.start()
     thread.join()
     assert _jit.clock() == 3
@@ -102,9 +104,7 @@ def test_seconds_of_a_report_are_those_of_the_work_without_loading(seconds, tmp_
     np.save(tmp_path / "logits.npy", np.zeros((4, 5), np.float32))
 
     def work(done, rows, read):
-        loading = _jit._Loading()
-        seconds[0] += 100
-        loading.done()
+        _jit._untimed(passes(seconds, 100))()
         seconds[0] += 5
 
     job = {"logits": tmp_path / "logits.npy", "labels": np.zeros(4, int), "chunk_rows": 2, "metrics": ""}
@@ -112,6 +112,26 @@ def test_seconds_of_a_report_are_those_of_the_work_without_loading(seconds, tmp_
     assert report["seconds"] == 5  # between the first block and the second
     assert report["rows_per_second"] == 4 / 5
     assert bv.evaluate(**job, progress=work, state=tmp_path / "state", resume=True)["seconds"] == 5
+
+
+def test_a_thread_that_waits_for_another_to_compile_is_not_at_work(seconds, monkeypatch):
+    monkeypatch.setattr(_jit, "_folder", None)
+    compiling, waited = threading.Event(), threading.Event()
+
+    def compile_slowly(function):
+        compiling.set()
+        waited.wait(10)
+        seconds[0] += 10
+
+    monkeypatch.setattr(_jit, "_compiling", compile_slowly)
+    kernel = _jit.jit(lambda x: x + 1)
+    other = threading.Thread(target=kernel, args=(1,))
+    other.start()
+    compiling.wait(10)
+    threading.Timer(0.2, waited.set).start()  # time to come to the lock; too little would only not tell
+    assert kernel(1) == 2
+    other.join()
+    assert (seconds[0], _jit.clock()) == (10, 0)
 
 
 @pytest.mark.parametrize("kept", [True, False])

@@ -28,21 +28,23 @@ _spent = threading.local()  # seconds of this thread on making kernels ready
 
 
 def clock() -> float:
-    """Seconds of a clock of this thread, which stands still while it loads or compiles kernels: a start, not the work.
-
-    The thread that asks for the work is the first to need most kernels; what others load meanwhile counts as work.
+    """Seconds of a clock of this thread, which stands still while kernels are made ready that it asks for, by itself or
+    by another thread that it waits for: a start, not the work.
     """
     return time.monotonic() - getattr(_spent, "seconds", 0.0)
 
 
-class _Loading:
-    """Takes the time that it takes to make one kernel ready, with those that it calls, from this thread's clock."""
+def _untimed(make_ready: Callable[..., Any]) -> Callable[..., Any]:
+    """`make_ready`, its time taken from the clock of the thread that calls it."""
 
-    def __init__(self) -> None:
-        self._start, self._before = time.monotonic(), getattr(_spent, "seconds", 0.0)
+    def call(*arguments: Any) -> Any:
+        start, before = time.monotonic(), getattr(_spent, "seconds", 0.0)
+        try:
+            return make_ready(*arguments)
+        finally:  # what it called was part of it
+            _spent.seconds = before + time.monotonic() - start
 
-    def done(self) -> None:
-        _spent.seconds = self._before + time.monotonic() - self._start
+    return call
 
 
 def on_compile(callback: Callable[[str, bool], None]) -> None:
@@ -122,15 +124,12 @@ class _KernelCache(FunctionCache):
     _impl_class = _KernelCacheImpl
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
-        self._loading = _Loading()
         try:
             found = super().load_overload(sig, target_context)
         except Exception:  # a truncated or foreign file can raise anything when unpickled
             found = None
         if found is None:
             _compiling(self._py_func)
-        else:
-            self._loading.done()
         return found
 
     def save_overload(self, sig: Any, data: Any) -> None:
@@ -142,7 +141,6 @@ class _KernelCache(FunctionCache):
             with contextlib.suppress(OSError):
                 self.flush()
                 super().save_overload(sig, data)
-        self._loading.done()
 
 
 class _NoCache(NullCache):
@@ -152,11 +150,7 @@ class _NoCache(NullCache):
         self._function = function
 
     def load_overload(self, sig: Any, target_context: Any) -> None:
-        self._loading = _Loading()
         _compiling(self._function)
-
-    def save_overload(self, sig: Any, data: Any) -> None:
-        self._loading.done()
 
 
 def _compiling(function: Callable[..., Any]) -> None:
@@ -182,6 +176,7 @@ def jit_with_gil(function: Callable[..., Any]) -> Any:
 def _kept(dispatcher: Any) -> Any:
     function = dispatcher.py_func
     dispatcher._cache = _NoCache(function) if _folder is None else _KernelCache(function)
+    dispatcher._compile_for_args = _untimed(dispatcher._compile_for_args)
     return dispatcher
 
 
