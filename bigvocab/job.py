@@ -126,6 +126,7 @@ def evaluate(
     evaluator.label_name = ids.path if ids.files else "labels"
     rows = _row_range(shard, len(matrix))
     job = Job(evaluator, matrix, ids, block_rows(evaluator, matrix, chunk_rows, max_memory), *rows)
+    job.growing = chunk_rows is None and max_memory is None and isinstance(matrix, Matrix)
     if vocab_shard is not None or first_class is not None:
         if shard is not None:
             raise BigvocabError("shard: does not go with vocab_shard; expected a split by rows or by classes")

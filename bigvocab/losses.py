@@ -17,7 +17,7 @@ from bigvocab.reductions import (
     reduce_losses,
     reduce_weighted,
 )
-from bigvocab.rows import RowStatistics, Tiles, pieces, share_rows, softmax_rows, wanted
+from bigvocab.rows import RowStatistics, Tiles, share_rows, softmax_rows, streamed, wanted
 from bigvocab.sigmoid_losses import (
     log_loss,
     sigmoid_cross_entropy,
@@ -61,7 +61,7 @@ class SparseSoftmax:
         sums, weights = np.zeros(len(labels)), self.class_weights
 
         def work(start: int, stop: int) -> None:
-            for (first, classes), piece in pieces(tiles, start, stop):
+            for (first, classes), piece in streamed(tiles, start, stop, labels[start:stop] < 0):
                 part = weights[first : first + classes]
                 softmax.rows_weighted_sum(piece, labels[start:stop], part, (scale, softcap), sums[start:stop])
 

@@ -28,6 +28,14 @@ def release(address: int, size: int) -> None:
         _madvise(address, size, mmap.MADV_DONTNEED)
 
 
+def release_whole(start: int, stop: int) -> None:
+    """As `release`, of the pages that lie in a range of addresses as a whole."""
+    start += -start % mmap.PAGESIZE
+    stop -= stop % mmap.PAGESIZE
+    if start < stop:
+        release(start, stop - start)
+
+
 def expect_streaming(address: int, size: int) -> None:
     """Tell the system that a map of a file is read from end to end: what is not in the page cache comes in huge pages.
 

@@ -62,8 +62,9 @@ class ReadAhead:
 
     def _renew(self) -> None:
         self._ranges: list[_Range] = []
-        self._lock = threading.Lock()  # `with` takes it in one step, which no signal can come between
-        self._moved = threading.Condition(self._lock)
+        # for moments, and for the reader of the same map too; `with` takes it in one step: no signal comes between
+        self.lock = threading.Lock()
+        self._moved = threading.Condition(self.lock)
 
     def fetch(self, start: int, stop: int, ended: threading.Event) -> None:
         """Have bytes `start` to `stop` read, in order, unless it has `ended`; where many were there, not all are looked
@@ -73,26 +74,26 @@ class ReadAhead:
         mine = _Range(start - start % mmap.PAGESIZE, min(stop, self._size))
         if self._read(mine, ended, only_while_there=True):
             return  # no one had to wait
-        with self._lock:
+        with self.lock:
             self._ranges.append(mine)
         try:
             with ThreadPoolExecutor(_STREAMS, "pages") as streams:
                 for _ in range(_STREAMS):
                     streams.submit(self._read, mine, ended)
         finally:
-            with self._lock:
+            with self.lock:
                 self._ranges.remove(mine)
                 self._moved.notify_all()
 
     def _read(self, mine: _Range, ended: threading.Event, only_while_there: bool = False) -> bool:
         """Read pages of a range until it has ended; or until one had to come from the disk, which returns False."""
         while not ended.is_set():
-            with self._lock:
+            with self.lock:
                 at = mine.take()
             if at is None:
                 return True
             read = memory.bring(self._address + at)
-            with self._lock:
+            with self.lock:
                 mine.done(read)
                 self._moved.notify_all()
             if read and only_while_there:
@@ -103,7 +104,7 @@ class ReadAhead:
         """Wait until those of the bytes `start` to `stop` that are being fetched are there."""
         if not self._ranges:
             return
-        with self._lock:
+        with self.lock:
             while any(found.lacks(start, stop) for found in self._ranges):
                 self._moved.wait()
 

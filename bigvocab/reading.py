@@ -1,4 +1,5 @@
-"""How rows of a mapped file are read: what is read ahead is waited for, and pages are entered in the map beforehand.
+"""How rows of a mapped file are read: what is read ahead is waited for, pages are entered in the map beforehand, and
+let go of afterwards.
 
 A file that the system holds in large pages (2 MiB, as this package has it read from the disk) costs next to nothing to
 map. In small ones, as other programs may leave it, there is a page fault for every 64 KiB. Taken in the midst of a
@@ -12,11 +13,13 @@ from typing import Any
 
 import numpy as np
 
+from bigvocab import memory
 from bigvocab.read_ahead import ReadAhead
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 MAPPED_TURN = 32 << 20  # bytes of a mapped file that a thread should read at a time at most
+_LET_GO = 256 << 20  # bytes to let go of at a time: each time the system interrupts every thread
 
 
 class Reader:
@@ -29,6 +32,8 @@ class Reader:
 
     def __init__(self, address: int, ahead: ReadAhead) -> None:
         self._address, self._ahead = address, ahead
+        self._done: list[tuple[int, int]] = []  # addresses of what is still mapped
+        self._bytes = 0
 
     def bring(self, rows: Array, classes: int, left_out: Array) -> None:
         """Have rows (n, at least classes), as kernels take them, in the map, but for those left out (n,)."""
@@ -37,6 +42,25 @@ class Reader:
         start = rows.ctypes.data
         self._ahead.wait_for(start - self._address, start - self._address + rows.nbytes)
         pages.touch_rows(rows.reshape(-1).view(np.uint8), start, rows.strides[0], classes * rows.itemsize, left_out)
+
+    def done(self, rows: Array) -> None:
+        """Let go of rows that were brought, in time: however many a block has, no more than 256 MiB stay mapped."""
+        start, stop = rows.ctypes.data, rows.ctypes.data + rows.nbytes
+        with self._ahead.lock:
+            self._bytes += rows.nbytes
+            if self._done and self._done[-1][1] == start:
+                start, _ = self._done.pop()
+            self._done.append((start, stop))
+            if self._bytes < _LET_GO:
+                return
+            ranges, self._done, self._bytes = sorted(self._done), [], 0
+        first, last = ranges[0]
+        for start, stop in ranges[1:]:
+            if start != last:
+                memory.release_whole(first, last)
+                first = start
+            last = stop
+        memory.release_whole(first, last)
 
 
 def reader_of(rows: Array) -> Reader | None:

@@ -86,6 +86,8 @@ def streamed(
             if reader is not None:
                 reader.bring(piece, span[1], left_out)
             yield span, piece
+            if reader is not None:
+                reader.done(piece)
 
 
 def share_rows(

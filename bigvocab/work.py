@@ -6,6 +6,7 @@ A process, a pool and a cluster do the same pieces.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ from bigvocab.vocab_shards import ClassRange
 
 # Ranges of so many bytes are read ahead, with what lies in gaps of so many bytes between rows that are not left out.
 _AHEAD_BYTES, _GAP_BYTES = 32 << 20, 4 << 20
+# Between blocks threads wait for each other, so one that took fewer seconds may be followed by one of twice the rows.
+_QUICK, _GROWTH = 0.05, 4
 
 
 @dataclass
@@ -42,6 +45,7 @@ class Job:
     stop: int
     schema: pa.Schema | None = None  # of a line for each row, where lines are kept
     classes: ClassRange | None = None  # where only a range of the classes is looked at
+    growing: bool = False  # whether blocks that are done in no time may be followed by larger ones
 
     @property
     def row_bytes(self) -> int:
@@ -65,9 +69,12 @@ def pieces(job: Job, start: int, stop: int) -> Iterator[Piece]:
     read = getattr(matrix, "layer_bytes_read", 0)
     with ThreadPoolExecutor(2, "pages") as pages:  # they are read ahead within a block, and let go of behind it
         released: Future[None] | None = None
+        block = job.block
         for batch in job.labels.batches(start, stop):
-            for at in range(0, len(batch), job.block):
-                rows = cut(batch, at, min(at + job.block, len(batch)))
+            at = 0
+            while at < len(batch):
+                rows, began = cut(batch, at, min(at + block, len(batch))), time.monotonic()
+                at += len(rows)
                 first, last = rows.first_row, rows.first_row + len(rows)
                 matrix.check()
                 done = threading.Event()
@@ -83,6 +90,8 @@ def pieces(job: Job, start: int, stop: int) -> Iterator[Piece]:
                 if released is not None:
                     released.result()  # else blocks that were let go of could pile up
                 released = _begin(pages, matrix.release, first, last)
+                quick = time.monotonic() - began < _QUICK
+                block = min(2 * block, _GROWTH * job.block) if job.growing and quick else job.block
     matrix.check()
 
 

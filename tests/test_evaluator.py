@@ -4,6 +4,7 @@ import json
 import math
 import pickle
 import random
+from types import SimpleNamespace
 
 import ml_dtypes
 import naive
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from jobs import figures
 
 import bigvocab as bv
+from bigvocab import work
 from bigvocab.job import block_rows
 from bigvocab.matrix import as_matrix
 
@@ -559,6 +561,27 @@ def test_memory_bounds_the_blocks_that_are_asked_for():
     assert block_rows(ev, matrix, 500, "4M") == 96
     assert block_rows(ev, matrix, 90, "4M") == 90
     assert block_rows(ev, matrix, 500, None) == 500
+
+
+def test_blocks_grow_while_they_are_quick_where_no_one_asked_for_a_size(job, monkeypatch):
+    row_bytes, now, seen, slow = job["logits"][0].nbytes, [0.0], [], []
+    monkeypatch.setattr(work, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr("bigvocab.job._BLOCK_BYTES", 2 * row_bytes)
+
+    def look(done, rows, read):
+        now[0] += done in slow
+        seen.append(done)
+
+    def sizes(**options):
+        seen.clear()
+        bv.evaluate(logits=job["logits"], labels=job["labels"], progress=look, metrics="", **options)
+        return np.diff(seen).tolist()
+
+    assert sizes() == [2, 4, *[8] * 36, 6]
+    assert set(sizes(chunk_rows=3)) == {3}
+    assert set(sizes(max_memory="1M")) == {3}
+    slow += [14, 16]
+    assert sizes()[:8] == [2, 4, 8, 2, 2, 4, 8, 8]
 
 
 def test_masked_arrays_and_uneven_lists_are_refused_wherever_they_come():

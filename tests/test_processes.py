@@ -242,7 +242,9 @@ def test_ranges_cover_all_once_and_become_short():
 
 
 def test_memory_stays_bounded_whatever_the_file(tmp_path):
-    """Two gigabytes, mostly holes, of more classes than fit in 16 bits: anonymous memory must hardly grow."""
+    """Two gigabytes, mostly holes, of more classes than fit in 16 bits: anonymous memory must hardly grow, and what is
+    mapped of the file by no more than is let go of at a time and two threads have in hand.
+    """
     if not os.path.exists("/proc/self/status"):
         pytest.skip("needs /proc")
     path = tmp_path / "logits.npy"
@@ -253,18 +255,20 @@ def test_memory_stays_bounded_whatever_the_file(tmp_path):
     code = f"""
 import numpy as np, bigvocab as bv
 from pathlib import Path
-def anonymous():
+def mebibytes(name):
     lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) >> 10 for line in lines if line.startswith("RssAnon"))
+    return next(int(line.split()[1]) >> 10 for line in lines if line.startswith(name))
 import bigvocab.job, bigvocab.kernels.softmax
-path, before, seen = {str(path)!r}, anonymous(), []
-look = lambda *_: seen.append(anonymous())
-bv.evaluate(logits=path, labels=np.arange(512), progress=look, max_memory="128M")
-print(max(seen) - before)
+path, before, seen = {str(path)!r}, mebibytes("RssAnon"), []
+look = lambda *_: seen.append(mebibytes("RssAnon"))
+bv.evaluate(logits=path, labels=np.arange(512), progress=look, max_memory="128M", threads=2)
+now = mebibytes("VmRSS")
+bv.evaluate(logits=path, labels=np.arange(512), threads=2)
+print(max(seen) - before, mebibytes("VmHWM") - now)
 """
-    if not os.path.exists("/proc/self/status"):
-        pytest.skip("needs /proc")
-    assert int(run(code)) <= 300
+    anonymous, mapped = map(int, run(code).split())
+    assert anonymous <= 300
+    assert mapped <= 256 + 2 * 32 + 80
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="bus errors are told apart on Linux")

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 import bigvocab as bv
-from bigvocab import read_ahead
+from bigvocab import read_ahead, reading
 from bigvocab.kernels import pages
 from bigvocab.matrix import Matrix
 from bigvocab.rows import streamed
@@ -89,6 +89,42 @@ def test_arrays_and_rows_that_are_copied_are_not_brought(tmp_path, brought):
     for logits in (tmp_path / "columns.npy", tmp_path / "big.npy", np.zeros((6, 50), np.float32)):
         assert bv.evaluate(logits=logits, labels=[0] * 6)["mean"] == pytest.approx(np.log(50))
     assert not brought
+
+
+@pytest.fixture
+def let_go(monkeypatch):
+    """Ranges of addresses that are let go of, from half a MiB on."""
+    ranges = []
+    monkeypatch.setattr(reading, "_LET_GO", 1 << 19)
+    monkeypatch.setattr(reading.memory, "release", lambda address, size: ranges.append((address, address + size)))
+    return ranges
+
+
+def test_rows_are_let_go_of_in_spans_of_whole_pages_when_they_have_been_read(tmp_path, let_go):
+    matrix = bv.open_matrix(save(tmp_path / "logits.npy", rows=100, classes=5000))  # 20,000 bytes a row
+    tiles, start = [(0, matrix[:])], matrix._maps[0]._address + 128
+
+    def read(first, stop):
+        for _ in streamed(tiles, first, stop):
+            assert not let_go
+        spans = [((a - start) / 20_000, (b - start) / 20_000) for a, b in let_go]
+        assert all(a % 4096 == b % 4096 == 0 for a, b in let_go)
+        let_go.clear()
+        return [(round(a), round(b)) for a, b in spans]
+
+    assert read(0, 10) == read(20, 30) == []
+    assert read(10, 17) == [(0, 17), (20, 30)]
+    assert read(50, 60) == read(60, 70) == read(40, 46) == []
+    assert read(70, 71) == [(40, 46), (50, 71)]
+    assert read(80, 81) == []
+
+
+def test_all_rows_of_a_file_are_let_go_of_by_all_that_read_them(tmp_path, let_go):
+    path = save(tmp_path / "logits.npy", rows=100, classes=50_000)
+    for options in ({}, {"class_weights": np.ones(50_000), "label_smoothing": 0.1}):
+        bv.sparse_softmax_cross_entropy(bv.open_matrix(path)[:], np.zeros(100, int), num_threads=2, **options)
+        assert sum(stop - start for start, stop in let_go) > (18 << 20) * (2 if options else 1)
+        let_go.clear()
 
 
 def wait_until(condition):
