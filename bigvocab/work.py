@@ -6,7 +6,6 @@ A process, a pool and a cluster do the same pieces.
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import pyarrow as pa
 from bigvocab.draw_blocks import DRAW_ROWS
 from bigvocab.errors import BigvocabError
 from bigvocab.evaluator import Evaluator
+from bigvocab.kernels._jit import clock
 from bigvocab.label_sources import MatrixLabels, cut, errors_of_files, true_classes
 from bigvocab.labels import LabelBatch, Labels
 from bigvocab.linear_rows import LinearMatrix
@@ -73,7 +73,7 @@ def pieces(job: Job, start: int, stop: int) -> Iterator[Piece]:
         for batch in job.labels.batches(start, stop):
             at = 0
             while at < len(batch):
-                rows, began = cut(batch, at, min(at + block, len(batch))), time.monotonic()
+                rows, began = cut(batch, at, min(at + block, len(batch))), clock()
                 at += len(rows)
                 first, last = rows.first_row, rows.first_row + len(rows)
                 matrix.check()
@@ -90,7 +90,7 @@ def pieces(job: Job, start: int, stop: int) -> Iterator[Piece]:
                 if released is not None:
                     released.result()  # else blocks that were let go of could pile up
                 released = _begin(pages, matrix.release, first, last)
-                quick = time.monotonic() - began < _QUICK
+                quick = clock() - began < _QUICK
                 block = min(2 * block, _GROWTH * job.block) if job.growing and quick else job.block
     matrix.check()
 

@@ -4,7 +4,6 @@ import json
 import math
 import pickle
 import random
-from types import SimpleNamespace
 
 import ml_dtypes
 import naive
@@ -565,7 +564,7 @@ def test_memory_bounds_the_blocks_that_are_asked_for():
 
 def test_blocks_grow_while_they_are_quick_where_no_one_asked_for_a_size(job, monkeypatch):
     row_bytes, now, seen, slow = job["logits"][0].nbytes, [0.0], [], []
-    monkeypatch.setattr(work, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(work, "clock", lambda: now[0])
     monkeypatch.setattr("bigvocab.job._BLOCK_BYTES", 2 * row_bytes)
 
     def look(done, rows, read):
