@@ -16,24 +16,28 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-_MESSAGE = b"bigvocab: error: a file was cut short while it was read (bus error); nothing was written\n"
+_UNKNOWN = "a file was cut short, or its disk failed, while it was read"
 _handler: Any = None  # kept alive: the system holds only its address
 
 
 def die_with_a_message(clean_up: Callable[[], None]) -> None:
-    """From now on a bus error calls `clean_up`, prints one line and exits with 1."""
+    """From now on a bus error calls `clean_up`, prints one line, with the file that shrank, and exits with 1."""
     global _handler
     if not hasattr(signal, "SIGBUS"):
         return
+    from bigvocab.formats.mapped import first_change
 
     first = threading.Lock()
 
     def on_bus_error(number: int) -> None:
         if not first.acquire(blocking=False):
             time.sleep(60)  # another thread faulted before, and ends the process
+        message = _UNKNOWN
+        with contextlib.suppress(BaseException):
+            message = first_change() or _UNKNOWN
         with contextlib.suppress(BaseException):
             clean_up()
-        os.write(2, _MESSAGE)
+        os.write(2, f"bigvocab: error: {message} (bus error); nothing was written\n".encode(errors="replace"))
         os._exit(1)
 
     _handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(on_bus_error)

@@ -23,6 +23,7 @@ from jobs import COLUMNS, figures, write_job
 import bigvocab as bv
 from bigvocab import checkpoints
 from bigvocab.engines import Order, do_task, local, task_ranges
+from bigvocab.kernels import _jit
 from bigvocab.merging import merge_states
 from bigvocab.work import Job
 
@@ -149,6 +150,42 @@ def test_workers_that_die_again_and_again_are_an_error(folder, tmp_path, monkeyp
         bv.evaluate(**job(folder), workers=2, state=tmp_path / "s")
     monkeypatch.undo()
     assert figures(bv.evaluate(**job(folder), state=tmp_path / "s", resume=True)) == figures(bv.evaluate(**job(folder)))
+
+
+def evaluate_by_workers(folder):
+    try:
+        bv.evaluate(**job(folder), workers=2)
+    except bv.BigvocabError as error:
+        return str(error)
+
+
+def test_workers_of_a_script_without_a_guard_are_told_so(folder, tmp_path):
+    script = tmp_path / "script.py"
+    given = job(folder) | {"labels": str(folder / "labels.parquet"), "workers": 2}
+    script.write_text(f"import bigvocab as bv\nbv.evaluate(**{given!r})\n")
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True)
+    assert done.returncode == 1
+    guard = 'if __name__ == "__main__":'
+    assert f"workers: each imports the script that starts it; expected {guard} around the call" in done.stderr
+    assert f"or started by a script without {guard}) near rows 0-" in done.stderr.splitlines()[-1]
+
+
+def test_a_daemonic_process_starts_no_workers(folder):
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        found = pool.apply(evaluate_by_workers, (folder,))
+    assert found == "workers: this process is a daemonic one, which may start no others; expected none here"
+
+
+def test_workers_that_will_compile_are_announced(folder, monkeypatch, tmp_path):
+    told = []
+    monkeypatch.setattr(_jit, "_on_compile", [lambda name, kept: told.append(kept)])
+    bv.evaluate(**job(folder), workers=2)
+    assert not told
+    monkeypatch.setattr(_jit, "_folder", tmp_path)
+    bv.evaluate(**job(folder), workers=2)
+    monkeypatch.setattr(_jit, "_folder", None)
+    bv.evaluate(**job(folder), workers=2)
+    assert told == [True, False]
 
 
 @RAY

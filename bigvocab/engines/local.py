@@ -19,13 +19,17 @@ from typing import Any
 
 from bigvocab.engines import Order, as_piece, do_task, task_ranges, threads_each
 from bigvocab.errors import BigvocabError
+from bigvocab.kernels._jit import announce_compilation
 from bigvocab.work import Job, Piece
 
 _DEATHS = 3  # of processes in a row, without any work done between them
+_GUARD = 'if __name__ == "__main__":'
 
 
 def pool_pieces(job: Job, start: int, workers: int) -> Iterator[Piece]:
     """The rows of a job from `start` on, in order, worked by a pool of processes."""
+    _check_process()
+    announce_compilation()
     order = pickle.dumps(Order.of(job, threads_each(job, workers)))
     todo = deque(task_ranges(job, start, workers))
     deaths = 0
@@ -39,10 +43,20 @@ def pool_pieces(job: Job, start: int, workers: int) -> Iterator[Piece]:
             if deaths >= _DEATHS:
                 first, stop = todo[0]
                 raise BigvocabError(
-                    f"workers: {deaths} processes died one after the other (killed, or out of memory) "
+                    f"workers: {deaths} processes died one after the other (killed, out of memory, or started by "
+                    f"a script without {_GUARD}) "
                     f"near rows {first}-{stop - 1}; "
                     "all rows before are done: with state, resume goes on from there"
                 ) from None
+
+
+def _check_process() -> None:
+    """Raise where this process may start no others."""
+    process = multiprocessing.current_process()
+    if getattr(process, "_inheriting", False):
+        raise BigvocabError(f"workers: each imports the script that starts it; expected {_GUARD} around the call")
+    if process.daemon:
+        raise BigvocabError("workers: this process is a daemonic one, which may start no others; expected none here")
 
 
 def _end_with_parent() -> None:

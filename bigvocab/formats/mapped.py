@@ -7,6 +7,7 @@ import mmap
 import os
 import stat
 import sys
+import weakref
 
 import numpy as np
 
@@ -20,6 +21,9 @@ from bigvocab.reading import Reader
 def _identity(status: os.stat_result) -> tuple[int, int, int, int]:
     """What changes when a file is written to or replaced."""
     return status.st_size, status.st_mtime_ns, status.st_ino, status.st_dev
+
+
+_open: weakref.WeakSet[MappedFile] = weakref.WeakSet()
 
 
 class _Map(mmap.mmap):
@@ -53,6 +57,7 @@ class MappedFile:
         self.identity = _identity(status)
         self.ahead = ReadAhead(self._address, self.size)
         self.buffer.reader = Reader(self._address, self.ahead)
+        _open.add(self)
 
     @property
     def shown_whole(self) -> str:
@@ -81,3 +86,13 @@ class MappedFile:
             stop -= stop % mmap.PAGESIZE
         if start < stop:
             memory.release(self._address + start, stop - start)
+
+
+def first_change() -> str | None:
+    """What is wrong with the first file of all that are open that is not any more what it was."""
+    for file in list(_open):
+        try:
+            file.check()
+        except FormatError as error:
+            return str(error)
+    return None

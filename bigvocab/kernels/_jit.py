@@ -52,6 +52,12 @@ def on_compile(callback: Callable[[str, bool], None]) -> None:
     _on_compile.append(callback)
 
 
+def announce_compilation() -> None:
+    """Tell those who want to know where other processes are about to compile, because nothing is kept yet."""
+    if _folder is None or not any(_folder.glob("*.nbi")):
+        _compiling("all")
+
+
 def _stamp() -> str:
     """Hash of everything that machine code depends on, but for the processor, which Numba's own key holds."""
     digest = hashlib.sha256(f"{numba.__version__} {llvmlite.__version__}".encode())
@@ -129,7 +135,7 @@ class _KernelCache(FunctionCache):
         except Exception:  # a truncated or foreign file can raise anything when unpickled
             found = None
         if found is None:
-            _compiling(self._py_func)
+            _compiling(self._py_func.__name__)
         return found
 
     def save_overload(self, sig: Any, data: Any) -> None:
@@ -150,12 +156,12 @@ class _NoCache(NullCache):
         self._function = function
 
     def load_overload(self, sig: Any, target_context: Any) -> None:
-        _compiling(self._function)
+        _compiling(self._function.__name__)
 
 
-def _compiling(function: Callable[..., Any]) -> None:
+def _compiling(name: str) -> None:
     for callback in _on_compile:
-        callback(function.__name__, _folder is not None)
+        callback(name, _folder is not None)
 
 
 def jit(function: Callable[..., Any]) -> Any:
