@@ -173,7 +173,7 @@ def test_workers_of_a_script_without_a_guard_are_told_so(folder, tmp_path):
 def test_a_daemonic_process_starts_no_workers(folder):
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         found = pool.apply(evaluate_by_workers, (folder,))
-    assert found == "workers: this process is a daemonic one, which may start no others; expected none here"
+    assert found == "workers: this process is a daemonic one, which may start no others; expected workers=None"
 
 
 def test_workers_that_will_compile_are_announced(folder, monkeypatch, tmp_path):

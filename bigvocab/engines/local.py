@@ -56,7 +56,7 @@ def _check_process() -> None:
     if getattr(process, "_inheriting", False):
         raise BigvocabError(f"workers: each imports the script that starts it; expected {_GUARD} around the call")
     if process.daemon:
-        raise BigvocabError("workers: this process is a daemonic one, which may start no others; expected none here")
+        raise BigvocabError("workers: this process is a daemonic one, which may start no others; expected workers=None")
 
 
 def _end_with_parent() -> None:
