@@ -1,7 +1,10 @@
 """The side of bigvocab, and the limits: what reading the same array costs, and what a bare matrix product costs."""
 
 import functools
+import json
 import os
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -11,7 +14,7 @@ import numpy as np
 import worker
 
 import bigvocab as bv
-from bigvocab import parallel
+from bigvocab import memory, parallel
 from bigvocab.rows import softmax_rows, wanted
 
 
@@ -43,12 +46,22 @@ def loss(dtype, **asked):
 
 
 @functools.lru_cache(maxsize=1)  # the file and its limit are the same pages of the same memory
-def saved(dtype):
-    """A folder with four times the logits as logits.npy, in the page cache, and their labels."""
+def saved(dtype, times=4):
+    """A folder with so many times the logits as logits.npy, in the page cache, and their labels."""
     folder = tempfile.TemporaryDirectory(dir=os.environ.get("BENCH_FOLDER"))
-    x = np.concatenate([typed(dtype)] * 4)
+    x = repeated(dtype, times)
+    y = np.concatenate([worker.labels()] * times)
     np.save(Path(folder.name) / "logits.npy", x.view(np.uint16) if dtype == ml_dtypes.bfloat16 else x)
-    return folder, np.concatenate([worker.labels()] * 4)
+    np.save(Path(folder.name) / "labels.npy", y)
+    return folder, y
+
+
+def repeated(dtype, times):
+    """So many times the logits, in memory."""
+    x = typed(dtype)
+    many = memory.empty((times * len(x), x.shape[1]), dtype)
+    many.reshape(times, *x.shape)[:] = x
+    return many
 
 
 def mapped_loss(dtype):
@@ -63,6 +76,28 @@ def file_loss(dtype):
     folder, y = saved(dtype)
     name = "bfloat16" if dtype == ml_dtypes.bfloat16 else None
     return lambda: bv.evaluate(logits=Path(folder.name) / "logits.npy", labels=y, metrics="", dtype=name)
+
+
+COMMAND = 8  # times the logits: 4 GB of float32
+
+
+def command(dtype):
+    """The command over a file in the page cache, in a process of its own: the seconds that its report says."""
+    folder, _ = saved(dtype, COMMAND)
+    line = [sys.executable, "-m", "bigvocab", "eval", "--logits", "logits.npy", "--labels", "labels.npy"]
+    line += ["--metrics", "", "--format", "json", *["--dtype", "bfloat16"] * (dtype == ml_dtypes.bfloat16)]
+
+    def run():
+        done = subprocess.run(line, cwd=folder.name, stdout=subprocess.PIPE, check=True)
+        return worker.Seconds(json.loads(done.stdout)["seconds"])
+
+    return run
+
+
+def loss_in_memory(dtype):
+    """The loss alone of as many logits in memory."""
+    x, y = repeated(dtype, COMMAND), np.concatenate([worker.labels()] * COMMAND)
+    return lambda: softmax_rows([(0, x)], y)
 
 
 def by_products(dtype):
@@ -136,6 +171,10 @@ CASES = {
     "mapped bf16": lambda: mapped_loss(BF16),
     "file f32": lambda: file_loss(np.float32),
     "file bf16": lambda: file_loss(BF16),
+    "memory f32": lambda: loss_in_memory(np.float32),
+    "memory bf16": lambda: loss_in_memory(BF16),
+    "command f32": lambda: command(np.float32),
+    "command bf16": lambda: command(BF16),
     "soft labels limit": soft_labels_limit,
     "soft labels f32": soft_labels,
     "sigmoid sum f32": sigmoid_sum,
