@@ -25,7 +25,7 @@ def die_with_a_message(clean_up: Callable[[], None]) -> None:
     global _handler
     if not hasattr(signal, "SIGBUS"):
         return
-    from bigvocab.formats.mapped import first_change
+    from bigvocab.formats.mapped import first_cut_short
 
     first = threading.Lock()
 
@@ -34,7 +34,7 @@ def die_with_a_message(clean_up: Callable[[], None]) -> None:
             time.sleep(60)  # another thread faulted before, and ends the process
         message = _UNKNOWN
         with contextlib.suppress(BaseException):
-            message = first_change() or _UNKNOWN
+            message = first_cut_short() or _UNKNOWN
         with contextlib.suppress(BaseException):
             clean_up()
         os.write(2, f"bigvocab: error: {message} (bus error); nothing was written\n".encode(errors="replace"))

@@ -28,7 +28,7 @@ from bigvocab.vocab_shards import ClassRange, check_class_job, class_range
 from bigvocab.work import Job, Piece, follow_draws, pieces, refuse_ordered_draws
 
 _LARGE_PAGE = 2 << 20
-_BLOCK_BYTES = 512 << 20  # of logits between two looks at progress, memory and the files' sizes
+_BLOCK_BYTES = 512 << 20  # of logits between two looks at progress and the files' sizes; more where those are quick
 # Of a linear head: multiplications of a block, some seconds of two cores, but never so few rows that reading the layer
 # once for each block would count; a layer that may not stay in memory is read for as many rows as fit.
 _BLOCK_PRODUCTS, _LEAST_ROWS, _KEPT_LAYER = 10**12, 1920, 8 << 30
@@ -126,7 +126,7 @@ def evaluate(
     evaluator.label_name = ids.path if ids.files else "labels"
     rows = _row_range(shard, len(matrix))
     job = Job(evaluator, matrix, ids, block_rows(evaluator, matrix, chunk_rows, max_memory), *rows)
-    job.growing = chunk_rows is None and max_memory is None and isinstance(matrix, Matrix)
+    job.growing = chunk_rows is None and max_memory is None and _may_grow(evaluator, matrix)
     if vocab_shard is not None or first_class is not None:
         if shard is not None:
             raise BigvocabError("shard: does not go with vocab_shard; expected a split by rows or by classes")
@@ -345,6 +345,14 @@ def block_rows(
             products = matrix.inputs.shape[1] * matrix.shape[1]
             rows = min(rows, max(_LEAST_ROWS, _BLOCK_PRODUCTS // products // _LEAST_ROWS * _LEAST_ROWS))
     return rows
+
+
+def _may_grow(evaluator: Evaluator, matrix: Matrix | LinearMatrix) -> bool:
+    """Whether larger blocks change nothing but the time: labels are checked beforehand, so that the first bad row does
+    not depend on blocks, and files are so large that what was read of each is let go of before the block ends.
+    """
+    large = matrix.nbytes >= _BLOCK_BYTES * max(1, len(matrix.files))
+    return evaluator.loss == "sparse-softmax" and isinstance(matrix, Matrix) and large
 
 
 def _check_job(job: Job) -> None:

@@ -7,6 +7,7 @@ shards have a single one.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import operator
 import os
@@ -215,6 +216,17 @@ class Matrix:
         for part, first, last in self._parts_of(start, stop):
             if part.file is not None:
                 fetch_rows(part.file, part, first, last, ended)
+
+    @contextlib.contextmanager
+    def read_once(self) -> Iterator[None]:
+        """While it lasts, kernels let go of what they have read, 256 MiB of a file at a time."""
+        for file in self._maps:
+            file.buffer.reader.reads_once(True)
+        try:
+            yield
+        finally:
+            for file in self._maps:
+                file.buffer.reader.reads_once(False)
 
     def release(self, start: int, stop: int) -> None:
         """Tell the system that the pages of rows start to stop are not needed any more; arrays in memory stay."""

@@ -32,8 +32,14 @@ class Reader:
 
     def __init__(self, address: int, ahead: ReadAhead) -> None:
         self._address, self._ahead = address, ahead
+        self._once = False
         self._done: list[tuple[int, int]] = []  # addresses of what is still mapped
         self._bytes = 0
+
+    def reads_once(self, once: bool) -> None:
+        """Whether rows are read `once` from now on, and let go of then; else they may be read again soon."""
+        with self._ahead.lock:
+            self._once, self._done, self._bytes = once, [], 0
 
     def bring(self, rows: Array, classes: int, left_out: Array) -> None:
         """Have rows (n, at least classes), as kernels take them, in the map, but for those left out (n,)."""
@@ -43,11 +49,14 @@ class Reader:
         self._ahead.wait_for(start - self._address, start - self._address + rows.nbytes)
         pages.touch_rows(rows.reshape(-1).view(np.uint8), start, rows.strides[0], classes * rows.itemsize, left_out)
 
-    def done(self, rows: Array) -> None:
-        """Let go of rows that were brought, in time: however many a block has, no more than 256 MiB stay mapped."""
-        start, stop = rows.ctypes.data, rows.ctypes.data + rows.nbytes
+    def done(self, rows: Array, classes: int) -> None:
+        """Let go of rows that were brought, 256 MiB at a time, where they are read once."""
+        width = classes * rows.itemsize  # behind it there may be the end of the map
+        start, stop = rows.ctypes.data, rows.ctypes.data + (len(rows) - 1) * rows.strides[0] + width
         with self._ahead.lock:
-            self._bytes += rows.nbytes
+            if not self._once or start >= stop:
+                return
+            self._bytes += len(rows) * width
             if self._done and self._done[-1][1] == start:
                 start, _ = self._done.pop()
             self._done.append((start, stop))
@@ -56,10 +65,10 @@ class Reader:
             ranges, self._done, self._bytes = sorted(self._done), [], 0
         first, last = ranges[0]
         for start, stop in ranges[1:]:
-            if start != last:
+            if start > last:
                 memory.release_whole(first, last)
                 first = start
-            last = stop
+            last = max(last, stop)
         memory.release_whole(first, last)
 
 

@@ -87,7 +87,7 @@ def streamed(
                 reader.bring(piece, span[1], left_out)
             yield span, piece
             if reader is not None:
-                reader.done(piece)
+                reader.done(piece, span[1])
 
 
 def share_rows(

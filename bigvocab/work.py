@@ -5,6 +5,7 @@ A process, a pool and a cluster do the same pieces.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -45,7 +46,7 @@ class Job:
     stop: int
     schema: pa.Schema | None = None  # of a line for each row, where lines are kept
     classes: ClassRange | None = None  # where only a range of the classes is looked at
-    growing: bool = False  # whether blocks that are done in no time may be followed by larger ones
+    growing: bool = False  # whether blocks that are done in no time may be followed by larger ones, in this process
 
     @property
     def row_bytes(self) -> int:
@@ -67,7 +68,8 @@ def pieces(job: Job, start: int, stop: int) -> Iterator[Piece]:
     """Rows `start` to `stop` of a job, piece by piece, in order; pages are given back behind each block."""
     matrix = job.matrix
     read = getattr(matrix, "layer_bytes_read", 0)
-    with ThreadPoolExecutor(2, "pages") as pages:  # they are read ahead within a block, and let go of behind it
+    once = matrix.read_once() if isinstance(matrix, Matrix) else contextlib.nullcontext()
+    with once, ThreadPoolExecutor(2, "pages") as pages:  # they are read ahead within a block, and let go of behind it
         released: Future[None] | None = None
         block = job.block
         for batch in job.labels.batches(start, stop):

@@ -579,8 +579,16 @@ def test_blocks_grow_while_they_are_quick_where_no_one_asked_for_a_size(job, mon
     assert sizes() == [2, 4, *[8] * 36, 6]
     assert set(sizes(chunk_rows=3)) == {3}
     assert set(sizes(max_memory="1M")) == {3}
+    with monkeypatch.context() as with_files:
+        whole = as_matrix(job["logits"])
+        whole.files = whole.files * 151  # of fewer bytes than a block each
+        with_files.setitem(job, "logits", whole)
+        assert set(sizes()) == {2}
     slow += [14, 16]
     assert sizes()[:8] == [2, 4, 8, 2, 2, 4, 8, 8]
+    dense = np.eye(501)[job["labels"]]
+    bv.evaluate(logits=job["logits"], labels=dense, progress=look, loss="softmax")
+    assert set(np.diff(seen[-100:])) == {2}  # labels are looked at block by block, and the first bad row is named
 
 
 def test_masked_arrays_and_uneven_lists_are_refused_wherever_they_come():

@@ -16,6 +16,7 @@ import pytest
 
 import bigvocab.matrix
 from bigvocab.errors import BigvocabError, FormatError
+from bigvocab.formats import mapped
 from bigvocab.formats.paths import natural_key
 from bigvocab.matrix import Matrix, as_matrix, open_matrix
 
@@ -524,6 +525,16 @@ def test_a_file_that_changes_is_noticed(tmp_path, change, words):
     change(path)
     with pytest.raises(FormatError, match=f"x.npy: {words}"):
         matrix.check()
+
+
+def test_of_a_bus_error_the_file_that_is_shorter_is_named(tmp_path):
+    matrices = [open_matrix(save(tmp_path / name, VALUES)) for name in ("touched.npy", "gone.npy", "cut.npy")]
+    os.utime(tmp_path / "touched.npy", (1, 1))
+    (tmp_path / "gone.npy").unlink()
+    assert mapped.first_cut_short() is None
+    os.truncate(tmp_path / "cut.npy", 130)
+    assert "cut.npy: shrank while it is read" in mapped.first_cut_short()
+    del matrices
 
 
 # --- memory ------------------------------------------------------------------------------------------------------

@@ -88,11 +88,16 @@ class MappedFile:
             memory.release(self._address + start, stop - start)
 
 
-def first_change() -> str | None:
-    """What is wrong with the first file of all that are open that is not any more what it was."""
+def first_cut_short() -> str | None:
+    """What to say of a file that is open and has fewer bytes than it had."""
     for file in list(_open):
         try:
-            file.check()
-        except FormatError as error:
-            return str(error)
+            shorter = os.stat(file.path).st_size < file.size
+        except OSError:  # gone, but its pages are there
+            continue
+        if shorter:
+            try:
+                file.check()
+            except FormatError as error:
+                return str(error)
     return None
