@@ -13,11 +13,23 @@ import os
 import signal
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from typing import Any
 
 _UNKNOWN = "a file was cut short, or its disk failed, while it was read"
+_watched: weakref.WeakSet[Any] = weakref.WeakSet()
 _handler: Any = None  # kept alive: the system holds only its address
+
+
+def watch(files: Any) -> None:
+    """Ask these, as long as they are there, which file was to blame: `files.cut_short()` says so, or is None."""
+    _watched.add(files)
+
+
+def first_cut_short() -> str | None:
+    """What to say of a file that is open and has fewer bytes than it had."""
+    return next((message for files in list(_watched) if (message := files.cut_short()) is not None), None)
 
 
 def die_with_a_message(clean_up: Callable[[], None]) -> None:
@@ -25,8 +37,6 @@ def die_with_a_message(clean_up: Callable[[], None]) -> None:
     global _handler
     if not hasattr(signal, "SIGBUS"):
         return
-    from bigvocab.formats.mapped import first_cut_short
-
     first = threading.Lock()
 
     def on_bus_error(number: int) -> None:

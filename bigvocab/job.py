@@ -21,6 +21,7 @@ from bigvocab.matrix import Matrix
 from bigvocab.merging import FILE_OPTIONS, refuse_nothing, state_of, with_times
 from bigvocab.output import LossWriter, check_writable, loss_schema, refuse_overwriting, replacing, write_text
 from bigvocab.report import Report
+from bigvocab.rows import rows_in_one_piece
 from bigvocab.settings import parse_bytes, parse_shard
 from bigvocab.sigmoid_rows import pos_weight_vector
 from bigvocab.state import Data, State
@@ -110,6 +111,10 @@ def evaluate(
         raise BigvocabError(f"engine: got {engine!r}, expected local or ray")
     if workers is not None:
         workers = integer("workers", workers, 1, 2**20)
+    if engine != "ray" and (workers or 1) > 1:
+        from bigvocab.engines.local import check_process
+
+        check_process()
     if unknown := [name for name in options if name not in OPTIONS]:
         of_command = "; it belongs to the command" if unknown[0] in ("fail_if", "format", "quiet") else ""
         raise TypeError(f"evaluate() got an unexpected keyword argument {unknown[0]!r}{of_command}")
@@ -352,7 +357,9 @@ def _may_grow(evaluator: Evaluator, matrix: Matrix | LinearMatrix) -> bool:
     not depend on blocks, and files are so large that what was read of each is let go of before the block ends.
     """
     large = matrix.nbytes >= _BLOCK_BYTES * max(1, len(matrix.files))
-    return evaluator.loss == "sparse-softmax" and isinstance(matrix, Matrix) and large
+    if evaluator.loss != "sparse-softmax" or not isinstance(matrix, Matrix) or not large:
+        return False
+    return all(rows_in_one_piece(tile) for _, tiles in matrix.row_parts(0, min(1, len(matrix))) for _, tile in tiles)
 
 
 def _check_job(job: Job) -> None:

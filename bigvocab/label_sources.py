@@ -75,6 +75,10 @@ class MatrixLabels:
         """The files that are read; none for labels in memory."""
         return [file["path"] for file in self.files]
 
+    def check(self) -> None:
+        """Raise FormatError if a file has changed since it was opened."""
+        self._matrix.check()
+
     def __iter__(self) -> Iterator[LabelBatch]:
         return self.batches()
 

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from bigvocab import columns as _columns
+from bigvocab.bus_errors import watch
 from bigvocab.column_choice import choose_columns, shape_and_type
 from bigvocab.errors import BigvocabError, FormatError
 from bigvocab.label_files import LabelPart, open_source, overlapping, reading
@@ -59,6 +60,7 @@ class Labels:
             if chosen != self.chosen:
                 types = [p.schema.field(chosen.label).type for p in (part, first)]
                 raise BigvocabError(f"{part.path}: expected labels of {types[1]}, as in {first.path}, got {types[0]}")
+        watch(self)
         self.path = first.path + (f" and {len(self._parts) - 1} more" if len(self._parts) > 1 else "")
         self.num_rows = sum(part.num_rows for part in self._parts)
         self.columns = first.columns()
@@ -70,6 +72,23 @@ class Labels:
     def paths(self) -> list[str]:
         """The files that are read; none for labels in memory."""
         return [part.path for part in self._parts if part.stamp is not None]
+
+    def check(self) -> None:
+        """Raise FormatError if a file has changed since it was opened."""
+        for part in self._parts:
+            part.check()
+
+    def cut_short(self) -> str | None:
+        """What to say if a file has fewer bytes than at opening."""
+        for part in self._parts:
+            try:
+                if part.stamp is not None and os.stat(part.path).st_size < part.stamp[0]:
+                    part.check()
+            except FormatError as error:
+                return str(error)
+            except OSError:
+                pass
+        return None
 
     def _shape_and_type(self, part: LabelPart) -> dict[str, Any]:
         """{shape, dtype} of the labels of a part: lists of one size are (N, T), others (N,)."""

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from bigvocab.checks import as_matrix_of_floats
 from bigvocab.errors import BigvocabError
 from bigvocab.matrix import Matrix, open_matrix
-from bigvocab.rows import _rows_in_one_piece, kernel_view
+from bigvocab.rows import kernel_view, rows_in_one_piece
 
 STRATEGIES = ("div", "mod")
 
@@ -73,7 +73,7 @@ def as_one_array(layer: Any) -> npt.NDArray[Any] | None:
     if isinstance(layer, Matrix) and layer.dtype.isnative and len(layer):
         _, tiles = next(layer.row_parts(0, len(layer)))
         layer = tiles[0][1] if len(tiles) == 1 and len(tiles[0][1]) == len(layer) else None
-    if isinstance(layer, np.ndarray) and layer.size and _rows_in_one_piece(layer):
+    if isinstance(layer, np.ndarray) and layer.size and rows_in_one_piece(layer):
         return kernel_view(layer)
     return None
 

@@ -35,7 +35,7 @@ def kernel_view(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """
     if not array.dtype.isnative:
         array = array.astype(array.dtype.newbyteorder("="))
-    if not array.flags.c_contiguous and _rows_in_one_piece(array) and array.shape[0] > 1:
+    if not array.flags.c_contiguous and rows_in_one_piece(array) and array.shape[0] > 1:
         row, element = array.strides[0], array.itemsize  # the stride of a single column may be any
         array = np.lib.stride_tricks.as_strided(array, (len(array), row // element), (row, element), writeable=False)
     view = array if array.flags.c_contiguous and array.flags.aligned else np.require(array, requirements=["C", "A"])
@@ -44,7 +44,7 @@ def kernel_view(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return view
 
 
-def _rows_in_one_piece(array: npt.NDArray[Any]) -> bool:
+def rows_in_one_piece(array: npt.NDArray[Any]) -> bool:
     """Whether kernels can read the rows where they lie."""
     row, element = array.strides
     width = array.shape[1] * array.itemsize
@@ -56,7 +56,7 @@ def in_one_piece(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Rows as they are, or a copy in which each lies in one piece, in native byte order: the bits of its figures are
     then those of the same values anywhere.
     """
-    if _rows_in_one_piece(array):
+    if rows_in_one_piece(array):
         return array
     copy = memory.empty(array.shape, array.dtype if array.dtype == BFLOAT16 else array.dtype.newbyteorder("="))
     width = max(1, _CACHED_BYTES // (copy.itemsize * max(1, len(array))))
@@ -81,7 +81,7 @@ def streamed(
     if left_out is None:
         left_out = np.zeros(stop - start, bool)
     for first_class, tile in tiles:
-        reader = reader_of(tile) if _rows_in_one_piece(tile) else None
+        reader = reader_of(tile) if rows_in_one_piece(tile) else None
         for span, piece in pieces([(first_class, tile)], start, stop):
             if reader is not None:
                 reader.bring(piece, span[1], left_out)
@@ -105,7 +105,7 @@ def share_rows(
     row_bytes = sum(array.shape[1] * (array.itemsize if array.dtype.name in FLOATS else 8) for array in arrays)
     row_bytes = max(1, row_bytes)
     step, most = _LEAST_TURN // row_bytes, 0
-    if not all(map(_rows_in_one_piece, arrays)):
+    if not all(map(rows_in_one_piece, arrays)):
         threads = max(1, min(threads, _COPIED_BYTES // row_bytes))
         step = _COPIED_BYTES // (threads * row_bytes)
     elif beside is None or beside.dtype.name in FLOATS:  # else every turn makes a copy of them
@@ -220,7 +220,7 @@ def softmax_rows(
     def work(start: int, stop: int) -> None:
         mine, logits_of_mine, stats = labels[start:stop], label_logits[start:stop], columns[start:stop]
         row_statistics.clear_statistics(stats)
-        alone = len(tiles) == 1 and _rows_in_one_piece(tiles[0][1])
+        alone = len(tiles) == 1 and rows_in_one_piece(tiles[0][1])
         for first_class, tile in [] if alone else tiles:
             _gather(tile, first_class, start, mine, logits_of_mine)
         for span, piece in streamed(tiles, start, stop, mine == row_statistics.SKIP):
@@ -238,7 +238,7 @@ def _gather(
     """Put the label's logit of each row that this tile holds it of into `out`."""
     from bigvocab.kernels import softmax
 
-    if _rows_in_one_piece(tile):
+    if rows_in_one_piece(tile):
         softmax.rows_gather(kernel_view(tile[start : start + len(labels)]), labels, (first_class, tile.shape[1]), out)
         return
     here = np.flatnonzero((labels >= 0) & (labels >= first_class) & (labels < first_class + tile.shape[1]))

@@ -79,6 +79,7 @@ def pieces(job: Job, start: int, stop: int) -> Iterator[Piece]:
                 at += len(rows)
                 first, last = rows.first_row, rows.first_row + len(rows)
                 matrix.check()
+                job.labels.check()
                 done = threading.Event()
                 _begin(pages, _fetch, job, rows, done)
                 try:
@@ -95,6 +96,7 @@ def pieces(job: Job, start: int, stop: int) -> Iterator[Piece]:
                 quick = clock() - began < _QUICK
                 block = min(2 * block, _GROWTH * job.block) if job.growing and quick else job.block
     matrix.check()
+    job.labels.check()
 
 
 def _begin(pool: ThreadPoolExecutor, task: Callable[..., None], *given: Any) -> Future[None] | None:

@@ -162,12 +162,13 @@ def evaluate_by_workers(folder):
 
 def test_workers_of_a_script_without_a_guard_are_told_so(folder, tmp_path):
     script = tmp_path / "script.py"
-    given = job(folder) | {"labels": str(folder / "labels.parquet"), "workers": 2}
+    given = job(folder) | {"labels": str(folder / "labels.parquet"), "workers": 2, "state": str(tmp_path / "state")}
     script.write_text(f"import bigvocab as bv\nbv.evaluate(**{given!r})\n")
     done = subprocess.run([sys.executable, script], capture_output=True, text=True)
     assert done.returncode == 1
     guard = 'if __name__ == "__main__":'
     assert f"workers: each imports the script that starts it; expected {guard} around the call" in done.stderr
+    assert "another run" not in done.stderr
     assert f"or started by a script without {guard}) near rows 0-" in done.stderr.splitlines()[-1]
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import pickle
 import random
 
@@ -584,11 +585,37 @@ def test_blocks_grow_while_they_are_quick_where_no_one_asked_for_a_size(job, mon
         whole.files = whole.files * 151  # of fewer bytes than a block each
         with_files.setitem(job, "logits", whole)
         assert set(sizes()) == {2}
+    with monkeypatch.context() as copied:
+        copied.setitem(job, "logits", np.asfortranarray(job["logits"]))
+        assert set(sizes()) == {2}
     slow += [14, 16]
     assert sizes()[:8] == [2, 4, 8, 2, 2, 4, 8, 8]
     dense = np.eye(501)[job["labels"]]
     bv.evaluate(logits=job["logits"], labels=dense, progress=look, loss="softmax")
     assert set(np.diff(seen[-100:])) == {2}  # labels are looked at block by block, and the first bad row is named
+
+
+@pytest.mark.parametrize("dense", [False, True])
+@pytest.mark.parametrize("at", [100, 300])
+def test_labels_that_change_while_they_are_read_are_refused(job, tmp_path, dense, at):
+    """Whether they are written to before the last block or in the midst of it."""
+    np.save(tmp_path / "labels.npy", np.eye(501, dtype=np.float32)[job["labels"]] if dense else job["labels"])
+    options = {"loss": "softmax" if dense else "sparse-softmax", "chunk_rows": 50, "output": tmp_path / "out"}
+
+    seen = []
+
+    def change(done, rows, read):
+        seen.append(done)
+        if done == at:
+            with (tmp_path / "labels.npy").open("r+b") as file:
+                file.seek(-1, os.SEEK_END)
+                file.write(b"\0")
+            os.utime(tmp_path / "labels.npy", (1, 1))
+
+    with pytest.raises(bv.FormatError, match=r"labels.npy: (changed|was written to or replaced) while"):
+        bv.evaluate(logits=job["logits"], labels=tmp_path / "labels.npy", progress=change, **options)
+    assert [path.name for path in tmp_path.iterdir()] == ["labels.npy"]
+    assert seen[-1] == at  # at once
 
 
 def test_masked_arrays_and_uneven_lists_are_refused_wherever_they_come():

@@ -15,9 +15,10 @@ import pyarrow as pa
 import pytest
 
 import bigvocab.matrix
+from bigvocab import bus_errors
 from bigvocab.errors import BigvocabError, FormatError
-from bigvocab.formats import mapped
 from bigvocab.formats.paths import natural_key
+from bigvocab.labels import read_labels
 from bigvocab.matrix import Matrix, as_matrix, open_matrix
 
 VALUES = np.arange(60, dtype=np.float32).reshape(12, 5)
@@ -528,13 +529,19 @@ def test_a_file_that_changes_is_noticed(tmp_path, change, words):
 
 
 def test_of_a_bus_error_the_file_that_is_shorter_is_named(tmp_path):
-    matrices = [open_matrix(save(tmp_path / name, VALUES)) for name in ("touched.npy", "gone.npy", "cut.npy")]
+    names = ("touched.npy", "gone.npy", "cut.npy")
+    opened = [open_matrix(save(tmp_path / name, VALUES)) for name in names]
+    opened.append(read_labels(save(tmp_path / "labels.npy", np.arange(9))))
     os.utime(tmp_path / "touched.npy", (1, 1))
     (tmp_path / "gone.npy").unlink()
-    assert mapped.first_cut_short() is None
+    assert bus_errors.first_cut_short() is None
+    size = os.stat(tmp_path / "labels.npy").st_size
+    os.truncate(tmp_path / "labels.npy", 130)
+    expected = f"{tmp_path}/labels.npy: changed while it was read ({size} bytes before, 130 now)"
+    assert bus_errors.first_cut_short() == expected
+    del opened[3]
     os.truncate(tmp_path / "cut.npy", 130)
-    assert "cut.npy: shrank while it is read" in mapped.first_cut_short()
-    del matrices
+    assert f"{tmp_path}/cut.npy: shrank while it is read" in bus_errors.first_cut_short()
 
 
 # --- memory ------------------------------------------------------------------------------------------------------

@@ -28,7 +28,6 @@ _GUARD = 'if __name__ == "__main__":'
 
 def pool_pieces(job: Job, start: int, workers: int) -> Iterator[Piece]:
     """The rows of a job from `start` on, in order, worked by a pool of processes."""
-    _check_process()
     announce_compilation()
     order = pickle.dumps(Order.of(job, threads_each(job, workers)))
     todo = deque(task_ranges(job, start, workers))
@@ -50,7 +49,7 @@ def pool_pieces(job: Job, start: int, workers: int) -> Iterator[Piece]:
                 ) from None
 
 
-def _check_process() -> None:
+def check_process() -> None:
     """Raise where this process may start no others."""
     process = multiprocessing.current_process()
     if getattr(process, "_inheriting", False):

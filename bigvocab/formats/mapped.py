@@ -7,11 +7,11 @@ import mmap
 import os
 import stat
 import sys
-import weakref
 
 import numpy as np
 
 from bigvocab import memory
+from bigvocab.bus_errors import watch
 from bigvocab.errors import BigvocabError, FormatError
 from bigvocab.formats.paths import Source
 from bigvocab.read_ahead import ReadAhead
@@ -21,9 +21,6 @@ from bigvocab.reading import Reader
 def _identity(status: os.stat_result) -> tuple[int, int, int, int]:
     """What changes when a file is written to or replaced."""
     return status.st_size, status.st_mtime_ns, status.st_ino, status.st_dev
-
-
-_open: weakref.WeakSet[MappedFile] = weakref.WeakSet()
 
 
 class _Map(mmap.mmap):
@@ -57,7 +54,7 @@ class MappedFile:
         self.identity = _identity(status)
         self.ahead = ReadAhead(self._address, self.size)
         self.buffer.reader = Reader(self._address, self.ahead)
-        _open.add(self)
+        watch(self)
 
     @property
     def shown_whole(self) -> str:
@@ -76,6 +73,17 @@ class MappedFile:
         if _identity(status) != self.identity:
             raise FormatError(f"{self.shown}: was written to or replaced while it is read")
 
+    def cut_short(self) -> str | None:
+        """What to say if the file has fewer bytes than at opening; pages of one that is gone are still there."""
+        try:
+            if os.stat(self.path).st_size < self.size:
+                self.check()
+        except FormatError as error:
+            return str(error)
+        except OSError:
+            pass
+        return None
+
     def release(self, start: int, stop: int) -> None:
         """Tell the system that the pages from the one of byte `start` up to the one of byte `stop` are not needed now.
 
@@ -86,18 +94,3 @@ class MappedFile:
             stop -= stop % mmap.PAGESIZE
         if start < stop:
             memory.release(self._address + start, stop - start)
-
-
-def first_cut_short() -> str | None:
-    """What to say of a file that is open and has fewer bytes than it had."""
-    for file in list(_open):
-        try:
-            shorter = os.stat(file.path).st_size < file.size
-        except OSError:  # gone, but its pages are there
-            continue
-        if shorter:
-            try:
-                file.check()
-            except FormatError as error:
-                return str(error)
-    return None
