@@ -53,6 +53,8 @@ def saved(dtype, times=4):
     y = np.concatenate([worker.labels()] * times)
     np.save(Path(folder.name) / "logits.npy", x.view(np.uint16) if dtype == ml_dtypes.bfloat16 else x)
     np.save(Path(folder.name) / "labels.npy", y)
+    if hasattr(os, "sync"):
+        os.sync()  # else the system writes it to the disk meanwhile
     return folder, y
 
 
