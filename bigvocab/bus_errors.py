@@ -47,7 +47,7 @@ def die_with_a_message(clean_up: Callable[[], None]) -> None:
             message = first_cut_short() or _UNKNOWN
         with contextlib.suppress(BaseException):
             clean_up()
-        os.write(2, f"bigvocab: error: {message} (bus error); nothing was written\n".encode(errors="replace"))
+        os.write(2, f"bigvocab: error: {message} (bus error); no output was written\n".encode(errors="replace"))
         os._exit(1)
 
     _handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(on_bus_error)

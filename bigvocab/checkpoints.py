@@ -21,7 +21,7 @@ import pyarrow as pa
 from bigvocab.errors import BigvocabError
 from bigvocab.kernels._jit import clock
 from bigvocab.merging import joined, refuse_difference, refuse_other_files, shown_rows
-from bigvocab.output import LineGroups, sync_folder
+from bigvocab.output import LineGroups, check_writable, sync_folder
 from bigvocab.state import Data, State, read_state, write_file, write_state
 
 MIN_SECONDS = 5.0  # between two checkpoints
@@ -233,6 +233,7 @@ def keeping(
     target = Path(os.path.realpath(path))
     if target.is_dir() or not target.parent.is_dir():
         raise BigvocabError(f"{target}: cannot be written: expected a file in a folder that exists")
+    check_writable(path, kept=True)
     with _locked(target):
         keeper = Checkpoints(target, fresh, schema)
         if target.exists():

@@ -7,10 +7,11 @@ its default is the library's. Exit codes: 0 done, 1 the data is wrong or the wor
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
@@ -45,7 +46,22 @@ _ASCII = str.maketrans({"±": "+/-", "…": "~"})
 # ---- how commands look, fail and print
 
 
+@contextlib.contextmanager
+def _to_stdout() -> Iterator[None]:
+    """What fails has a name then."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, "standard output") from None
+
+
 class _Command(click.Command):
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        with _to_stdout():  # of --help
+            return super().parse_args(ctx, args)
+
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         sections: dict[str, list[tuple[str, str]]] = {}
         for parameter in self.get_params(ctx):
@@ -122,9 +138,10 @@ def _print(text: str) -> None:
     except UnicodeEncodeError:
         text = text.translate(_ASCII).encode(encoding, "backslashreplace").decode(encoding)
     try:
-        click.echo(text)
-        if sys.stdout is not None:
-            sys.stdout.flush()
+        with _to_stdout():
+            click.echo(text)
+            if sys.stdout is not None:
+                sys.stdout.flush()
     except BrokenPipeError:
         _drop_stdout()
     except OSError:
@@ -335,5 +352,5 @@ def main() -> None:
         cli(prog_name="bigvocab")
     except OSError as error:  # of what click itself prints
         _drop_stdout()
-        _say(f"error: {error.strerror or error}")
+        _say(f"error: standard output: {error.strerror or error}")
         sys.exit(1)

@@ -216,7 +216,7 @@ EVAL = [
             show_default=True, help="Rows with NaN or +inf: error, skip or keep."),
     _option(RUNNING, "--chunk-rows", type=click.IntRange(1), metavar="N", help="Rows of a block; changes no figure."),
     _option(RUNNING, "--threads", type=click.IntRange(1), metavar="N", help="Default: all cores; changes no figure."),
-    _option(RUNNING, "--max-memory", metavar="512M", help="Most memory for mapped logits."),
+    _option(RUNNING, "--max-memory", metavar="512M", help="Most memory for mapped logits, at least 1M."),
     _option(RUNNING, "--quiet", "-q", is_flag=True, help="No progress bar and no messages."),
     *JOBS,
     _option(RESULT, "--output", metavar="PATH", help="Write the loss of every row, as Parquet."),

@@ -25,6 +25,7 @@ from bigvocab.errors import BigvocabError, FormatError
 from bigvocab.formats import paths
 from bigvocab.formats.arrow import STREAM_START
 from bigvocab.formats.layout import refuse_second
+from bigvocab.formats.npy import reason_of
 
 _SUFFIXES = tuple(suffix for suffix, form in paths.SUFFIXES.items() if form in ("npy", "arrow", "parquet"))
 _SUPPORTED = "an Arrow IPC file or stream, Parquet, or .npy"
@@ -147,7 +148,7 @@ def _open_npy(path: str, form: str) -> _Opened:
     except Exception as error:  # NumPy evaluates the header as Python: a bad one raises almost anything
         if "Python objects" in str(error):
             raise FormatError(f"{path}: holds pickled Python objects, which are refused; expected integers") from None
-        raise FormatError(f"{path}: truncated or corrupt .npy: {str(error).splitlines()[0]}") from error
+        raise FormatError(f"{path}: truncated or corrupt .npy: {reason_of(error)}") from error
     if isinstance(array, np.memmap):
         end = array.offset + array.nbytes
         with open(path, "rb") as file:

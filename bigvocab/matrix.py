@@ -307,12 +307,18 @@ def _entry(file: MappedFile, layout: Layout) -> dict[str, Any]:
     }
 
 
+def _described(entry: dict[str, Any]) -> str:
+    shape = " x ".join(map(str, entry["shape"]))
+    return f"{entry['path']} with {shape} of {entry['dtype']} in {entry['bytes']} bytes"
+
+
 def _reopen(sources: list[Source], options: _Options, files: list[dict[str, Any]]) -> Matrix:
     """What a pickled matrix becomes in another process: the same files, opened there."""
     matrix = _open(sources, options)
     for before, now in zip(files, matrix.files, strict=True):
         if before != now:
-            raise FormatError(f"{now['path']}: is not the file that was pickled: {before} there, {now} here")
+            was, found = _described(before), _described(now)
+            raise FormatError(f"{now['path']}: is not the file that was opened before: {found}, expected {was}")
     return matrix
 
 

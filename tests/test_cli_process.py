@@ -113,7 +113,7 @@ def test_a_full_disk_under_stdout_is_an_error(data):
         command = [sys.executable, "-m", "bigvocab", *EVAL]
         done = subprocess.run(command, env=ENVIRONMENT, stdout=full, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1] == "bigvocab: error: No space left on device"
+    assert done.stderr.splitlines()[-1] == "bigvocab: error: standard output: No space left on device"
     assert "Traceback" not in done.stderr
 
 
@@ -202,7 +202,9 @@ def test_outputs_go_through_pipes_and_links(data):
     assert running.returncode == 0
     assert pq.read_table(io.BytesIO(received)).num_rows == ROWS
     assert Path("pipe").is_fifo()
-    assert process(*EVAL, "--state", "pipe", "-q").returncode == 1
+    refused = process(*EVAL, "--state", "pipe", "-q")
+    assert refused.returncode == 1
+    assert refused.stderr == "bigvocab: error: pipe: is a pipe or a device, expected a file that can be replaced\n"
     assert Path("pipe").is_fifo()
 
 
@@ -225,7 +227,7 @@ def test_whatever_is_printed_to_a_full_disk_is_an_error(data, command):
             [sys.executable, "-m", "bigvocab", *command], stdout=sink, stderr=subprocess.PIPE, env=ENVIRONMENT
         )
     assert done.returncode == 1
-    assert done.stderr.decode() == "bigvocab: error: No space left on device\n"
+    assert done.stderr.decode() == "bigvocab: error: standard output: No space left on device\n"
 
 
 INTERRUPTED = """

@@ -150,6 +150,7 @@ def test_npy_refuses_types_and_shapes(file, array, words):
         (npy_header("{'descr': '<f4', 'fortran_order': 'x', 'shape': (3, 4)}"), "not a valid"),
         (npy_header("(" * 5000), "not a valid .npy header"),
         (npy_header("print(1)"), "not a valid .npy header"),
+        (npy_header("1/0"), r"not a valid .npy header: malformed node or string on line 1$"),  # and not where it lies
         (npy_header("{'descr': (oops"), r"not a valid .npy header: [^(]*$"),  # an error of two parts: its text alone
     ],
 )
@@ -439,7 +440,7 @@ def test_arrow_columns(file):
     assert open_matrix(f"{path}::b").files[0]["path"] == f"{path}::b"
     with pytest.raises(BigvocabError, match="2 columns could be meant, name one with file::column: 'a', 'b'"):
         open_matrix(path)
-    with pytest.raises(BigvocabError, match=r"no columns 'c'; there are: 'a' \(fixed_size_list.*'ids' \(int64\)"):
+    with pytest.raises(BigvocabError, match=r"no column 'c'; there are: 'a' \(fixed_size_list.*'ids' \(int64\)"):
         open_matrix(f"{path}::c")
     with pytest.raises(FormatError, match=r"::ids: expected a FixedSizeList.*'ids' \(int64\)"):
         open_matrix(f"{path}::ids")

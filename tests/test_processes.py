@@ -291,7 +291,7 @@ cli.cli(["eval", "--logits", "{tmp_path}/logits.npy", "--labels", "{tmp_path}/la
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 1
     shrank = f"{tmp_path}/logits.npy: shrank while it is read, from 76800128 to 10000000 bytes"
-    assert done.stderr == f"bigvocab: error: {shrank} (bus error); nothing was written\n"
+    assert done.stderr == f"bigvocab: error: {shrank} (bus error); no output was written\n"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["labels.npy", "logits.npy"]
 
 

@@ -67,7 +67,8 @@ def _column(file: MappedFile, schema: Any, wanted: Stored | None) -> tuple[int, 
     if file.selector is not None:
         named = schema.get_all_field_indices(file.selector)
         if len(named) != 1:
-            raise BigvocabError(f"{file.shown}: {len(named) or 'no'} columns {file.selector!r}; there are: {listed}")
+            found = f"{len(named)} columns" if named else "no column"
+            raise BigvocabError(f"{file.shown}: {found} {file.selector!r}; there are: {listed}")
         shown = f"{file.shown}::{file.selector}"
     else:
         named = list(fits)

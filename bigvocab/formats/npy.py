@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import warnings
 
 from numpy.lib import format as npy
@@ -13,6 +14,12 @@ from bigvocab.formats.mapped import MappedFile
 
 _HEAD = 2**17  # longer than any header NumPy agrees to parse
 _READERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0, (3, 0): npy.read_array_header_2_0}
+
+
+def reason_of(error: Exception) -> str:
+    """One line of what NumPy, or Python's parser, says of a header; without addresses of objects in memory."""
+    text = str(error.args[0] if error.args else error) or type(error).__name__  # a place may stand behind the text
+    return re.sub(r"(: )?<[^<>]* object at 0x[0-9a-f]+>", "", text[:300].splitlines()[0])
 
 
 def npy_layout(file: MappedFile, wanted: Stored | None) -> Layout:
@@ -30,8 +37,7 @@ def npy_layout(file: MappedFile, wanted: Stored | None) -> Layout:
                 raise ValueError(f"version {version} of the format is unknown")
             shape, fortran, dtype = _READERS[version](stream)
     except Exception as error:  # the parser evaluates the header as a Python literal: any error may come of lies
-        reason = str(error.args[0] if error.args else error)  # some parsers' errors have a place behind their text
-        raise FormatError(f"{file.shown}: not a valid .npy header: {reason[:300].splitlines()[0]}") from error
+        raise FormatError(f"{file.shown}: not a valid .npy header: {reason_of(error)}") from error
     offset = stream.tell()
     if dtype.hasobject:
         raise FormatError(f"{file.shown}: holds pickled Python objects, which are refused: unpickling runs code")
