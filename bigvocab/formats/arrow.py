@@ -67,8 +67,8 @@ def _column(file: MappedFile, schema: Any, wanted: Stored | None) -> tuple[int, 
     if file.selector is not None:
         named = schema.get_all_field_indices(file.selector)
         if len(named) != 1:
-            found = f"{len(named)} columns" if named else "no column"
-            raise BigvocabError(f"{file.shown}: {found} {file.selector!r}; there are: {listed}")
+            there = f"{len(named)} columns" if named else "no column"
+            raise BigvocabError(f"{file.shown}: {there} {file.selector!r}; there are: {listed}")
         shown = f"{file.shown}::{file.selector}"
     else:
         named = list(fits)
