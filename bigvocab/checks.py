@@ -60,12 +60,24 @@ def as_integers(name: str, values: Any) -> npt.NDArray[np.int64]:
             return array.astype(np.int64)  # an empty list has no type of its own
         if not isinstance(values, np.ndarray) and (at := _past_int64(values)) is not None:
             raise BigvocabError(f"{name}: row {at} is {values[at]}, which is past the largest 64-bit integer")
+        if (at := _first_null(values)) is not None:
+            hint = "; ignore_index is what stands for an ignored row" if name == "labels" else ""
+            raise BigvocabError(f"{name}: row {at} is null, expected integers{hint}")
         raise TypeError(f"{name}: expected integers, got {array.dtype}")
     if array.dtype.kind == "u" and array.size and int(array.max()) > np.iinfo(np.int64).max:
         place = int(np.argmax(array > np.uint64(np.iinfo(np.int64).max)))
         row = place // (array.size // max(1, len(array))) if array.ndim else 0
         raise BigvocabError(f"{name}: row {row} is {array.flat[place]}, which is past the largest 64-bit integer")
     return array.astype(np.int64, copy=False)
+
+
+def _first_null(values: Any) -> int | None:
+    """The place of the first None of a list, or null of an Arrow array."""
+    if isinstance(values, list | tuple):
+        return next((at for at, value in enumerate(values) if value is None), None)
+    if getattr(values, "null_count", 0):
+        return int(np.argmax(np.asarray(values.is_null())))
+    return None
 
 
 def _past_int64(values: Any) -> int | None:

@@ -706,3 +706,12 @@ def test_messages_name_the_argument(job):
 def test_class_weights_that_overflow_are_refused(job):
     with pytest.raises(bv.BigvocabError, match="class_weights: times the loss of logits: row [0-9]+, they are past"):
         bv.Evaluator(class_weights=np.full(501, 1e308)).update(job["logits"], job["labels"])
+
+
+@pytest.mark.parametrize("labels", [[1, None, 2], pa.array([1, None, 2]), pa.chunked_array([[1], [None, 2]])])
+def test_a_null_among_labels_in_memory_is_named(labels):
+    logits = np.zeros((3, 4), np.float32)
+    expected = "labels: row 1 is null, expected integers; ignore_index is what stands for an ignored row"
+    for call in (bv.Evaluator().update, bv.sparse_softmax_cross_entropy):
+        with pytest.raises(bv.BigvocabError, match=expected):
+            call(logits, labels)
