@@ -17,19 +17,30 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+from bigvocab.errors import FormatError
+from bigvocab.numerals import printable
+
 _UNKNOWN = "a file was cut short, or its disk failed, while it was read"
 _watched: weakref.WeakSet[Any] = weakref.WeakSet()
 _handler: Any = None  # kept alive: the system holds only its address
 
 
-def watch(files: Any) -> None:
-    """Ask these, as long as they are there, which file was to blame: `files.cut_short()` says so, or is None."""
-    _watched.add(files)
+def watch(owner: Any) -> None:
+    """Look, as long as the owner is there, for the one to blame at `owner.watched()`: files with a path, an identity
+    (None in memory) and `check`, which raises FormatError.
+    """
+    _watched.add(owner)
 
 
 def first_cut_short() -> str | None:
     """What to say of a file that is open and has fewer bytes than it had."""
-    return next((message for files in list(_watched) if (message := files.cut_short()) is not None), None)
+    for file in [file for owner in list(_watched) for file in owner.watched()]:
+        if file.identity is not None and file.identity.is_cut_short(file.path):
+            try:
+                file.check()
+            except FormatError as error:
+                return str(error)
+    return None
 
 
 def die_with_a_message(clean_up: Callable[[], None]) -> None:
@@ -47,6 +58,7 @@ def die_with_a_message(clean_up: Callable[[], None]) -> None:
             message = first_cut_short() or _UNKNOWN
         with contextlib.suppress(BaseException):
             clean_up()
+        message = printable(message)
         os.write(2, f"bigvocab: error: {message} (bus error); no output was written\n".encode(errors="replace"))
         os._exit(1)
 

@@ -64,7 +64,7 @@ def of_labels(labels: Any) -> Iterator[dict[str, Any]]:
     """As `of_matrix`, one entry for each file of labels; of labels in memory, one for all."""
     if hasattr(labels, "_matrix"):
         yield from of_matrix("labels", labels._matrix)
-    elif getattr(labels._parts[0], "stamp", None) is not None:
+    elif getattr(labels._parts[0], "identity", None) is not None:
         for file in labels.files:
             yield {"role": "labels", **file, "fingerprint": of_file(file["path"], _WHOLE_LABELS)}
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -21,7 +22,6 @@ from bigvocab.matrix import Matrix
 from bigvocab.merging import FILE_OPTIONS, refuse_nothing, state_of, with_times
 from bigvocab.output import LossWriter, check_writable, loss_schema, refuse_overwriting, replacing, write_text
 from bigvocab.report import Report
-from bigvocab.rows import rows_in_one_piece
 from bigvocab.settings import parse_bytes, parse_shard
 from bigvocab.sigmoid_rows import pos_weight_vector
 from bigvocab.state import Data, State
@@ -131,7 +131,6 @@ def evaluate(
     evaluator.label_name = ids.path if ids.files else "labels"
     rows = _row_range(shard, len(matrix))
     job = Job(evaluator, matrix, ids, block_rows(evaluator, matrix, chunk_rows, max_memory), *rows)
-    job.growing = chunk_rows is None and max_memory is None and _may_grow(evaluator, matrix)
     if vocab_shard is not None or first_class is not None:
         if shard is not None:
             raise BigvocabError("shard: does not go with vocab_shard; expected a split by rows or by classes")
@@ -144,6 +143,7 @@ def evaluate(
             raise BigvocabError("engine: shares rows among workers, it does not go with vocab_shard")
     elif label_logits is not None or save_label_logits is not None:
         raise BigvocabError("label_logits: belong to a range of classes, expected vocab_shard or first_class")
+    job.growing = chunk_rows is None and max_memory is None and _may_grow(job)
     _check_job(job)
     outputs = {"output": output, "report": report, "state": state, "save_label_logits": save_label_logits}
     refuse_overwriting({**outputs, **files_beside(state)}, _files_read(job, {**options, "label_logits": label_logits}))
@@ -183,12 +183,8 @@ class _Run:
 
     def all(self, state: Any, resume: bool, engine: str | None, workers: int | None, address: str | None) -> Report:
         """Do what is not done yet, and report."""
-        # here, where it is not yet counted as work
-        import bigvocab.kernels.pages
-        import bigvocab.kernels.softmax
-        import bigvocab.kernels.sums  # noqa: F401
-
         job = self.job
+        _import_kernels(job)  # here, where it is not yet counted as work
         for path in (self.report, self.output):
             if path is not None:
                 check_writable(path, kept=path is self.output and state is not None)
@@ -315,6 +311,15 @@ class _Run:
         return with_times(make_report(evaluator.loss, evaluator._tally, shown, exact=evaluator.exact), data)
 
 
+def _import_kernels(job: Job) -> None:
+    own = {"sparse-softmax": "softmax", "softmax": "soft_labels", "sampled-softmax": "softmax"}
+    names = ["pages", "softmax", "sums", own.get(job.evaluator.loss, "sigmoid")]
+    if isinstance(job.matrix, LinearMatrix):
+        names += ["convert", "merge", "panels", "products"]
+    for name in names:
+        importlib.import_module(f"bigvocab.kernels.{name}")
+
+
 def _row_range(shard: Any, rows: int) -> tuple[int, int]:
     """The rows of a shard: the I-th of N ranges, as equal as can be."""
     i, n = parse_shard("shard", shard) or (1, 1)
@@ -352,14 +357,15 @@ def block_rows(
     return rows
 
 
-def _may_grow(evaluator: Evaluator, matrix: Matrix | LinearMatrix) -> bool:
-    """Whether larger blocks change nothing but the time: labels are checked beforehand, so that the first bad row does
-    not depend on blocks, and files are so large that what was read of each is let go of before the block ends.
+def _may_grow(job: Job) -> bool:
+    """Whether larger blocks change nothing but the time: not which bad row is the first, since labels are checked
+    beforehand and nothing but a row's logits can be wrong; not what is mapped, which is let go of within a block.
     """
-    large = matrix.nbytes >= _BLOCK_BYTES * max(1, len(matrix.files))
-    if evaluator.loss != "sparse-softmax" or not isinstance(matrix, Matrix) or not large:
+    evaluator, matrix = job.evaluator, job.matrix
+    if evaluator.loss != "sparse-softmax" or not isinstance(matrix, Matrix) or job.classes is not None:
         return False
-    return all(rows_in_one_piece(tile) for _, tiles in matrix.row_parts(0, min(1, len(matrix))) for _, tile in tiles)
+    weighted = evaluator.class_weights is not None or evaluator.columns["weight"] is not None
+    return not weighted and matrix.lies_in_one_piece()
 
 
 def _check_job(job: Job) -> None:

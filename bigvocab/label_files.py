@@ -22,6 +22,7 @@ from numpy.lib.format import MAGIC_PREFIX
 
 from bigvocab import columns as _columns
 from bigvocab.errors import BigvocabError, FormatError
+from bigvocab.file_identity import FileIdentity
 from bigvocab.formats import paths
 from bigvocab.formats.arrow import STREAM_START
 from bigvocab.formats.layout import refuse_second
@@ -44,7 +45,7 @@ class LabelPart(NamedTuple):
     num_rows: int
     batches: _Batches
     num_bytes: int
-    stamp: tuple[int, int] | None = None  # size and time of change; None in memory
+    identity: FileIdentity | None = None  # None in memory
 
     def columns(self) -> list[tuple[str, str]]:
         """Name and type of every column."""
@@ -52,18 +53,15 @@ class LabelPart(NamedTuple):
 
     def check(self) -> None:
         """Refuse a file that has changed: its mapped pages may be gone, and touching those kills the process."""
-        if self.stamp is None:
+        if self.identity is None:
             return
         try:
-            stamp = _stamp(os.stat(self.path))
+            now = FileIdentity.of(os.stat(self.path))
         except OSError as error:
             raise FormatError(f"{self.path}: vanished while it was read: {error.strerror}") from error
-        if stamp != self.stamp:
-            raise FormatError(f"{self.path}: changed while it was read ({self.stamp[0]} bytes before, {stamp[0]} now)")
-
-
-def _stamp(stat: os.stat_result) -> tuple[int, int]:
-    return stat.st_size, stat.st_mtime_ns
+        if now != self.identity:
+            sizes = f"{self.identity.size} bytes before, {now.size} now"
+            raise FormatError(f"{self.path}: changed while it was read ({sizes})")
 
 
 @contextlib.contextmanager
@@ -215,7 +213,7 @@ def _open_file(path: str) -> LabelPart:
     for magic, (form, opener) in _OPENERS.items():
         if head.startswith(magic):
             with reading(path, form):
-                part = LabelPart(path, form, *opener(path, form), stat.st_size, _stamp(stat))
+                part = LabelPart(path, form, *opener(path, form), stat.st_size, FileIdentity.of(stat))
                 part.columns()  # names that are no text fail here
                 return part
     raise FormatError(f"{path}: begins with {head!r}; expected {_SUPPORTED}")

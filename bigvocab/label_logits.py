@@ -63,8 +63,11 @@ def write_label_logits(job: Job, path: str | os.PathLike[str]) -> int:
                 name=job.evaluator.label_name,
                 first_row=batch.first_row,
             )
+            job.matrix.check()
             logits, known = job.classes.label_logits(job.evaluator, job.matrix, batch.first_row, ids)
             writer.write_batch(pa.record_batch([pa.array(np.where(known, logits, 0.0), mask=~known)], schema))
             found += int(np.count_nonzero(known))
             job.matrix.release(batch.first_row, batch.first_row + len(batch))
+        job.matrix.check()
+        job.labels.check()
     return found

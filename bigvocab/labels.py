@@ -71,24 +71,16 @@ class Labels:
     @property
     def paths(self) -> list[str]:
         """The files that are read; none for labels in memory."""
-        return [part.path for part in self._parts if part.stamp is not None]
+        return [part.path for part in self._parts if part.identity is not None]
 
     def check(self) -> None:
         """Raise FormatError if a file has changed since it was opened."""
         for part in self._parts:
             part.check()
 
-    def cut_short(self) -> str | None:
-        """What to say if a file has fewer bytes than at opening."""
-        for part in self._parts:
-            try:
-                if part.stamp is not None and os.stat(part.path).st_size < part.stamp[0]:
-                    part.check()
-            except FormatError as error:
-                return str(error)
-            except OSError:
-                pass
-        return None
+    def watched(self) -> list[LabelPart]:
+        """What a bus error may be of."""
+        return self._parts
 
     def _shape_and_type(self, part: LabelPart) -> dict[str, Any]:
         """{shape, dtype} of the labels of a part: lists of one size are (N, T), others (N,)."""
@@ -97,7 +89,7 @@ class Labels:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Files travel by absolute path and are opened anew; arrays travel whole."""
-        source = [os.path.abspath(part.path) for part in self._parts] if self._parts[0].stamp else self._source
+        source = [os.path.abspath(part.path) for part in self._parts] if self._parts[0].identity else self._source
         return Labels, (source, {**self._options, "label": self.chosen.label})
 
     def __iter__(self) -> Iterator[LabelBatch]:

@@ -26,6 +26,10 @@ from bigvocab.formats.mapped import MappedFile
 from bigvocab.formats.parts import Array, Part, Shard, fetch_rows, make_parts, make_shard, native, release_rows
 from bigvocab.formats.paths import Source, expand
 from bigvocab.formats.raw import raw_layouts
+from bigvocab.reading import Behind
+from bigvocab.rows import rows_in_one_piece
+
+_COPIED_BYTES = 128 << 20  # of rows at a time that are made native
 
 
 class _Options(NamedTuple):
@@ -55,6 +59,7 @@ class Matrix:
         self.dtype = dtype
         self.files = files
         self._maps: list[MappedFile] = []
+        self._lock, self._readers = threading.Lock(), 0
         self._spec: tuple[list[Source], _Options] | None = None
 
     @classmethod
@@ -90,7 +95,7 @@ class Matrix:
     @property
     def fingerprints(self) -> list[tuple[str, int, int]]:
         """(absolute path, size, time of change in ns) of each file at opening."""
-        return [(file.path, file.size, file.identity[1]) for file in self._maps]
+        return [(file.path, file.size, file.identity.changed_ns) for file in self._maps]
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -207,9 +212,16 @@ class Matrix:
         while start < stop:
             parts = [shard.part_of(start) for shard in self._shards]
             end = min(stop, *(part.stop for part in parts))
+            if any(part.array.dtype != self.dtype for part in parts):  # `native` makes a copy
+                end = min(end, start + max(1, _COPIED_BYTES * len(self) // max(1, self.nbytes)))
             tiles = [part.array[start - part.first : end - part.first] for part in parts]
             yield start, [(s.first_class, native(t, self.dtype)) for s, t in zip(self._shards, tiles, strict=True)]
             start = end
+
+    def lies_in_one_piece(self) -> bool:
+        """Whether kernels can read all rows where they lie, without a copy."""
+        arrays = [part.array for shard in self._shards for part in shard.parts]
+        return all(array.dtype == self.dtype and rows_in_one_piece(array) for array in arrays)
 
     def fetch(self, start: int, stop: int, ended: threading.Event) -> None:
         """Have rows start to stop read from the disk, in order, unless it has `ended`: for a thread ahead of others."""
@@ -219,14 +231,21 @@ class Matrix:
 
     @contextlib.contextmanager
     def read_once(self) -> Iterator[None]:
-        """While it lasts, kernels let go of what they have read, 256 MiB of a file at a time."""
-        for file in self._maps:
-            file.buffer.reader.reads_once(True)
+        """While it lasts, kernels let go of what they have read, 256 MiB of all files at a time."""
+        self._read_behind(1)
         try:
             yield
         finally:
-            for file in self._maps:
-                file.buffer.reader.reads_once(False)
+            self._read_behind(-1)
+
+    def _read_behind(self, more: int) -> None:
+        """Count who reads all rows once: several may, one within another or in threads of their own."""
+        with self._lock:
+            before, self._readers = self._readers, self._readers + more
+            if 0 in (before, self._readers):
+                behind = Behind() if self._readers else None
+                for file in self._maps:
+                    file.buffer.reader.behind = behind
 
     def release(self, start: int, stop: int) -> None:
         """Tell the system that the pages of rows start to stop are not needed any more; arrays in memory stay."""

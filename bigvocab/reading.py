@@ -9,6 +9,7 @@ before it they cost a quarter (36 GB/s), less than a `pread` into the cache (27)
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,33 @@ MAPPED_TURN = 32 << 20  # bytes of a mapped file that a thread should read at a 
 _LET_GO = 256 << 20  # bytes to let go of at a time: each time the system interrupts every thread
 
 
+class Behind:
+    """What threads have read of files that are read once: it is let go of, 256 MiB of all of them at a time."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._ranges: list[tuple[int, int]] = []  # addresses
+        self._bytes = 0
+
+    def add(self, start: int, stop: int, size: int) -> None:
+        """Let go of `size` bytes between two addresses, now or later."""
+        with self._lock:
+            self._bytes += size
+            if self._ranges and self._ranges[-1][1] == start:
+                start, _ = self._ranges.pop()
+            self._ranges.append((start, stop))
+            if self._bytes < _LET_GO:
+                return
+            ranges, self._ranges, self._bytes = sorted(self._ranges), [], 0
+        first, last = ranges[0]
+        for start, stop in ranges[1:]:
+            if start > last:
+                memory.release_whole(first, last)
+                first = start
+            last = max(last, stop)
+        memory.release_whole(first, last)
+
+
 class Reader:
     """Rows of one mapped file; threads share it.
 
@@ -32,14 +60,7 @@ class Reader:
 
     def __init__(self, address: int, ahead: ReadAhead) -> None:
         self._address, self._ahead = address, ahead
-        self._once = False
-        self._done: list[tuple[int, int]] = []  # addresses of what is still mapped
-        self._bytes = 0
-
-    def reads_once(self, once: bool) -> None:
-        """Whether rows are read `once` from now on, and let go of then; else they may be read again soon."""
-        with self._ahead.lock:
-            self._once, self._done, self._bytes = once, [], 0
+        self.behind: Behind | None = None  # where rows are read once
 
     def bring(self, rows: Array, classes: int, left_out: Array) -> None:
         """Have rows (n, at least classes), as kernels take them, in the map, but for those left out (n,)."""
@@ -50,26 +71,11 @@ class Reader:
         pages.touch_rows(rows.reshape(-1).view(np.uint8), start, rows.strides[0], classes * rows.itemsize, left_out)
 
     def done(self, rows: Array, classes: int) -> None:
-        """Let go of rows that were brought, 256 MiB at a time, where they are read once."""
-        width = classes * rows.itemsize  # behind it there may be the end of the map
-        start, stop = rows.ctypes.data, rows.ctypes.data + (len(rows) - 1) * rows.strides[0] + width
-        with self._ahead.lock:
-            if not self._once or start >= stop:
-                return
-            self._bytes += len(rows) * width
-            if self._done and self._done[-1][1] == start:
-                start, _ = self._done.pop()
-            self._done.append((start, stop))
-            if self._bytes < _LET_GO:
-                return
-            ranges, self._done, self._bytes = sorted(self._done), [], 0
-        first, last = ranges[0]
-        for start, stop in ranges[1:]:
-            if start > last:
-                memory.release_whole(first, last)
-                first = start
-            last = max(last, stop)
-        memory.release_whole(first, last)
+        """Let go of rows that were brought, where they are read once."""
+        if (behind := self.behind) is None or not len(rows):
+            return
+        start, width = rows.ctypes.data, classes * rows.itemsize  # behind it there may be the end of the map
+        behind.add(start, start + (len(rows) - 1) * rows.strides[0] + width, len(rows) * width)
 
 
 def reader_of(rows: Array) -> Reader | None:

@@ -41,7 +41,7 @@ class Job:
     evaluator: Evaluator
     matrix: Matrix | LinearMatrix
     labels: Labels | MatrixLabels
-    block: int  # rows at a time
+    block: int  # rows at a time, or at first
     start: int
     stop: int
     schema: pa.Schema | None = None  # of a line for each row, where lines are kept
@@ -93,8 +93,10 @@ def pieces(job: Job, start: int, stop: int) -> Iterator[Piece]:
                 if released is not None:
                     released.result()  # else blocks that were let go of could pile up
                 released = _begin(pages, matrix.release, first, last)
-                quick = clock() - began < _QUICK
-                block = min(2 * block, _GROWTH * job.block) if job.growing and quick else job.block
+                if clock() - began >= _QUICK:
+                    block = job.block
+                elif job.growing and len(rows) == block:  # and no rest
+                    block = min(2 * block, _GROWTH * job.block)
     matrix.check()
     job.labels.check()
 

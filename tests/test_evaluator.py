@@ -20,6 +20,7 @@ import bigvocab as bv
 from bigvocab import work
 from bigvocab.job import block_rows
 from bigvocab.matrix import as_matrix
+from bigvocab.vocab_shards import ClassRange
 
 
 @pytest.fixture(scope="module")
@@ -563,7 +564,7 @@ def test_memory_bounds_the_blocks_that_are_asked_for():
     assert block_rows(ev, matrix, 500, None) == 500
 
 
-def test_blocks_grow_while_they_are_quick_where_no_one_asked_for_a_size(job, monkeypatch):
+def test_blocks_grow_while_they_are_quick_where_no_one_asked_for_a_size(job, tmp_path, monkeypatch):
     row_bytes, now, seen, slow = job["logits"][0].nbytes, [0.0], [], []
     monkeypatch.setattr(work, "clock", lambda: now[0])
     monkeypatch.setattr("bigvocab.job._BLOCK_BYTES", 2 * row_bytes)
@@ -580,19 +581,66 @@ def test_blocks_grow_while_they_are_quick_where_no_one_asked_for_a_size(job, mon
     assert sizes() == [2, 4, *[8] * 36, 6]
     assert set(sizes(chunk_rows=3)) == {3}
     assert set(sizes(max_memory="1M")) == {3}
-    with monkeypatch.context() as with_files:
-        whole = as_matrix(job["logits"])
-        whole.files = whole.files * 151  # of fewer bytes than a block each
-        with_files.setitem(job, "logits", whole)
-        assert set(sizes()) == {2}
     with monkeypatch.context() as copied:
         copied.setitem(job, "logits", np.asfortranarray(job["logits"]))
         assert set(sizes()) == {2}
+        parts = [job["logits"][:6], np.asfortranarray(job["logits"][6:])]
+        for i, part in enumerate(parts):
+            np.save(tmp_path / f"{i}.npy", part)
+        copied.setitem(job, "logits", tmp_path)
+        assert set(sizes()) == {2}
+    weighted = pa.table({"label": job["labels"], "weight": np.ones(300)})
+    assert set(sizes(class_weights=np.ones(501))) == {2}  # the first bad row would depend on it
+    with monkeypatch.context() as columns:
+        columns.setitem(job, "labels", weighted)
+        assert sizes()[:4] == [2, 4, 8, 8]
+        assert set(sizes(weight_column="weight")) == {2}
     slow += [14, 16]
     assert sizes()[:8] == [2, 4, 8, 2, 2, 4, 8, 8]
+    slow[:] = [2, 4, 6, 9, 11, 13]  # what is quick is a rest of a batch of labels, and says nothing of a block
+    with monkeypatch.context() as rests:
+        rests.setattr("bigvocab.columns.MAX_ROWS", 7)
+        assert sizes()[:8] == [2, 2, 2, 1, 2, 2, 2, 1]
     dense = np.eye(501)[job["labels"]]
     bv.evaluate(logits=job["logits"], labels=dense, progress=look, loss="softmax")
     assert set(np.diff(seen[-100:])) == {2}  # labels are looked at block by block, and the first bad row is named
+
+
+@pytest.mark.parametrize("what", ["labels", "logits"])
+def test_files_that_change_before_a_worker_opens_them_are_refused(job, tmp_path, what):
+    for name in ("labels", "logits"):
+        np.save(tmp_path / f"{name}.npy", job[name])
+
+    def change(done, rows, read):
+        if done == 0:
+            np.save(tmp_path / f"{what}.npy", job[what][::-1])
+
+    options = {"workers": 2, "progress": change, "output": tmp_path / "out"}
+    with pytest.raises(bv.FormatError, match=rf"{what}.npy: (changed|was written to or replaced) while"):
+        bv.evaluate(logits=tmp_path / "logits.npy", labels=tmp_path / "labels.npy", **options)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["labels.npy", "logits.npy"]
+
+
+@pytest.mark.parametrize("what", ["labels", "logits"])
+@pytest.mark.parametrize("at", [0, 3])
+def test_files_that_change_while_logits_of_labels_are_picked_are_refused(job, tmp_path, monkeypatch, what, at):
+    for name in ("labels", "logits"):
+        np.save(tmp_path / f"{name}.npy", job[name])
+    monkeypatch.setattr("bigvocab.columns.MAX_ROWS", 75)
+    pick, seen = ClassRange.label_logits, []
+
+    def changed(self, *given):
+        if len(seen) == at:
+            os.utime(tmp_path / f"{what}.npy", (1, 1))
+        seen.append(given)
+        return pick(self, *given)
+
+    monkeypatch.setattr(ClassRange, "label_logits", changed)
+    paths = {name: tmp_path / f"{name}.npy" for name in ("labels", "logits")}
+    with pytest.raises(bv.FormatError, match=rf"{what}.npy: (changed|was written to or replaced) while"):
+        bv.evaluate(**paths, first_class=0, num_classes=600, save_label_logits=tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["labels.npy", "logits.npy"]
+    assert len(seen) == at + 1
 
 
 @pytest.mark.parametrize("dense", [False, True])

@@ -432,6 +432,18 @@ def test_vocab_shards_without_rows(tmp_path):
     assert list(matrix.row_parts(0, 0)) == []
 
 
+def test_bfloat16_of_the_other_byte_order_is_made_native_a_few_rows_at_a_time(tmp_path, monkeypatch):
+    values = VALUES.astype(ml_dtypes.bfloat16)
+    values.view(np.uint16).byteswap().tofile(tmp_path / "x.bin")
+    matrix = open_matrix(tmp_path / "x.bin", shape=values.shape, dtype=">bfloat16")
+    monkeypatch.setattr("bigvocab.matrix._COPIED_BYTES", 5 * values[0].nbytes)
+    parts = [(first, tiles[0][1]) for first, tiles in matrix.row_parts(1, len(values))]
+    assert [first for first, _ in parts] == list(range(1, len(values), 5))
+    assert np.concatenate([tile for _, tile in parts]).tobytes() == values[1:].tobytes()
+    assert matrix[:].tobytes() == values.tobytes()
+    assert not matrix.lies_in_one_piece()
+
+
 def test_byte_swapped_files_stay_as_they_are(tmp_path):
     files = [save(tmp_path / f"{i}.npy", VALUES.astype(">f4")) for i in range(2)]
     matrix = open_matrix(files)
@@ -542,6 +554,8 @@ def test_of_a_bus_error_the_file_that_is_shorter_is_named(tmp_path):
     expected = f"{tmp_path}/labels.npy: changed while it was read ({size} bytes before, 130 now)"
     assert bus_errors.first_cut_short() == expected
     del opened[3]
+    save(tmp_path / "shorter.npy", VALUES[:1]).replace(tmp_path / "touched.npy")
+    assert bus_errors.first_cut_short() is None  # the pages of the old one are there
     os.truncate(tmp_path / "cut.npy", 130)
     assert f"{tmp_path}/cut.npy: shrank while it is read" in bus_errors.first_cut_short()
 

@@ -123,6 +123,34 @@ def test_rows_are_let_go_of_in_spans_of_whole_pages_when_they_have_been_read(tmp
         assert read(0, 26) == []
 
 
+def test_the_ranges_of_all_files_count_together_and_may_overlap(tmp_path, let_go):
+    for i in range(3):
+        save(tmp_path / f"{i}.npy", rows=20, classes=5000)  # 400,000 bytes each
+    matrix = bv.open_matrix(tmp_path)
+    with matrix.read_once():
+        list(streamed([(0, matrix[:20])], 0, 20))
+        assert not let_go
+        list(streamed([(0, matrix[20:40])], 0, 20))
+        assert len(let_go) == 2
+        let_go.clear()
+        for first, last in ((40, 60), (45, 50), (46, 50)):
+            list(streamed([(0, matrix[first:last])], 0, last - first))
+        start = matrix._maps[2]._address
+        assert let_go == [(start + 4096, start + (128 + 400_000) // 4096 * 4096)]
+
+
+def test_rows_are_let_go_of_until_the_last_who_reads_them_once_has_ended(tmp_path, let_go):
+    matrix = bv.open_matrix(save(tmp_path / "logits.npy", rows=30, classes=5000))
+    with matrix.read_once():
+        with matrix.read_once():
+            pass
+        list(streamed([(0, matrix[:])], 0, 30))
+        assert let_go
+    let_go.clear()
+    list(streamed([(0, matrix[:])], 0, 30))
+    assert not let_go
+
+
 @pytest.mark.parametrize("first", [0, 20_000, 49_999])
 def test_what_is_let_go_of_never_lies_outside_of_what_was_read(tmp_path, let_go, first):
     """Behind the last class of the last row there may be memory of others."""

@@ -88,7 +88,9 @@ def do_task(order: bytes, start: int, stop: int) -> tuple[dict[str, Any], list[b
 
 
 def as_piece(job: Job, start: int, stop: int, done: tuple[dict[str, Any], list[bytes], int]) -> Piece:
-    """What `do_task` returned, as a piece of the job."""
+    """What `do_task` returned, as a piece of the job; the files are those that were opened, now that they were read."""
+    job.matrix.check()
+    job.labels.check()
     state, lines, read = done
     batches = [pa.ipc.read_record_batch(pa.py_buffer(line), job.schema) for line in lines]
     return Piece(start, stop, lambda tally: tally.merge(Tally.from_state(state)), batches, read)

@@ -13,14 +13,10 @@ import numpy as np
 from bigvocab import memory
 from bigvocab.bus_errors import watch
 from bigvocab.errors import BigvocabError, FormatError
+from bigvocab.file_identity import FileIdentity
 from bigvocab.formats.paths import Source
 from bigvocab.read_ahead import ReadAhead
 from bigvocab.reading import Reader
-
-
-def _identity(status: os.stat_result) -> tuple[int, int, int, int]:
-    """What changes when a file is written to or replaced."""
-    return status.st_size, status.st_mtime_ns, status.st_ino, status.st_dev
 
 
 class _Map(mmap.mmap):
@@ -51,7 +47,7 @@ class MappedFile:
             raise BigvocabError(f"{self.shown}: cannot open: {error.strerror or error}{hint}") from error
         self.size = len(self.buffer)
         self._address = np.frombuffer(self.buffer, np.uint8).ctypes.data
-        self.identity = _identity(status)
+        self.identity = FileIdentity.of(status)
         self.ahead = ReadAhead(self._address, self.size)
         self.buffer.reader = Reader(self._address, self.ahead)
         watch(self)
@@ -70,19 +66,12 @@ class MappedFile:
         if status.st_size != self.size:
             verb = "shrank" if status.st_size < self.size else "grew"
             raise FormatError(f"{self.shown}: {verb} while it is read, from {self.size} to {status.st_size} bytes")
-        if _identity(status) != self.identity:
+        if FileIdentity.of(status) != self.identity:
             raise FormatError(f"{self.shown}: was written to or replaced while it is read")
 
-    def cut_short(self) -> str | None:
-        """What to say if the file has fewer bytes than at opening; pages of one that is gone are still there."""
-        try:
-            if os.stat(self.path).st_size < self.size:
-                self.check()
-        except FormatError as error:
-            return str(error)
-        except OSError:
-            pass
-        return None
+    def watched(self) -> list[MappedFile]:
+        """What a bus error may be of."""
+        return [self]
 
     def release(self, start: int, stop: int) -> None:
         """Tell the system that the pages from the one of byte `start` up to the one of byte `stop` are not needed now.
