@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -25,6 +24,7 @@ from bigvocab.report import Report
 from bigvocab.settings import parse_bytes, parse_shard
 from bigvocab.sigmoid_rows import pos_weight_vector
 from bigvocab.state import Data, State
+from bigvocab.tally import Tally
 from bigvocab.vocab_shards import ClassRange, check_class_job, class_range
 from bigvocab.work import Job, Piece, follow_draws, pieces, refuse_ordered_draws
 
@@ -184,13 +184,14 @@ class _Run:
     def all(self, state: Any, resume: bool, engine: str | None, workers: int | None, address: str | None) -> Report:
         """Do what is not done yet, and report."""
         job = self.job
-        _import_kernels(job)  # here, where it is not yet counted as work
         for path in (self.report, self.output):
             if path is not None:
                 check_writable(path, kept=path is self.output and state is not None)
         with keeping(state, self._fresh(state is not None), job.schema, resume=resume) as keeper:
             job.evaluator._tally = keeper.state.tally
             if not keeper.complete:
+                if engine != "ray" and (workers or 1) == 1:
+                    _make_ready(job)
                 self._to_the_end(keeper, self._source(keeper.next_row, engine, workers, address))
             elif self.output is not None and not os.path.exists(self.output):
                 raise BigvocabError(
@@ -311,13 +312,14 @@ class _Run:
         return with_times(make_report(evaluator.loss, evaluator._tally, shown, exact=evaluator.exact), data)
 
 
-def _import_kernels(job: Job) -> None:
-    own = {"sparse-softmax": "softmax", "softmax": "soft_labels", "sampled-softmax": "softmax"}
-    names = ["pages", "softmax", "sums", own.get(job.evaluator.loss, "sigmoid")]
-    if isinstance(job.matrix, LinearMatrix):
-        names += ["convert", "merge", "panels", "products"]
-    for name in names:
-        importlib.import_module(f"bigvocab.kernels.{name}")
+def _make_ready(job: Job) -> None:
+    """Load kernels and start threads by a first look at a few rows, so that this is not counted as work; draws may not
+    be made twice, and a layer is too large for a few rows.
+    """
+    if isinstance(job.matrix, Matrix) and job.evaluator.draws is None:
+        few = min(job.start + 2 * job.evaluator.num_threads, job.stop)
+        for piece in pieces(job, job.start, few):
+            piece.add_to(Tally(job.evaluator.top_k))
 
 
 def _row_range(shard: Any, rows: int) -> tuple[int, int]:

@@ -295,6 +295,31 @@ cli.cli(["eval", "--logits", "{tmp_path}/logits.npy", "--labels", "{tmp_path}/la
     assert sorted(path.name for path in tmp_path.iterdir()) == ["labels.npy", "logits.npy"]
 
 
+def test_no_kernel_is_made_ready_while_the_clock_runs(tmp_path):
+    """Nor a module of kernels imported."""
+    code = """
+import sys
+import numpy as np
+import bigvocab as bv
+from bigvocab import checkpoints
+from bigvocab.kernels import _jit
+begin = checkpoints.Checkpoints.begin
+def begin_and_look(self):
+    begin(self)
+    before.update(sys.modules)
+    _jit._spent.seconds = 0.0
+checkpoints.Checkpoints.begin = begin_and_look
+x, ids = np.zeros((4, 5), np.float32), (np.arange(5), np.zeros(4, int))
+for loss, labels in (("softmax", x + 0.2), ("sparse-softmax", ids[1]), ("sigmoid", x), ("sparse-sigmoid", ids)):
+    before = set()
+    bv.evaluate(logits=x, labels=labels, loss=loss)
+    print(loss, sorted(set(sys.modules) - before), _jit._spent.seconds)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    losses = ("softmax", "sparse-softmax", "sigmoid", "sparse-sigmoid")
+    assert done.stdout.splitlines() == [f"{loss} [] 0.0" for loss in losses]
+
+
 def test_a_thread_that_outlives_the_main_one():
     """Python lets no thread begin by then: the one that is left does all."""
     code = """

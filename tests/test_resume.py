@@ -307,7 +307,7 @@ cli.main()
         stderr=subprocess.PIPE,
         text=True,
     )
-    while process.stdout.readline().strip() != "6":
+    while process.stdout.readline().strip() != "8":
         assert process.poll() is None, process.stderr.read()
     process.send_signal(number)
     error = process.communicate()[1]

@@ -48,7 +48,9 @@ def _untimed(make_ready: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def on_compile(callback: Callable[[str, bool], None]) -> None:
-    """Call `callback(name, whether it will be kept)` before a kernel is compiled: no machine code of it is kept yet."""
+    """Call `callback(name, whether it will be kept)` before a kernel is compiled: no machine code of it is kept yet.
+    The name is "all" where other processes are about to do it.
+    """
     _on_compile.append(callback)
 
 
