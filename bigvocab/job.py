@@ -16,6 +16,7 @@ from bigvocab.evaluator import OPTIONS, Evaluator
 from bigvocab.figures import make_report, versions
 from bigvocab.label_logits import LabelLogits, write_label_logits
 from bigvocab.label_sources import check_labels, open_labels
+from bigvocab.kernels._jit import keeps_none_yet
 from bigvocab.linear_rows import LinearMatrix
 from bigvocab.matrix import Matrix
 from bigvocab.merging import FILE_OPTIONS, refuse_nothing, state_of, with_times
@@ -190,7 +191,7 @@ class _Run:
         with keeping(state, self._fresh(state is not None), job.schema, resume=resume) as keeper:
             job.evaluator._tally = keeper.state.tally
             if not keeper.complete:
-                if engine != "ray" and (workers or 1) == 1:
+                if engine != "ray" and ((workers or 1) == 1 or keeps_none_yet()):
                     _make_ready(job)
                 self._to_the_end(keeper, self._source(keeper.next_row, engine, workers, address))
             elif self.output is not None and not os.path.exists(self.output):
@@ -313,8 +314,8 @@ class _Run:
 
 
 def _make_ready(job: Job) -> None:
-    """Load kernels and start threads by a first look at a few rows, so that this is not counted as work; draws may not
-    be made twice, and a layer is too large for a few rows.
+    """Load kernels, or compile them for all workers, and start threads by a first look at a few rows, so that this is
+    not counted as work; draws may not be made twice, and a layer is too large for a few rows.
     """
     if isinstance(job.matrix, Matrix) and job.evaluator.draws is None:
         few = min(job.start + 2 * job.evaluator.num_threads, job.stop)

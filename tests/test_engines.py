@@ -179,7 +179,9 @@ def test_a_daemonic_process_starts_no_workers(folder):
 
 
 def test_workers_that_will_compile_are_announced(folder, monkeypatch, tmp_path):
-    told = []
+    """And spared, where one process can do it for all."""
+    told, compiled = [], []
+    monkeypatch.setattr("bigvocab.job._make_ready", lambda job: compiled.append(len(told)))
     monkeypatch.setattr(_jit, "_on_compile", [lambda name, kept: told.append(kept)])
     monkeypatch.setattr(_jit, "_folder", tmp_path)
     monkeypatch.setattr(local, "_pool", lambda order, todo, *more, **options: iter(todo.clear() or ()))
@@ -192,6 +194,7 @@ def test_workers_that_will_compile_are_announced(folder, monkeypatch, tmp_path):
     with contextlib.suppress(bv.BigvocabError):
         bv.evaluate(**job(folder), workers=2)
     assert told == [True, False]
+    assert compiled == [0]
 
 
 @RAY

@@ -54,9 +54,14 @@ def on_compile(callback: Callable[[str, bool], None]) -> None:
     _on_compile.append(callback)
 
 
+def keeps_none_yet() -> bool:
+    """Whether machine code will be kept, but none is."""
+    return _folder is not None and not any(_folder.glob("*.nbi"))
+
+
 def announce_compilation() -> None:
-    """Tell those who want to know where other processes are about to compile, because nothing is kept yet."""
-    if _folder is None or not any(_folder.glob("*.nbi")):
+    """Tell those who want to know where other processes are about to compile, because nothing is kept."""
+    if _folder is None or keeps_none_yet():
         _compiling("all")
 
 
