@@ -14,9 +14,9 @@ from bigvocab.draws import integer
 from bigvocab.errors import BigvocabError
 from bigvocab.evaluator import OPTIONS, Evaluator
 from bigvocab.figures import make_report, versions
+from bigvocab.kernels._jit import keeps_none_yet
 from bigvocab.label_logits import LabelLogits, write_label_logits
 from bigvocab.label_sources import check_labels, open_labels
-from bigvocab.kernels._jit import keeps_none_yet
 from bigvocab.linear_rows import LinearMatrix
 from bigvocab.matrix import Matrix
 from bigvocab.merging import FILE_OPTIONS, refuse_nothing, state_of, with_times
