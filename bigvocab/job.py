@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from bigvocab import checks, fingerprints
+from bigvocab.blocks import block_rows, may_grow
 from bigvocab.checkpoints import Checkpoints, files_beside, keeping
 from bigvocab.draws import integer
 from bigvocab.errors import BigvocabError
@@ -28,12 +29,6 @@ from bigvocab.state import Data, State
 from bigvocab.tally import Tally
 from bigvocab.vocab_shards import ClassRange, check_class_job, class_range
 from bigvocab.work import Job, Piece, follow_draws, pieces, refuse_ordered_draws
-
-_LARGE_PAGE = 2 << 20
-_BLOCK_BYTES = 512 << 20  # of logits between two looks at progress and the files' sizes; more where those are quick
-# Of a linear head: multiplications of a block, some seconds of two cores, but never so few rows that reading the layer
-# once for each block would count; a layer that may not stay in memory is read for as many rows as fit.
-_BLOCK_PRODUCTS, _LEAST_ROWS, _KEPT_LAYER = 10**12, 1920, 8 << 30
 
 Progress = Callable[[int, int, int], None]
 
@@ -144,7 +139,7 @@ def evaluate(
             raise BigvocabError("engine: shares rows among workers, it does not go with vocab_shard")
     elif label_logits is not None or save_label_logits is not None:
         raise BigvocabError("label_logits: belong to a range of classes, expected vocab_shard or first_class")
-    job.growing = chunk_rows is None and max_memory is None and _may_grow(job)
+    job.growing = chunk_rows is None and max_memory is None and may_grow(job)
     _check_job(job)
     outputs = {"output": output, "report": report, "state": state, "save_label_logits": save_label_logits}
     refuse_overwriting({**outputs, **files_beside(state)}, _files_read(job, {**options, "label_logits": label_logits}))
@@ -338,37 +333,6 @@ def _logits_or_inputs(evaluator: Evaluator, logits: Any, inputs: Any) -> Any:
     if logits is not None and evaluator.layer is not None:
         raise BigvocabError("weights: an output layer needs hidden states, expected inputs in place of logits")
     return logits if inputs is None else inputs
-
-
-def block_rows(
-    evaluator: Evaluator, matrix: Matrix | LinearMatrix, chunk_rows: int | None, max_memory: int | str | None
-) -> int:
-    """Rows of a block: as asked for, or as many as the memory for mapped logits allows."""
-    row_bytes = matrix.nbytes // max(1, len(matrix))
-    budget = _BLOCK_BYTES
-    if max_memory is not None:  # a block is let go of while the next one is worked, and pages are large
-        budget = min(parse_bytes("max_memory", max_memory), 4 * _BLOCK_BYTES) // 2
-        budget -= min(_LARGE_PAGE, budget // 4)
-    rows = max(1, budget // max(1, row_bytes))
-    if chunk_rows is not None:
-        asked = integer("chunk_rows", chunk_rows, 1, 2**62)
-        return asked if max_memory is None else min(asked, rows)
-    if isinstance(matrix, LinearMatrix) and (evaluator.draws is None or evaluator.exact):
-        if matrix.layer.weights.nbytes <= _KEPT_LAYER:
-            products = matrix.inputs.shape[1] * matrix.shape[1]
-            rows = min(rows, max(_LEAST_ROWS, _BLOCK_PRODUCTS // products // _LEAST_ROWS * _LEAST_ROWS))
-    return rows
-
-
-def _may_grow(job: Job) -> bool:
-    """Whether larger blocks change nothing but the time: not which bad row is the first, since labels are checked
-    beforehand and nothing but a row's logits can be wrong; not what is mapped, which is let go of within a block.
-    """
-    evaluator, matrix = job.evaluator, job.matrix
-    if evaluator.loss != "sparse-softmax" or not isinstance(matrix, Matrix) or job.classes is not None:
-        return False
-    weighted = evaluator.class_weights is not None or evaluator.columns["weight"] is not None
-    return not weighted and matrix.lies_in_one_piece()
 
 
 def _check_job(job: Job) -> None:

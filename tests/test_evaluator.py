@@ -18,7 +18,7 @@ from jobs import figures
 
 import bigvocab as bv
 from bigvocab import work
-from bigvocab.job import block_rows
+from bigvocab.blocks import block_rows
 from bigvocab.matrix import as_matrix
 from bigvocab.vocab_shards import ClassRange
 
@@ -567,7 +567,7 @@ def test_memory_bounds_the_blocks_that_are_asked_for():
 def test_blocks_grow_while_they_are_quick_where_no_one_asked_for_a_size(job, tmp_path, monkeypatch):
     row_bytes, now, seen, slow = job["logits"][0].nbytes, [0.0], [], []
     monkeypatch.setattr(work, "clock", lambda: now[0])
-    monkeypatch.setattr("bigvocab.job._BLOCK_BYTES", 2 * row_bytes)
+    monkeypatch.setattr("bigvocab.blocks._BLOCK_BYTES", 2 * row_bytes)
 
     def look(done, rows, read):
         now[0] += done in slow

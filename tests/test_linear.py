@@ -761,7 +761,7 @@ def test_the_real_layer_gives_the_perplexity_of_its_stored_logits():
 
 def test_blocks_of_a_head_are_seconds_of_work():
     """Progress and checkpoints come between blocks; sampled losses do not multiply with the whole layer."""
-    from bigvocab.job import block_rows
+    from bigvocab.blocks import block_rows
 
     layer, inputs = np.zeros((1 << 18, 64), np.float16), np.zeros((2, 64), np.float16)
     for options, expected in (({}, 59_520), ({"loss": "sampled-softmax", "num_sampled": 5}, 4_194_304)):
