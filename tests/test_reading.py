@@ -73,6 +73,14 @@ def test_all_losses_bring_their_rows_once_but_for_those_left_out(tmp_path, broug
     assert brought == first_look + [(200, 200, 6, [] if dense else [1, 4])] + [(400, 400, 6, [])] * dense
 
 
+def test_smoothing_with_class_weights_reads_no_row_that_is_left_out_either(tmp_path, brought):
+    labels = pa.array([3, None, 4, 5, None, 6])
+    weighted = {"class_weights": np.ones(50), "label_smoothing": 0.1}
+    bv.evaluate(logits=save(tmp_path / "logits.npy"), labels=labels, threads=1, **weighted)
+    first_look = [(200, 200, 2, [1])] * 2
+    assert brought == first_look + [(200, 200, 6, [1, 4])] * 2
+
+
 def test_slices_of_files_bring_their_own_classes(tmp_path, brought):
     save(tmp_path / "a.npy"), save(tmp_path / "b.npy", classes=30)
     bv.evaluate(logits=tmp_path, vocab_shards=True, labels=[0] * 6, threads=1)
