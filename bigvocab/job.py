@@ -310,9 +310,10 @@ class _Run:
 
 def _make_ready(job: Job) -> None:
     """Load kernels, or compile them for all workers, and start threads by a first look at a few rows, so that this is
-    not counted as work; draws may not be made twice, and a layer is too large for a few rows.
+    not counted as work; draws may not be made twice, and a layer, or a file in Fortran order, is too much to read for
+    a few rows.
     """
-    if isinstance(job.matrix, Matrix) and job.evaluator.draws is None:
+    if isinstance(job.matrix, Matrix) and job.matrix.lies_row_by_row() and job.evaluator.draws is None:
         few = min(job.start + 2 * job.evaluator.num_threads, job.stop)
         for piece in pieces(job, job.start, few):
             piece.add_to(Tally(job.evaluator.top_k))

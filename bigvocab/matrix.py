@@ -223,6 +223,11 @@ class Matrix:
         arrays = [part.array for shard in self._shards for part in shard.parts]
         return all(array.dtype == self.dtype and rows_in_one_piece(array) for array in arrays)
 
+    def lies_row_by_row(self) -> bool:
+        """Whether the bytes of a row lie together: of a file in Fortran order, a few rows touch every page."""
+        arrays = [part.array for shard in self._shards for part in shard.parts]
+        return all(array.strides[1] == array.itemsize or array.shape[1] == 1 for array in arrays)
+
     def fetch(self, start: int, stop: int, ended: threading.Event) -> None:
         """Have rows start to stop read from the disk, in order, unless it has `ended`: for a thread ahead of others."""
         for part, first, last in self._parts_of(start, stop):

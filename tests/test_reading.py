@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 import bigvocab as bv
-from bigvocab import read_ahead, reading
+from bigvocab import read_ahead, reading, work
 from bigvocab.kernels import pages
 from bigvocab.matrix import Matrix
 from bigvocab.rows import streamed
@@ -97,6 +97,18 @@ def test_arrays_and_rows_that_are_copied_are_not_brought(tmp_path, brought):
     for logits in (tmp_path / "columns.npy", tmp_path / "big.npy", np.zeros((6, 50), np.float32)):
         assert bv.evaluate(logits=logits, labels=[0] * 6)["mean"] == pytest.approx(np.log(50))
     assert not brought
+
+
+def test_a_first_look_is_at_rows_that_are_few_bytes(tmp_path, monkeypatch):
+    looks, pieces = [], work.pieces
+    monkeypatch.setattr("bigvocab.job.pieces", lambda job, *rows: looks.append(rows) or pieces(job, *rows))
+    values = np.load(save(tmp_path / "rows.npy"))
+    np.save(tmp_path / "columns.npy", np.asfortranarray(values))
+    np.save(tmp_path / "big.npy", values.astype(">f4"))
+    for name, expected in (("rows", [(0, 2), (0, 6)]), ("big", [(0, 2), (0, 6)]), ("columns", [(0, 6)])):
+        bv.evaluate(logits=tmp_path / f"{name}.npy", labels=[0] * 6, threads=1)
+        assert looks == expected, name
+        looks.clear()
 
 
 @pytest.fixture
