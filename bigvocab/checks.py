@@ -75,7 +75,7 @@ def _first_null(values: Any) -> int | None:
     """The place of the first None of a list, or null of an Arrow array."""
     if isinstance(values, list | tuple):
         return next((at for at, value in enumerate(values) if value is None), None)
-    if getattr(values, "null_count", 0):
+    if isinstance(nulls := getattr(values, "null_count", 0), int) and nulls:  # a method of it is another library's
         return int(np.argmax(np.asarray(values.is_null())))
     return None
 

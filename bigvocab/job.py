@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ from bigvocab.linear_rows import LinearMatrix
 from bigvocab.matrix import Matrix
 from bigvocab.merging import FILE_OPTIONS, refuse_nothing, state_of, with_times
 from bigvocab.output import LossWriter, check_writable, loss_schema, refuse_overwriting, replacing, write_text
+from bigvocab.parallel import usable_cores
 from bigvocab.report import Report
 from bigvocab.settings import parse_bytes, parse_shard
 from bigvocab.sigmoid_rows import pos_weight_vector
@@ -186,8 +188,9 @@ class _Run:
         with keeping(state, self._fresh(state is not None), job.schema, resume=resume) as keeper:
             job.evaluator._tally = keeper.state.tally
             if not keeper.complete:
-                if engine != "ray" and ((workers or 1) == 1 or keeps_none_yet()):
-                    _make_ready(job)
+                compiling = (workers or 1) > 1 and keeps_none_yet()
+                if engine != "ray" and ((workers or 1) == 1 or compiling):
+                    _make_ready(job, compiling=compiling)
                 self._to_the_end(keeper, self._source(keeper.next_row, engine, workers, address))
             elif self.output is not None and not os.path.exists(self.output):
                 raise BigvocabError(
@@ -308,15 +311,27 @@ class _Run:
         return with_times(make_report(evaluator.loss, evaluator._tally, shown, exact=evaluator.exact), data)
 
 
-def _make_ready(job: Job) -> None:
-    """Load kernels, or compile them for all workers, and start threads by a first look at a few rows, so that this is
-    not counted as work; draws may not be made twice, and a layer, or a file in Fortran order, is too much to read for
-    a few rows.
+def _make_ready(job: Job, *, compiling: bool) -> None:
+    """Import kernels and, by a first look at a few rows, load them and start threads, so that this is not counted as
+    work. Where they are `compiling`, for all workers, that takes longer than any reading; else what is looked at is a
+    hundredth of the rows at most, and nothing of a layer, or of a file in Fortran order, where a few rows are all its
+    pages. What is wrong with them is for the work itself to say, in its order.
     """
-    if isinstance(job.matrix, Matrix) and job.matrix.lies_row_by_row() and job.evaluator.draws is None:
-        few = min(job.start + 2 * job.evaluator.num_threads, job.stop)
-        for piece in pieces(job, job.start, few):
-            piece.add_to(Tally(job.evaluator.top_k))
+    own = {"sparse-softmax": "softmax", "softmax": "soft_labels", "sampled-softmax": "softmax"}
+    names = ["pages", "softmax", "sums", own.get(job.evaluator.loss, "sigmoid")]
+    if isinstance(job.matrix, LinearMatrix):
+        names += ["convert", "merge", "panels", "products"]
+    for name in names:
+        importlib.import_module(f"bigvocab.kernels.{name}")
+    few = 2 * min(job.evaluator.num_threads, usable_cores())
+    few = min(few, job.stop - job.start if compiling else (job.stop - job.start) // 100)
+    if few == 0 or not isinstance(job.matrix, Matrix) or not job.matrix.lies_row_by_row():
+        return
+    tally = Tally(job.evaluator.top_k)
+    with contextlib.suppress(BigvocabError):
+        for piece in pieces(job, job.start, job.start + few):
+            piece.add_to(tally)
+        tally.state()  # workers send it
 
 
 def _row_range(shard: Any, rows: int) -> tuple[int, int]:

@@ -161,14 +161,17 @@ class Matrix:
 
     def _rows(self, start: int, stop: int) -> Array:
         """Rows start to stop: a view where one part holds them, else a copy."""
-        blocks = list(self.row_parts(start, stop))
-        if len(blocks) == 1 and len(blocks[0][1]) == 1:
-            return blocks[0][1][0][1]
-        out = np.empty((stop - start, *self.shape[1:]), self.dtype)
-        for first, tiles in blocks:
+        out = None
+        for first, tiles in self.row_parts(start, stop):
+            if len(tiles) == 1 and len(tiles[0][1]) == stop - start:
+                return tiles[0][1]
+            if out is None:
+                out = np.empty((stop - start, *self.shape[1:]), self.dtype)
             for first_class, tile in tiles:
                 where = out[first - start : first - start + len(tile)]
                 (where if self.ndim == 1 else where[:, first_class : first_class + tile.shape[1]])[...] = tile
+        if out is None:  # no rows
+            out = np.empty((0, *self.shape[1:]), self.dtype)
         out.flags.writeable = False
         return out
 
@@ -248,7 +251,7 @@ class Matrix:
         with self._lock:
             before, self._readers = self._readers, self._readers + more
             if 0 in (before, self._readers):
-                behind = Behind() if self._readers else None
+                behind = Behind([file.buffer for file in self._maps]) if self._readers else None
                 for file in self._maps:
                     file.buffer.reader.behind = behind
 

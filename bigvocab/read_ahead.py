@@ -18,7 +18,8 @@ from bigvocab import memory
 
 _STREAMS = 4  # threads that read
 _LARGE_PAGE = 2 << 20  # bytes
-_LOOKS, _PROBED = 8, 64 << 20  # after so many pages that were, bytes to the next look
+_LOOKS, _PROBED = 8, 64 << 20  # after so many pages that were there, bytes to the next look
+_SMALL = 256 << 20  # bytes of a file: what is looked at of many of them adds up
 
 
 class _Range:
@@ -62,9 +63,9 @@ class ReadAhead:
 
     def _renew(self) -> None:
         self._ranges: list[_Range] = []
-        # for moments, and for the reader of the same map too; `with` takes it in one step: no signal comes between
-        self.lock = threading.Lock()
-        self._moved = threading.Condition(self.lock)
+        # for moments; `with` takes it in one step: no signal comes between
+        self._lock = threading.Lock()
+        self._moved = threading.Condition(self._lock)
 
     def fetch(self, start: int, stop: int, ended: threading.Event) -> None:
         """Have bytes `start` to `stop` read, in order, unless it has `ended`; where many were there, not all are looked
@@ -72,28 +73,31 @@ class ReadAhead:
         """
         memory.expect_streaming(self._address, self._size)
         mine = _Range(start - start % mmap.PAGESIZE, min(stop, self._size))
-        if self._read(mine, ended, only_while_there=True):
-            return  # no one had to wait
-        with self.lock:
+        start = mine.next
+        if self._read(mine, ended, only_while_there=True):  # and no one had to wait
+            if self._size < _SMALL:  # what is mapped now is let go of only when the block ends
+                memory.release(self._address + start, min(mine.stop - start, _LOOKS * _LARGE_PAGE))
+            return
+        with self._lock:
             self._ranges.append(mine)
         try:
             with ThreadPoolExecutor(_STREAMS, "pages") as streams:
                 for _ in range(_STREAMS):
                     streams.submit(self._read, mine, ended)
         finally:
-            with self.lock:
+            with self._lock:
                 self._ranges.remove(mine)
                 self._moved.notify_all()
 
     def _read(self, mine: _Range, ended: threading.Event, only_while_there: bool = False) -> bool:
         """Read pages of a range until it has ended; or until one had to come from the disk, which returns False."""
         while not ended.is_set():
-            with self.lock:
+            with self._lock:
                 at = mine.take()
             if at is None:
                 return True
             read = memory.bring(self._address + at)
-            with self.lock:
+            with self._lock:
                 mine.done(read)
                 self._moved.notify_all()
             if read and only_while_there:
@@ -104,7 +108,7 @@ class ReadAhead:
         """Wait until those of the bytes `start` to `stop` that are being fetched are there."""
         if not self._ranges:
             return
-        with self.lock:
+        with self._lock:
             while any(found.lacks(start, stop) for found in self._ranges):
                 self._moved.wait()
 

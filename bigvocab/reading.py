@@ -24,9 +24,14 @@ _LET_GO = 256 << 20  # bytes to let go of at a time: each time the system interr
 
 
 class Behind:
-    """What threads have read of files that are read once: it is let go of, 256 MiB of all of them at a time."""
+    """What threads have read of files that are read once: it is let go of, 256 MiB of all of them at a time.
 
-    def __init__(self) -> None:
+    Args:
+        maps: of those files, kept while there may be a thread in here: addresses alone could be someone else's by then.
+    """
+
+    def __init__(self, maps: list[Any]) -> None:
+        self._maps = maps
         self._lock = threading.Lock()
         self._ranges: list[tuple[int, int]] = []  # addresses
         self._bytes = 0

@@ -181,7 +181,7 @@ def test_a_daemonic_process_starts_no_workers(folder):
 def test_workers_that_will_compile_are_announced(folder, monkeypatch, tmp_path):
     """And spared, where one process can do it for all."""
     told, compiled = [], []
-    monkeypatch.setattr("bigvocab.job._make_ready", lambda job: compiled.append(len(told)))
+    monkeypatch.setattr("bigvocab.job._make_ready", lambda job, compiling: compiled.append(len(told)))
     monkeypatch.setattr(_jit, "_on_compile", [lambda name, kept: told.append(kept)])
     monkeypatch.setattr(_jit, "_folder", tmp_path)
     monkeypatch.setattr(local, "_pool", lambda order, todo, *more, **options: iter(todo.clear() or ()))

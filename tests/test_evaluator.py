@@ -756,6 +756,18 @@ def test_class_weights_that_overflow_are_refused(job):
         bv.Evaluator(class_weights=np.full(501, 1e308)).update(job["logits"], job["labels"])
 
 
+def test_labels_of_another_library_are_not_taken_for_arrow():
+    class Series:
+        def null_count(self):  # as polars has it
+            return 0
+
+        def __array__(self, dtype=None, copy=None):
+            return np.array([1.0, 2.0, 3.0], dtype)
+
+    with pytest.raises(TypeError, match="labels: expected integers, got float64"):
+        bv.Evaluator().update(np.zeros((3, 4), np.float32), Series())
+
+
 @pytest.mark.parametrize("labels", [[1, None, 2], pa.array([1, None, 2]), pa.chunked_array([[1], [None, 2]])])
 def test_a_null_among_labels_in_memory_is_named(labels):
     logits = np.zeros((3, 4), np.float32)

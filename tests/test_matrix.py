@@ -5,6 +5,7 @@ import os
 import pickle
 import subprocess
 import sys
+import tracemalloc
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -644,3 +645,19 @@ def test_many_files(tmp_path):
 def test_opening_loads_no_compiler():
     code = "import sys, bigvocab; bigvocab.open_matrix; sys.exit(any(m in sys.modules for m in ('numba', 'pyarrow')))"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(bigvocab.matrix.__file__).parents[1]).returncode == 0
+
+
+def test_rows_that_are_made_native_are_not_held_twice(tmp_path, monkeypatch):
+    monkeypatch.setattr("bigvocab.matrix._COPIED_BYTES", 1 << 20)
+    values = np.random.default_rng(0).normal(size=(4000, 1000)).astype(ml_dtypes.bfloat16)
+    values.view("u2").astype(">u2").tofile(tmp_path / "big.bin")
+    matrix = bigvocab.open_matrix(tmp_path / "big.bin", shape=values.shape, dtype=">bfloat16")
+    tracemalloc.start()
+    try:
+        found = matrix[:]
+        assert tracemalloc.get_traced_memory()[1] < 1.5 * values.nbytes
+    finally:
+        tracemalloc.stop()
+    np.testing.assert_array_equal(found, values)
+    assert not found.flags.writeable
+    assert matrix[5:5].shape == (0, 1000)

@@ -1,9 +1,11 @@
 """Rows of a mapped file: read ahead, entered in the map before a kernel reads them, and none that no one reads."""
 
+import gc
 import os
 import signal
 import threading
 import time
+import weakref
 
 import numpy as np
 import pyarrow as pa
@@ -69,22 +71,20 @@ def test_all_losses_bring_their_rows_once_but_for_those_left_out(tmp_path, broug
     elif loss == "sparse-sigmoid":
         labels = pa.array([[3], None, [4], [5], None, [6]])
     bv.evaluate(logits=logits, labels=labels, loss=loss, threads=1)
-    first_look = [(200, 200, 2, [] if dense else [1])] + [(400, 400, 2, [])] * dense
-    assert brought == first_look + [(200, 200, 6, [] if dense else [1, 4])] + [(400, 400, 6, [])] * dense
+    assert brought == [(200, 200, 6, [] if dense else [1, 4])] + [(400, 400, 6, [])] * dense
 
 
 def test_smoothing_with_class_weights_reads_no_row_that_is_left_out_either(tmp_path, brought):
     labels = pa.array([3, None, 4, 5, None, 6])
     weighted = {"class_weights": np.ones(50), "label_smoothing": 0.1}
     bv.evaluate(logits=save(tmp_path / "logits.npy"), labels=labels, threads=1, **weighted)
-    first_look = [(200, 200, 2, [1])] * 2
-    assert brought == first_look + [(200, 200, 6, [1, 4])] * 2
+    assert brought == [(200, 200, 6, [1, 4])] * 2
 
 
 def test_slices_of_files_bring_their_own_classes(tmp_path, brought):
     save(tmp_path / "a.npy"), save(tmp_path / "b.npy", classes=30)
     bv.evaluate(logits=tmp_path, vocab_shards=True, labels=[0] * 6, threads=1)
-    assert brought == [(200, 200, 2, []), (120, 120, 2, []), (200, 200, 6, []), (120, 120, 6, [])]  # after a look
+    assert brought == [(200, 200, 6, []), (120, 120, 6, [])]
     brought.clear()
     matrix = bv.open_matrix(tmp_path / "a.npy")
     bv.sparse_softmax_cross_entropy(matrix[1:5, 10:30], np.zeros(4, int), num_threads=1)
@@ -99,16 +99,31 @@ def test_arrays_and_rows_that_are_copied_are_not_brought(tmp_path, brought):
     assert not brought
 
 
-def test_a_first_look_is_at_rows_that_are_few_bytes(tmp_path, monkeypatch):
+def test_a_first_look_is_at_few_rows_and_few_bytes(tmp_path, monkeypatch):
     looks, pieces = [], work.pieces
     monkeypatch.setattr("bigvocab.job.pieces", lambda job, *rows: looks.append(rows) or pieces(job, *rows))
-    values = np.load(save(tmp_path / "rows.npy"))
+    monkeypatch.setattr("bigvocab.job.usable_cores", lambda: 3)
+    values = np.load(save(tmp_path / "rows.npy", rows=1000, classes=5))
     np.save(tmp_path / "columns.npy", np.asfortranarray(values))
     np.save(tmp_path / "big.npy", values.astype(">f4"))
-    for name, expected in (("rows", [(0, 2), (0, 6)]), ("big", [(0, 2), (0, 6)]), ("columns", [(0, 6)])):
-        bv.evaluate(logits=tmp_path / f"{name}.npy", labels=[0] * 6, threads=1)
-        assert looks == expected, name
+    cases = [("rows", 1, 2), ("rows", 2, 4), ("rows", 1000, 6), ("big", 1, 2), ("columns", 1, 0)]
+    for rows, expected in ((99, 0), (100, 1), (350, 3)):
+        np.save(tmp_path / f"{rows}.npy", values[:rows])
+        cases.append((rows, 2, expected))
+    for name, threads, expected in cases:
+        rows = 1000 if isinstance(name, str) else name
+        bv.evaluate(logits=tmp_path / f"{name}.npy", labels=np.zeros(rows, int), threads=threads)
+        assert looks == [(0, expected)] * (expected > 0) + [(0, rows)], (name, threads)
         looks.clear()
+
+
+@pytest.mark.parametrize("threads", [1, 2, 100])
+def test_a_first_look_changes_no_error(threads):
+    """Labels are read before logits, a block at a time."""
+    logits, labels = np.zeros((300, 5), np.float32), np.full((300, 5), 0.2, np.float32)
+    logits[0, 3] = labels[200, 2] = np.nan
+    with pytest.raises(bv.BigvocabError, match="labels: row 200, class 2, is nan"):
+        bv.evaluate(logits=logits, labels=labels, loss="softmax", threads=threads)
 
 
 @pytest.fixture
@@ -169,6 +184,33 @@ def test_rows_are_let_go_of_until_the_last_who_reads_them_once_has_ended(tmp_pat
     let_go.clear()
     list(streamed([(0, matrix[:])], 0, 30))
     assert not let_go
+
+
+def test_a_thread_that_lets_go_late_keeps_the_maps_of_all_files(tmp_path, monkeypatch):
+    """Another map could lie at these addresses by then."""
+    for i in range(2):
+        save(tmp_path / f"{i}.npy", rows=20, classes=5000)
+    matrix = bv.open_matrix(tmp_path)
+    maps = [weakref.ref(file.buffer) for file in matrix._maps]
+    monkeypatch.setattr(reading, "_LET_GO", 1 << 19)
+    alive = []
+
+    def release(address, size):
+        matrix_and_rows.clear()
+        gc.collect()
+        alive.append([there() is not None for there in maps])
+
+    with matrix.read_once():
+        list(streamed([(0, matrix[:20])], 0, 20))
+        behind = matrix._maps[0].buffer.reader.behind
+    monkeypatch.setattr(reading.memory, "release", release)
+    matrix_and_rows = [matrix]
+    del matrix
+    behind.add(*behind._ranges[0], 1 << 19)
+    assert alive == [[True, True]]
+    del behind
+    gc.collect()
+    assert [there() for there in maps] == [None, None]
 
 
 @pytest.mark.parametrize("first", [0, 20_000, 49_999])
@@ -311,6 +353,24 @@ def test_a_forked_child_waits_for_no_thread_of_its_parent(slow_disk):
         list(streamed([(0, matrix[10:11])], 0, 1))
         os._exit(0)
     assert os.waitpid(child, 0)[1] == 0
+
+
+def test_pages_of_small_files_that_were_looked_at_are_let_go_of_at_once(fetched, let_go, monkeypatch):
+    """Of many such files, one block would map them all."""
+    matrix, asked, from_disk = fetched
+    start = matrix._maps[0]._address
+    for there, small, expected in ((True, True, [(2 << 20, 18 << 20)]), (True, False, []), (False, True, [])):
+        monkeypatch.setattr(read_ahead, "_SMALL", 1 << 30 if small else 1 << 20)
+        from_disk[0] = lambda at, there=there: not there
+        matrix.fetch(2, 200, threading.Event())
+        assert [(a - start, b - start) for a, b in let_go] == expected
+        let_go.clear()
+    matrix.fetch(2, 5, threading.Event())  # a shorter range
+    assert not let_go
+    monkeypatch.setattr(read_ahead, "_SMALL", 1 << 30)
+    from_disk[0] = lambda at: False
+    matrix.fetch(2, 5, threading.Event())
+    assert [(a - start, b - start) for a, b in let_go] == [(2 << 20, (5 << 20) + 128)]
 
 
 def test_who_waits_goes_on_when_fetching_ends_early(slow_disk):

@@ -18,7 +18,8 @@ _READERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0
 
 def reason_of(error: Exception) -> str:
     """One line of what NumPy, or Python's parser, says of a header; without addresses of objects in memory."""
-    text = str(error.args[0] if error.args else error) or type(error).__name__  # a place may stand behind the text
+    placed = len(error.args) == 2 and isinstance(error.args[1], tuple)  # in what was parsed
+    text = str(error.args[0] if placed else error) or type(error).__name__
     return re.sub(r"(: )?<[^<>]* object at 0x[0-9a-f]+>", "", text[:300].splitlines()[0])
 
 
