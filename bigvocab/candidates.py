@@ -100,7 +100,7 @@ def write_candidates(
     table = pa.table({name: _one_row(row[name], SCHEMA.field(name).type) for name in SCHEMA.names}, schema=SCHEMA)
     with (
         replacing(output) as temporary,
-        pa.OSFile(str(temporary), "wb") as sink,
+        pa.OSFile(os.fsencode(temporary), "wb") as sink,
         pa.ipc.new_file(sink, SCHEMA) as writer,
     ):
         writer.write_table(table)
@@ -287,7 +287,7 @@ class FileCandidates:
 def _read(path: Path) -> dict[str, Any]:
     """The one row of the file, checked for its columns."""
     try:
-        with pa.OSFile(str(path)) as file:
+        with pa.OSFile(os.fsencode(path)) as file:
             table = pa.ipc.open_file(file).read_all()
     except FileNotFoundError:
         raise BigvocabError(f"{path}: no such file") from None

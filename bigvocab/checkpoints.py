@@ -18,6 +18,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from bigvocab import checks
 from bigvocab.errors import BigvocabError
 from bigvocab.kernels._jit import clock
 from bigvocab.merging import joined, refuse_difference, refuse_other_files, shown_rows
@@ -170,7 +171,7 @@ class Checkpoints:
 
     def all_lines(self) -> Iterator[pa.RecordBatch]:
         """The lines of all rows, from the file, which is then read once."""
-        with pa.OSFile(str(self.lines_path)) as file, pa.ipc.open_stream(file) as reader:
+        with pa.OSFile(os.fsencode(self.lines_path)) as file, pa.ipc.open_stream(file) as reader:
             yield from reader
 
     def finish(self, schema: pa.Schema | None = None) -> None:
@@ -208,7 +209,7 @@ def files_beside(path: str | os.PathLike[str] | None) -> dict[str, str]:
     """The files that a run with this state writes beside it, by what they are."""
     if path is None:
         return {}
-    place = os.path.realpath(path)
+    place = os.path.realpath(checks.path("state", path))
     return {f"state (its {what})": place + suffix for what, suffix in (("lines", ".lines"), ("lock", ".lock"))}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 from typing import Any
 
 import ml_dtypes
@@ -140,6 +141,13 @@ def real(name: str, value: Any) -> float:
         return float(value)
     except (TypeError, ValueError):
         raise TypeError(f"{name}: expected a number, got {type(value).__name__}") from None
+
+
+def path(name: str, value: Any) -> str:
+    """`value` as the text of a path; a TypeError for anything else."""
+    if not isinstance(value, str | os.PathLike):
+        raise TypeError(f"{name}: expected a path, got {type(value).__name__}")
+    return os.fsdecode(value)
 
 
 def boolean(name: str, value: Any) -> bool:

@@ -387,6 +387,7 @@ class Evaluator:
         from bigvocab.merging import state_of
         from bigvocab.state import write_state
 
+        checks.path("path", path)
         write_state(path, state_of(self))
 
     @classmethod
@@ -428,7 +429,9 @@ class Evaluator:
 def _first_classes(tiles: Tiles, num_classes: int, name: str) -> Tiles:
     """The tiles of the first `num_classes` classes: the others are padding."""
     if not 1 <= num_classes <= num_classes_of(tiles):
-        raise BigvocabError(f"num_classes: got {num_classes}, but {name} has {num_classes_of(tiles)} classes")
+        raise BigvocabError(
+            f"num_classes: got {num_classes}, expected 1 to {num_classes_of(tiles)}, the classes of {name}"
+        )
     return [(first, tile[:, : num_classes - first]) for first, tile in tiles if first < num_classes]
 
 

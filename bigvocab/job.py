@@ -116,6 +116,8 @@ def evaluate(
     if unknown := [name for name in options if name not in OPTIONS]:
         of_command = "; it belongs to the command" if unknown[0] in ("fail_if", "format", "quiet") else ""
         raise TypeError(f"evaluate() got an unexpected keyword argument {unknown[0]!r}{of_command}")
+    if report_every is not None and not checks.real("report_every", report_every) >= 0:
+        raise BigvocabError(f"report_every: got {report_every}, expected seconds, 0 or more")
     if resume and state is None:
         raise BigvocabError("resume: needs state, expected the path of the state to go on from")
     total = options.pop("num_classes", None) if first_class is not None else options.get("num_classes")

@@ -81,7 +81,7 @@ def overlapping(counts: list[int], start: int, stop: int) -> Iterator[tuple[int,
 
 
 def _open_parquet(path: str, form: str) -> _Opened:
-    with pa.OSFile(path) as file, pq.ParquetFile(file) as parquet:
+    with pa.OSFile(os.fsencode(path)) as file, pq.ParquetFile(file) as parquet:
         schema, metadata = parquet.schema_arrow, parquet.metadata
     counts = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
     if min(counts, default=0) < 0 or sum(counts) != metadata.num_rows:
@@ -91,7 +91,10 @@ def _open_parquet(path: str, form: str) -> _Opened:
         groups = list(overlapping(counts, start, stop))
         row = groups[0][1] if groups else 0
         # not mapped, so that a file cut short is an error; buffered, so that a column chunk is never held whole
-        with pa.OSFile(path) as file, pq.ParquetFile(file, buffer_size=1 << 20, pre_buffer=False) as parquet:
+        with (
+            pa.OSFile(os.fsencode(path)) as file,
+            pq.ParquetFile(file, buffer_size=1 << 20, pre_buffer=False) as parquet,
+        ):
             rows = _columns.decoded_rows(schema.field(names[0]).type)
             for batch in parquet.iter_batches(rows, [i for i, _ in groups], names, use_threads=False):
                 if row >= stop:
@@ -112,7 +115,9 @@ def _open_ipc(path: str, form: str) -> _Opened:
         refuse_second(path, stream.read(len(STREAM_START)), end, STREAM_START, "stream")
     stream.seek(0)
     schema = pa.ipc.open_stream(stream).schema
-    promised = pa.ipc.open_file(pa.memory_map(path)).num_record_batches if form == "Arrow IPC file" else len(counts)
+    promised = len(counts)
+    if form == "Arrow IPC file":
+        promised = pa.ipc.open_file(pa.memory_map(os.fsencode(path))).num_record_batches
     if min(counts, default=0) < 0 or promised != len(counts):
         raise FormatError(f"{path}: corrupt {form}: footer of {promised} record batches, got {len(counts)}")
 
@@ -130,7 +135,7 @@ def _open_ipc(path: str, form: str) -> _Opened:
 
 def _ipc_stream(path: str, form: str) -> pa.BufferReader:
     """The mapped stream; in a file it lies between magic and footer (the file reader would copy whole batches)."""
-    with pa.memory_map(path) as source:
+    with pa.memory_map(os.fsencode(path)) as source:
         whole = source.read_buffer()
     if form == "Arrow IPC file":
         footer = int.from_bytes(whole[-10:-6].to_pybytes(), "little")
@@ -232,6 +237,7 @@ def _find_files(path: Any) -> tuple[list[str], str | None]:
         found = glob.glob(text, recursive=True)
     found = [name for name in found if os.path.isfile(name) or os.path.islink(name) and not os.path.isdir(name)]
     if not found:
+        paths.check_listing(text)
         raise BigvocabError(f"{text}: no file of labels there (in a folder: {', '.join(_SUFFIXES)})")
     return sorted(found, key=paths.natural_key), column
 

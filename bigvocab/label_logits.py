@@ -26,7 +26,7 @@ class LabelLogits:
         self._columns = []
         for path in paths if isinstance(paths, list | tuple) else [paths]:
             try:
-                with pa.memory_map(os.fspath(path)) as file:
+                with pa.memory_map(os.fsencode(path)) as file:
                     table = pa.ipc.open_file(file).read_all()
                 column = table.column("label_logit")
             except (pa.ArrowException, OSError, KeyError) as error:
@@ -53,7 +53,11 @@ def write_label_logits(job: Job, path: str | os.PathLike[str]) -> int:
     assert job.classes is not None
     schema = pa.schema([("label_logit", pa.float64())])
     found = 0
-    with replacing(path) as temporary, pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+    with (
+        replacing(path) as temporary,
+        pa.OSFile(os.fsencode(temporary), "wb") as sink,
+        pa.ipc.new_file(sink, schema) as writer,
+    ):
         for batch in job.labels:
             ids = checks.labels_in_range(
                 batch.labels,

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from bigvocab import checks
 from bigvocab.errors import BigvocabError
 from bigvocab.tally import RowResult
 
@@ -30,10 +31,8 @@ def refuse_overwriting(outputs: Mapping[str, Any], inputs: Iterable[Any]) -> Non
     for name, path in outputs.items():
         if path is None:
             continue
-        if not isinstance(path, str | os.PathLike):
-            raise TypeError(f"{name}: expected a path, got {type(path).__name__}")
-        if not os.fspath(path) or "\0" in os.fsdecode(path):
-            raise BigvocabError(f"{name}: expected the name of a file, got {os.fsdecode(path)!r}")
+        if not (text := checks.path(name, path)) or "\0" in text:
+            raise BigvocabError(f"{name}: expected the name of a file, got {text!r}")
         if _is_special(Path(path)):
             continue  # several may go to one terminal
         if (place := _place(path)) in taken:
@@ -65,8 +64,7 @@ def replacing(path: str | os.PathLike[str], *, fixed: bool = False) -> Iterator[
         with _written_through(target) as temporary:
             yield temporary
         return
-    if target.is_symlink():
-        target = Path(os.path.realpath(target))
+    target = _behind_links(target)
     try:
         if fixed:
             name = str(target.parent / f".{target.name}.part")
@@ -80,9 +78,7 @@ def replacing(path: str | os.PathLike[str], *, fixed: bool = False) -> Iterator[
         if target.is_dir():
             raise BigvocabError(f"{target}: is a folder, expected a file to write")
         yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
+        temporary.chmod(_mode(target))
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
         temporary.replace(target)
@@ -120,11 +116,33 @@ def check_writable(path: str | os.PathLike[str], *, kept: bool = False) -> None:
         if kept:
             raise BigvocabError(f"{os.fspath(path)}: is a pipe or a device, expected a file that can be replaced")
         return
-    target = os.path.realpath(path)
-    if os.path.isdir(target) or not os.access(os.path.dirname(target), os.W_OK):
-        raise BigvocabError(
-            f"{os.fspath(path)}: cannot be written: expected a file in a folder that exists and can be written"
-        )
+    target = _behind_links(Path(path))
+    shown = os.fspath(path)
+    if target.is_dir():
+        raise BigvocabError(f"{shown}: is a folder, expected a file to write")
+    if not os.access(target.parent, os.W_OK):
+        raise BigvocabError(f"{shown}: cannot be written: expected a file in a folder that exists and can be written")
+    if target.exists() and not os.access(target, os.W_OK):
+        raise BigvocabError(f"{shown}: cannot be written: the file there is read-only")
+
+
+def _behind_links(path: Path) -> Path:
+    """The file that a link leads to, there or not; any other path as it is."""
+    if not path.is_symlink():
+        return path
+    target = Path(os.path.realpath(path))
+    if target.is_symlink():
+        raise BigvocabError(f"{path}: cannot be written: a link that leads back to itself")
+    return target
+
+
+def _mode(target: Path) -> int:
+    """The rights of the file that is replaced, or of a new one."""
+    with contextlib.suppress(FileNotFoundError):
+        return stat.S_IMODE(target.stat().st_mode)
+    umask = os.umask(0)
+    os.umask(umask)
+    return 0o666 & ~umask
 
 
 def _descriptor(path: Path) -> int | None:
@@ -235,7 +253,8 @@ class LossWriter:
     """Writes losses.parquet from lines in the order of the data."""
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
-        self._writer = pq.ParquetWriter(path, schema, compression="zstd")
+        self._file = pa.OSFile(os.fsencode(path), "wb")
+        self._writer = pq.ParquetWriter(self._file, schema, compression="zstd")
         self._groups = LineGroups()
 
     def append(self, batch: pa.RecordBatch) -> None:
@@ -248,3 +267,4 @@ class LossWriter:
         for last in self._groups.rest():
             self._writer.write_batch(last, row_group_size=_GROUP_ROWS)
         self._writer.close()
+        self._file.close()

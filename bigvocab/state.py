@@ -43,6 +43,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from bigvocab import checks
 from bigvocab.checks import BFLOAT16
 from bigvocab.errors import BigvocabError, FormatError
 from bigvocab.matrix import Matrix
@@ -177,7 +178,7 @@ def write_file(
     """Write a state with these lines."""
     metadata = schema.with_metadata({KEY: json.dumps(_metadata(state, sums))})
     with replacing(path, fixed=fixed) as temporary:
-        with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, metadata) as writer:
+        with pa.OSFile(os.fsencode(temporary), "wb") as sink, pa.ipc.new_file(sink, metadata) as writer:
             for batch in batches:
                 writer.write_batch(batch)
         _seal(temporary)
@@ -260,8 +261,8 @@ def read_state(path: str | os.PathLike[str], *, names: Callable[[Any], list[str]
     Raises:
         BigvocabError: no such file, or one that a newer bigvocab wrote; FormatError: no state, cut short or damaged.
     """
-    shown = os.fspath(path)
-    if "\0" in os.fsdecode(shown) or os.path.exists(shown) and not os.path.isfile(shown):
+    shown = checks.path("state", path)
+    if "\0" in shown or os.path.exists(shown) and not os.path.isfile(shown):
         raise BigvocabError(f"{shown!r}: is no regular file, expected a state")
     try:
         with open(path, "rb") as file:
@@ -282,7 +283,7 @@ def read_state(path: str | os.PathLike[str], *, names: Callable[[Any], list[str]
         raise FormatError(f"{shown}: is no state of an evaluation, expected an Arrow IPC file that bigvocab wrote")
     if not intact:
         raise FormatError(f"{shown}: truncated or damaged: its checksum does not fit, so nothing of it can be used")
-    return parse_state(pa.memory_map(shown), shown, names)
+    return parse_state(pa.memory_map(os.fsencode(shown)), shown, names)
 
 
 def _is_ours(path: str) -> bool:

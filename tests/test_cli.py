@@ -486,6 +486,55 @@ def test_outputs_that_cannot_be_written_are_known_before_any_work(data):
     assert sorted(os.listdir()) == before
 
 
+def test_a_link_to_itself_a_folder_and_a_file_that_is_read_only_are_no_outputs(data, monkeypatch):
+    Path("loop").symlink_to("loop")
+    Path("folder").mkdir()
+    Path("kept").write_text("kept")
+    cases = {
+        "loop": "loop: cannot be written: a link that leads back to itself",
+        "folder": "folder: is a folder, expected a file to write",
+        "kept": "kept: cannot be written: the file there is read-only",
+    }
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "kept" and access(path, mode))  # root may
+    before = sorted(os.listdir())
+    for name, message in cases.items():
+        for option in ("--output", "--report"):
+            refused(run(*EVAL, option, name), 1, message)
+    assert sorted(os.listdir()) == before
+    assert Path("loop").is_symlink()
+
+
+def test_a_file_that_is_replaced_keeps_its_rights(data):
+    for name, rights in (("o.parquet", 0o600), ("r.json", 0o640)):
+        Path(name).touch()
+        Path(name).chmod(rights)
+    assert run(*EVAL, "--output", "o.parquet", "--report", "r.json").exit_code == 0
+    assert Path("o.parquet").stat().st_mode & 0o777 == 0o600
+    assert Path("r.json").stat().st_mode & 0o777 == 0o640
+    assert Path("r.json").stat().st_size > 100
+
+
+def test_files_whose_names_are_no_text(data):
+    """Linux has names of any bytes."""
+    odd = "odd\udcff"
+    try:
+        os.rename("logits.npy", f"{odd}.npy")
+    except OSError:
+        pytest.skip("names must be text here")
+    table = pa.table({"label": np.load("labels.npy")})
+    pq.write_table(table, pa.OSFile(os.fsencode(f"{odd}.parquet"), "wb"))
+    with pa.OSFile(os.fsencode(f"{odd}.arrow"), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    for suffix in ("parquet", "arrow"):
+        job = ("eval", "--logits", f"{odd}.npy", "--labels", f"{odd}.{suffix}", "--state", f"{odd}.{suffix}.state")
+        done = run(*job, "--output", f"{odd}.out", "--report", f"{odd}.json")
+        assert done.exit_code == 0, done.output
+        assert run("merge", f"{odd}.{suffix}.state").exit_code == 0
+        assert pq.read_table(pa.OSFile(os.fsencode(f"{odd}.out"))).num_rows == len(table)
+        os.remove(f"{odd}.out")
+
+
 def test_files_named_as_keywords_are_not_taken_for_options(data):
     refused(run("eval", "--logits", "top_k", "--labels", "labels.npy"), 1, "error: top_k: cannot open: No such file")
     refused(run("eval", "--logits", "logits.npy", "--labels", "top_k"), 1, "error: top_k: cannot be read: No such")

@@ -153,6 +153,35 @@ def test_a_signal_ends_the_work_and_leaves_no_output(tmp_path, number, code, sai
     assert sorted(os.listdir(tmp_path)) == ["labels.npy", "logits.bin"]
 
 
+def test_workers_that_start_say_nothing_of_ctrl_c(tmp_path):
+    """A terminal sends it to all; they import modules for a second, each with its own handler of Python's."""
+    rows, classes = 16_000, 1_000_000
+    with open(tmp_path / "logits.bin", "wb") as file:
+        file.truncate(2 * rows * classes)
+    np.save(tmp_path / "labels.npy", np.zeros(rows, np.int64))
+    flags = ["--logits", "logits.bin", "--shape", f"{rows},{classes}", "--dtype", "bfloat16", "--labels", "labels.npy"]
+    command = [sys.executable, "-m", "bigvocab", "eval", *flags, "--quiet", "--workers", "2"]
+    pipes = {"stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+    pipes["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(command, env=ENVIRONMENT, cwd=tmp_path, **pipes) as running:
+        children = Path(f"/proc/{running.pid}/task/{running.pid}/children")
+        if not children.exists():
+            running.kill()
+            pytest.skip("needs the children of a process, as Linux shows them")
+        deadline = time.monotonic() + 60
+        while len(children.read_text().split()) < 3:  # a tracker of resources, and both workers
+            assert time.monotonic() < deadline
+            assert running.poll() is None
+            time.sleep(0.01)
+        states = [Path(f"/proc/{child}/status").read_text() for child in children.read_text().split()]
+        blocked = [int(state.split("SigBlk:")[1].split()[0], 16) >> (signal.SIGINT - 1) & 1 for state in states]
+        os.killpg(running.pid, signal.SIGINT)
+        _, stderr = running.communicate(timeout=60)
+    assert running.returncode == 1
+    assert stderr == "bigvocab: interrupted\n"
+    assert sum(blocked) >= 2
+
+
 INTERRUPTED_TWICE = """
 import os, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background

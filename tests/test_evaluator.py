@@ -319,7 +319,12 @@ def test_bad_data_leaves_no_output(files, job):
     fails("all 300 rows are ignored", labels=np.full(300, -1), ignore_index=-1)
     fails("no rows", logits=job["logits"][:0], labels=job["labels"][:0])
     fails("expected integers", labels=job["labels"].astype(float))
-    fails("num_classes: got 600", num_classes=600)
+    fails("num_classes: got 600, expected 1 to 501, the classes of ", num_classes=600)
+    fails("num_classes: got 0, expected 1 to 501", num_classes=0)
+    fails("report_every: got -1, expected seconds, 0 or more", report_every=-1)
+    fails("report_every: got nan, expected", report_every=float("nan"))
+    for name in ("output", "report", "state"):
+        fails(f"{name}: expected a path, got int", TypeError, **{name: 3})
     fails(r"class_weights: got shape \(3,\)", class_weights=[1, 2, 3])
     fails("cannot be written", output=files / "no" / "folder.parquet")
     fails("cannot be written", report=files / "no" / "folder.json")

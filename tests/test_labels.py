@@ -1073,3 +1073,23 @@ def test_headers_of_npy_make_no_warnings(tmp_path):
         else:
             with pytest.raises(FormatError, match="labels.npy: truncated or corrupt .npy"):
                 bv.read_labels(path)
+
+
+def test_a_folder_that_may_not_be_listed_is_said_so(tmp_path, monkeypatch):
+    (tmp_path / "hidden").mkdir()
+    scandir = os.scandir
+
+    def denied(path):
+        if "hidden" in os.fspath(path):
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", denied)  # root may list all
+    for source in ("hidden", "hidden/*.parquet", "hidden/a*/b*.npy"):
+        with pytest.raises(BigvocabError, match="hidden: cannot list the folder: Permission denied"):
+            bv.read_labels(tmp_path / source)
+        with pytest.raises(BigvocabError, match="hidden: cannot list the folder: Permission denied"):
+            bv.open_matrix(tmp_path / source)
+    for source in ("*.parquet", "no/*.parquet"):
+        with pytest.raises(BigvocabError, match="no file of labels there"):
+            bv.read_labels(tmp_path / source)

@@ -582,3 +582,10 @@ def test_label_logits_of_other_logits_are_refused(data, tmp_path):
         bv.evaluate(**jobs[i], state=tmp_path / f"{i}.state", label_logits=known)
     with pytest.raises(bv.BigvocabError, match=r"row \d+ has .* as the logit of its label, but .* in another state"):
         merge_states([tmp_path / f"{i}.state" for i in range(3)])
+
+
+def test_what_is_no_path_is_named():
+    with pytest.raises(TypeError, match="state: expected a path, got int"):
+        bv.Evaluator.load(3)
+    with pytest.raises(TypeError, match="path: expected a path, got float"):
+        bv.Evaluator().save(3.0)

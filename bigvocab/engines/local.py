@@ -10,6 +10,7 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import pickle
+import signal
 import threading
 from collections import deque
 from collections.abc import Iterator
@@ -71,6 +72,19 @@ def _end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True, name="parent").start()
 
 
+@contextlib.contextmanager
+def _deaf() -> Iterator[None]:
+    """No Ctrl-C for now, and never for processes that are started in here: this one ends them, and says so once."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _pool(
     order: bytes, todo: deque[tuple[int, int]], workers: int, *, cautious: bool
 ) -> Iterator[tuple[int, int, Any]]:
@@ -84,8 +98,9 @@ def _pool(
     most = 1 if cautious else 3 * workers
     try:
         while todo:
-            while len(running) < most and (span := next(waiting, None)) is not None:
-                running.append(pool.submit(do_task, order, *span))
+            with _deaf():
+                while len(running) < most and (span := next(waiting, None)) is not None:
+                    running.append(pool.submit(do_task, order, *span))
             done, most = running.popleft().result(), 3 * workers
             first, stop = todo.popleft()
             yield first, stop, done

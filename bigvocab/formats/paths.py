@@ -56,6 +56,18 @@ def _hidden(name: str, pattern: str = "") -> bool:
     return name.startswith((".", "_")) and not pattern.startswith(name[0])
 
 
+def check_listing(path: str) -> None:
+    """Raise where the folder that a path or pattern begins with is there but may not be listed, as glob does not."""
+    while glob.has_magic(path) and not os.path.isdir(path):
+        path = os.path.dirname(path)
+    try:
+        os.scandir(path or os.curdir).close()
+    except PermissionError as error:
+        raise BigvocabError(f"{path}: cannot list the folder: {error.strerror}") from None
+    except OSError:  # it is not there, or no folder
+        pass
+
+
 def _folder(path: str, suffixes: tuple[str, ...]) -> list[str]:
     try:
         with os.scandir(path) as entries:
@@ -78,6 +90,7 @@ def _expand(path: str, suffixes: tuple[str, ...]) -> list[str]:
     found = [file for file in glob.glob(path, recursive=True) if not os.path.isdir(file)]
     found = [file for file in found if not _hidden(os.path.basename(file), pattern)]
     if not found:
+        check_listing(path)
         raise BigvocabError(f"{path}: no file matches this pattern")
     return sorted(found, key=natural_key)
 
