@@ -195,6 +195,10 @@ def test_workers_that_will_compile_are_announced(folder, monkeypatch, tmp_path):
         bv.evaluate(**job(folder), workers=2)
     assert told == [True, False]
     assert compiled == [0]
+    monkeypatch.setattr("bigvocab.job._Run._source", lambda *_: (_ for _ in ()))
+    with contextlib.suppress(bv.BigvocabError):
+        bv.evaluate(**job(folder), engine="ray")  # its tasks run on other machines
+    assert compiled == [0]
 
 
 @RAY

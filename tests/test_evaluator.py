@@ -595,6 +595,7 @@ def test_blocks_grow_while_they_are_quick_where_no_one_asked_for_a_size(job, tmp
         copied.setitem(job, "logits", tmp_path)
         assert set(sizes()) == {2}
     weighted = pa.table({"label": job["labels"], "weight": np.ones(300)})
+    assert set(sizes(vocab_shard="1/2", state=tmp_path / "s")) == {2}
     assert set(sizes(class_weights=np.ones(501))) == {2}  # the first bad row would depend on it
     with monkeypatch.context() as columns:
         columns.setitem(job, "labels", weighted)

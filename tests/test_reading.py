@@ -177,8 +177,10 @@ def test_the_ranges_of_all_files_count_together_and_may_overlap(tmp_path, let_go
 def test_rows_are_let_go_of_until_the_last_who_reads_them_once_has_ended(tmp_path, let_go):
     matrix = bv.open_matrix(save(tmp_path / "logits.npy", rows=30, classes=5000))
     with matrix.read_once():
+        behind = matrix._maps[0].buffer.reader.behind
         with matrix.read_once():
-            pass
+            assert matrix._maps[0].buffer.reader.behind is behind
+        assert matrix._maps[0].buffer.reader.behind is behind
         list(streamed([(0, matrix[:])], 0, 30))
         assert let_go
     let_go.clear()
