@@ -118,20 +118,20 @@ def check_writable(path: str | os.PathLike[str], *, kept: bool = False) -> None:
         return
     target = _behind_links(Path(path))
     shown = os.fspath(path)
-    if target.is_dir():
+    if os.path.isdir(target):  # unlike a Path's, no error for names that are too long or may not be looked at
         raise BigvocabError(f"{shown}: is a folder, expected a file to write")
     if not os.access(target.parent, os.W_OK):
         raise BigvocabError(f"{shown}: cannot be written: expected a file in a folder that exists and can be written")
-    if target.exists() and not os.access(target, os.W_OK):
+    if os.path.exists(target) and not os.access(target, os.W_OK):
         raise BigvocabError(f"{shown}: cannot be written: the file there is read-only")
 
 
 def _behind_links(path: Path) -> Path:
     """The file that a link leads to, there or not; any other path as it is."""
-    if not path.is_symlink():
+    if not os.path.islink(path):
         return path
     target = Path(os.path.realpath(path))
-    if target.is_symlink():
+    if os.path.islink(target):
         raise BigvocabError(f"{path}: cannot be written: a link that leads back to itself")
     return target
 

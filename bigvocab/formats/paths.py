@@ -63,7 +63,7 @@ def check_listing(path: str) -> None:
     try:
         os.scandir(path or os.curdir).close()
     except PermissionError as error:
-        raise BigvocabError(f"{path}: cannot list the folder: {error.strerror}") from None
+        raise BigvocabError(f"{path or os.curdir}: cannot list the folder: {error.strerror}") from None
     except OSError:  # it is not there, or no folder
         pass
 
