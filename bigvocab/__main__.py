@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from bigvocab import interrupts
+from bigvocab.command import signals
 
 
 def main() -> None:
     """Run the command; Ctrl-C is heeded before anything slow is imported."""
-    interrupts.heed()
-    from bigvocab.cli import main as run
+    signals.heed()
+    from bigvocab.command.cli import main as run
 
     run()
 

@@ -13,15 +13,15 @@ from typing import Any
 import numpy as np
 
 from bigvocab.errors import BigvocabError, FormatError
-from bigvocab.formats.mapped import MappedFile
-from bigvocab.formats.parts import Array
-from bigvocab.formats.paths import SUFFIXES, Source, expand, natural_key, split_selector
 from bigvocab.formats.safetensors import check_offsets, check_whole, read_header
-from bigvocab.label_files import open_source
-from bigvocab.labels import read_labels
-from bigvocab.matrix import Matrix, open_matrix
-from bigvocab.numerals import count, counted, fixed, printable, size
-from bigvocab.report import pairs_table, title
+from bigvocab.labels.label_files import open_source
+from bigvocab.labels.labels import read_labels
+from bigvocab.matrices.matrix import Matrix, open_matrix
+from bigvocab.matrices.parts import Array
+from bigvocab.reports.numerals import count, counted, fixed, printable, size
+from bigvocab.reports.report import pairs_table, title
+from bigvocab.storage.mapped import MappedFile
+from bigvocab.storage.paths import SUFFIXES, Source, expand, natural_key, split_selector
 
 _SAMPLE_ROWS = 64
 _SAMPLE_BYTES = 64 << 20

@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 from click.testing import CliRunner
 
 import bigvocab
-from bigvocab import options
-from bigvocab.cli import cli
+from bigvocab import catalogue
+from bigvocab.command.cli import cli
 
 ROOT = Path(bigvocab.__file__).parent.parent
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm", "COLUMNS": "80"}
@@ -40,12 +40,12 @@ def make_data(tmp_path, monkeypatch):
 
 EVAL = ("eval", "--logits", "logits.npy", "--labels", "labels.parquet")
 ALL = ("--weight-column", "weight", "--group-column", "group", "--bytes-column", "bytes")
-ALL += ("--metrics", ",".join(options.METRICS))
+ALL += ("--metrics", ",".join(catalogue.METRICS))
 
 
 def run(*arguments):
     """Run the command in this process; it does not say that it compiles, whatever the cache holds."""
-    with mock.patch("bigvocab.progress.Display.watch_compiler"):
+    with mock.patch("bigvocab.command.progress.Display.watch_compiler"):
         return CliRunner().invoke(cli, [str(argument) for argument in arguments])
 
 

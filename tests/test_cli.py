@@ -16,10 +16,12 @@ import pytest
 from commands import ALL, CLASSES, ENVIRONMENT, EVAL, ROWS, process, refused, run
 
 import bigvocab
-from bigvocab import evaluator, job, options, settings
-from bigvocab.cli import cli
-from bigvocab.conditions import check_name, parse_condition
+from bigvocab import catalogue
+from bigvocab.command.cli import cli
 from bigvocab.errors import BigvocabError
+from bigvocab.evaluation import evaluator, settings
+from bigvocab.jobs import job
+from bigvocab.reports.fail_if import check_name, parse_condition
 
 
 @pytest.fixture
@@ -31,7 +33,8 @@ def data(tmp_path, monkeypatch):
 
 
 def test_help_loads_nothing_slow():
-    code = "import sys, bigvocab.cli; sys.exit(' '.join({'numpy', 'numba', 'pyarrow', 'rich'} & set(sys.modules)) or 0)"
+    heavy = "{'numpy', 'numba', 'pyarrow', 'rich'}"
+    code = f"import sys, bigvocab.command.cli; sys.exit(' '.join({heavy} & set(sys.modules)) or 0)"
     assert process("--help").returncode == 0
     done = subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
@@ -57,10 +60,10 @@ def test_every_option_is_a_keyword_of_the_library_and_the_other_way_round():
     assert set(keywords) - set(declared) <= {"progress", "options"}
     for name in ("loss", "nonfinite"):
         assert declared[name].default == keywords[name].default
-    assert declared["metrics"].default.split(",") == list(options.default_metrics("sparse-softmax"))
+    assert declared["metrics"].default.split(",") == list(catalogue.default_metrics("sparse-softmax"))
     assert declared["top_k"].default == ",".join(map(str, keywords["top_k"].default))
-    assert settings.METRICS == options.METRICS
-    assert set(evaluator.ROW_RESULTS) <= set(options.LOSSES)
+    assert settings.METRICS == catalogue.METRICS
+    assert set(evaluator.ROW_RESULTS) <= set(catalogue.LOSSES)
 
 
 # ---- eval
@@ -79,7 +82,7 @@ def test_eval_prints_json_that_equals_the_library(data):
     mine = json.loads(found.stdout)
     columns = {f"{name}_column": name for name in ("weight", "group", "bytes")}
     theirs = bigvocab.evaluate(
-        logits="logits.npy", labels="labels.parquet", metrics=options.METRICS, top_k=(2, 3), **columns
+        logits="logits.npy", labels="labels.parquet", metrics=catalogue.METRICS, top_k=(2, 3), **columns
     ).to_dict()
     times = ("seconds", "rows_per_second", "bytes_per_second")
     assert {name: mine[name] for name in mine if name not in times} == {
@@ -370,7 +373,7 @@ def test_conditions_know_every_figure_of_a_report(data):
     found = list(names(figures))
     assert len(found) > 30
     for name in found:
-        check_name(name, "sparse-softmax", options.METRICS, (1, 5), ("group", "bytes"))
+        check_name(name, "sparse-softmax", catalogue.METRICS, (1, 5), ("group", "bytes"))
 
 
 @pytest.mark.parametrize(

@@ -72,14 +72,14 @@ def test_the_table_has_colours_on_a_terminal_only(data):
 
 def test_compiling_is_said_once_and_not_when_quiet(data):
     code = (
-        "import sys, bigvocab.job as e\n"
-        "from bigvocab.kernels import _jit\n"
+        "import sys, bigvocab.jobs.job as e\n"
+        "from bigvocab.kernels import jit\n"
         "work = e.evaluate\n"
         "def evaluate(**given):\n"
-        "    for name in 'ab': [callback(name, True) for callback in _jit._on_compile]\n"
+        "    for name in 'ab': [callback(name, True) for callback in jit._on_compile]\n"
         "    return work(**given)\n"
         "e.evaluate = evaluate\n"
-        "from bigvocab.cli import main\n"
+        "from bigvocab.command.cli import main\n"
         "main()\n"
     )
     for flags, times in (((), 1), (("--quiet",), 0)):
@@ -90,7 +90,7 @@ def test_compiling_is_said_once_and_not_when_quiet(data):
 
 
 def test_compiling_that_is_not_kept_says_why(capsys):
-    from bigvocab.progress import Display
+    from bigvocab.command.progress import Display
 
     Display(quiet=False)._compiling("rows_softmax", kept=False)
     assert "each time: no folder to keep them in; set BIGVOCAB_CACHE_DIR" in capsys.readouterr().err
@@ -188,7 +188,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the te
 number = getattr(signal, sys.argv.pop(1))
 if number != signal.SIGINT:  # ignored under nohup
     signal.signal(number, signal.SIG_DFL)
-from bigvocab import job
+from bigvocab.jobs import job
 from bigvocab.__main__ import main
 def pieces(*given):
     try:
@@ -273,7 +273,7 @@ main()
 """
 
 
-@pytest.mark.parametrize("module", ["click", "numpy", "numpy._core.umath", "pyarrow.lib", "numba", "bigvocab.job"])
+@pytest.mark.parametrize("module", ["click", "numpy", "numpy._core.umath", "pyarrow.lib", "numba", "bigvocab.jobs.job"])
 def test_an_interrupt_while_modules_are_loaded(data, module):
     """As an exception it may come out of the import as an ImportError, or be printed by a library."""
     command = [sys.executable, "-c", INTERRUPTED, module, *EVAL, "--output", "o.parquet", "--report", "r.json"]
@@ -289,8 +289,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the te
 number = getattr(signal, sys.argv.pop(1))
 if number != signal.SIGINT:  # ignored under nohup
     signal.signal(number, signal.SIG_DFL)
-from bigvocab.kernels import _jit
-_jit.on_compile(lambda *given: os.kill(os.getpid(), number))
+from bigvocab.kernels import jit
+jit.on_compile(lambda *given: os.kill(os.getpid(), number))
 from bigvocab.__main__ import main
 main()
 """

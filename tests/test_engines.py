@@ -22,11 +22,11 @@ from commands import process, run
 from jobs import COLUMNS, figures, write_job
 
 import bigvocab as bv
-from bigvocab import checkpoints
-from bigvocab.engines import Order, do_task, local, task_ranges
-from bigvocab.kernels import _jit
-from bigvocab.merging import merge_states
-from bigvocab.work import Job
+from bigvocab.jobs import checkpoints
+from bigvocab.jobs.merging import merge_states
+from bigvocab.jobs.work import Job
+from bigvocab.jobs.workers import Order, do_task, local, task_ranges
+from bigvocab.kernels import jit
 
 ROWS, CLASSES = 600, 300
 
@@ -181,21 +181,21 @@ def test_a_daemonic_process_starts_no_workers(folder):
 def test_workers_that_will_compile_are_announced(folder, monkeypatch, tmp_path):
     """And spared, where one process can do it for all."""
     told, compiled = [], []
-    monkeypatch.setattr("bigvocab.job._make_ready", lambda job, compiling: compiled.append(len(told)))
-    monkeypatch.setattr(_jit, "_on_compile", [lambda name, kept: told.append(kept)])
-    monkeypatch.setattr(_jit, "_folder", tmp_path)
+    monkeypatch.setattr("bigvocab.jobs.job._make_ready", lambda job, compiling: compiled.append(len(told)))
+    monkeypatch.setattr(jit, "_on_compile", [lambda name, kept: told.append(kept)])
+    monkeypatch.setattr(jit, "_folder", tmp_path)
     monkeypatch.setattr(local, "_pool", lambda order, todo, *more, **options: iter(todo.clear() or ()))
     for there in ([], ["kernel.nbi"]):
         for name in there:
             (tmp_path / name).touch()
         with contextlib.suppress(bv.BigvocabError):  # no row is done
             bv.evaluate(**job(folder), workers=2)
-    monkeypatch.setattr(_jit, "_folder", None)
+    monkeypatch.setattr(jit, "_folder", None)
     with contextlib.suppress(bv.BigvocabError):
         bv.evaluate(**job(folder), workers=2)
     assert told == [True, False]
     assert compiled == [0]
-    monkeypatch.setattr("bigvocab.job._Run._source", lambda *_: (_ for _ in ()))
+    monkeypatch.setattr("bigvocab.jobs.job._Run._source", lambda *_: (_ for _ in ()))
     with contextlib.suppress(bv.BigvocabError):
         bv.evaluate(**job(folder), engine="ray")  # its tasks run on other machines
     assert compiled == [0]
@@ -203,12 +203,12 @@ def test_workers_that_will_compile_are_announced(folder, monkeypatch, tmp_path):
 
 @RAY
 def test_ray_starts_a_task_again_whose_process_dies(folder, tmp_path, monkeypatch):
-    from bigvocab.engines import ray as engine
+    from bigvocab.jobs.workers import ray as engine
 
     def once(order, start, stop):  # by value to the workers, who cannot import this file
         import os
 
-        from bigvocab.engines import do_task as really
+        from bigvocab.jobs.workers import do_task as really
 
         marker = f"{tmp_path}/{start // 200}"
         if not os.path.exists(marker):
@@ -234,7 +234,7 @@ def test_a_ray_that_runs_already_is_used_and_left(folder):
 
 
 def test_an_address_where_nothing_listens():
-    from bigvocab.engines.ray import _refuse_deaf
+    from bigvocab.jobs.workers.ray import _refuse_deaf
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -423,7 +423,7 @@ def test_workers_end_with_a_parent_that_is_killed(folder, tmp_path):
     code = """
 import multiprocessing, os, sys, time
 from concurrent.futures import ProcessPoolExecutor
-from bigvocab.engines.local import _end_with_parent
+from bigvocab.jobs.workers.local import _end_with_parent
 if __name__ == "__main__":
     pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _end_with_parent)
     print(pool.submit(os.getpid).result(), flush=True)

@@ -14,8 +14,8 @@ from jobs import figures
 from safetensors.numpy import save_file
 
 import bigvocab as bv
-from bigvocab.cli import cli
-from bigvocab.losses import LOSSES
+from bigvocab.command.cli import cli
+from bigvocab.losses.softmax import LOSSES
 
 ROWS, CLASSES = 240, 701
 NEW = ["softmax", "softmax/sparse", "sigmoid", "weighted-sigmoid", "sparse-sigmoid", "log-loss"]

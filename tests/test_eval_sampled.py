@@ -14,10 +14,10 @@ from click.testing import CliRunner
 from jobs import figures
 
 import bigvocab as bv
-from bigvocab.candidates import write_candidates
-from bigvocab.cli import cli
-from bigvocab.draw_blocks import DRAW_ROWS
-from bigvocab.merging import merge_states
+from bigvocab.command.cli import cli
+from bigvocab.jobs.merging import merge_states
+from bigvocab.sampling.candidates import write_candidates
+from bigvocab.sampling.draw_blocks import DRAW_ROWS
 
 ROWS, CLASSES, SIZE, SAMPLED = 1500, 3000, 16, 40
 LOSSES = {"sampled-softmax": "sampled_softmax_loss", "nce": "nce_loss"}

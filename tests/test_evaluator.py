@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from jobs import figures
 
 import bigvocab as bv
-from bigvocab import work
-from bigvocab.blocks import block_rows
-from bigvocab.matrix import as_matrix
-from bigvocab.vocab_shards import ClassRange
+from bigvocab.jobs import work
+from bigvocab.jobs.blocks import block_rows
+from bigvocab.jobs.class_ranges import ClassRange
+from bigvocab.matrices.matrix import as_matrix
 
 
 @pytest.fixture(scope="module")
@@ -572,7 +572,7 @@ def test_memory_bounds_the_blocks_that_are_asked_for():
 def test_blocks_grow_while_they_are_quick_where_no_one_asked_for_a_size(job, tmp_path, monkeypatch):
     row_bytes, now, seen, slow = job["logits"][0].nbytes, [0.0], [], []
     monkeypatch.setattr(work, "clock", lambda: now[0])
-    monkeypatch.setattr("bigvocab.blocks._BLOCK_BYTES", 2 * row_bytes)
+    monkeypatch.setattr("bigvocab.jobs.blocks._BLOCK_BYTES", 2 * row_bytes)
 
     def look(done, rows, read):
         now[0] += done in slow
@@ -605,7 +605,7 @@ def test_blocks_grow_while_they_are_quick_where_no_one_asked_for_a_size(job, tmp
     assert sizes()[:8] == [2, 4, 8, 2, 2, 4, 8, 8]
     slow[:] = [2, 4, 6, 9, 11, 13]  # what is quick is a rest of a batch of labels, and says nothing of a block
     with monkeypatch.context() as rests:
-        rests.setattr("bigvocab.columns.MAX_ROWS", 7)
+        rests.setattr("bigvocab.labels.columns.MAX_ROWS", 7)
         assert sizes()[:8] == [2, 2, 2, 1, 2, 2, 2, 1]
     dense = np.eye(501)[job["labels"]]
     bv.evaluate(logits=job["logits"], labels=dense, progress=look, loss="softmax")
@@ -632,7 +632,7 @@ def test_files_that_change_before_a_worker_opens_them_are_refused(job, tmp_path,
 def test_files_that_change_while_logits_of_labels_are_picked_are_refused(job, tmp_path, monkeypatch, what, at):
     for name in ("labels", "logits"):
         np.save(tmp_path / f"{name}.npy", job[name])
-    monkeypatch.setattr("bigvocab.columns.MAX_ROWS", 75)
+    monkeypatch.setattr("bigvocab.labels.columns.MAX_ROWS", 75)
     pick, seen = ClassRange.label_logits, []
 
     def changed(self, *given):

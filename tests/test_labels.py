@@ -16,8 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import bigvocab as bv
-from bigvocab import columns, label_files, labels
 from bigvocab.errors import BigvocabError, FormatError
+from bigvocab.labels import columns, label_files, labels
 
 INTEGERS = ["int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"]
 FORMATS = ["file", "stream", "lz4", "zstd-stream", "parquet", "table"]

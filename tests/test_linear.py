@@ -20,12 +20,12 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 import bigvocab as bv
-from bigvocab import linear_rows
-from bigvocab.cli import cli
-from bigvocab.linear_rows import GROUP, TILE, LinearRows
-from bigvocab.output_layer import OutputLayer
-from bigvocab.products import Packed, accumulator, converted, lanes, paired, product
-from bigvocab.rows import softmax_rows, wanted
+from bigvocab.command.cli import cli
+from bigvocab.heads import linear_rows
+from bigvocab.heads.linear_rows import GROUP, TILE, LinearRows
+from bigvocab.heads.output_layer import OutputLayer
+from bigvocab.heads.products import Packed, accumulator, converted, lanes, paired, product
+from bigvocab.matrices.rows import softmax_rows, wanted
 
 KJV = Path(__file__).parents[1] / "data" / "kjv"
 DTYPES = {"f16": np.float16, "bf16": ml_dtypes.bfloat16, "f32": np.float32, "f64": np.float64}
@@ -156,7 +156,7 @@ def test_a_product_reports_what_is_not_finite(name):
 
 MACHINE_CODE = """
 import hashlib, ml_dtypes, numpy as np
-from bigvocab.products import Packed, paired, product
+from bigvocab.heads.products import Packed, paired, product
 rng = np.random.default_rng(0)
 h, w = rng.standard_normal((30, 300)), rng.standard_normal((3000, 300))
 digest = hashlib.sha256()
@@ -182,7 +182,7 @@ def test_processors_without_avx512_return_the_same_bits(tmp_path):
 ASSEMBLY = """
 import numpy as np
 from bigvocab.kernels.products import tile_product
-from bigvocab.products import product
+from bigvocab.heads.products import product
 product(np.zeros((3, 5), np.float32), np.zeros((7, 5), np.float32))
 (code,) = tile_product.inspect_asm().values()
 print(code)
@@ -761,7 +761,7 @@ def test_the_real_layer_gives_the_perplexity_of_its_stored_logits():
 
 def test_blocks_of_a_head_are_seconds_of_work():
     """Progress and checkpoints come between blocks; sampled losses do not multiply with the whole layer."""
-    from bigvocab.blocks import block_rows
+    from bigvocab.jobs.blocks import block_rows
 
     layer, inputs = np.zeros((1 << 18, 64), np.float16), np.zeros((2, 64), np.float16)
     for options, expected in (({}, 59_520), ({"loss": "sampled-softmax", "num_sampled": 5}, 4_194_304)):

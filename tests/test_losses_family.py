@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import bigvocab as bv
-from bigvocab.losses import LOSSES
+from bigvocab.losses.softmax import LOSSES
 
 RNG = np.random.default_rng(11)
 TYPES = [np.float16, ml_dtypes.bfloat16, np.float32, np.float64]
@@ -139,8 +139,8 @@ def test_reductions_and_weights(name, reduction):
 @pytest.mark.parametrize("kind", range(12))
 def test_condensing_changes_no_sum(kind):
     """Exact sums of many numbers begin by condensing them: to the bit the sum that adds one at a time."""
-    from bigvocab.reductions import ExactSums
-    from bigvocab.sigmoid_losses import _add_all
+    from bigvocab.losses.reductions import ExactSums
+    from bigvocab.losses.sigmoid import _add_all
 
     for size in (1, 15, 4096, 4097, 20_000):
         x = np.random.default_rng(size + kind).standard_normal(size)
@@ -218,8 +218,8 @@ def test_table_of_losses():
         "sparse-sigmoid",
         "log-loss",
     ]
-    from bigvocab.options import LOSSES as of_the_command
-    from bigvocab.row_results import ROW_RESULTS
+    from bigvocab.catalogue import LOSSES as of_the_command
+    from bigvocab.evaluation.row_results import ROW_RESULTS
 
     sampled = {"sampled-softmax", "nce"}  # they take an output layer, not logits
     assert set(of_the_command) - sampled <= set(LOSSES)
@@ -536,7 +536,7 @@ def test_wrong_kinds_are_type_errors(name):
 CODE = """
 import sys, ml_dtypes, numpy as np
 from bigvocab.kernels import condense, sigmoid, soft_labels
-from bigvocab.losses import LOSSES
+from bigvocab.losses.softmax import LOSSES
 x = np.zeros((1, 300), ml_dtypes.bfloat16 if sys.argv[2] == "bfloat16" else sys.argv[2])
 labels = {"sparse-sigmoid": [[1]]}.get(sys.argv[1], np.zeros((1, 300), np.float32))
 LOSSES[sys.argv[1]](x, labels)

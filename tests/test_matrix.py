@@ -15,12 +15,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-import bigvocab.matrix
-from bigvocab import bus_errors
+import bigvocab.matrices.matrix
 from bigvocab.errors import BigvocabError, FormatError
-from bigvocab.formats.paths import natural_key
-from bigvocab.labels import read_labels
-from bigvocab.matrix import Matrix, as_matrix, open_matrix
+from bigvocab.labels.labels import read_labels
+from bigvocab.matrices.matrix import Matrix, as_matrix, open_matrix
+from bigvocab.storage import sigbus
+from bigvocab.storage.paths import natural_key
 
 VALUES = np.arange(60, dtype=np.float32).reshape(12, 5)
 
@@ -349,7 +349,7 @@ def test_any_error_of_the_system_is_named(tmp_path, monkeypatch):
     def refuse(*_, **__):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("bigvocab.formats.mapped._Map", refuse)
+    monkeypatch.setattr("bigvocab.storage.mapped._Map", refuse)
     with pytest.raises(BigvocabError, match="x.npy: cannot open: Permission denied"):
         open_matrix(path)
 
@@ -437,7 +437,7 @@ def test_bfloat16_of_the_other_byte_order_is_made_native_a_few_rows_at_a_time(tm
     values = VALUES.astype(ml_dtypes.bfloat16)
     values.view(np.uint16).byteswap().tofile(tmp_path / "x.bin")
     matrix = open_matrix(tmp_path / "x.bin", shape=values.shape, dtype=">bfloat16")
-    monkeypatch.setattr("bigvocab.matrix._COPIED_BYTES", 5 * values[0].nbytes)
+    monkeypatch.setattr("bigvocab.matrices.matrix._COPIED_BYTES", 5 * values[0].nbytes)
     parts = [(first, tiles[0][1]) for first, tiles in matrix.row_parts(1, len(values))]
     assert [first for first, _ in parts] == list(range(1, len(values), 5))
     assert np.concatenate([tile for _, tile in parts]).tobytes() == values[1:].tobytes()
@@ -549,16 +549,16 @@ def test_of_a_bus_error_the_file_that_is_shorter_is_named(tmp_path):
     opened.append(read_labels(save(tmp_path / "labels.npy", np.arange(9))))
     os.utime(tmp_path / "touched.npy", (1, 1))
     (tmp_path / "gone.npy").unlink()
-    assert bus_errors.first_cut_short() is None
+    assert sigbus.first_cut_short() is None
     size = os.stat(tmp_path / "labels.npy").st_size
     os.truncate(tmp_path / "labels.npy", 130)
     expected = f"{tmp_path}/labels.npy: changed while it was read ({size} bytes before, 130 now)"
-    assert bus_errors.first_cut_short() == expected
+    assert sigbus.first_cut_short() == expected
     del opened[3]
     save(tmp_path / "shorter.npy", VALUES[:1]).replace(tmp_path / "touched.npy")
-    assert bus_errors.first_cut_short() is None  # the pages of the old one are there
+    assert sigbus.first_cut_short() is None  # the pages of the old one are there
     os.truncate(tmp_path / "cut.npy", 130)
-    assert f"{tmp_path}/cut.npy: shrank while it is read" in bus_errors.first_cut_short()
+    assert f"{tmp_path}/cut.npy: shrank while it is read" in sigbus.first_cut_short()
 
 
 # --- memory ------------------------------------------------------------------------------------------------------
@@ -644,11 +644,14 @@ def test_many_files(tmp_path):
 
 def test_opening_loads_no_compiler():
     code = "import sys, bigvocab; bigvocab.open_matrix; sys.exit(any(m in sys.modules for m in ('numba', 'pyarrow')))"
-    assert subprocess.run([sys.executable, "-c", code], cwd=Path(bigvocab.matrix.__file__).parents[1]).returncode == 0
+    assert (
+        subprocess.run([sys.executable, "-c", code], cwd=Path(bigvocab.matrices.matrix.__file__).parents[1]).returncode
+        == 0
+    )
 
 
 def test_rows_that_are_made_native_are_not_held_twice(tmp_path, monkeypatch):
-    monkeypatch.setattr("bigvocab.matrix._COPIED_BYTES", 1 << 20)
+    monkeypatch.setattr("bigvocab.matrices.matrix._COPIED_BYTES", 1 << 20)
     values = np.random.default_rng(0).normal(size=(4000, 1000)).astype(ml_dtypes.bfloat16)
     values.view("u2").astype(">u2").tofile(tmp_path / "big.bin")
     matrix = bigvocab.open_matrix(tmp_path / "big.bin", shape=values.shape, dtype=">bfloat16")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from bigvocab import memory
+from bigvocab.storage import memory
 
 
 @pytest.mark.parametrize("shape", [0, 5, (3, 4), 1 << 20, (1 << 19, 3), (7, 300_001)])

@@ -12,10 +12,11 @@ import pyarrow as pa
 import pytest
 
 import bigvocab as bv
-from bigvocab import read_ahead, reading, work
+from bigvocab.jobs import work
 from bigvocab.kernels import pages
-from bigvocab.matrix import Matrix
-from bigvocab.rows import streamed
+from bigvocab.matrices.matrix import Matrix
+from bigvocab.matrices.rows import streamed
+from bigvocab.storage import read_ahead, reading
 
 
 class Offsets:
@@ -101,8 +102,8 @@ def test_arrays_and_rows_that_are_copied_are_not_brought(tmp_path, brought):
 
 def test_a_first_look_is_at_few_rows_and_few_bytes(tmp_path, monkeypatch):
     looks, pieces = [], work.pieces
-    monkeypatch.setattr("bigvocab.job.pieces", lambda job, *rows: looks.append(rows) or pieces(job, *rows))
-    monkeypatch.setattr("bigvocab.job.usable_cores", lambda: 3)
+    monkeypatch.setattr("bigvocab.jobs.job.pieces", lambda job, *rows: looks.append(rows) or pieces(job, *rows))
+    monkeypatch.setattr("bigvocab.jobs.job.usable_cores", lambda: 3)
     values = np.load(save(tmp_path / "rows.npy", rows=1000, classes=5))
     np.save(tmp_path / "columns.npy", np.asfortranarray(values))
     np.save(tmp_path / "big.npy", values.astype(">f4"))

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import bigvocab as bv
-from bigvocab.reductions import REDUCTIONS, ExactSums
+from bigvocab.losses.reductions import REDUCTIONS, ExactSums
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
 

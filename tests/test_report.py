@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from bigvocab.report import Report, as_json, plain_text
+from bigvocab.reports.report import Report, as_json, plain_text
 
 FIGURES = {
     "schema_version": 1,

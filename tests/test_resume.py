@@ -17,10 +17,10 @@ from commands import ENVIRONMENT
 from jobs import COLUMNS, figures, write_job
 
 import bigvocab as bv
-from bigvocab import checkpoints
-from bigvocab.merging import merge_states
-from bigvocab.state import read_state
-from bigvocab.tally import Tally
+from bigvocab.evaluation.state import read_state
+from bigvocab.evaluation.tally import Tally
+from bigvocab.jobs import checkpoints
+from bigvocab.jobs.merging import merge_states
 
 ROWS, CLASSES, CHUNK = 240, 300, 20
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork, to kill many runs in little time")
@@ -74,11 +74,13 @@ def left(place):
 NURSERY = """
 import os, pathlib, random, resource, signal, sys, time
 import bigvocab as bv
-from bigvocab import checkpoints, matrix, kernels
+from bigvocab import kernels
+from bigvocab.jobs import checkpoints
+from bigvocab.matrices import matrix
 from bigvocab.kernels import softmax
-from bigvocab.merging import merge_states
-from bigvocab.state import read_state
-import bigvocab.evaluator, bigvocab.job, bigvocab.output
+from bigvocab.jobs.merging import merge_states
+from bigvocab.evaluation.state import read_state
+import bigvocab.evaluation.evaluator, bigvocab.jobs.job, bigvocab.storage.output
 checkpoints.MIN_SECONDS = checkpoints.SHARE = 0
 folder, place = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])
 state, output = place / "s", place / "losses.parquet"
@@ -270,7 +272,8 @@ def test_ctrl_c_of_the_command_keeps_the_last_block(folder, whole, tmp_path, num
     """No checkpoint was due: the one that is written is that of the end."""
     code = """
 import signal, time
-from bigvocab import cli, matrix
+from bigvocab.command import cli
+from bigvocab.matrices import matrix
 signal.signal(signal.SIGINT, signal.default_int_handler)  # which jobs in the background have switched off
 check, seen = matrix.Matrix.check, []
 def slow(self):

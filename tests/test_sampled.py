@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import bigvocab as bv
-from bigvocab import sampled_rows
+from bigvocab.sampling import sampled_rows
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
 LOSSES = {"sampled_softmax_loss": bv.sampled_softmax_loss, "nce_loss": bv.nce_loss}

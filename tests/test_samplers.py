@@ -412,7 +412,7 @@ def test_learned_tree_against_prefix_sums(counts, data):
 
 
 def _weights(path):
-    from bigvocab.vocab_file import read_vocab_weights
+    from bigvocab.sampling.vocab_file import read_vocab_weights
 
     return read_vocab_weights(path).tolist()
 
@@ -448,7 +448,7 @@ _LINES = st.lists(st.tuples(st.sampled_from(["", ",", "w,", "1.5,", "a,b,"]), _F
 @settings(max_examples=500, deadline=None)
 def test_plain_numbers_of_a_vocabulary(lines, ended):
     """What the kernel reads is what `float` reads; it may only give up, and must where there is no plain number."""
-    from bigvocab.vocab_file import _parse_plain
+    from bigvocab.sampling.vocab_file import _parse_plain
 
     text = "\n".join(word + field for word, field in lines) + "\n" * ended
     if not text:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 import bigvocab as bv
 from bigvocab.kernels import softmax as kernels
-from bigvocab.rows import kernel_view, softmax_rows, wanted
+from bigvocab.matrices.rows import kernel_view, softmax_rows, wanted
 
 DTYPES = (np.float32, np.float64, np.float16, ml_dtypes.bfloat16)
 EDGES = (1, 2, 31, 32, 33, kernels.BLOCK - 1, kernels.BLOCK, kernels.BLOCK + 1, 3 * kernels.BLOCK + 33, 10007)
@@ -309,13 +309,15 @@ def test_every_layout_gives_the_same_bits(dtype, layout, rows, classes):
 
 
 def test_copies_of_rows_are_bounded(monkeypatch):
-    import bigvocab.rows
+    import bigvocab.matrices.rows
 
     copied = []
-    made = bigvocab.rows.memory.empty
-    monkeypatch.setattr(bigvocab.rows, "_COPIED_BYTES", 1 << 20)
-    monkeypatch.setattr(bigvocab.rows, "_CACHED_BYTES", 1 << 12)
-    monkeypatch.setattr(bigvocab.rows.memory, "empty", lambda shape, dtype: copied.append(shape) or made(shape, dtype))
+    made = bigvocab.matrices.rows.memory.empty
+    monkeypatch.setattr(bigvocab.matrices.rows, "_COPIED_BYTES", 1 << 20)
+    monkeypatch.setattr(bigvocab.matrices.rows, "_CACHED_BYTES", 1 << 12)
+    monkeypatch.setattr(
+        bigvocab.matrices.rows.memory, "empty", lambda shape, dtype: copied.append(shape) or made(shape, dtype)
+    )
     logits, labels = make(40, 20_000, np.float32, 12)
     losses = bv.sparse_softmax_cross_entropy(np.asfortranarray(logits), labels, num_threads=2)
     np.testing.assert_array_equal(losses, bv.sparse_softmax_cross_entropy(logits, labels))
@@ -363,7 +365,7 @@ def test_an_empty_tile_or_batch_is_no_trouble():
 COUNT = """
 import ml_dtypes, numpy as np, sys
 from bigvocab.kernels import softmax
-from bigvocab.rows import softmax_rows
+from bigvocab.matrices.rows import softmax_rows
 dtype = getattr(ml_dtypes, "bfloat16") if sys.argv[1] == "bfloat16" else np.dtype(sys.argv[1])
 softmax_rows([(0, np.zeros((1, 4096), dtype))], np.array([0]))
 (code,) = softmax.rows_softmax.inspect_asm().values()
@@ -389,7 +391,7 @@ def test_the_hot_loops_are_vectorised(dtype, tmp_path):
 
 BITS = """
 import hashlib, ml_dtypes, numpy as np
-from bigvocab.rows import softmax_rows, wanted
+from bigvocab.matrices.rows import softmax_rows, wanted
 digest = hashlib.sha256()
 rng = np.random.default_rng(0)
 for dtype in (np.float32, np.float64, np.float16, ml_dtypes.bfloat16):
@@ -531,10 +533,10 @@ def test_columns_of_a_wider_array_are_read_where_they_lie(cut):
 
 
 def test_copies_of_long_rows_are_made_one_at_a_time(monkeypatch):
-    import bigvocab.rows
+    import bigvocab.matrices.rows
 
     under_way, most = [], []
-    made = bigvocab.rows.in_one_piece
+    made = bigvocab.matrices.rows.in_one_piece
 
     def copied(array):
         under_way.append(array.shape)
@@ -545,8 +547,8 @@ def test_copies_of_long_rows_are_made_one_at_a_time(monkeypatch):
         finally:
             under_way.pop()
 
-    monkeypatch.setattr(bigvocab.rows, "_COPIED_BYTES", 1 << 16)
-    monkeypatch.setattr(bigvocab.rows, "in_one_piece", copied)
+    monkeypatch.setattr(bigvocab.matrices.rows, "_COPIED_BYTES", 1 << 16)
+    monkeypatch.setattr(bigvocab.matrices.rows, "in_one_piece", copied)
     logits, labels = make(8, 20_000, np.float32, 12)
     losses = bv.sparse_softmax_cross_entropy(logits.astype(">f4"), labels, num_threads=4)
     assert most == [1] * 8

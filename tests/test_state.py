@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 from jobs import figures
 
 import bigvocab as bv
-from bigvocab import fingerprints, state
-from bigvocab.merging import joined, merge_states, missing, shown_rows
-from bigvocab.state import read_state
-from bigvocab.tally import RowResult, Tally
+from bigvocab.evaluation import state
+from bigvocab.evaluation.state import read_state
+from bigvocab.evaluation.tally import RowResult, Tally
+from bigvocab.jobs.merging import joined, merge_states, missing, shown_rows
+from bigvocab.matrices import fingerprints
 
 ROWS, CLASSES = 300, 501
 COLUMNS = {"weight_column": "weight", "group_column": "book", "bytes_column": "bytes"}

@@ -9,10 +9,10 @@ from __future__ import annotations
 from bigvocab.errors import BigvocabError, FormatError
 from bigvocab.formats.arrow import arrow_layout
 from bigvocab.formats.layout import Layout, Stored
-from bigvocab.formats.mapped import MappedFile
 from bigvocab.formats.npy import npy_layout
-from bigvocab.formats.paths import SUFFIXES
 from bigvocab.formats.safetensors import safetensors_layout
+from bigvocab.storage.mapped import MappedFile
+from bigvocab.storage.paths import SUFFIXES
 
 _MAPPABLE = ".npy, .safetensors, Arrow IPC (.arrow, .ipc, .feather) or raw binary"
 _MAGIC = {b"\x93NUMPY": "npy", b"ARROW1": "arrow", b"PAR1": "parquet", b"PK\x03\x04": "zip", b"FEA1": "feather"}

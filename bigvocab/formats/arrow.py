@@ -8,7 +8,7 @@ import numpy as np
 
 from bigvocab.errors import BigvocabError, FormatError
 from bigvocab.formats.layout import SUPPORTED, Layout, Stored, check_shape, refuse_second, resolve_dtype
-from bigvocab.formats.mapped import MappedFile
+from bigvocab.storage.mapped import MappedFile
 
 STREAM_START = b"\xff\xff\xff\xff"
 _SCAN = 2**22  # elements looked at in one go for the first null

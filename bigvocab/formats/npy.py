@@ -10,7 +10,7 @@ from numpy.lib import format as npy
 
 from bigvocab.errors import FormatError
 from bigvocab.formats.layout import Layout, Stored, check_room, check_shape, num_bytes, refuse_second, resolve_dtype
-from bigvocab.formats.mapped import MappedFile
+from bigvocab.storage.mapped import MappedFile
 
 _HEAD = 2**17  # longer than any header NumPy agrees to parse
 _READERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0, (3, 0): npy.read_array_header_2_0}

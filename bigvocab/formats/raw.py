@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from bigvocab.errors import FormatError
 from bigvocab.formats.layout import Layout, Stored, check_shape
-from bigvocab.formats.mapped import MappedFile
+from bigvocab.storage.mapped import MappedFile
 
 
 def raw_layouts(

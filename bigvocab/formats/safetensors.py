@@ -9,7 +9,7 @@ import numpy as np
 
 from bigvocab.errors import BigvocabError, FormatError
 from bigvocab.formats.layout import BFLOAT16, Layout, Stored, check_shape, num_bytes, resolve_dtype
-from bigvocab.formats.mapped import MappedFile
+from bigvocab.storage.mapped import MappedFile
 
 _DTYPES = {"F64": np.dtype("<f8"), "F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": BFLOAT16}
 _MOST_HEADER = 100_000_000  # the format's own limit

@@ -14,7 +14,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from bigvocab.kernels._jit import inline, jit
+from bigvocab.kernels.jit import inline, jit
 
 
 @intrinsic

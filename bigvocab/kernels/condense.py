@@ -12,9 +12,9 @@ import math
 
 import numpy as np
 
-from bigvocab.kernels import _doubles as d
-from bigvocab.kernels import _lanes as v
-from bigvocab.kernels._jit import inline, jit
+from bigvocab.kernels import doubles as d
+from bigvocab.kernels import lanes as v
+from bigvocab.kernels.jit import inline, jit
 
 CHUNK = 256 * d.SIZE
 WIDTH = 3 * d.SIZE  # numbers that stand for a chunk

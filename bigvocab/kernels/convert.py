@@ -5,8 +5,8 @@ from __future__ import annotations
 from numba import types
 from numba.extending import intrinsic
 
-from bigvocab.kernels import _memory as m
-from bigvocab.kernels._jit import jit
+from bigvocab.kernels import memory as m
+from bigvocab.kernels.jit import jit
 
 
 @intrinsic

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from bigvocab.kernels._jit import jit
+from bigvocab.kernels.jit import jit
 
 _MOST_DIGITS = 15  # of a mantissa that a double holds exactly, and so of a quotient that is rounded once
 _TENS = 10.0 ** np.arange(_MOST_DIGITS + 1)

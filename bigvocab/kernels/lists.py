@@ -12,7 +12,7 @@ import ctypes
 from numba import types
 from numba.extending import intrinsic
 
-from bigvocab.kernels._jit import inline, jit_with_gil
+from bigvocab.kernels.jit import inline, jit_with_gil
 
 _address = types.intp
 _integer_of = types.ExternalFunction("PyLong_AsLongLong", types.int64(_address))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from bigvocab.kernels._jit import jit
+from bigvocab.kernels.jit import jit
 from bigvocab.kernels.row_statistics import ARGMAX, EQUAL, GREATER, MAX, SHIFTED, SUM, TOTAL, merge_tile
 from bigvocab.kernels.softmax_wide import transformed
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from bigvocab.kernels._jit import jit
+from bigvocab.kernels.jit import jit
 
 
 @jit

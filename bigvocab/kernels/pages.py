@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from bigvocab.kernels._jit import jit
+from bigvocab.kernels.jit import jit
 
 AROUND = 1 << 16  # bytes, aligned, that Linux enters for one page fault (its fault_around_bytes)
 

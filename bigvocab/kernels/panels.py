@@ -11,9 +11,9 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from bigvocab.kernels import _lanes as v
-from bigvocab.kernels import _memory as m
-from bigvocab.kernels._jit import inline, jit
+from bigvocab.kernels import lanes as v
+from bigvocab.kernels import memory as m
+from bigvocab.kernels.jit import inline, jit
 
 ROWS = 12  # of inputs in a panel
 _ASKED = 4096  # bytes of a row that are asked for ahead: the processor's own prefetch goes on from there

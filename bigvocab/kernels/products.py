@@ -20,9 +20,9 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from bigvocab.kernels import _lanes as v
-from bigvocab.kernels import _memory as m
-from bigvocab.kernels._jit import inline, jit
+from bigvocab.kernels import lanes as v
+from bigvocab.kernels import memory as m
+from bigvocab.kernels.jit import inline, jit
 from bigvocab.kernels.panels import (
     ROWS,
     ask_for_rows,

@@ -11,7 +11,7 @@ import math
 
 import numpy as np
 
-from bigvocab.kernels._jit import inline, jit
+from bigvocab.kernels.jit import inline, jit
 
 _LOW = np.uint64(0xFFFFFFFF)
 _32 = np.uint64(32)

@@ -6,9 +6,9 @@ import math
 
 import numpy as np
 
-from bigvocab.kernels import _lanes as v
-from bigvocab.kernels import _memory as m
-from bigvocab.kernels._jit import inline, jit
+from bigvocab.kernels import lanes as v
+from bigvocab.kernels import memory as m
+from bigvocab.kernels.jit import inline, jit
 
 # Classes asked for ahead, times half their bytes: the processor's own prefetch stops at the end of a page. Twice as far
 # costs half types 1%, half as far float32 4%.

@@ -18,11 +18,11 @@ import math
 
 import numpy as np
 
-from bigvocab.kernels import _doubles as d
-from bigvocab.kernels import _lanes as v
-from bigvocab.kernels import _memory as m
-from bigvocab.kernels._exp import LOG2E
-from bigvocab.kernels._jit import inline, jit
+from bigvocab.kernels import doubles as d
+from bigvocab.kernels import lanes as v
+from bigvocab.kernels import memory as m
+from bigvocab.kernels.exp import LOG2E
+from bigvocab.kernels.jit import inline, jit
 from bigvocab.kernels.row_statistics import AHEAD, lanes_at
 from bigvocab.kernels.softmax_wide import transformed, transformed_lanes
 

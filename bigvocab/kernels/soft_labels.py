@@ -13,10 +13,10 @@ import math
 
 import numpy as np
 
-from bigvocab.kernels import _doubles as d
-from bigvocab.kernels import _lanes as v
-from bigvocab.kernels import _memory as m
-from bigvocab.kernels._jit import inline, jit
+from bigvocab.kernels import doubles as d
+from bigvocab.kernels import lanes as v
+from bigvocab.kernels import memory as m
+from bigvocab.kernels.jit import inline, jit
 from bigvocab.kernels.row_statistics import AHEAD, MAX, SKIP
 from bigvocab.kernels.softmax import _row
 from bigvocab.kernels.softmax_wide import row_wide, transformed, transformed_lanes

@@ -23,10 +23,10 @@ import math
 import numpy as np
 from numba.extending import overload
 
-from bigvocab.kernels import _lanes as v
-from bigvocab.kernels import _memory as m
-from bigvocab.kernels._exp import LN2, LOG2E, power_constants, power_terms
-from bigvocab.kernels._jit import inline, jit
+from bigvocab.kernels import lanes as v
+from bigvocab.kernels import memory as m
+from bigvocab.kernels.exp import LN2, LOG2E, power_constants, power_terms
+from bigvocab.kernels.jit import inline, jit
 from bigvocab.kernels.row_statistics import (
     AHEAD,
     ARGMAX,

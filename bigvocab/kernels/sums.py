@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from bigvocab.kernels._jit import inline, jit
+from bigvocab.kernels.jit import inline, jit
 
 NAN, PLUS_INFINITY, MINUS_INFINITY = range(3)
 

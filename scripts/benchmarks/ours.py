@@ -14,8 +14,9 @@ import numpy as np
 import worker
 
 import bigvocab as bv
-from bigvocab import memory, parallel
-from bigvocab.rows import softmax_rows, wanted
+from bigvocab.matrices.rows import softmax_rows, wanted
+from bigvocab.storage import memory
+from bigvocab.threads import run_threads
 
 
 @numba.njit(nogil=True)
@@ -32,7 +33,7 @@ def reading(array):
     """Read `array` once, on all cores."""
     words = np.ascontiguousarray(array).view(np.int32)
     out = np.empty(len(words), np.int64)
-    return lambda: parallel.run(lambda a, b: _read(words[a:b], out[a:b]), len(words), 1)
+    return lambda: run_threads(lambda a, b: _read(words[a:b], out[a:b]), len(words), 1)
 
 
 @functools.lru_cache(maxsize=1)  # a limit and its case read the same memory: on a virtual machine some is twice as fast

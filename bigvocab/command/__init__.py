@@ -1,0 +1,1 @@
+"""The shell: text in, keywords out, exit codes."""

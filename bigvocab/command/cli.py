@@ -1,0 +1,356 @@
+"""The command `bigvocab`: a thin shell over the library, and the only place that imports click.
+
+Nothing slow is imported before a command runs, so that --help is quick. An option that is not given is not passed on:
+its default is the library's. Exit codes: 0 done, 1 the data is wrong or the work failed, 2 the command is wrong, 3 a
+--fail-if held. An interrupt is 1 too, as in every command of click.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import sys
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+import bigvocab
+from bigvocab.catalogue import SAMPLERS, default_metrics, eval_faults, raw_faults, sampler_faults
+from bigvocab.command import signals
+from bigvocab.command.options import (
+    EPILOG,
+    EVAL,
+    EVAL_EPILOG,
+    FORMAT,
+    HELP,
+    INSPECT_EPILOG,
+    MERGE,
+    MERGE_EPILOG,
+    RAW,
+    SAMPLE,
+    SAMPLE_EPILOG,
+    as_usage,
+    with_options,
+)
+from bigvocab.errors import BigvocabError
+
+if TYPE_CHECKING:
+    from bigvocab.reports.fail_if import Condition
+    from bigvocab.reports.report import Report
+
+_ASCII = str.maketrans({"±": "+/-", "…": "~"})
+
+
+# ---- how commands look, fail and print
+
+
+@contextlib.contextmanager
+def _to_stdout() -> Iterator[None]:
+    """What fails has a name then."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, "standard output") from None
+
+
+class _Command(click.Command):
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        with _to_stdout():  # of --help
+            return super().parse_args(ctx, args)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            if isinstance(parameter, click.Option) and (record := parameter.get_help_record(ctx)) is not None:
+                sections.setdefault(getattr(parameter, "section", "Help"), []).append(record)
+        width = min(26, max(len(names) for records in sections.values() for names, _ in records))
+        for heading, records in sections.items():
+            with formatter.section(heading):
+                formatter.write_dl([(f"{names:<{width}}", text) for names, text in records])
+
+
+_GIVEN = "bigvocab.given"  # the arguments of the command line, among what click keeps
+
+
+class _Commands(click.Group):
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.meta[_GIVEN] = [part for arg in args for part in (arg, *arg.split("="))]
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command; what it may raise becomes one line and an exit code."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            _fail("interrupted")
+        except MemoryError:
+            bounds = "; --max-memory, --chunk-rows and --threads bound what is used"
+            _fail("error: out of memory" + (bounds if ctx.invoked_subcommand == "eval" else ""))
+        except OSError as error:
+            name = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
+            _fail(f"error: {name}{error.strerror or error}")
+        except (BigvocabError, TypeError) as error:
+            if os.environ.get("BIGVOCAB_TRACEBACK"):
+                raise
+            command = self.commands.get(ctx.invoked_subcommand or "")
+            _fail(f"error: {_with_options(str(error), command, ctx.meta[_GIVEN])}")
+
+
+def _with_options(message: str, command: click.Command | None, given: list[str]) -> str:
+    """A message of the library, which names keywords, with the options of the command in their place; a word that was
+    given, a file perhaps, stays.
+    """
+    if command is None:
+        return message
+    options = [option for option in command.params if "_" in (option.name or "") and option.name not in given]
+    names = {option.name: option.opts[0] for option in options}
+    words = "|".join(sorted(names, key=len, reverse=True)) or "$."
+    message = re.sub(rf"(?<![\w./'\"\\-])({words})(?![\w./'\"\\-])", lambda found: names[found[1]], message)
+    every = {option.name: option.opts[0] for option in command.params}
+    return re.sub(  # name="value", as Python has it
+        rf"(?<![\w./'\"\\-])({'|'.join(map(str, every))})=([\"'])([\w.]+)\2",
+        lambda found: f"{every[found[1]]} {found[3]}",
+        message,
+    )
+
+
+def _say(text: str) -> None:
+    """One line on stderr."""
+    from bigvocab.reports.numerals import printable
+
+    click.echo("bigvocab: " + printable(" ".join(text.splitlines())), err=True)
+
+
+def _fail(text: str, code: int = 1) -> NoReturn:
+    _say(text)
+    raise click.exceptions.Exit(code)
+
+
+def _print(text: str) -> None:
+    """The result on stdout. A reader that has left is no error."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        text = text.translate(_ASCII).encode(encoding, "backslashreplace").decode(encoding)
+    try:
+        with _to_stdout():
+            click.echo(text)
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    except BrokenPipeError:
+        _drop_stdout()
+    except OSError:
+        _drop_stdout()
+        raise
+
+
+def _drop_stdout() -> None:
+    """What is still buffered would fail again when Python ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _print_tables(items: Iterable[Any]) -> None:
+    """What rich can print: in colours and as wide as the window on a terminal, as plain text elsewhere."""
+    from bigvocab.reports.report import plain_text
+
+    if sys.stdout is None or not sys.stdout.isatty():
+        _print(plain_text(items))
+        return
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    console.width = min(console.width, 100)
+    with console.capture() as captured:
+        for item in items:
+            console.print(item)
+    _print(captured.get().rstrip("\n"))
+
+
+# ---- commands
+
+
+@click.group(cls=_Commands, context_settings=HELP, epilog=EPILOG)
+@click.version_option(bigvocab.__version__, "-V", "--version", message="bigvocab %(version)s")
+def cli() -> None:
+    """Exact, streaming losses of models with huge vocabularies, on ordinary machines."""
+
+
+@cli.command(
+    "eval",
+    cls=_Command,
+    short_help="Exact loss, perplexity and more of logits and labels.",
+    epilog=EVAL_EPILOG,
+    context_settings={"allow_extra_args": True},
+)
+@with_options(EVAL)
+@click.pass_context
+def eval_(ctx: click.Context, form: str, quiet: bool, conditions: list[Condition], **options: Any) -> None:
+    """Evaluate logits against labels: exact loss, perplexity, accuracy and ranks."""
+    if ctx.get_parameter_source("metrics") is click.core.ParameterSource.DEFAULT:
+        options["metrics"] = default_metrics(options["loss"])
+    _check_together(ctx, options, conditions)
+    report = _evaluate(options, quiet)
+    _print_report(report, form)
+    _judge(report, conditions)
+
+
+def _print_report(report: Report, form: str) -> None:
+    if form == "json":
+        _print(report.to_json())
+    else:
+        _print_tables([report])
+
+
+def _check_together(ctx: click.Context, options: dict[str, Any], conditions: list[Condition]) -> None:
+    """Refuse options that do not go together, before anything slow is imported."""
+    if ctx.args:
+        hint = "a glob must be quoted: --logits 'part-*.npy'"
+        raise click.UsageError(f"Got unexpected extra argument ({ctx.args[0]}); {hint}")
+    default = click.core.ParameterSource.DEFAULT
+    given = [name for name in options if ctx.get_parameter_source(name) is not default]
+    if fault := next(eval_faults(options, given), None):
+        raise click.UsageError(fault)
+    columns = [role for role in ("group", "bytes") if options[f"{role}_column"] is not None] + ["exact"] * options[
+        "exact"
+    ]
+    for condition in conditions:
+        from bigvocab.reports.fail_if import check_name
+
+        asked = (options["loss"], options["metrics"], options["top_k"], columns)
+        as_usage("--fail-if", check_name, condition.name, *asked)
+
+
+def _evaluate(options: dict[str, Any], quiet: bool) -> Report:
+    from bigvocab.command.progress import Display
+
+    given = {name: value for name, value in options.items() if value is not None and value is not False and value != ()}
+    given["metrics"] = options["metrics"]  # which may be empty on purpose
+    for name in ("logits", "inputs", "weights", "label_logits"):
+        if name in given:
+            given[name] = given[name][0] if len(given[name]) == 1 else list(given[name])
+    with Display(quiet=quiet) as display:
+        from bigvocab.evaluation.settings import parse_bytes
+        from bigvocab.jobs.job import evaluate
+        from bigvocab.storage.output import remove_temporaries
+        from bigvocab.storage.sigbus import die_with_a_message
+
+        die_with_a_message(remove_temporaries)
+        _check_raw(given)
+        if "max_memory" in given:
+            as_usage("--max-memory", parse_bytes, "max_memory", given["max_memory"])
+        display.watch_compiler()
+        signals.work_begins()
+        return evaluate(**given, progress=display.update)
+
+
+def _check_raw(options: dict[str, Any]) -> None:
+    from bigvocab.formats.layout import parse_dtype, parse_shape
+
+    as_usage("--dtype", parse_dtype, options.get("dtype"))
+    if options.get("shape"):
+        as_usage("--shape", parse_shape, options["shape"])
+
+
+def _judge(report: Report, conditions: list[Condition]) -> None:
+    """Exit with 3 if a condition holds; with 2 if its figure is not in the report."""
+    codes = []
+    for condition in conditions:
+        try:
+            verdict = condition.verdict(report.figure(condition.name))
+        except KeyError:
+            _say(f"error: --fail-if: the report has no figure {condition.name!r}")
+            codes.append(2)
+        except BigvocabError as error:
+            _say(f"error: --fail-if: {error}")
+            codes.append(2)
+        else:
+            if verdict is not None:
+                _say(f"failed: {verdict}")
+                codes.append(3)
+    if codes:
+        raise click.exceptions.Exit(min(codes))
+
+
+@cli.command("sample", cls=_Command, short_help="Draw candidates as TensorFlow does.", epilog=SAMPLE_EPILOG)
+@with_options(SAMPLE)
+@click.pass_context
+def sample_(ctx: click.Context, **options: Any) -> None:
+    """Draw the candidates of a sampled loss, the very ones TensorFlow draws, into an Arrow file."""
+    given = {name: value for name, value in options.items() if value is not None}
+    sampler = given.get("sampler", SAMPLERS[0])
+    if fault := next(sampler_faults(sampler, given), None):
+        raise click.UsageError(fault)
+    if "range_max" not in given and sampler != "unigram":
+        raise click.UsageError(f"'--sampler {sampler}' needs '--range-max', the number of classes.")
+    from bigvocab.sampling.candidates import write_candidates
+
+    signals.work_begins()
+    drawn = write_candidates(**given)
+    seed = ",".join(map(str, drawn["seed"]))
+    _say(
+        f"{drawn['path']}: {drawn['num_sampled']:,} of {drawn['range_max']:,} classes, {drawn['sampler']}, "
+        f"seed {seed}, step {drawn['step']}, {drawn['num_tries']:,} tries"
+    )
+
+
+@cli.command("merge", cls=_Command, short_help="One report from the states of all shards.", epilog=MERGE_EPILOG)
+@click.argument("states", nargs=-1, required=True, metavar="PART.state...")
+@with_options(MERGE)
+def merge_(states: tuple[str, ...], form: str, conditions: list[Condition], **options: Any) -> None:
+    """Merge the states of shards, in any order, into the report of the whole job: the same bits as one run."""
+    from bigvocab.jobs.merging import merge_states
+    from bigvocab.storage.output import refuse_overwriting, write_text
+
+    signals.work_begins()
+    refuse_overwriting({name: options[name] for name in ("output", "report")}, states)
+    report = merge_states(states, output=options["output"])
+    for condition in conditions:
+        try:
+            report.figure(condition.name)
+        except KeyError as error:
+            raise click.UsageError(f"--fail-if: the report has no figure {condition.name!r}") from error
+    if options["report"] is not None:
+        write_text(options["report"], report.to_json() + "\n")
+    _print_report(report, form)
+    _judge(report, conditions)
+
+
+@cli.command("inspect", cls=_Command, short_help="What files hold: shape, dtype, rows, columns.", epilog=INSPECT_EPILOG)
+@click.argument("paths", nargs=-1, required=True, metavar="PATH...")
+@with_options([*RAW, FORMAT])
+def inspect_(paths: tuple[str, ...], form: str, **options: Any) -> None:
+    """Show what files hold: shape, dtype, rows, columns, bytes, and whether a quick sample is finite."""
+    if fault := next(raw_faults(options), None):
+        raise click.UsageError(fault)
+    from bigvocab.inspection import inspect_path, rendered
+    from bigvocab.reports.report import as_json
+
+    _check_raw(options)
+    given = {name: value for name, value in options.items() if value is not None}
+    found = [entry for path in paths for entry in inspect_path(path, **given)]
+    opened = [entry for entry in found if "error" not in entry]
+    if form == "json":
+        _print(as_json(found))
+    elif opened:
+        _print_tables(item for i, entry in enumerate(opened) for item in [""] * (i > 0) + [*rendered(entry)])
+    for entry in found:
+        if "error" in entry:
+            _say(f"error: {entry['error']}")
+    if len(opened) < len(found):
+        raise click.exceptions.Exit(1)
+
+
+def main() -> None:
+    """Run the command."""
+    signals.heed()
+    try:
+        cli(prog_name="bigvocab")
+    except OSError as error:  # of what click itself prints
+        _drop_stdout()
+        _say(f"error: standard output: {error.strerror or error}")
+        sys.exit(1)

@@ -1,0 +1,265 @@
+"""The options of the commands: how each is read from text, where it stands in the help, and what the help says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from bigvocab.catalogue import LOSSES, METRICS, SAMPLERS
+from bigvocab.errors import BigvocabError
+
+if TYPE_CHECKING:
+    from bigvocab.reports.fail_if import Condition
+
+
+class SectionOption(click.Option):
+    """An option that stands under a heading of its own in the help."""
+
+    def __init__(self, *args: Any, section: str, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.section = section
+
+    def get_help_extra(self, ctx: click.Context) -> Any:
+        """What click adds to the help, but for ranges: the help says them in words."""
+        extra: Any = super().get_help_extra(ctx)
+        extra.pop("range", None)
+        return extra
+
+
+# ---- kinds of options
+
+
+def _option(section: str, *names: str, **kwargs: Any) -> Callable[[Any], Any]:
+    return click.option(*names, cls=SectionOption, section=section, **kwargs)
+
+
+class _Number(click.FloatRange):
+    """A finite number in a range."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if number - number != 0:
+            self.fail(f"{value} is no finite number.", param, ctx)
+        return number
+
+
+def _metrics(ctx: click.Context, param: click.Parameter, value: str) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(name.strip() for name in value.split(",") if name.strip()))
+    if unknown := [name for name in names if name not in METRICS]:
+        raise click.BadParameter(f"{unknown[0]!r} is not one of {', '.join(METRICS)}.")
+    return names
+
+
+def _ks(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, ...]:
+    try:
+        ks = tuple(dict.fromkeys(int(k) for k in value.split(",")))
+    except ValueError:
+        ks = (0,)
+    if min(ks) < 1:
+        raise click.BadParameter(f"expected whole numbers from 1 on, such as 1,5, got {value!r}.")
+    return ks
+
+
+def _shard(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, int] | None:
+    if value is None:
+        return None
+    first, _, second = value.partition("/")
+    pair = (int(first), int(second)) if first.isdecimal() and second.isdecimal() else (0, 0)
+    if not 1 <= pair[0] <= pair[1]:
+        raise click.BadParameter(f"expected I/N, such as 2/8, with I from 1 to N, got {value!r}.")
+    return pair
+
+
+def _number_or_path(ctx: click.Context, param: click.Parameter, value: str | None) -> float | str | None:
+    try:
+        return None if value is None else float(value)
+    except ValueError:
+        return value
+
+
+def _seed(ctx: click.Context, param: click.Parameter, value: str | None) -> int | tuple[int, int] | None:
+    if value is None:
+        return None
+    try:
+        seeds = [int(part) for part in value.split(",")]
+    except ValueError:
+        seeds = []
+    if len(seeds) not in (1, 2) or not all(-(2**63) <= seed < 2**63 for seed in seeds):
+        raise click.BadParameter(f"expected two whole numbers such as 1,7, or one, got {value!r}.")
+    return seeds[0] if len(seeds) == 1 else (seeds[0], seeds[1])
+
+
+def _conditions(ctx: click.Context, param: click.Parameter, texts: Sequence[str]) -> list[Condition]:
+    from bigvocab.reports.fail_if import parse_condition
+
+    return [as_usage("--fail-if", parse_condition, text) for text in texts]
+
+
+def as_usage(option: str, function: Callable[..., Any], *args: Any) -> Any:
+    """Call a check of the library; what it refuses here is a wrong command, not wrong data."""
+    try:
+        return function(*args)
+    except BigvocabError as error:
+        said = str(error).removeprefix(option.lstrip("-").replace("-", "_") + ": ")
+        raise click.BadParameter(said, param_hint=f"'{option}'") from None
+
+
+def with_options(options: Sequence[Callable[[Any], Any]]) -> Callable[[Any], Any]:
+    """A decorator that adds all of `options` to a command, in order."""
+
+    def decorate(function: Any) -> Any:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+# ---- options
+
+_INT32 = click.IntRange(1, 2**31 - 1)
+DATA, COLUMNS, LOSS, FIGURES = "Data", "Columns of the labels", "Loss", "Figures"
+SAMPLING = "Sampled losses"
+RUNNING, BIG_JOBS, RESULT = "Running", "Big jobs", "Result"
+# fmt: off
+RAW = [
+    _option(DATA, "--shape", metavar="N,V", help="Shape of raw binary; -1,V: all rows there are."),
+    _option(DATA, "--dtype", metavar="TYPE", help="float16, bfloat16, float32 or float64 (raw)."),
+    _option(DATA, "--offset", type=click.IntRange(0), metavar="BYTES", help="Bytes to skip in each raw file."),
+]
+FORMAT = _option(RESULT, "--format", "form", type=click.Choice(["table", "json"]), default="table",
+                 help="A table for people, or JSON.")
+REPORT = _option(RESULT, "--report", metavar="PATH", help="Write the report, as JSON.")
+FAIL_IF = _option(RESULT, "--fail-if", "conditions", metavar="CONDITION", multiple=True, callback=_conditions,
+                  help="Exit with 3 if it holds: 'perplexity > 20', 'accuracy.1 < 0.3'; names as in JSON; repeatable.")
+JOBS = [
+    _option(BIG_JOBS, "--state", metavar="PATH", help="Keep what is done in this file: to merge, to go on."),
+    _option(BIG_JOBS, "--resume", is_flag=True, help="Go on from --state, where it is there."),
+    _option(BIG_JOBS, "--shard", metavar="I/N", callback=_shard, help="Only the I-th of N ranges of rows."),
+    _option(BIG_JOBS, "--vocab-shard", metavar="I/N", callback=_shard, help="Only the I-th of N ranges of classes."),
+    _option(BIG_JOBS, "--first-class", type=click.IntRange(0), metavar="C",
+            help="The files hold a slice: classes from C on, of --num-classes."),
+    _option(BIG_JOBS, "--save-label-logits", metavar="PATH", help="First pass of slices: the labels' logits, no more."),
+    _option(BIG_JOBS, "--label-logits", metavar="PATH", multiple=True, help="Those of all slices, for ranks."),
+    _option(BIG_JOBS, "--engine", type=click.Choice(["local", "ray"]), metavar="NAME",
+            help="local: --workers processes of this machine; ray: tasks of Ray."),
+    _option(BIG_JOBS, "--workers", type=click.IntRange(1), metavar="K", help="Processes that share the rows."),
+    _option(BIG_JOBS, "--address", metavar="HOST", help="Of a Ray cluster; default RAY_ADDRESS, or a Ray of our own."),
+]
+SAMPLER = _option(SAMPLING, "--sampler", type=click.Choice(SAMPLERS), metavar="NAME",
+                  help=f"{', '.join(SAMPLERS[:-1])} or {SAMPLERS[-1]}; default log-uniform (ids by falling frequency).")
+VOCABULARY = [
+    _option(SAMPLING, "--vocab-file", metavar="PATH", help="A word and its count a line, comma-separated (unigram)."),
+    _option(SAMPLING, "--distortion", type=_Number(), metavar="P", help="Power of the counts (unigram); default 1."),
+]
+SEED = _option(
+    SAMPLING, "--seed", metavar="A,B", callback=_seed, help="TensorFlow's two seeds, or the op's; default 0."
+)
+SAMPLING_OPTIONS = [
+    SAMPLER,
+    _option(
+        SAMPLING, "--num-sampled", type=_INT32, metavar="S", help="Candidates to draw for each 512 rows."
+    ),
+    _option(SAMPLING, "--num-true", type=_INT32, metavar="T", help="True classes each row must have."),
+    *VOCABULARY,
+    SEED,
+    _option(SAMPLING, "--candidates", metavar="PATH", help="One draw for all rows, of bigvocab sample."),
+    _option(SAMPLING, "--exact", is_flag=True, help="The loss over all classes as well, and the bias."),
+]
+SAMPLE = [
+    SAMPLER,
+    _option(SAMPLING, "--num-sampled", type=_INT32, metavar="S", required=True, help="Candidates to draw."),
+    _option(SAMPLING, "--range-max", type=click.IntRange(1, 2**62), metavar="V", help="Classes to draw from."),
+    *VOCABULARY,
+    SEED,
+    _option(SAMPLING, "--step", type=click.IntRange(0, 2**40), metavar="K", help="Number of the call, from 0."),
+    _option(DATA, "--true-classes", metavar="PATH", help="Labels: their expected counts are written as well."),
+    _option(RESULT, "--output", metavar="PATH", required=True, help="Arrow file to write."),
+]
+EVAL = [
+    _option(DATA, "--logits", multiple=True, metavar="PATH", help="Logits: file, quoted glob or folder; repeatable."),
+    _option(DATA, "--labels", metavar="PATH", required=True, help="Labels: Arrow IPC, Parquet, .npy, .safetensors."),
+    _option(DATA, "--inputs", multiple=True, metavar="PATH", help="Hidden states, in place of logits; repeatable."),
+    _option(DATA, "--weights", multiple=True, metavar="PATH", help="Output layer for --inputs; repeatable."),
+    _option(DATA, "--biases", metavar="PATH", help="Biases of the output layer."),
+    _option(DATA, "--final-norm", type=click.Choice(["rms", "layer"]), metavar="NAME",
+            help="Norm of the hidden states before that layer: rms or layer; none by default."),
+    _option(DATA, "--norm-weight", metavar="PATH", help="Weight of that norm, one per column; 1 by default."),
+    _option(DATA, "--norm-bias", metavar="PATH", help="Bias of that norm (layer)."),
+    _option(DATA, "--norm-epsilon", type=_Number(0), metavar="E", help="Added under that norm's root; default 1e-6."),
+    _option(DATA, "--vocab-shards", is_flag=True, help="Several files are split by classes, not rows."),
+    *RAW,
+    _option(COLUMNS, "--label-column", metavar="NAME", help="Class, list of classes, or soft labels, of the row."),
+    _option(COLUMNS, "--probability-column", metavar="NAME", help="Probabilities of the listed classes."),
+    _option(COLUMNS, "--weight-column", metavar="NAME", help="Weight of the row."),
+    _option(COLUMNS, "--group-column", metavar="NAME", help="Group of the row: figures for each group."),
+    _option(COLUMNS, "--bytes-column", metavar="NAME", help="Bytes of text behind the label: bits per byte."),
+    _option(LOSS, "--loss", type=click.Choice(LOSSES), metavar="NAME", default=LOSSES[0],
+            help=f"{', '.join(LOSSES[:-1])} or {LOSSES[-1]}."),
+    _option(LOSS, "--ignore-index", type=int, metavar="ID", help="Rows with this label count in no figure."),
+    _option(LOSS, "--label-smoothing", type=_Number(0, 1), metavar="E", help="Share spread over all classes."),
+    _option(LOSS, "--class-weights", metavar="PATH", help="One weight per class (sparse-softmax)."),
+    _option(LOSS, "--pos-weight", metavar="X|PATH", callback=_number_or_path,
+            help="Weight of positives, or one per class (sigmoid)."),
+    _option(LOSS, "--epsilon", type=_Number(0), metavar="E", help="Added inside the logarithms (log-loss)."),
+    _option(LOSS, "--logit-scale", type=_Number(0, min_open=True), metavar="S", help="Multiplies all logits."),
+    _option(LOSS, "--softcap", type=_Number(0, min_open=True), metavar="C", help="Then logits become C tanh(x / C)."),
+    _option(LOSS, "--num-classes", type=click.IntRange(1), metavar="V", help="Classes that count; others are padding."),
+    *SAMPLING_OPTIONS,
+    _option(FIGURES, "--metrics", metavar="NAMES", default=",".join(METRICS[:3]), callback=_metrics, show_default=True,
+            help=f"Of {', '.join(METRICS)}, as they fit the loss."),
+    _option(FIGURES, "--top-k", metavar="K,...", default="1,5", callback=_ks, show_default=True,
+            help="The k of the accuracies."),
+    _option(FIGURES, "--nonfinite", type=click.Choice(["error", "skip", "keep"]), metavar="WAY", default="error",
+            show_default=True, help="Rows with NaN or +inf: error, skip or keep."),
+    _option(RUNNING, "--chunk-rows", type=click.IntRange(1), metavar="N", help="Rows of a block; changes no figure."),
+    _option(RUNNING, "--threads", type=click.IntRange(1), metavar="N", help="Default: all cores; changes no figure."),
+    _option(RUNNING, "--max-memory", metavar="512M", help="Most memory for mapped logits, at least 1M."),
+    _option(RUNNING, "--quiet", "-q", is_flag=True, help="No progress bar and no messages."),
+    *JOBS,
+    _option(RESULT, "--output", metavar="PATH", help="Write the loss of every row, as Parquet."),
+    REPORT,
+    _option(RESULT, "--report-every", type=_Number(0), metavar="SECONDS", help="Write --report so often, so far."),
+    FORMAT,
+    FAIL_IF,
+]
+MERGE = [
+    _option(RESULT, "--output", metavar="PATH", help="The loss of every row, of states of ranges of classes."),
+    REPORT,
+    FORMAT,
+    FAIL_IF,
+]
+# fmt: on
+
+HELP = {"help_option_names": ["-h", "--help"]}
+EPILOG = """\b
+Example:
+  bigvocab eval --logits logits.npy --labels labels.parquet
+"""
+EVAL_EPILOG = """\b
+Examples:
+  bigvocab eval --logits logits.npy --labels labels.parquet
+  bigvocab eval --logits 'part-*.npy' --labels labels/ --group-column book
+  bigvocab eval --logits logits.bin --shape 1000,262144 --dtype bfloat16 \\
+      --labels labels.npy --fail-if 'perplexity > 20'
+"""
+SAMPLE_EPILOG = """\b
+Examples:
+  bigvocab sample --num-sampled 64 --range-max 50000 --seed 1,7 --output candidates.arrow
+  bigvocab sample --sampler unigram --vocab-file vocab.txt --num-sampled 64 --output c.arrow
+  bigvocab eval --loss sampled-softmax --candidates candidates.arrow \\
+      --inputs hidden.npy --weights layer.npy --labels labels.arrow --exact
+"""
+MERGE_EPILOG = """\b
+Examples:
+  bigvocab eval --logits 'part-*.npy' --labels labels/ --shard 2/8 --state 2.state
+  bigvocab merge *.state --report report.json
+"""
+INSPECT_EPILOG = """\b
+Examples:
+  bigvocab inspect logits.npy labels.parquet
+  bigvocab inspect model.safetensors::lm_head.weight
+  bigvocab inspect logits.bin --shape 1000,262144 --dtype bfloat16
+"""

@@ -1,0 +1,1 @@
+"""Two models row by row: divergence, flips, paired differences."""

@@ -1,0 +1,1 @@
+"""Logits that are computed when they are needed: layer, norm, products, model folders."""

@@ -1,0 +1,96 @@
+"""linear_cross_entropy: exact losses from hidden states and an output layer, without ever holding logits."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy.typing as npt
+
+from bigvocab import arguments
+from bigvocab.heads.linear_rows import LinearRows
+from bigvocab.heads.output_layer import OutputLayer
+from bigvocab.losses.reductions import broadcast_weights, check_reduction
+from bigvocab.losses.softmax import _reduced, sparse_softmax_formula
+from bigvocab.matrices.matrix import Matrix
+from bigvocab.matrices.rows import wanted
+from bigvocab.threads import resolve_threads
+
+
+def linear_cross_entropy(
+    inputs: npt.ArrayLike,
+    weights: Any,
+    labels: npt.ArrayLike,
+    *,
+    biases: Any = None,
+    ignore_index: int | None = None,
+    label_smoothing: float = 0.0,
+    softcap: float | None = None,
+    logit_scale: float = 1.0,
+    num_classes: int | None = None,
+    reduction: str = "none",
+    num_threads: int | None = None,
+) -> Any:
+    """Softmax cross-entropy of one class per row from hidden states and an output layer; no (N, V) array ever exists.
+
+    g_j = softcap(logit_scale (x . w_j + b_j)), softcap(y) = c tanh(y / c); L = log S_j exp(g_j) - g_y; with smoothing
+    e, (1 - e) (lse - g_y) + e (lse - mean_j g_j). Products are summed in float32, in float64 where inputs or weights
+    are float64.
+
+    Args:
+        inputs: (N, D) hidden states, float16, bfloat16, float32 or float64.
+        weights: (V, D) output layer, of any of these types: an array, or what `open_matrix` returns.
+        labels: (N,) integers in [0, num_classes), or `ignore_index`.
+        biases: (V,), of any of these types; -inf masks a class.
+        ignore_index: rows with this label count in no figure and are not computed; their loss is 0.
+        label_smoothing: e in [0, 1].
+        softcap: c > 0, or None.
+        logit_scale: > 0; a temperature t is logit_scale = 1/t.
+        num_classes: classes that count; rows of `weights` behind are padding. None is V.
+        reduction: see `compute_weighted_loss`.
+        num_threads: None is all usable cores; no result depends on it.
+
+    Returns:
+        float64 losses (N,) in nats, or one float. What is not finite propagates: a NaN in a class makes all losses NaN.
+
+    Raises:
+        BigvocabError: shapes that differ, a label out of range (with its row), an option outside its range.
+        TypeError: inputs or weights that are no floats, labels that are no integers.
+
+    Source: torch.nn.functional.linear_cross_entropy (2.13), and the fused losses of E. Wijmans et al., "Cut Your
+    Losses in Large-Vocabulary Language Models" (2024), https://arxiv.org/abs/2411.09009.
+
+    >>> import numpy as np
+    >>> inputs = np.array([[1.0, 0.0], [0.0, 2.0]], np.float32)
+    >>> linear_cross_entropy(inputs, np.eye(2, dtype=np.float32), [0, 0]).round(6)
+    array([0.313262, 2.126928])
+    """
+    check_reduction(reduction)
+    x = arguments.as_matrix_of_floats("inputs", inputs)
+    layer = OutputLayer(
+        _floats("weights", weights),
+        _floats("biases", biases),
+        num_classes=arguments.index_or_none("num_classes", num_classes),
+    )
+    rows = LinearRows(layer, x)
+    y = arguments.as_integers("labels", labels)
+    arguments.one_per_row("labels", y, len(x), "inputs")
+    y = arguments.labels_in_range(
+        y, layer.num_classes, ignore_index=arguments.index_or_none("ignore_index", ignore_index)
+    )
+    formula = sparse_softmax_formula(layer.num_classes, label_smoothing, None)
+    scale = arguments.positive("logit_scale", logit_scale)
+    cap = 0.0 if softcap is None else arguments.positive("softcap", softcap)
+    threads = resolve_threads(num_threads)
+    want = wanted(logit_sum=formula.needs_logit_sum)
+    stats = rows.softmax_rows(y, want=want, scale=scale, softcap=cap, num_threads=threads)
+    return _reduced(formula.losses(stats), broadcast_weights(1.0, y.shape), None, y >= 0, reduction)
+
+
+def _floats(name: str, values: Any) -> Any:
+    """`values` as they are where they are a Matrix or None, else as a checked array."""
+    if isinstance(values, Matrix) or values is None and name == "biases":
+        return values
+    if values is None or isinstance(values, str | os.PathLike):
+        raise TypeError(f"{name}: expected an array or what open_matrix returns, got {type(values).__name__}")
+    return arguments.as_matrix_of_floats(name, values, ndim=1 if name == "biases" else 2)

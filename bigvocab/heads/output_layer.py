@@ -1,0 +1,192 @@
+"""An output layer: weights and biases as mapped matrices, and the norm that hidden states pass before they meet it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bigvocab import arguments
+from bigvocab.errors import BigvocabError
+from bigvocab.heads.products import converted, lanes
+from bigvocab.matrices.matrix import Matrix, as_matrix
+from bigvocab.matrices.rows import kernel_view
+
+Array = npt.NDArray[Any]
+Floats = npt.NDArray[np.float64]
+
+BLOCK_BYTES = 64 << 20  # of packed rows and their statistics, while the layer is read once
+NORMS = ("rms", "layer")
+
+
+class FinalNorm:
+    """The norm between the last block of a model and its output layer, for states that were stored before it.
+
+    rms: x / sqrt(mean x^2 + epsilon) * weight; layer: (x - mean x) / sqrt(var x + epsilon) * weight + bias. Computed
+    in float64 and rounded once to the type that products are summed in. Models whose RMS norm multiplies by 1 +
+    weight (Gemma) need 1 + weight here.
+    """
+
+    def __init__(self, kind: str, depth: int, weight: Any = None, bias: Any = None, epsilon: float = 1e-6) -> None:
+        if kind not in NORMS:
+            raise BigvocabError(f"final_norm: got {kind!r}, expected one of {', '.join(NORMS)}")
+        if kind == "rms" and bias is not None:
+            raise BigvocabError('norm_bias: final_norm="rms" has none; expected it with "layer" alone')
+        self.kind = kind
+        self.weight = np.ones(depth) if weight is None else _vector_of("norm_weight", weight, depth)
+        self.bias = np.zeros(depth) if bias is None else _vector_of("norm_bias", bias, depth)
+        self.epsilon = arguments.real("norm_epsilon", epsilon)
+        if not 0 <= self.epsilon < np.inf:
+            raise BigvocabError(f"norm_epsilon: got {epsilon}, expected a finite number of at least 0")
+
+    def __call__(self, rows: Array) -> Array:
+        """The rows (n, D), normed, in their own type."""
+        from bigvocab.kernels.norms import rows_norm
+
+        out = np.empty_like(rows)
+        rows_norm(kernel_view(rows), self.kind == "layer", self.weight, self.bias, self.epsilon, out)
+        return out
+
+
+def _vector_of(name: str, values: Any, size: int) -> Floats:
+    """A vector from an array or a file, as float64."""
+    matrix = as_matrix(values, name)
+    shown = shown_as(name, matrix)
+    if matrix.shape != (size,):
+        raise BigvocabError(f"{shown}: got shape {matrix.shape}, expected ({size},), one for each column of the inputs")
+    vector = converted(np.asarray(matrix), np.float64)
+    if not np.isfinite(vector).all():
+        bad = int(np.argmin(np.isfinite(vector)))
+        raise BigvocabError(f"{shown}: column {bad} is {vector[bad]}, expected a finite number")
+    return vector
+
+
+def shown_as(name: str, matrix: Matrix) -> str:
+    """How messages call a matrix: by its file and tensor, where it is one, and its part in the task."""
+    path = matrix.files[0]["path"]
+    return name if path == "<array>" else f"{path} ({name})"
+
+
+class OutputLayer:
+    """Weights (V, D) and biases (V,), arrays or mapped files of any float type, and the final norm before them.
+
+    Args:
+        weights: array, path or Matrix; several files are split by classes.
+        biases: the same, (V,).
+        num_classes: classes that count; the rows of `weights` behind are padding.
+        final_norm: None, "rms" or "layer", with norm_weight (D,), norm_bias (D,), norm_epsilon.
+        strict: raise where a class holds a NaN or an infinity; else it goes into the logits.
+
+    >>> import numpy as np
+    >>> layer = OutputLayer(np.eye(3, dtype=np.float32), np.zeros(3, np.float32), num_classes=2)
+    >>> layer.shape, layer.num_classes
+    ((3, 3), 2)
+    """
+
+    def __init__(
+        self,
+        weights: Any,
+        biases: Any = None,
+        *,
+        num_classes: int | None = None,
+        final_norm: str | None = None,
+        norm_weight: Any = None,
+        norm_bias: Any = None,
+        norm_epsilon: float = 1e-6,
+        strict: bool = False,
+    ) -> None:
+        self.weights = as_matrix(weights, "weights")
+        self.name = shown_as("weights", self.weights)
+        if self.weights.ndim != 2:
+            raise BigvocabError(
+                f"{self.name}: expected 2 dimensions, (classes, hidden size), got shape {self.weights.shape}"
+            )
+        self.shape = self.weights.shape
+        self.num_classes = self.shape[0] if num_classes is None else num_classes
+        if not self.shape[0]:
+            raise BigvocabError(f"{self.name}: has no rows, expected one for each class")
+        if not 1 <= self.num_classes <= self.shape[0]:
+            raise BigvocabError(f"num_classes: got {num_classes}, but {self.name} has {self.shape[0]} classes")
+        self.strict = strict
+        self._vectors = {"biases": biases, "norm_weight": norm_weight, "norm_bias": norm_bias}
+        self.files = list(self.weights.files)
+        for name, value in self._vectors.items():
+            if value is not None:
+                self._vectors[name] = as_matrix(value, name)
+                self.files += self._vectors[name].files
+        self._biases = self._checked_biases()
+        if final_norm is None and (norm_weight is not None or norm_bias is not None):
+            raise BigvocabError('norm_weight: needs final_norm, expected "rms" or "layer" beside it')
+        weight, bias = self._vectors["norm_weight"], self._vectors["norm_bias"]
+        self.norm = None if final_norm is None else FinalNorm(final_norm, self.shape[1], weight, bias, norm_epsilon)
+        self.block_bytes = BLOCK_BYTES
+        self.bytes_read = 0
+
+    def _checked_biases(self) -> Array | None:
+        matrix = self._vectors["biases"]
+        if matrix is None:
+            return None
+        shown = shown_as("biases", matrix)
+        if matrix.shape != (self.shape[0],):
+            expected = f"({self.shape[0]},), one for each row of {self.name}"
+            raise BigvocabError(f"{shown}: got shape {matrix.shape}, expected {expected}")
+        biases = converted(np.asarray(matrix))[: self.num_classes]
+        bad = np.isnan(biases) | (biases == np.inf)
+        if self.strict and bad.any():
+            c = int(np.argmax(bad))
+            raise BigvocabError(
+                f"{shown}: class {c} is {biases[c]}, expected a finite number, or -inf for a masked class"
+            )
+        return biases
+
+    def options(self) -> dict[str, Any]:
+        """What tells layers apart, as far as it is cheap to know."""
+        norm = None if self.norm is None else (self.norm.kind, self.norm.epsilon)
+        return {
+            "shape": self.shape,
+            "dtype": self.weights.dtype.name,
+            "biases": self._biases is not None,
+            "final_norm": norm,
+        }
+
+    def allow(self, num_bytes: int) -> None:
+        """Let packed rows have up to half of `num_bytes`."""
+        self.block_bytes = min(num_bytes // 2, 16 * BLOCK_BYTES)
+
+    def matrices(self) -> Iterator[Matrix]:
+        """Weights, biases and the norm's vectors, those there are."""
+        yield self.weights
+        yield from (matrix for matrix in self._vectors.values() if matrix is not None)
+
+    def check_depth(self, columns: int, name: str) -> None:
+        """Raise unless the hidden states have as many columns as the layer."""
+        if columns != self.shape[1]:
+            raise BigvocabError(
+                f"{name}: has {columns} columns, but {self.name} has {self.shape[1]}, "
+                "expected the same hidden size in both"
+            )
+
+    def padded_biases(self, dtype: Any) -> Array:
+        """Biases of the classes that count, in the accumulator's type, and zeros behind them for the kernel."""
+        padded = np.zeros(self.num_classes + lanes(dtype), dtype)
+        if self._biases is not None:
+            padded[: self.num_classes] = self._biases
+        return padded
+
+    def parts(self, first: int, stop: int) -> Iterator[tuple[int, Array]]:
+        """Classes `first` to `stop` as (first class, rows of the layer), as they lie in its files."""
+        for start, tiles in self.weights.row_parts(first, stop):
+            yield start, tiles[0][1]
+
+    def refuse_nonfinite(self, first: int, stop: int) -> None:
+        """Raise for the first class of a range that holds a NaN or an infinity."""
+        for start, rows in self.parts(first, stop):
+            finite = np.isfinite(converted(rows))
+            if not finite.all():
+                row, column = (int(i) for i in np.argwhere(~finite)[0])
+                value = converted(rows[row : row + 1])[0, column]
+                raise BigvocabError(
+                    f"{self.name}: class {start + row} has {value} in column {column}, expected finite weights"
+                )

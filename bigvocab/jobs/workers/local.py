@@ -1,0 +1,111 @@
+"""A spawn pool on this machine: K processes, each with its share of the threads.
+
+A process that dies is replaced, and its rows are done again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import multiprocessing.connection
+import os
+import pickle
+import signal
+import threading
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
+
+from bigvocab.errors import BigvocabError
+from bigvocab.jobs.work import Job, Piece
+from bigvocab.jobs.workers import Order, as_piece, do_task, task_ranges, threads_each
+from bigvocab.kernels.jit import announce_compilation
+
+_DEATHS = 3  # of processes in a row, without any work done between them
+_GUARD = 'if __name__ == "__main__":'
+
+
+def pool_pieces(job: Job, start: int, workers: int) -> Iterator[Piece]:
+    """The rows of a job from `start` on, in order, worked by a pool of processes."""
+    announce_compilation()
+    order = pickle.dumps(Order.of(job, threads_each(job, workers)))
+    todo = deque(task_ranges(job, start, workers))
+    deaths = 0
+    while todo:
+        try:
+            for first, stop, done in _pool(order, todo, workers, cautious=deaths > 0):
+                deaths = 0
+                yield as_piece(job, first, stop, done)
+        except BrokenProcessPool:
+            deaths += 1
+            if deaths >= _DEATHS:
+                first, stop = todo[0]
+                raise BigvocabError(
+                    f"workers: {deaths} processes died one after the other (killed, out of memory, or started by "
+                    f"a script without {_GUARD}) "
+                    f"near rows {first}-{stop - 1}; "
+                    "all rows before are done: with state, resume goes on from there"
+                ) from None
+
+
+def check_process() -> None:
+    """Raise where this process may start no others."""
+    process = multiprocessing.current_process()
+    if getattr(process, "_inheriting", False):
+        raise BigvocabError(f"workers: each imports the script that starts it; expected {_GUARD} around the call")
+    if process.daemon:
+        raise BigvocabError("workers: this process is a daemonic one, which may start no others; expected workers=None")
+
+
+def _end_with_parent() -> None:
+    """In a worker: end when the parent is gone, however it went; else workers of a killed job would wait for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def watch() -> None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True, name="parent").start()
+
+
+@contextlib.contextmanager
+def _deaf() -> Iterator[None]:
+    """No Ctrl-C for now, and never for processes that are started in here: this one ends them, and says so once."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _pool(
+    order: bytes, todo: deque[tuple[int, int]], workers: int, *, cautious: bool
+) -> Iterator[tuple[int, int, Any]]:
+    """Results of `todo` in order; a range leaves it when its result is handed on.
+
+    `cautious` begins with one range alone: if that is the one whose processes die, no other dies with it.
+    """
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _end_with_parent)
+    running: deque[Future[Any]] = deque()
+    waiting = iter(list(todo))
+    most = 1 if cautious else 3 * workers
+    try:
+        while todo:
+            with _deaf():
+                while len(running) < most and (span := next(waiting, None)) is not None:
+                    running.append(pool.submit(do_task, order, *span))
+            done, most = running.popleft().result(), 3 * workers
+            first, stop = todo.popleft()
+            yield first, stop, done
+    finally:
+        with contextlib.suppress(Exception):
+            for process in list((pool._processes or {}).values()) if todo else ():
+                process.terminate()  # after an error or Ctrl-C nobody waits for what is still running
+        pool.shutdown(wait=True, cancel_futures=True)

@@ -1,0 +1,1 @@
+"""What was to be predicted: found, checked, batched."""

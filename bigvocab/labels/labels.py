@@ -1,0 +1,202 @@
+"""read_labels: Arrow, Parquet, .npy and arrays in memory become a stream of label batches of bounded size.
+
+`Labels` puts the parts that `label_files` opens one behind the other, cuts and gathers their record batches to a good
+size, and has `columns` turn them into NumPy arrays.
+"""
+
+from __future__ import annotations
+
+import operator
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from bigvocab.errors import BigvocabError, FormatError
+from bigvocab.labels import columns as _columns
+from bigvocab.labels.column_choice import choose_columns, shape_and_type
+from bigvocab.labels.label_files import LabelPart, open_source, overlapping, reading
+from bigvocab.storage.sigbus import watch
+
+
+@dataclass(eq=False)
+class LabelBatch:
+    """Labels of consecutive rows, with what goes with them; `first_row` counts from the start of all files."""
+
+    first_row: int
+    labels: Any  # int64 (n,) | (offsets int64 (n + 1,), ids int64), offsets from 0 | float32 or float64 (n, V)
+    probabilities: np.ndarray | None = None  # float64, one for each id, for kind "sparse"
+    ignored: np.ndarray | None = None  # bool (n,): the label is null; None where no label is
+    weights: np.ndarray | None = None  # float64 (n,)
+    groups: tuple[np.ndarray, list[str]] | None = None  # int32 codes (n,) and their names
+    num_bytes: np.ndarray | None = None  # int64 (n,)
+
+    def __len__(self) -> int:
+        """The number of rows."""
+        return len(self.labels[0]) - 1 if isinstance(self.labels, tuple) else len(self.labels)
+
+
+class Labels:
+    """Label batches of files or arrays; iterate over it, as often as you like, or over `batches(start, stop)`.
+
+    Attributes: `path`, `num_rows`, `kind` ("id", "list", "dense" or "sparse"), `dtype`, `num_classes` (of kind "dense",
+    else None), `columns` (name and type of every column of the file), `files` (dicts of path, shape, dtype and bytes).
+    """
+
+    def __init__(self, source: Any, options: dict[str, str | None]):
+        self._source, self._options = source, options
+        self._parts, named = open_source(source)
+        if named is not None and options["label"] not in (None, named):
+            raise BigvocabError(f"label_column: got {options['label']!r}, but the path names {named!r}")
+        options = {**options, "label": named or options["label"]}
+        first = self._parts[0]
+        self.chosen = choose_columns(first.schema, first.path, **options)
+        self.kind, self.dtype, self.num_classes = self.chosen[:3]
+        for part in self._parts[1:]:
+            chosen = choose_columns(part.schema, part.path, **{**options, "label": self.chosen.label})
+            if chosen != self.chosen:
+                types = [p.schema.field(chosen.label).type for p in (part, first)]
+                raise BigvocabError(f"{part.path}: expected labels of {types[1]}, as in {first.path}, got {types[0]}")
+        watch(self)
+        self.path = first.path + (f" and {len(self._parts) - 1} more" if len(self._parts) > 1 else "")
+        self.num_rows = sum(part.num_rows for part in self._parts)
+        self.columns = first.columns()
+        self.files = [
+            {"path": part.path, **self._shape_and_type(part), "bytes": part.num_bytes} for part in self._parts
+        ]
+
+    @property
+    def paths(self) -> list[str]:
+        """The files that are read; none for labels in memory."""
+        return [part.path for part in self._parts if part.identity is not None]
+
+    def check(self) -> None:
+        """Raise FormatError if a file has changed since it was opened."""
+        for part in self._parts:
+            part.check()
+
+    def watched(self) -> list[LabelPart]:
+        """What a bus error may be of."""
+        return self._parts
+
+    def _shape_and_type(self, part: LabelPart) -> dict[str, Any]:
+        """{shape, dtype} of the labels of a part: lists of one size are (N, T), others (N,)."""
+        shape, dtype = shape_and_type(part.schema.field(self.chosen.label).type)
+        return {"shape": [part.num_rows, *shape], "dtype": dtype}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Files travel by absolute path and are opened anew; arrays travel whole."""
+        source = [os.path.abspath(part.path) for part in self._parts] if self._parts[0].identity else self._source
+        return Labels, (source, {**self._options, "label": self.chosen.label})
+
+    def __iter__(self) -> Iterator[LabelBatch]:
+        return self.batches()
+
+    def batches(self, start: int = 0, stop: int | None = None) -> Iterator[LabelBatch]:
+        """Label batches of the rows from `start` to before `stop` only; chunks of the files outside are skipped."""
+        start, stop = operator.index(start), self.num_rows if stop is None else operator.index(stop)
+        if not 0 <= start <= stop <= self.num_rows:
+            raise BigvocabError(f"labels: expected a range within {self.num_rows} rows, got {start} to {stop}")
+        return self._batches(start, stop)
+
+    def _batches(self, start: int, stop: int) -> Iterator[LabelBatch]:
+        for i, origin in overlapping([part.num_rows for part in self._parts], start, stop):
+            part = self._parts[i]
+            row, end = max(start, origin), min(stop, origin + part.num_rows)
+            for arrays in _columns.gathered(self._pieces(part, origin, row, end)):
+                yield self._convert(part, arrays, row)
+                row += len(arrays[0])
+            if row != end:
+                raise FormatError(f"{part.path}: expected {part.num_rows} rows, as promised, got {row - origin}")
+
+    def _pieces(self, part: LabelPart, origin: int, start: int, stop: int) -> Iterator[list[pa.Array]]:
+        """The columns of rows `start` to `stop` of all, checked and cut to a good size."""
+        part.check()
+        with reading(part.path, part.format):
+            for first, batch in part.batches(self.chosen.names, start - origin, stop - origin):
+                row, end = max(start, origin + first), min(stop, origin + first + len(batch))
+                if row >= end:
+                    continue
+                arrays = [
+                    _columns.cut(column, row - origin - first, end - row, f"{part.path}: column {name!r}", row)
+                    for name, column in zip(self.chosen.names, batch.columns, strict=True)
+                ]
+                step = _columns.batch_rows(end - row, arrays[0].nbytes)
+                for at in range(0, end - row, step):
+                    yield [_columns.plain(array.slice(at, step)) for array in arrays]
+                    part.check()  # before a page is touched again
+
+    def _convert(self, part: LabelPart, arrays: list[pa.Array], row: int) -> LabelBatch:
+        """Arrow to NumPy: the one place where the roles of the columns come together."""
+        chosen, by_name = self.chosen, dict(zip(self.chosen.names, arrays, strict=True))
+
+        def asked(name: str) -> tuple[pa.Array, str]:
+            return by_name[name], f"{part.path}: column {name!r}"
+
+        with reading(part.path, part.format):
+            to_numpy = {"id": _columns.ids, "dense": _columns.dense}.get(self.kind, _columns.id_lists)
+            labels, ignored = to_numpy(*asked(chosen.label), row)
+            batch = LabelBatch(row, labels, ignored=ignored)
+            if chosen.probability is not None:
+                array, where = asked(chosen.probability)
+                batch.probabilities = _columns.probabilities(array, labels[0], ignored, where, row)
+            if chosen.weight is not None:
+                batch.weights = _columns.weights(*asked(chosen.weight), ignored, row)
+            if chosen.group is not None:
+                batch.groups = _columns.groups(by_name[chosen.group])
+            if chosen.num_bytes is not None:
+                batch.num_bytes = _columns.num_bytes(*asked(chosen.num_bytes), ignored, row)
+            return batch
+
+
+def read_labels(
+    path: Any,
+    *,
+    label_column: str | None = None,
+    weight_column: str | None = None,
+    group_column: str | None = None,
+    bytes_column: str | None = None,
+    probability_column: str | None = None,
+) -> Labels:
+    """Read labels, in batches, from Arrow, Parquet or .npy files or from an array or table in memory.
+
+    A column of integers is one label a row; of integer lists, several; of fixed-size lists of floats, soft labels; of
+    integer lists with `probability_column` beside it, sparse soft labels. A null label is an ignored row. Only metadata
+    is read before the result is iterated over, and the whole file is never in memory.
+
+    Args:
+        path: a file, glob, folder (files in natural order, rows one behind the other) or list of these; `file::column`
+            names the label column; or an ndarray (N,) or (N, T) of ints or (N, V) of floats, or pyarrow data.
+        label_column: by default the column called label or labels, or else the only one whose type fits.
+        weight_column: numbers, finite.
+        group_column: strings, integers or booleans; null is the group "(null)".
+        bytes_column: bytes of text behind each label, >= 0, for bits per byte.
+        probability_column: lists of numbers >= 0, as long as the lists of ids.
+
+    Raises:
+        FormatError: a file is of no supported format, truncated, corrupt, or changes while it is read.
+        BigvocabError: no such file or column, a column of the wrong type, several that could be meant, or a bad value.
+        TypeError: `path` is none of the above.
+
+    Example:
+        >>> import numpy as np
+        >>> import bigvocab as bv
+        >>> labels = bv.read_labels(np.array([3, 1, 4]))
+        >>> labels.kind, labels.num_rows, [batch.labels.tolist() for batch in labels]
+        ('id', 3, [[3, 1, 4]])
+    """
+    options = {
+        "label": label_column,
+        "weight": weight_column,
+        "group": group_column,
+        "num_bytes": bytes_column,
+        "probability": probability_column,
+    }
+    for role, name in options.items():
+        if not isinstance(name, str | None):
+            option = {"num_bytes": "bytes"}.get(role, role)
+            raise TypeError(f"{option}_column: expected the name of a column, got {name!r}")
+    return Labels(path, options)

@@ -1,0 +1,1 @@
+"""Exact losses of arrays, and the row sums they share."""

@@ -1,0 +1,243 @@
+"""Exact losses of arrays: one short function each, float64 per row, whatever the input type."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bigvocab import arguments
+from bigvocab.losses.reductions import (
+    broadcast_weights,
+    check_reduction,
+    compute_weighted_loss,
+    reduce_losses,
+    reduce_weighted,
+)
+from bigvocab.losses.sigmoid import (
+    log_loss,
+    sigmoid_cross_entropy,
+    sparse_sigmoid_cross_entropy,
+    weighted_sigmoid_cross_entropy,
+)
+from bigvocab.losses.soft_rows import as_soft_labels, dense_label_rows
+from bigvocab.matrices.rows import RowStatistics, Tiles, share_rows, softmax_rows, streamed, wanted
+from bigvocab.threads import resolve_threads
+
+__all__ = [
+    "LOSSES",
+    "compute_weighted_loss",
+    "log_loss",
+    "sigmoid_cross_entropy",
+    "softmax_cross_entropy",
+    "sparse_sigmoid_cross_entropy",
+    "sparse_softmax_cross_entropy",
+    "weighted_sigmoid_cross_entropy",
+]
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class SparseSoftmax:
+    """The formula of sparse softmax cross-entropy, for arrays and files: options in, losses of row statistics out."""
+
+    num_classes: int
+    label_smoothing: float = 0.0
+    class_weights: Floats | None = None
+
+    def weighted_sums(
+        self, tiles: Tiles, labels: npt.NDArray[np.int64], scale: float, softcap: float, threads: int
+    ) -> Any:
+        """S_c w_c g(x_c) of each row, which only smoothing with class weights needs; else None."""
+        if self.class_weights is None or not self.label_smoothing:
+            return None
+        if (made := getattr(tiles, "weighted_sums", None)) is not None:
+            return made(labels, self.class_weights, scale=scale, softcap=softcap, num_threads=threads)
+        from bigvocab.kernels import softmax
+
+        sums, weights = np.zeros(len(labels)), self.class_weights
+
+        def work(start: int, stop: int) -> None:
+            for (first, classes), piece in streamed(tiles, start, stop, labels[start:stop] < 0):
+                part = weights[first : first + classes]
+                softmax.rows_weighted_sum(piece, labels[start:stop], part, (scale, softcap), sums[start:stop])
+
+        share_rows(work, tiles, len(labels), threads)
+        return sums
+
+    @property
+    def needs_logit_sum(self) -> bool:
+        """Whether the formula uses the sum of all logits of the row."""
+        return self.label_smoothing > 0
+
+    def label_weights(self, labels: npt.NDArray[np.int64]) -> Floats | None:
+        """The class weight of each row's label; None where there are none."""
+        return None if self.class_weights is None else self.class_weights[labels]
+
+    def losses(self, rows: RowStatistics) -> Floats:
+        """The loss of each row without class weights: (1-e) (lse - g_y) + e (lse - mean of g)."""
+        e = self.label_smoothing
+        nll = rows.label_loss
+        if not e:
+            return nll
+        with np.errstate(invalid="ignore"):
+            uniform = rows.uniform_loss(self.num_classes)
+            return np.where(np.isnan(nll), nll, uniform) if e == 1.0 else (1 - e) * nll + e * uniform
+
+    def weighted_losses(self, rows: RowStatistics, labels: npt.NDArray[np.int64], sums: Floats | None) -> Floats:
+        """The loss of each row with class weights, as PyTorch: (1-e) w_y nll_y + (e/V) S_c w_c nll_c."""
+        if self.class_weights is None:
+            return self.losses(rows)
+        e, weights = self.label_smoothing, self.class_weights
+        weight, nll = weights[labels], rows.label_loss
+        with np.errstate(invalid="ignore", over="ignore"):
+            hard = np.where((weight == 0) & ~np.isnan(nll), 0.0, weight * nll)
+            if sums is None:
+                return hard
+            whole = weights.sum()
+            spread = np.where(rows.logsumexp == np.inf, np.inf, whole * rows.logsumexp - sums)
+            if not weights.any():
+                spread = np.zeros(len(nll))
+            if whole > 0 and (weights >= 0).all():  # no distribution has a lower loss than its entropy
+                share = weights[weights > 0] / whole
+                spread = np.maximum(spread, -whole * (share @ np.log(share)))
+            spread /= self.num_classes
+            return np.where(np.isnan(nll), nll, spread) if e == 1.0 else (1 - e) * hard + e * spread
+
+
+def sparse_softmax_cross_entropy(
+    logits: npt.ArrayLike,
+    labels: npt.ArrayLike,
+    *,
+    weights: npt.ArrayLike | None = None,
+    class_weights: npt.ArrayLike | None = None,
+    label_smoothing: float = 0.0,
+    ignore_index: int | None = None,
+    reduction: str = "none",
+    num_threads: int | None = None,
+) -> Any:
+    """Softmax cross-entropy of one class per row.
+
+    L = log S_j exp(x_j) - x_y; with smoothing e, (1 - e) (lse - x_y) + e (lse - mean_j x_j); with class weights c as
+    PyTorch, (1 - e) c_y (lse - x_y) + (e / V) S_j c_j (lse - x_j).
+
+    Args:
+        logits: (N, V) float16, bfloat16, float32 or float64, in any layout; -inf is a masked class.
+        labels: (N,) integers in [0, V), or `ignore_index`.
+        weights: a scalar or (N,), weight of each row.
+        class_weights: (V,), weight of each class; under "mean" the denominator is the sum of the weights of the labels
+            seen.
+        label_smoothing: e in [0, 1].
+        ignore_index: rows with this label count in no figure, and their logits may be anything; their loss is 0.
+        reduction: see `compute_weighted_loss`.
+        num_threads: None is all usable cores; no result depends on it.
+
+    Returns:
+        float64 losses (N,) in nats, or one float. A NaN in a row, or +inf at its label, gives NaN there; +inf elsewhere
+        gives inf.
+
+    Raises:
+        BigvocabError: shapes that differ, a label out of range (with its row), an option outside its range.
+        TypeError: logits that are no floats, labels that are no integers.
+
+    Source: tf.nn.sparse_softmax_cross_entropy_with_logits and torch.nn.functional.cross_entropy, which return the loss
+    of half-precision logits in half precision; this one is the loss of the stored values, to 1e-6 nats.
+
+    >>> import numpy as np
+    >>> logits = np.array([[1, 1, 1, 1], [1, 2, 3, 4]], np.float32)
+    >>> sparse_softmax_cross_entropy(logits, [3, 0]).round(6)
+    array([1.386294, 3.44019 ])
+    """
+    check_reduction(reduction)
+    x = arguments.as_matrix_of_floats("logits", logits)
+    y = arguments.as_integers("labels", labels)
+    arguments.one_per_row("labels", y, len(x))
+    y = arguments.labels_in_range(y, x.shape[1], ignore_index=arguments.index_or_none("ignore_index", ignore_index))
+    formula = sparse_softmax_formula(x.shape[1], label_smoothing, class_weights)
+    row_weights = broadcast_weights(1.0 if weights is None else weights, y.shape)
+    threads = resolve_threads(num_threads)
+    tiles = [(0, x)]
+    rows = softmax_rows(tiles, y, want=wanted(logit_sum=formula.needs_logit_sum), num_threads=threads)
+    losses = formula.weighted_losses(rows, y, formula.weighted_sums(tiles, y, 1.0, 0.0, threads))
+    return _reduced(losses, row_weights, formula.label_weights(y), y >= 0, reduction)
+
+
+def sparse_softmax_formula(num_classes: int, label_smoothing: Any, class_weights: Any) -> SparseSoftmax:
+    """The formula with checked options."""
+    e = arguments.in_unit_interval("label_smoothing", label_smoothing)
+    weights = None if class_weights is None else arguments.class_vector("class_weights", class_weights, num_classes)
+    return SparseSoftmax(num_classes, e, weights)
+
+
+def _reduced(
+    losses: Floats, weights: Floats, label_weights: Floats | None, counted: npt.NDArray[np.bool_], reduction: str
+) -> Any:
+    """Reduce losses of rows: those not counted, and those of weight 0, are left out even where they are NaN."""
+    spread = np.where(counted, np.broadcast_to(weights, losses.shape), 0.0)
+    weighted = np.where(spread == 0, 0.0, spread * np.where(spread == 0, 0.0, losses))
+    if reduction == "none":
+        return weighted
+    if reduction == "mean" and label_weights is not None:
+        spread = spread * label_weights
+    return reduce_weighted(weighted, spread, int(np.count_nonzero(counted)), reduction)
+
+
+def softmax_cross_entropy(
+    logits: npt.ArrayLike,
+    labels: npt.ArrayLike,
+    *,
+    weights: npt.ArrayLike | None = None,
+    label_smoothing: float = 0.0,
+    reduction: str = "none",
+    num_threads: int | None = None,
+) -> Any:
+    """Softmax cross-entropy of a distribution over the classes as label.
+
+    L = S_j z_j (lse - x_j), lse = log S_j exp(x_j), where a class of z = 0 adds 0 whatever its logit; with smoothing e,
+    (1 - e) z_j + e / V in place of z_j. Rows of labels need not sum to 1: a row of zeros gives 0.
+
+    Args:
+        logits: x, (N, V) float16, bfloat16, float32 or float64, in any layout; -inf is a masked class.
+        labels: z, (N, V) floats, integers or booleans.
+        weights: a scalar or (N,), weight of each row.
+        label_smoothing: e in [0, 1].
+        reduction: see `compute_weighted_loss`.
+        num_threads: None is all usable cores; no result depends on it.
+
+    Returns:
+        float64 losses (N,) in nats, or one float. A NaN in a row, or +inf where z is not 0, gives NaN there; +inf
+        elsewhere gives inf.
+
+    Raises:
+        BigvocabError: shapes that differ, a label that is not finite (with its row), an option outside its range.
+        TypeError: logits that are no floats, labels that are no numbers.
+
+    Source: tf.nn.softmax_cross_entropy_with_logits and torch.nn.functional.cross_entropy with probabilities, which give
+    NaN for a masked class of probability 0; optax.safe_softmax_cross_entropy does not.
+
+    >>> softmax_cross_entropy([[1, 1, 1, 1], [1.0, 2, 3, 4]], [[0, 0, 0, 1], [0, 0.5, 0.5, 0]]).round(6)
+    array([1.386294, 1.94019 ])
+    """
+    check_reduction(reduction)
+    x = arguments.as_matrix_of_floats("logits", logits)
+    z = as_soft_labels("labels", labels, x.shape, "one id per row is for sparse_softmax_cross_entropy")
+    e = arguments.in_unit_interval("label_smoothing", label_smoothing)
+    spread = broadcast_weights(1.0 if weights is None else weights, (len(x),))
+    skip = np.zeros(len(x), bool)
+    rows = dense_label_rows([(0, x)], z, skip, label_smoothing=e, num_threads=resolve_threads(num_threads))
+    return reduce_losses(rows.losses(e), spread, reduction)
+
+
+# Every loss of arrays by the name it has in reports and on the command line.
+LOSSES: dict[str, Callable[..., Any]] = {
+    "sparse-softmax": sparse_softmax_cross_entropy,
+    "softmax": softmax_cross_entropy,
+    "sigmoid": sigmoid_cross_entropy,
+    "weighted-sigmoid": weighted_sigmoid_cross_entropy,
+    "sparse-sigmoid": sparse_sigmoid_cross_entropy,
+    "log-loss": log_loss,
+}

@@ -1,0 +1,407 @@
+"""Logits, inputs, weights and biases as one read-only matrix: one file or many, split by rows or classes, or in memory.
+
+A `Matrix` is a grid of parts. Each part is a NumPy view of a memory map (or of an array), so that slicing costs nothing
+and only the pages that are looked at are read. A shard is the parts that cover one range of classes; all but vocab
+shards have a single one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import operator
+import os
+import threading
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from bigvocab.arguments import as_array
+from bigvocab.errors import BigvocabError, FormatError
+from bigvocab.formats import read_layout, refuse_header, refuse_selector
+from bigvocab.formats.layout import SUPPORTED, Layout, dtype_label, is_supported, parse_dtype, parse_shape
+from bigvocab.formats.raw import raw_layouts
+from bigvocab.matrices.parts import Array, Part, Shard, fetch_rows, make_parts, make_shard, native, release_rows
+from bigvocab.matrices.rows import rows_in_one_piece
+from bigvocab.storage.mapped import MappedFile
+from bigvocab.storage.paths import Source, expand
+from bigvocab.storage.reading import Behind
+
+_COPIED_BYTES = 128 << 20  # of rows at a time that are made native
+
+
+class _Options(NamedTuple):
+    """The arguments of `open_matrix` but the path, kept to open the same matrix in another process."""
+
+    dtype: Any
+    shape: tuple[int, ...] | None
+    offset: int
+    vocab_shards: bool
+
+
+class Matrix:
+    """A read-only array (N, V), or (V,) for biases, in one or many parts; made by `open_matrix` or `Matrix.from_array`.
+
+    Slices and single rows are NumPy views, zero-copy where they lie in one part; a list of rows copies those rows
+    alone. The byte order may be foreign. `np.asarray` of a matrix of one part is a view as well.
+
+    >>> import numpy as np
+    >>> m = Matrix.from_array(np.arange(6, dtype=np.float32).reshape(3, 2))
+    >>> m.shape, m[1:3].tolist(), m[[2, 0]].tolist()
+    ((3, 2), [[2.0, 3.0], [4.0, 5.0]], [[4.0, 5.0], [0.0, 1.0]])
+    """
+
+    def __init__(self, shards: list[Shard], shape: tuple[int, ...], dtype: np.dtype[Any], files: list[dict[str, Any]]):
+        self._shards = shards
+        self.shape = shape
+        self.dtype = dtype
+        self.files = files
+        self._maps: list[MappedFile] = []
+        self._lock, self._readers = threading.Lock(), 0
+        self._spec: tuple[list[Source], _Options] | None = None
+
+    @classmethod
+    def from_array(cls, array: Array, *, name: str = "array") -> Matrix:
+        """Wrap an array (N, V) or (V,) of float16, bfloat16, float32 or float64, of any strides, without a copy;
+        messages call it by its `name`.
+        """
+        if not isinstance(array, np.ndarray):
+            raise TypeError(f"{name}: expected a NumPy array, got {type(array).__name__}")
+        if isinstance(array, np.ma.MaskedArray):
+            raise TypeError(f"{name}: expected a plain array, got a masked one; fill it, or take the rows that count")
+        if not is_supported(array.dtype):
+            hint = "; are logits and labels swapped?" if array.dtype.kind in "iu" and name == "logits" else ""
+            raise TypeError(f"{name}: expected one of {SUPPORTED}, got {array.dtype}{hint}")
+        if array.ndim not in (1, 2) or array.shape[-1] == 0:
+            raise BigvocabError(f"{name}: expected shape (N, V) or (V,) with V >= 1, got {array.shape}")
+        view = array.view()
+        view.flags.writeable = False
+        part = Part(0, len(view), view, None, 0)
+        entry = {"path": "<array>", "shape": list(view.shape), "dtype": view.dtype.name, "bytes": view.nbytes}
+        return cls([make_shard(0, [part])], view.shape, view.dtype, [entry])
+
+    @property
+    def ndim(self) -> int:
+        """2, or 1 for biases."""
+        return len(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all elements."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def fingerprints(self) -> list[tuple[str, int, int]]:
+        """(absolute path, size, time of change in ns) of each file at opening."""
+        return [(file.path, file.size, file.identity.changed_ns) for file in self._maps]
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def row_files(self) -> list[tuple[int, str]]:
+        """(first row, path) of each file, in order, where files are split by rows."""
+        found: list[tuple[int, str]] = []
+        before = None
+        for part in self._shards[0].parts if len(self._shards) == 1 else ():
+            if part.file is not None and part.file is not before:
+                found.append((part.first, part.file.shown_whole))
+            before = part.file
+        return found
+
+    def __repr__(self) -> str:
+        source = self.files[0]["path"] + (f" and {len(self.files) - 1} more" if len(self.files) > 1 else "")
+        return f"<Matrix {self.shape} {dtype_label(self.dtype)} of {source}>"
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
+        found = self._rows(0, len(self))
+        fresh = not any(np.may_share_memory(found, part.array) for part in self._shards[0].parts[:1])
+        if copy is False and (fresh or dtype not in (None, self.dtype)):
+            raise ValueError("this matrix cannot become one array of that dtype without a copy")
+        if fresh:
+            found.flags.writeable = True
+        return found.astype(self.dtype if dtype is None else dtype, copy=bool(copy) and not fresh)
+
+    def __iter__(self) -> Iterator[Any]:
+        return (self[row] for row in range(len(self)))
+
+    def __getitem__(self, key: Any) -> Any:
+        if isinstance(key, tuple):
+            return self._rows_and_classes(key)
+        if key is Ellipsis:
+            return self._rows(0, len(self))
+        if isinstance(key, slice):
+            start, stop, step = key.indices(len(self))
+            if step == 1:
+                return self._rows(start, max(start, stop))
+            return self._gather(np.arange(start, stop, step))
+        if isinstance(key, list | np.ndarray) and np.ndim(key) == 1:
+            return self._gather(np.asarray(key))
+        try:
+            row = operator.index(key)
+        except TypeError:
+            raise TypeError(f"rows: expected an int, a slice or a list of ints, got {type(key).__name__}") from None
+        if not -len(self) <= row < len(self):
+            raise IndexError(f"row {row} is out of range for {len(self)} rows")
+        row %= len(self)
+        return self._rows(row, row + 1)[0]
+
+    def _rows_and_classes(self, key: tuple[Any, ...]) -> Any:
+        if len(key) != 2 or self.ndim != 2 or any(k is None or k is Ellipsis for k in key):
+            raise IndexError(
+                f"expected at most a row index and a class index, got {len(key)} for {self.ndim} dimensions"
+            )
+        if isinstance(key[0], list | np.ndarray) and not isinstance(key[1], slice):
+            raise IndexError(
+                "pairs of rows and classes cannot be looked up at once; take the rows first: m[rows][..., classes]"
+            )
+        rows = self[key[0]]
+        return rows[key[1]] if rows.ndim == 1 else rows[:, key[1]]
+
+    def _rows(self, start: int, stop: int) -> Array:
+        """Rows start to stop: a view where one part holds them, else a copy."""
+        out = None
+        for first, tiles in self.row_parts(start, stop):
+            if len(tiles) == 1 and len(tiles[0][1]) == stop - start:
+                return tiles[0][1]
+            if out is None:
+                out = np.empty((stop - start, *self.shape[1:]), self.dtype)
+            for first_class, tile in tiles:
+                where = out[first - start : first - start + len(tile)]
+                (where if self.ndim == 1 else where[:, first_class : first_class + tile.shape[1]])[...] = tile
+        if out is None:  # no rows
+            out = np.empty((0, *self.shape[1:]), self.dtype)
+        out.flags.writeable = False
+        return out
+
+    def _gather(self, rows: Array) -> Array:
+        """A copy of the rows at these indices, in this order."""
+        if rows.dtype == bool and len(rows) == len(self):
+            rows = np.flatnonzero(rows)
+        if rows.size == 0:
+            rows = rows.astype(np.int64)
+        if rows.dtype.kind not in "iu":
+            raise IndexError(
+                f"rows: expected integers (or {len(self)} booleans), got {rows.dtype} of shape {rows.shape}"
+            )
+        wrong = (rows < -len(self)) | (rows >= len(self))
+        if wrong.any():
+            raise IndexError(f"row {rows[np.argmax(wrong)]} is out of range for {len(self)} rows")
+        rows = rows.astype(np.int64)
+        rows = np.where(rows < 0, rows + len(self), rows)
+        out = np.empty((len(rows), *self.shape[1:]), self.dtype)
+        for shard in self._shards:
+            owner = np.searchsorted(shard.starts, rows, side="right") - 1
+            order = np.argsort(owner, kind="stable")
+            edges = np.flatnonzero(np.diff(owner[order], prepend=-1, append=-1))
+            for begin, end in pairwise(edges):
+                places = order[begin:end]
+                part = shard.parts[owner[places[0]]]
+                taken = native(part.array[rows[places] - part.first], self.dtype)
+                if self.ndim == 1:
+                    out[places] = taken
+                else:
+                    out[places, shard.first_class : shard.first_class + taken.shape[1]] = taken
+        return out
+
+    def row_parts(self, start: int, stop: int) -> Iterator[tuple[int, list[tuple[int, Array]]]]:
+        """Rows start to stop as (first_row, [(first_class, tile), ...]), with all tiles of an item of the same rows.
+
+        Tiles are views of the files or the array: one an item where rows are split, one for each of the vocab shards.
+        """
+        if not 0 <= start <= stop <= len(self):
+            raise IndexError(f"rows {start} to {stop} are out of range for {len(self)} rows")
+        while start < stop:
+            parts = [shard.part_of(start) for shard in self._shards]
+            end = min(stop, *(part.stop for part in parts))
+            if any(part.array.dtype != self.dtype for part in parts):  # `native` makes a copy
+                end = min(end, start + max(1, _COPIED_BYTES * len(self) // max(1, self.nbytes)))
+            tiles = [part.array[start - part.first : end - part.first] for part in parts]
+            yield start, [(s.first_class, native(t, self.dtype)) for s, t in zip(self._shards, tiles, strict=True)]
+            start = end
+
+    def lies_in_one_piece(self) -> bool:
+        """Whether kernels can read all rows where they lie, without a copy."""
+        arrays = [part.array for shard in self._shards for part in shard.parts]
+        return all(array.dtype == self.dtype and rows_in_one_piece(array) for array in arrays)
+
+    def lies_row_by_row(self) -> bool:
+        """Whether the bytes of a row lie together: of a file in Fortran order, a few rows touch every page."""
+        arrays = [part.array for shard in self._shards for part in shard.parts]
+        return all(array.strides[1] == array.itemsize or array.shape[1] == 1 for array in arrays)
+
+    def fetch(self, start: int, stop: int, ended: threading.Event) -> None:
+        """Have rows start to stop read from the disk, in order, unless it has `ended`: for a thread ahead of others."""
+        for part, first, last in self._parts_of(start, stop):
+            if part.file is not None:
+                fetch_rows(part.file, part, first, last, ended)
+
+    @contextlib.contextmanager
+    def read_once(self) -> Iterator[None]:
+        """While it lasts, kernels let go of what they have read, 256 MiB of all files at a time."""
+        self._read_behind(1)
+        try:
+            yield
+        finally:
+            self._read_behind(-1)
+
+    def _read_behind(self, more: int) -> None:
+        """Count who reads all rows once: several may, one within another or in threads of their own."""
+        with self._lock:
+            before, self._readers = self._readers, self._readers + more
+            if 0 in (before, self._readers):
+                behind = Behind([file.buffer for file in self._maps]) if self._readers else None
+                for file in self._maps:
+                    file.buffer.reader.behind = behind
+
+    def release(self, start: int, stop: int) -> None:
+        """Tell the system that the pages of rows start to stop are not needed any more; arrays in memory stay."""
+        for part, first, last in self._parts_of(start, stop):
+            if part.file is not None:
+                release_rows(part.file, part, first, last)
+
+    def _parts_of(self, start: int, stop: int) -> Iterator[tuple[Part, int, int]]:
+        """The parts that hold rows start to stop, each with its rows of them."""
+        for shard in self._shards:
+            row = start
+            while row < min(stop, len(self)):
+                part = shard.part_of(row)
+                yield part, row, min(stop, part.stop)
+                row = part.stop
+
+    def check(self) -> None:
+        """Raise FormatError if a file has shrunk, was written to or was replaced since it was opened."""
+        for file in self._maps:
+            file.check()
+
+    def __reduce__(self) -> Any:
+        if self._spec is None:
+            return Matrix.from_array, (np.asarray(self),)
+        return _reopen, (*self._spec, self.files)
+
+
+def _check_alike(maps: list[MappedFile], layouts: list[Layout], vocab_shards: bool) -> None:
+    """Raise unless all files have the dtype of the first, and its number of columns (of rows, for vocab shards)."""
+    axis, word = (0, "rows") if vocab_shards else (1, "columns")
+    first = layouts[0]
+    for file, layout in zip(maps[1:], layouts[1:], strict=True):
+        both = f"{maps[0].shown} and {file.shown} cannot be one matrix:"
+        if len(layout.shape) != len(first.shape):
+            raise BigvocabError(f"{both} shapes {first.shape} and {layout.shape}")
+        if len(first.shape) == 2 and layout.shape[axis] != first.shape[axis]:
+            raise BigvocabError(f"{both} {first.shape[axis]} and {layout.shape[axis]} {word}, expected the same number")
+        if layout.stored.dtype != first.stored.dtype:
+            raise BigvocabError(f"{both} {dtype_label(first.stored.dtype)} and {dtype_label(layout.stored.dtype)}")
+
+
+def _open(sources: list[Source], options: _Options) -> Matrix:
+    stored = parse_dtype(options.dtype)
+    maps = [MappedFile(source) for source in sources]
+    if options.shape is None:
+        layouts = [read_layout(file, stored) for file in maps]
+    else:
+        if stored is None:
+            raise BigvocabError(f"dtype: raw binary needs it as well as shape=, expected one of {SUPPORTED}")
+        for file in maps:
+            refuse_selector(file)
+            if options.offset == 0:
+                refuse_header(file)
+        layouts = raw_layouts(maps, options.shape, stored, options.offset, options.vocab_shards)
+    _check_alike(maps, layouts, options.vocab_shards)
+    by_class = options.vocab_shards and len(layouts[0].shape) == 2
+    shards, parts, at = [], [], 0
+    for file, layout in zip(maps, layouts, strict=True):
+        if by_class:
+            shards.append(make_shard(at, make_parts(file, layout, 0)))
+        else:
+            parts += make_parts(file, layout, at)
+        at += layout.shape[1 if by_class else 0]
+    rest = layouts[0].shape[1:]
+    shape = (layouts[0].shape[0], at) if by_class else (at, *rest)
+    files = [_entry(file, layout) for file, layout in zip(maps, layouts, strict=True)]
+    matrix = Matrix(shards or [make_shard(0, parts)], shape, layouts[0].stored.dtype, files)
+    matrix._maps, matrix._spec = maps, (sources, options)
+    return matrix
+
+
+def _entry(file: MappedFile, layout: Layout) -> dict[str, Any]:
+    return {
+        "path": file.shown_whole,
+        "shape": list(layout.shape),
+        "dtype": layout.stored.dtype.name,
+        "bytes": file.size,
+    }
+
+
+def _described(entry: dict[str, Any]) -> str:
+    shape = " x ".join(map(str, entry["shape"]))
+    return f"{entry['path']} with {shape} of {entry['dtype']} in {entry['bytes']} bytes"
+
+
+def _reopen(sources: list[Source], options: _Options, files: list[dict[str, Any]]) -> Matrix:
+    """What a pickled matrix becomes in another process: the same files, opened there."""
+    matrix = _open(sources, options)
+    for before, now in zip(files, matrix.files, strict=True):
+        if before != now:
+            was, found = _described(before), _described(now)
+            raise FormatError(f"{now['path']}: is not the file that was opened before: {found}, expected {was}")
+    return matrix
+
+
+def open_matrix(
+    path: Any, *, dtype: Any = None, shape: Any = None, offset: int = 0, vocab_shards: bool = False
+) -> Matrix:
+    """Open files as one read-only matrix (N, V), memory-mapped: nothing is read but the pages that are looked at.
+
+    m[i, j] = element j of row i, counting the rows (with `vocab_shards` the classes) of all files one after the other.
+
+    Args:
+        path: a file, a quoted glob, a folder (natural order) or a list of these. `.npy`; `.safetensors`, with
+            `::tensor` after it where it holds several; Arrow IPC file or stream (`.arrow`, `.ipc`, `.feather`), with
+            `::column` where several fit; anything else is raw binary.
+        dtype: float16, bfloat16, float32 or float64, with `<` or `>` in front: for raw binary. "bfloat16" also says
+            what files of uint16 are.
+        shape: (N, V) of the whole matrix, (V,), or "N,V": for raw binary. N = -1 is as many rows as there are.
+        offset: bytes before the data in each raw file.
+        vocab_shards: several files are ranges of classes of the same rows, in order, not ranges of rows.
+
+    Raises:
+        FormatError: a file is not what it says (truncated, a lying header, nulls, pickled objects, compressed).
+        BigvocabError: no such file, several tensors or columns could be meant, or files that do not fit together.
+        TypeError: an argument of the wrong kind.
+
+    >>> import tempfile, numpy as np
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     np.save(f"{folder}/part-0.npy", np.zeros((2, 4), np.float16))
+    ...     np.save(f"{folder}/part-1.npy", np.ones((3, 4), np.float16))
+    ...     m = open_matrix(folder)
+    ...     m.shape, float(m[4, 0])
+    ((5, 4), 1.0)
+    """
+    if isinstance(offset, bool) or not isinstance(offset, int | np.integer):
+        raise TypeError(f"offset: expected a number of bytes, got {type(offset).__name__}")
+    if offset < 0 or (offset and shape is None):
+        expected = "0 or more" if offset < 0 else "0, because only raw binary (shape=, dtype=) has an offset"
+        raise BigvocabError(f"offset: got {offset}, expected {expected}")
+    sizes = None if shape is None else parse_shape(shape)
+    return _open(expand(path, raw=sizes is not None), _Options(dtype, sizes, int(offset), bool(vocab_shards)))
+
+
+def as_matrix(value: Any, name: str = "array", **options: Any) -> Matrix:
+    """A Matrix from a Matrix, from an array, or from a path, with `options` as `open_matrix` takes them; messages call
+    it by its `name`.
+    """
+    if isinstance(value, Matrix):
+        return value
+    if isinstance(value, str | os.PathLike) or (
+        isinstance(value, list | tuple) and value and all(isinstance(item, str | os.PathLike) for item in value)
+    ):
+        if value in ("", []):
+            raise BigvocabError(f"{name}: expected the name of a file, got {value!r}")
+        return open_matrix(value, **options)
+    if isinstance(value, list | tuple) and value:
+        value = as_array(name, value)
+    if hasattr(value, "__array__"):
+        return Matrix.from_array(value if isinstance(value, np.ma.MaskedArray) else np.asarray(value), name=name)
+    raise TypeError(f"{name}: expected an array, a path or a Matrix, got {type(value).__name__}")

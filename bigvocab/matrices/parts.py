@@ -1,0 +1,84 @@
+"""The grid a matrix is made of: parts (rows that lie together) and shards (the parts of one range of classes)."""
+
+from __future__ import annotations
+
+import threading
+from bisect import bisect_right
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from bigvocab.formats.layout import Layout
+from bigvocab.storage.mapped import MappedFile
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+class Part(NamedTuple):
+    """Consecutive rows that lie together; `file` is None for an array in memory."""
+
+    first: int
+    stop: int
+    array: Array
+    file: MappedFile | None
+    offset: int
+
+
+@dataclass
+class Shard:
+    """The parts, in order, of one range of classes; `starts` are their first rows."""
+
+    first_class: int
+    parts: list[Part]
+    starts: list[int]
+
+    def part_of(self, row: int) -> Part:
+        """The part that holds a row."""
+        return self.parts[bisect_right(self.starts, row) - 1]
+
+
+def native(view: Array, dtype: np.dtype[Any]) -> Array:
+    """The view itself, but for byte-swapped bfloat16, which NumPy cannot name: that is copied."""
+    if view.dtype == dtype:
+        return view
+    copy = view.astype(np.uint16).view(dtype)
+    copy.flags.writeable = False
+    return copy
+
+
+def make_shard(first_class: int, parts: list[Part]) -> Shard:
+    """The shard of these parts."""
+    return Shard(first_class, parts, [part.first for part in parts])
+
+
+def fetch_rows(file: MappedFile, part: Part, start: int, stop: int, ended: threading.Event) -> None:
+    """Have rows start to stop of the matrix, which lie in this part, read in order unless it has `ended`."""
+    if part.array.flags.c_contiguous:
+        file.ahead.fetch(*_bytes_of(part, start, stop), ended)
+
+
+def release_rows(file: MappedFile, part: Part, start: int, stop: int) -> None:
+    """Let go of the pages of rows start to stop of the matrix, which lie in this part."""
+    file.release(*_bytes_of(part, start, stop))
+
+
+def _bytes_of(part: Part, start: int, stop: int) -> tuple[int, int]:
+    """Where rows lie in their file; in Fortran order every row touches the pages of all columns."""
+    if not part.array.flags.c_contiguous:
+        return part.offset, part.offset + part.array.nbytes
+    row_bytes = part.array.nbytes // len(part.array)
+    return part.offset + (start - part.first) * row_bytes, part.offset + (stop - part.first) * row_bytes
+
+
+def make_parts(file: MappedFile, layout: Layout, first: int) -> list[Part]:
+    """Views of the map for each part of a layout, from row `first` of the matrix on; empty parts are left out."""
+    parts = []
+    for offset, rows in layout.parts:
+        shape = (rows, *layout.shape[1:])
+        if rows:
+            raw = layout.stored.raw
+            array: Array = np.ndarray(shape, raw, file.buffer, offset, order="F" if layout.fortran else "C")
+            parts.append(Part(first, first + rows, array, file, offset))
+        first += rows
+    return parts

@@ -1,0 +1,1 @@
+"""Named numbers and how they look: text, JSON, page."""

@@ -1,0 +1,128 @@
+"""Conditions such as 'perplexity > 20', under which a command fails although it did its work."""
+
+from __future__ import annotations
+
+import math
+import operator
+import re
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from bigvocab.catalogue import METRICS_OF, SAMPLED
+from bigvocab.errors import BigvocabError
+
+_OPERATORS = {
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+    "==": operator.eq,
+    "!=": operator.ne,
+}
+_ALWAYS = ("mean", "sum", "weight", "stderr", "rows", "ignored_rows", "nonfinite_rows")
+_TIMES = ("seconds", "rows_per_second", "bytes_per_second")
+_LIKELIHOODS = ("perplexity", "perplexity_stderr", "bits_per_token")
+_LIKELIHOOD_LOSSES = ("sparse-softmax", "softmax", "sampled-softmax")
+_RANKS = ("mean_rank", "mrr", "tied_rows")
+_BIAS = ("exact_mean", "bias", "bias_stderr")
+_REDUCTIONS = ("sum", "mean", "sum_over_batch_size", "sum_by_nonzero_weights")
+
+
+class Condition(NamedTuple):
+    """One figure of a report, by its dotted name, against a limit."""
+
+    text: str
+    name: str
+    sign: str
+    limit: float
+
+    def verdict(self, figure: Any) -> str | None:
+        """Why the command fails if the figure is this; None where it does not. NaN never passes.
+
+        Raises:
+            BigvocabError: the figure is no number.
+        """
+        if isinstance(figure, Mapping):
+            names = ", ".join(f"{self.name}.{key}" for key in list(figure)[:5])
+            raise BigvocabError(f"{self.text!r}: {self.name} is no number; there are {names}")
+        if isinstance(figure, str | Sequence):
+            raise BigvocabError(f"{self.text!r}: {self.name} is no number")
+        if math.isnan(figure):
+            return f"{self.text}: {self.name} is nan, which passes no condition"
+        return f"{self.text}: {self.name} is {figure!r}" if _OPERATORS[self.sign](figure, self.limit) else None
+
+
+def parse_condition(text: str) -> Condition:
+    """A condition from its text: a figure, one of < <= > >= == !=, and a number.
+
+    >>> parse_condition("groups.St. John.mean >= 4.5")[1:]
+    ('groups.St. John.mean', '>=', 4.5)
+    """
+    match = re.fullmatch(r"\s*(.*[^\s<>=!])\s*(<=|>=|==|!=|<|>)\s*([^\s<>=!]+)\s*", text)
+    try:
+        limit = float(_number(match[3])) if match else math.nan
+    except ValueError:
+        limit = math.nan
+    if match is None or math.isnan(limit):
+        raise BigvocabError(f"got {text!r}, expected a figure, one of {' '.join(_OPERATORS)}, and a number: 'mean > 4'")
+    return Condition(text.strip(), match[1], match[2], limit)
+
+
+def _number(text: str) -> str:
+    """A number without the commas between its groups of three digits; a comma elsewhere stays, and is no number."""
+    return text.replace(",", "") if re.fullmatch(r"[+-]?\d{1,3}(,\d{3})+(\.\d*)?", text) else text
+
+
+def check_name(name: str, loss: str, metrics: Collection[str], top_k: Sequence[int], columns: Collection[str]) -> None:
+    """Raise if it is known before any work that the report will have no figure of this dotted name.
+
+    `loss`, `metrics` and `top_k` are what is asked for, `columns` those of "group", "bytes" and "exact" that are given.
+    """
+    head, _, rest = name.partition(".")
+    likelihoods = _LIKELIHOODS if loss in _LIKELIHOOD_LOSSES else ()
+    single = [*_ALWAYS, *_TIMES, *likelihoods]
+    single += [*_RANKS] if "rank" in metrics else []
+    single += [*["entropy"] * ("entropy" in metrics), *["bits_per_byte"] * ("bytes" in columns and bool(likelihoods))]
+    nested: dict[str, tuple[str, ...]] = {"reductions": _REDUCTIONS}
+    if "accuracy" in metrics:
+        nested["accuracy"] = tuple(str(k) for k in top_k)
+    if loss in SAMPLED:
+        nested["sampled"] = ("mean", *_BIAS) if "exact" in columns else ("mean",)
+    if "logsumexp" in metrics:
+        nested["logsumexp"] = ("mean", "min", "max")
+    if name in single or (head in nested and rest in nested[head]):
+        return
+    if head == "groups" and "group" in columns:
+        _check_group(name, rest, bool(likelihoods))
+        return
+    if needed := _needed(name, head, loss, metrics, columns):
+        raise BigvocabError(f"{name!r} needs {needed}")
+    names = single + [f"{key}.{part}" for key, parts in nested.items() for part in parts]
+    raise BigvocabError(f"the report has no figure {name!r}; {_advice(name, names)}")
+
+
+def _check_group(name: str, rest: str, likelihood: bool) -> None:
+    figures = ("rows", "weight", "mean", *["perplexity"] * likelihood)
+    group, _, figure = rest.rpartition(".")
+    if not group or figure not in figures:
+        raise BigvocabError(f"the report has no figure {name!r}; expected groups.NAME.{'|'.join(figures)}")
+
+
+def _needed(name: str, head: str, loss: str, metrics: Collection[str], columns: Collection[str]) -> str | None:
+    """The option that would bring a figure into the report; None where no option does for this loss."""
+    metric = "rank" if head in _RANKS else head
+    if metric in METRICS_OF.get(loss, ()) and metric not in metrics:
+        return f"{metric} in --metrics"
+    if head == "groups" and "group" not in columns:
+        return "--group-column"
+    if loss in SAMPLED and name.removeprefix("sampled.") in _BIAS and "exact" not in columns:
+        return "--exact"
+    is_likelihood = loss in _LIKELIHOOD_LOSSES
+    return "--bytes-column" if head == "bits_per_byte" and is_likelihood and "bytes" not in columns else None
+
+
+def _advice(name: str, names: Sequence[str]) -> str:
+    from difflib import get_close_matches
+
+    close = get_close_matches(name, names, n=3)
+    return f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(names)}"

@@ -1,0 +1,294 @@
+"""Report: the figures of an evaluation as a dict, as JSON, and as a table for a person.
+
+The figures are made elsewhere; here is only how they are shown, and how one of them is found by a dotted name.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+import math
+import numbers
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from bigvocab.reports.numerals import count, counted, fixed, printable, significant, size, tail, with_error
+
+_MOST_GROUPS = 20
+_MOST_FILES = 4
+_WIDTH = 80
+
+
+class Report:
+    """The figures of an evaluation: `report["mean"]`, `.to_dict()`, `.to_json()`, and the table, `str(report)`.
+
+    >>> report = Report({"loss": "sparse-softmax", "mean": 1.5, "rows": 2, "accuracy": {"1": 0.5}})
+    >>> report["mean"], report.figure("accuracy.1")
+    (1.5, 0.5)
+    >>> print(report)
+     loss      sparse-softmax
+     mean      1.500000 nats
+     rows      2
+     accuracy  50.00% top-1
+    """
+
+    def __init__(self, figures: Mapping[str, Any]) -> None:
+        self._figures = dict(figures)
+
+    def __getitem__(self, name: str) -> Any:
+        return self._figures[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._figures
+
+    def __repr__(self) -> str:
+        shown = [f"{name}={self._figures[name]!r}" for name in ("loss", "mean", "rows") if name in self]
+        return f"<Report {' '.join(shown)}>"
+
+    def to_dict(self) -> dict[str, Any]:
+        """All figures, as a copy; floats may be NaN or infinite.
+
+        >>> Report({"mean": 1.5}).to_dict()
+        {'mean': 1.5}
+        """
+        return copy.deepcopy(self._figures)
+
+    def to_json(self) -> str:
+        """All figures as JSON: NaN is null, an infinity 1e999, which parsers read as one.
+
+        >>> print(Report({"mean": float("nan")}).to_json())
+        {
+          "mean": null
+        }
+        """
+        return as_json(self._figures)
+
+    def figure(self, name: str) -> Any:
+        """The figure of a dotted name such as `perplexity`, `accuracy.1` or `groups.St. John.mean`.
+
+        Raises:
+            KeyError: there is no figure of that name.
+
+        >>> Report({"accuracy": {"1": 0.5}}).figure("accuracy.1")
+        0.5
+        """
+        found = _find(self._figures, name)
+        if found is None:
+            raise KeyError(name)
+        return found[0]
+
+    def __str__(self) -> str:
+        return plain_text([self])
+
+    def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
+        """What rich prints: the table, in colours where the console has them."""
+        figures, sign = self._figures, "+/-" if options.ascii_only else "±"
+        blocks = [_first(figures, sign), _rest(figures), _reductions(figures), _sampled(figures, sign)]
+        source = _source(figures)
+        width = max(len(name) for block in [*blocks, source] for name, _ in block)
+        tables = [pairs_table(pairs, width, "bold" if i == 0 else "") for i, pairs in enumerate(blocks) if pairs]
+        if figures.get("groups"):
+            tables.append(_groups_table(figures["groups"], width, options.max_width))
+        if source:
+            tables.append(pairs_table(source, width, "dim"))
+        for i, table in enumerate(tables):
+            if i:
+                yield ""
+            yield table
+
+
+def plain_text(items: Iterable[Any]) -> str:
+    """What rich can print, as text of 80 columns without colours."""
+    from rich.console import Console
+
+    text = io.StringIO()
+    console = Console(file=text, width=_WIDTH, color_system=None, force_terminal=False, highlight=False)
+    for item in items:
+        console.print(item)
+    return "\n".join(line.rstrip() for line in text.getvalue().rstrip().split("\n"))
+
+
+# ---- what stands in the table, as pairs of a name and a text
+
+_Pairs = list[tuple[str, str]]
+
+
+def _first(figures: Mapping[str, Any], sign: str) -> _Pairs:
+    """What matters most."""
+    pairs = [("loss", str(figures.get("loss", "?")))]
+    if "mean" in figures:
+        pairs.append(("mean", with_error(fixed(figures["mean"]), figures.get("stderr"), sign) + " nats"))
+    if "perplexity" in figures:
+        shown = with_error(significant(figures["perplexity"]), figures.get("perplexity_stderr"), sign)
+        pairs.append(("perplexity", shown))
+    if "rows" in figures:
+        left_out = [(figures.get(f"{what}_rows", 0), word) for what, word in _ROWS.items()]
+        notes = [f"{n:,} {word}" for n, word in left_out if n]
+        pairs.append(("rows", f"{figures['rows']:,}" + (f" ({', '.join(notes)})" if notes else "")))
+    if "accuracy" in figures:
+        shares = [f"{share:.2%} top-{k}" for k, share in figures["accuracy"].items()]
+        pairs.append(("accuracy", "   ".join(shares)))
+    return pairs
+
+
+_ROWS = {"ignored": "ignored", "nonfinite": "not finite"}
+_REST = {
+    "bits_per_token": fixed,
+    "bits_per_byte": fixed,
+    "mean_rank": significant,
+    "mrr": fixed,
+    "tied_rows": count,
+}
+
+
+def _rest(figures: Mapping[str, Any]) -> _Pairs:
+    pairs = [(name.replace("_", " "), show(figures[name])) for name, show in _REST.items() if name in figures]
+    if "entropy" in figures:
+        pairs.append(("entropy", f"{fixed(figures['entropy'])} nats"))
+    if "logsumexp" in figures:
+        found = figures["logsumexp"]
+        spread = f"({fixed(found['min'], 3)} to {fixed(found['max'], 3)})"
+        pairs.append(("logsumexp", f"{fixed(found['mean'])} {spread}"))
+    return pairs
+
+
+def _reductions(figures: Mapping[str, Any]) -> _Pairs:
+    """The other reductions, which tell something only where rows were weighted."""
+    if "reductions" not in figures or figures.get("weight") == figures.get("rows"):
+        return []
+    shown = [(name.replace("_", " "), fixed(value)) for name, value in figures["reductions"].items() if name != "mean"]
+    return [("sum of weights", count(figures["weight"])), *shown]
+
+
+def _sampled(figures: Mapping[str, Any], sign: str) -> _Pairs:
+    """The sampled loss beside the exact one."""
+    found = figures.get("sampled")
+    if not found:
+        return []
+    seed = f", seed {','.join(map(str, found['seed']))}" if "seed" in found else ""
+    pairs = [("sampler", f"{found['sampler']}, {counted(found['num_sampled'], 'candidate')}{seed}")]
+    if "exact_mean" in found:
+        pairs.append(("exact mean", f"{fixed(found['exact_mean'])} nats"))
+    pairs.append(("sampled mean", f"{fixed(found['mean'])} nats"))
+    if "bias" in found:
+        pairs.append(("bias", with_error(fixed(found["bias"]), found.get("bias_stderr"), sign) + " nats"))
+    return pairs
+
+
+def _source(figures: Mapping[str, Any]) -> _Pairs:
+    """Which data, and how fast."""
+    files = figures.get("inputs", [])
+    pairs = [("data" if i == 0 else "", _file(file)) for i, file in enumerate(files[:_MOST_FILES])]
+    if more := len(files) - _MOST_FILES:
+        pairs += [("", f"... and {counted(more, 'more file')}")] if more > 0 else []
+    if "seconds" in figures:
+        rate = f"{significant(figures['seconds'], 3)} s"
+        if "rows_per_second" in figures:
+            rate += f", {significant(figures['rows_per_second'], 3)} rows/s"
+        if "bytes_per_second" in figures:
+            rate += f", {size(figures['bytes_per_second'])}/s"
+        pairs.append(("time", rate))
+    return pairs
+
+
+def _file(file: Mapping[str, Any]) -> str:
+    facts = []
+    if file.get("shape"):
+        facts.append(" x ".join(f"{n:,}" for n in file["shape"]) + f" {file.get('dtype', '')}".rstrip())
+    if "bytes" in file:
+        facts.append(size(file["bytes"]))
+    facts_shown = ", ".join(facts)
+    return f"{tail(str(file.get('path', '')), max(20, 58 - len(facts_shown)))}  {facts_shown}".rstrip()
+
+
+# ---- tables of rich
+
+
+def title(text: str) -> Any:
+    """A line above a table."""
+    from rich.text import Text
+
+    return Text(f" {text}", style="bold", overflow="fold")
+
+
+def pairs_table(pairs: _Pairs, width: int, style: str = "") -> Any:
+    """Names on the left, in a column of `width`, and values on the right."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, show_header=False, padding=(0, 1))
+    table.add_column(style="dim" if style == "dim" else "cyan", no_wrap=True, min_width=width)
+    table.add_column(style=style, overflow="fold")
+    for name, value in pairs:
+        table.add_row(Text(name), Text(value))
+    return table
+
+
+def _groups_table(groups: Mapping[str, Mapping[str, Any]], width: int, most: int) -> Any:
+    """Groups with the highest mean first; those with nothing to average last. Names give way to figures."""
+    from rich.table import Table
+    from rich.text import Text
+
+    def badness(item: tuple[str, Mapping[str, Any]]) -> tuple[bool, float, str]:
+        mean = item[1]["mean"]
+        return math.isnan(mean), 0.0 if math.isnan(mean) else -mean, item[0]
+
+    ranked = sorted(groups.items(), key=badness)
+    weighted = any(group.get("weight", group["rows"]) != group["rows"] for group in groups.values())
+    columns = ["rows", *["weight"] * weighted, "mean", *["perplexity"] * any("perplexity" in g for _, g in ranked)]
+    show = {"rows": count, "weight": count, "mean": fixed, "perplexity": significant}
+    table = Table(box=None, padding=(0, 1), header_style="cyan")
+    rest = sum(
+        2 + max(len(name), *(len(show[name](group[name])) for _, group in ranked[:_MOST_GROUPS] if name in group))
+        for name in columns
+    )
+    room = max(5, min(40, most - rest - 2))
+    table.add_column("group", no_wrap=True, overflow="ellipsis", min_width=min(width, room), max_width=room)
+    for name in columns:
+        table.add_column(name, justify="right", no_wrap=True)
+    for name, group in ranked[:_MOST_GROUPS]:
+        table.add_row(Text(printable(name)), *(show[c](group[c]) if c in group else "" for c in columns))
+    if more := len(ranked) - _MOST_GROUPS:
+        if more > 0:
+            table.caption = f" ... and {more:,} more; --format json has all"
+            table.caption_justify = "left"
+    return table
+
+
+# ---- dotted names and JSON
+
+
+def _find(figures: Any, name: str) -> tuple[Any] | None:
+    """The value at a dotted path in nested dicts; keys may hold dots themselves, and the longest key goes first."""
+    if not isinstance(figures, Mapping):
+        return None
+    if name in figures:
+        return (figures[name],)
+    dots = [i for i, letter in enumerate(name) if letter == "."]
+    for dot in reversed(dots):
+        if name[:dot] in figures and (found := _find(figures[name[:dot]], name[dot + 1 :])):
+            return found
+    return None
+
+
+def as_json(value: Any, indent: str = "\n") -> str:
+    """JSON with two spaces of indent; `json` itself writes NaN and Infinity, which are no JSON."""
+    deeper = indent + "  "
+    if isinstance(value, Mapping):
+        items = [f"{json.dumps(str(key))}: {as_json(item, deeper)}" for key, item in value.items()]
+        return "{" + deeper + f",{deeper}".join(items) + indent + "}" if items else "{}"
+    if isinstance(value, list | tuple):
+        flat = all(isinstance(item, numbers.Number | str) for item in value)
+        items = [as_json(item, deeper) for item in value]
+        if flat or not items:
+            return "[" + ", ".join(items) + "]"
+        return "[" + deeper + f",{deeper}".join(items) + indent + "]"
+    if value is None or isinstance(value, str | bool):
+        return json.dumps(value)
+    if isinstance(value, numbers.Integral):
+        return str(int(value))
+    number = float(value)
+    if math.isnan(number):
+        return "null"
+    return repr(number) if math.isfinite(number) else "1e999" if number > 0 else "-1e999"

@@ -1,0 +1,1 @@
+"""TensorFlow's candidates to the bit, and the losses over them."""

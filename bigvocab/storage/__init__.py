@@ -1,0 +1,1 @@
+"""The bytes of a file: mapped, read ahead, dropped behind, watched, replaced whole."""
