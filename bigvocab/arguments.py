@@ -60,15 +60,15 @@ def as_integers(name: str, values: Any) -> npt.NDArray[np.int64]:
         if array.size == 0 and array.dtype.kind == "f" and not isinstance(values, np.ndarray):
             return array.astype(np.int64)  # an empty list has no type of its own
         if not isinstance(values, np.ndarray) and (at := _past_int64(values)) is not None:
-            raise BigvocabError(f"{name}: row {at} is {values[at]}, which is past the largest 64-bit integer")
+            raise BigvocabError.of_row(name, at, f" is {values[at]}, which is past the largest 64-bit integer")
         if (at := _first_null(values)) is not None:
             hint = "; ignore_index is what stands for an ignored row" if name == "labels" else ""
-            raise BigvocabError(f"{name}: row {at} is null, expected integers{hint}")
+            raise BigvocabError.of_row(name, at, f" is null, expected integers{hint}")
         raise TypeError(f"{name}: expected integers, got {array.dtype}")
     if array.dtype.kind == "u" and array.size and int(array.max()) > np.iinfo(np.int64).max:
         place = int(np.argmax(array > np.uint64(np.iinfo(np.int64).max)))
         row = place // (array.size // max(1, len(array))) if array.ndim else 0
-        raise BigvocabError(f"{name}: row {row} is {array.flat[place]}, which is past the largest 64-bit integer")
+        raise BigvocabError.of_row(name, row, f" is {array.flat[place]}, which is past the largest 64-bit integer")
     return array.astype(np.int64, copy=False)
 
 
@@ -112,7 +112,7 @@ def labels_in_range(
         bad &= ~skip
     if bad.any():
         row = int(np.argmax(bad))
-        raise BigvocabError(f"{name}: row {first_row + row} is {labels[row]}, expected a class in [0, {num_classes})")
+        raise BigvocabError.of_row(name, first_row + row, f" is {labels[row]}, expected a class in [0, {num_classes})")
     return np.where(skip, -1, labels) if skip is not None and skip.any() else labels
 
 

@@ -1,8 +1,72 @@
-"""The two exceptions of the package: bad values, and files that are not what they say."""
+"""The exceptions of the package, and the parts of their messages: who renders one reads its fields, not its text."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Self
+
+
+class Keyword(NamedTuple):
+    """An argument that a message names: `chunk_rows` in Python, --chunk-rows on the command line.
+
+    >>> str(Keyword("chunk_rows")), str(Keyword("nonfinite", "skip"))
+    ('chunk_rows', 'nonfinite="skip"')
+    """
+
+    name: str
+    value: str | None = None
+
+    def __str__(self) -> str:
+        return self.name if self.value is None else f'{self.name}="{self.value}"'
+
+
+class Place(NamedTuple):
+    """Where something is wrong: a file or an argument, and what of it (a column, say)."""
+
+    path: str
+    detail: str = ""
+
+    def __str__(self) -> str:
+        return self.path + self.detail
 
 
 class BigvocabError(ValueError):
-    """A value is wrong: the message names the argument or file, what came, what was expected and the first bad row."""
+    """A value is wrong: the message names the argument or file, what came, what was expected and the first bad row.
+
+    Attributes:
+        parts: the message in pieces of text and `Keyword`s.
+        place: the argument or file, where the error is about a row of it.
+        row: that row; None where the error is about no row.
+
+    >>> error = BigvocabError.of_row("labels.npy", 7, " is 12, expected a class in [0, 10)")
+    >>> str(error), error.row
+    ('labels.npy: row 7 is 12, expected a class in [0, 10)', 7)
+    >>> str(error.moved("part-1.npy", 2))
+    'part-1.npy: row 2 (row 7 of all files) is 12, expected a class in [0, 10)'
+    """
+
+    def __init__(self, *parts: Any) -> None:
+        super().__init__("".join(map(str, parts)))
+        self.parts = tuple(part if isinstance(part, Keyword) else str(part) for part in parts)
+        self.place: Place | None = None
+        self.row: int | None = None
+        self._rest: tuple[Any, ...] = ()
+
+    @classmethod
+    def of_row(cls, place: str | Place, row: int, *rest: Any) -> Self:
+        """The error that a row of an argument or file is wrong; `rest` says how, with what separates it."""
+        return cls._at(place if isinstance(place, Place) else Place(place), int(row), "", rest)
+
+    @classmethod
+    def _at(cls, place: Place, row: int, note: str, rest: tuple[Any, ...]) -> Self:
+        error = cls(str(place), f": row {row}{note}", *rest)
+        error.place, error.row, error._rest = place, row, rest
+        return error
+
+    def moved(self, path: str, row: int) -> Self:
+        """The same error as one of a row of the file that holds it, where this one counts the rows of all files."""
+        if self.place is None or self.row is None:
+            return self
+        return self._at(Place(path, self.place.detail), row, f" (row {self.row} of all files)", self._rest)
 
 
 class FormatError(BigvocabError):

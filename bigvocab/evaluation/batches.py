@@ -54,7 +54,7 @@ def _check_weights(weights: npt.NDArray[np.float64], labels: Any, ignore_index: 
         bad &= labels != ignore_index
     if bad.any():
         row = int(np.argmax(bad))
-        raise BigvocabError(f"weights: row {row} is {weights[row]}, expected a finite number")
+        raise BigvocabError.of_row("weights", row, f" is {weights[row]}, expected a finite number")
 
 
 def arrays_of(batch: Any, columns: dict[str, str | None], name: str = "logits") -> tuple[npt.NDArray[Any], Labels]:

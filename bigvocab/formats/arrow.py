@@ -105,11 +105,11 @@ def _offset(shown: str, first_row: int, column: Any, buffer: Any, width: int, st
     """Where in the file the elements of one batch begin, after the checks that make them plain numbers."""
     if column.null_count:
         row = int(np.argmax(column.is_null().to_numpy(zero_copy_only=False)))
-        raise FormatError(f"{shown}: row {first_row + row} is null; logits may have no nulls")
+        raise FormatError.of_row(shown, first_row + row, " is null; logits may have no nulls")
     flat = column.flatten()  # unlike .values, this honours the slice
     if flat.null_count:
         element = _first_null(flat)
-        raise FormatError(f"{shown}: row {first_row + element // width} has a null at class {element % width}")
+        raise FormatError.of_row(shown, first_row + element // width, f" has a null at class {element % width}")
     data = flat.buffers()[1]
     begin = data.address + flat.offset * stored.raw.itemsize
     if not buffer.address <= data.address < buffer.address + buffer.size:

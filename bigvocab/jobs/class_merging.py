@@ -114,9 +114,11 @@ def _merged(evaluator: Evaluator, states: list[State], rows: int) -> Iterator[tu
             differ = known & ~np.isnan(logits) & ~np.isnan(found) & (found != logits)
             if differ.any():
                 at = int(np.argmax(differ))
-                raise BigvocabError(
-                    f"{state.path}: row {start + at} has {found[at]} as the logit of its label, but {logits[at]} in "
-                    "another state; expected all of the same logits"
+                raise BigvocabError.of_row(
+                    state.path,
+                    start + at,
+                    f" has {found[at]} as the logit of its label, but {logits[at]} in "
+                    "another state; expected all of the same logits",
                 )
             logits = np.where(known, found, logits)
         batch = _labels_of(parts[0], start)

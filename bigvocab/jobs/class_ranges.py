@@ -138,16 +138,18 @@ class ClassRange:
             logits, inside = np.where(inside, logits, others), inside | there & (labels >= 0)
             if (lost := (labels >= 0) & ~inside).any():
                 at = int(np.argmax(lost))
-                raise BigvocabError(
-                    f"label_logits: row {row + at} has the label {labels[at]}, whose logit is in none of the files"
+                raise BigvocabError.of_row(
+                    "label_logits", row + at, f" has the label {labels[at]}, whose logit is in none of the files"
                 )
             if isinstance(matrix, Matrix):
                 _check_stored(np.where(there, others, logits), matrix.dtype, row)
             if (differ := both & (mine != others) & ~(np.isnan(mine) & np.isnan(others))).any():
                 at = int(np.argmax(differ))
-                raise BigvocabError(
-                    f"label_logits: row {row + at} has {others[at]} for the label {labels[at]}, whose logit is "
-                    f"{mine[at]} here; expected files of these labels and logits"
+                raise BigvocabError.of_row(
+                    "label_logits",
+                    row + at,
+                    f" has {others[at]} for the label {labels[at]}, whose logit is "
+                    f"{mine[at]} here; expected files of these labels and logits",
                 )
         return logits, inside
 
@@ -187,9 +189,11 @@ def _check_stored(logits: Floats, dtype: np.dtype[Any], row: int) -> None:
         stored = logits.astype(dtype).astype(np.float64)
     if (other := ~np.isnan(logits) & (stored != logits)).any():
         at = int(np.argmax(other))
-        raise BigvocabError(
-            f"label_logits: row {row + at} has {float(logits[at])}, which is no {dtype.name}, as the logits here are; "
-            "expected the files of one set of logits"
+        raise BigvocabError.of_row(
+            "label_logits",
+            row + at,
+            f" has {float(logits[at])}, which is no {dtype.name}, as the logits here are; "
+            "expected the files of one set of logits",
         )
 
 

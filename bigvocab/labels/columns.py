@@ -93,7 +93,7 @@ def _to_int64(array: pa.Array, rows: np.ndarray | None, where: str, first_row: i
     if values.dtype == np.uint64 and values.size and values.max() > _INT64_MAX:
         at = int(np.argmax(values > _INT64_MAX))
         row = first_row + (at if rows is None else int(rows[at]))
-        raise BigvocabError(f"{where}: row {row}: expected an integer of 64 bits with sign, got {values[at]}")
+        raise BigvocabError.of_row(where, row, f": expected an integer of 64 bits with sign, got {values[at]}")
     return values.astype(np.int64, copy=False)
 
 
@@ -128,7 +128,7 @@ def _lists(array: pa.Array, where: str, first_row: int) -> tuple[np.ndarray, pa.
 
 
 def _inner_null(where: str, row: int, position: int) -> BigvocabError:
-    return BigvocabError(f"{where}: row {row}: expected no null inside a list, got one at position {position}")
+    return BigvocabError.of_row(where, row, f": expected no null inside a list, got one at position {position}")
 
 
 def _rows_of(offsets: np.ndarray) -> np.ndarray:
@@ -159,12 +159,12 @@ def probabilities(
         row = int(np.argmax(wrong))
         got = "null" if own_nulls is not None and own_nulls[row] else own_lengths[row]
         wanted = f"as many probabilities as ids, {lengths[row]}"
-        raise BigvocabError(f"{where}: row {first_row + row}: expected {wanted}, got {got}")
+        raise BigvocabError.of_row(where, first_row + row, f": expected {wanted}, got {got}")
     bad = ~((values >= 0) & (values < np.inf))
     if bad.any():
         at = int(np.argmax(bad))
-        raise BigvocabError(
-            f"{where}: row {first_row + _rows_of(offsets)[at]}: expected finite probabilities >= 0, got {values[at]}"
+        raise BigvocabError.of_row(
+            where, first_row + _rows_of(offsets)[at], f": expected finite probabilities >= 0, got {values[at]}"
         )
     return values
 
@@ -220,7 +220,7 @@ def _complete(
     if bad.any():
         row = int(np.argmax(bad))
         got = "null" if nulls is not None and nulls[row] else values[row]
-        raise BigvocabError(f"{where}: row {first_row + row}: expected {wanted}, got {got}")
+        raise BigvocabError.of_row(where, first_row + row, f": expected {wanted}, got {got}")
     return values
 
 

@@ -62,7 +62,7 @@ def _check_offsets(name: str, offsets: Ids, count: int, rows: int) -> None:
     if wrong.any():
         row = int(np.argmax(wrong))
         span = f"from {offsets[row]} to {offsets[row + 1]} of {count} ids"
-        raise BigvocabError(f"{name}: row {row}: its ids run {span}; expected offsets that rise within the ids")
+        raise BigvocabError.of_row(name, row, f": its ids run {span}; expected offsets that rise within the ids")
     if offsets[-1] != count:
         raise BigvocabError(f"{name}: the last offset is {offsets[-1]}, expected {count}, the number of ids")
 
@@ -73,7 +73,7 @@ def check_ids(name: str, sets: IdSets, num_classes: int, first_row: int = 0) -> 
     if bad.any():
         at = int(np.argmax(bad))
         row = first_row + sets.row_of(at)
-        raise BigvocabError(f"{name}: row {row} has the id {sets.ids[at]}, expected classes in [0, {num_classes})")
+        raise BigvocabError.of_row(name, row, f" has the id {sets.ids[at]}, expected classes in [0, {num_classes})")
 
 
 def in_rising_order(name: str, sets: IdSets, first_row: int = 0) -> IdSets:
@@ -88,5 +88,5 @@ def in_rising_order(name: str, sets: IdSets, first_row: int = 0) -> IdSets:
     if twice.any():
         at = int(np.argmax(twice))
         row = first_row + sets.row_of(at)
-        raise BigvocabError(f"{name}: row {row} has the id {ids[at]} twice, expected each positive class once")
+        raise BigvocabError.of_row(name, row, f" has the id {ids[at]} twice, expected each positive class once")
     return IdSets(sets.offsets, ids)

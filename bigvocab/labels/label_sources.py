@@ -174,8 +174,8 @@ def _sets_of(labels: Any, rows: int, sparse: bool) -> tuple[IdSets, npt.NDArray[
     bad = ~((values >= 0) & (values < np.inf))
     if bad.any():
         at = int(np.argmax(bad))
-        raise BigvocabError(
-            f"labels: row {sets.row_of(at)} has the probability {values[at]}, expected finite numbers >= 0"
+        raise BigvocabError.of_row(
+            "labels", sets.row_of(at), f" has the probability {values[at]}, expected finite numbers >= 0"
         )
     return sets, values
 
@@ -228,8 +228,8 @@ def dense_labels(evaluator: Evaluator, batch: LabelBatch, num_classes: int) -> n
         labels = labels[:, None]
     if labels.shape[1] != num_classes:
         hint = "; ids of positive classes are for sparse-sigmoid" if labels.dtype.kind in "iu" else ""
-        raise BigvocabError(
-            f"{name}: row {first} has {labels.shape[1]} labels, expected {num_classes}, one for each class{hint}"
+        raise BigvocabError.of_row(
+            name, first, f" has {labels.shape[1]} labels, expected {num_classes}, one for each class{hint}"
         )
     return labels
 
@@ -240,15 +240,17 @@ def _filled(name: str, sets: IdSets, batch: LabelBatch, num_classes: int) -> npt
     wrong = ~whole if batch.ignored is None else ~whole & ~batch.ignored
     if wrong.any():
         row = int(np.argmax(wrong))
-        raise BigvocabError(
-            f"{name}: row {batch.first_row + row} has {sets.offsets[row + 1] - sets.offsets[row]} labels, expected "
-            f"{num_classes}, one for each class; ids of positive classes are for sparse-sigmoid"
+        raise BigvocabError.of_row(
+            name,
+            batch.first_row + row,
+            f" has {sets.offsets[row + 1] - sets.offsets[row]} labels, expected "
+            f"{num_classes}, one for each class; ids of positive classes are for sparse-sigmoid",
         )
     bad = (sets.ids < 0) | (sets.ids > 1)
     if bad.any():
         at = int(np.argmax(bad))
         row = batch.first_row + sets.row_of(at)
-        raise BigvocabError(f"{name}: row {row} has the label {sets.ids[at]}, expected 0 or 1 for each class")
+        raise BigvocabError.of_row(name, row, f" has the label {sets.ids[at]}, expected 0 or 1 for each class")
     out = np.zeros((len(whole), num_classes), np.float32)
     out[whole] = sets.ids.reshape(-1, num_classes)
     return out
@@ -278,12 +280,12 @@ def true_classes(
     if (wrong := wrong & ~ignored).any():
         row = int(np.argmax(wrong))
         what = "at least one" if expected is None else f"{expected}, as num_true says"
-        raise BigvocabError(f"{name}: row {first + row} has {counts[row]} true classes, expected {what}")
+        raise BigvocabError.of_row(name, first + row, f" has {counts[row]} true classes, expected {what}")
     sets = IdSets(np.concatenate([[0], np.cumsum(counts)]), ids)
     if ids.size and (ids.min() < 0 or ids.max() >= num_classes):
         at = int(np.argmax((ids < 0) | (ids >= num_classes)))
-        raise BigvocabError(
-            f"{name}: row {first + sets.row_of(at)} is {ids[at]}, expected a class in [0, {num_classes})"
+        raise BigvocabError.of_row(
+            name, first + sets.row_of(at), f" is {ids[at]}, expected a class in [0, {num_classes})"
         )
     return sets.offsets, ids, ignored
 

@@ -73,8 +73,8 @@ class TrueClasses:
         ids = self.ids
         if ids.size and (ids.min() < 0 or ids.max() >= range_max):
             at = int(np.argmax((ids < 0) | (ids >= range_max)))
-            raise BigvocabError(
-                f"{self.name}: row {self.row_of(at)} is {ids[at]}, expected a class in [0, {range_max})"
+            raise BigvocabError.of_row(
+                self.name, self.row_of(at), f" is {ids[at]}, expected a class in [0, {range_max})"
             )
 
 
@@ -105,7 +105,7 @@ def compute_accidental_hits(
         raise BigvocabError(f"sampled_candidates: expected shape (S,), got {candidates.shape}")
     if candidates.size and candidates.min() < 0:
         at = int(np.argmax(candidates < 0))
-        raise BigvocabError(f"sampled_candidates: row {at} is {candidates[at]}, expected a class >= 0")
+        raise BigvocabError.of_row("sampled_candidates", at, f" is {candidates[at]}, expected a class >= 0")
     hits = kernels.accidental_hits(rows.offsets, rows.ids, np.ascontiguousarray(candidates))
     hits.sort()
     return np.divmod(hits, max(1, candidates.size))

@@ -189,7 +189,8 @@ def _refuse(
         refuse_bad_label(names[0], labels, row, first_row)
     values = np.concatenate([np.asarray(tile[row]).astype(np.float64) for _, tile in tiles])
     at = int(np.argmax((values < 0) | (values > 1)))
-    raise BigvocabError(
-        f"{names[1]}: row {first_row + row}, class {at}, is {values[at]}, expected a probability in [0, 1]; "
-        "logits are for the sigmoid losses"
+    raise BigvocabError.of_row(
+        names[1],
+        first_row + row,
+        f", class {at}, is {values[at]}, expected a probability in [0, 1]; logits are for the sigmoid losses",
     )

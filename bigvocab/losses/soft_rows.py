@@ -47,9 +47,9 @@ def refuse_bad_label(name: str, labels: npt.NDArray[Any], row: int, first_row: i
     """Raise for the first label of the row that is not finite."""
     values = np.asarray(labels[row]).astype(np.float64)
     if np.isfinite(values).all():
-        raise BigvocabError(f"{name}: row {first_row + row} sums to {values.sum()}, expected a finite sum")
+        raise BigvocabError.of_row(name, first_row + row, f" sums to {values.sum()}, expected a finite sum")
     at = int(np.argmin(np.isfinite(values)))
-    raise BigvocabError(f"{name}: row {first_row + row}, class {at}, is {values[at]}, expected a finite number")
+    raise BigvocabError.of_row(name, first_row + row, f", class {at}, is {values[at]}, expected a finite number")
 
 
 @dataclass(frozen=True)

@@ -238,9 +238,11 @@ class FileCandidates:
         bad = ~((counts > 0) & (counts < np.inf))
         if bad.any():
             at = int(np.argmax(bad))
-            raise BigvocabError(
-                f"{true.name}: row {row + kept[true.row_of(at)]} is {true.ids[at]}, whose expected count in "
-                f"{self.path} is {counts[at]}, expected a finite number above 0"
+            raise BigvocabError.of_row(
+                true.name,
+                row + kept[true.row_of(at)],
+                f" is {true.ids[at]}, whose expected count in "
+                f"{self.path} is {counts[at]}, expected a finite number above 0",
             )
         return Draw(self._candidates, np.log(counts), np.log(self._counts))
 
@@ -275,12 +277,14 @@ class FileCandidates:
         same = sizes == np.diff(true.offsets)
         if not same.all():
             at = row + kept[np.argmin(same)]
-            raise BigvocabError(f"{true.name}: row {at} has not as many true classes as in {self.path}")
+            raise BigvocabError.of_row(true.name, at, f" has not as many true classes as in {self.path}")
         where = np.repeat(starts - true.offsets[:-1], sizes) + np.arange(len(true.ids))
         if (ids[where] != true.ids).any():
             at = int(np.argmax(ids[where] != true.ids))
             here, there = true.ids[at], ids[where][at]
-            raise BigvocabError(f"{true.name}: row {row + kept[true.row_of(at)]} is {here}, but {there} in {self.path}")
+            raise BigvocabError.of_row(
+                true.name, row + kept[true.row_of(at)], f" is {here}, but {there} in {self.path}"
+            )
         return where
 
 

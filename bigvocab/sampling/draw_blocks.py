@@ -184,9 +184,10 @@ class DrawBlocks:
         probability = self._probability(true.ids)
         if not probability.all():
             at = int(np.argmin(probability))
-            raise BigvocabError(
-                f"{true.name}: row {row + kept[true.row_of(at)]} is {true.ids[at]}, "
-                f"a class that the sampler {self.name!r} never draws: log Q would be -inf"
+            raise BigvocabError.of_row(
+                true.name,
+                row + kept[true.row_of(at)],
+                f" is {true.ids[at]}, a class that the sampler {self.name!r} never draws: log Q would be -inf",
             )
         if self.name == "all" or self.num_sampled == self.sampler.range_max:
             return np.ones(len(probability))

@@ -92,7 +92,7 @@ def sampled_softmax_loss(
     )  # fmt: skip
     empty = np.diff(rows.true.offsets) == 0
     if empty.any():
-        raise BigvocabError(f"labels: row {int(np.argmax(empty))} has no true class, expected at least one")
+        raise BigvocabError.of_row("labels", int(np.argmax(empty)), " has no true class, expected at least one")
     return softmax_losses(rows)
 
 

@@ -72,7 +72,7 @@ class _Sampler:
         outside = (array < 0) | (array >= self.range_max)
         if outside.any():
             at = int(np.argmax(outside))
-            raise BigvocabError(f"ids: row {at} is {array.flat[at]}, expected a class in [0, {self.range_max})")
+            raise BigvocabError.of_row("ids", at, f" is {array.flat[at]}, expected a class in [0, {self.range_max})")
         return np.asarray(self._probability(array))
 
     def sample(
@@ -105,9 +105,10 @@ class _Sampler:
         true_probability = self._probability(rows.ids)
         if not true_probability.all():
             at = int(np.argmin(true_probability))
-            raise BigvocabError(
-                f"{rows.name}: row {rows.row_of(at)} is {rows.ids[at]}, a class of weight 0: "
-                "it is never drawn, and log Q would be -inf"
+            raise BigvocabError.of_row(
+                rows.name,
+                rows.row_of(at),
+                f" is {rows.ids[at]}, a class of weight 0: it is never drawn, and log Q would be -inf",
             )
         stream = Stream(seed, step, num_sampled, self._fill, self._words_per_draw)
         if unique:

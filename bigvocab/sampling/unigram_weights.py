@@ -25,7 +25,7 @@ def as_weights(unigrams: Any) -> np.ndarray:
         raise BigvocabError(f"unigrams: expected one weight a word, got shape {weights.shape}")
     if not (weights.min() >= 0 and weights.max() < np.inf):  # a NaN fails both
         at = int(np.argmin((weights >= 0) & (weights < np.inf)))
-        raise BigvocabError(f"unigrams: row {at} is {weights[at]}, expected a finite weight >= 0")
+        raise BigvocabError.of_row("unigrams", at, f" is {weights[at]}, expected a finite weight >= 0")
     return weights
 
 
