@@ -11,7 +11,7 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from bigvocab.errors import BigvocabError
+from bigvocab.errors import BigvocabError, Keyword
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -27,7 +27,9 @@ def as_array(name: str, values: Any) -> npt.NDArray[Any]:
         if "inhomogeneous" not in str(error):
             raise
         row = _first_uneven(values)
-        raise BigvocabError(f"{name}: {row} has another length or depth than those before, expected an array") from None
+        raise BigvocabError(
+            Keyword(name), f": {row} has another length or depth than those before, expected an array"
+        ) from None
 
 
 def _first_uneven(values: Any) -> str:
@@ -47,9 +49,9 @@ def as_matrix_of_floats(name: str, values: Any, ndim: int = 2) -> npt.NDArray[An
         hint = "; are logits and labels swapped?" if array.dtype.kind in "iu" and name == "logits" else ""
         raise TypeError(f"{name}: expected one of {', '.join(FLOATS)}, got {array.dtype}{hint}")
     if array.ndim != ndim:
-        raise BigvocabError(f"{name}: expected {ndim} dimensions, got shape {array.shape}")
+        raise BigvocabError(Keyword(name), f": expected {ndim} dimensions, got shape {array.shape}")
     if array.ndim == 2 and array.shape[1] == 0:
-        raise BigvocabError(f"{name}: expected at least one column, got shape {array.shape}")
+        raise BigvocabError(Keyword(name), f": expected at least one column, got shape {array.shape}")
     return array
 
 
@@ -91,7 +93,7 @@ def _past_int64(values: Any) -> int | None:
 def one_per_row(name: str, array: npt.NDArray[Any], rows: int, of: str = "logits") -> None:
     """Raise unless `array` is (rows,)."""
     if array.shape != (rows,):
-        raise BigvocabError(f"{name}: got shape {array.shape}, expected ({rows},), one for each row of {of}")
+        raise BigvocabError(Keyword(name), f": got shape {array.shape}, expected ({rows},), one for each row of {of}")
 
 
 def labels_in_range(
@@ -120,7 +122,7 @@ def in_unit_interval(name: str, value: Any) -> float:
     """`value` as a float in [0, 1]."""
     number = real(name, value)
     if not 0.0 <= number <= 1.0:
-        raise BigvocabError(f"{name}: got {number}, expected a number in [0, 1]")
+        raise BigvocabError(Keyword(name), f": got {number}, expected a number in [0, 1]")
     return number
 
 
@@ -128,7 +130,7 @@ def positive(name: str, value: Any) -> float:
     """`value` as a finite float above 0."""
     number = real(name, value)
     if not 0.0 < number < math.inf:
-        raise BigvocabError(f"{name}: got {number}, expected a finite number above 0")
+        raise BigvocabError(Keyword(name), f": got {number}, expected a finite number above 0")
     return number
 
 
@@ -172,9 +174,9 @@ def class_vector(name: str, values: Any, num_classes: int) -> npt.NDArray[np.flo
     if array.dtype.kind not in "fiu" and array.dtype.name != "bfloat16":
         raise TypeError(f"{name}: expected real numbers, got {array.dtype}")
     if array.shape != (num_classes,):
-        raise BigvocabError(f"{name}: got shape {array.shape}, expected ({num_classes},), one for each class")
+        raise BigvocabError(Keyword(name), f": got shape {array.shape}, expected ({num_classes},), one for each class")
     array = array.astype(np.float64)
     if not np.isfinite(array).all():
         bad = int(np.argmin(np.isfinite(array)))
-        raise BigvocabError(f"{name}: class {bad} is {array[bad]}, expected a finite number")
+        raise BigvocabError(Keyword(name), f": class {bad} is {array[bad]}, expected a finite number")
     return array

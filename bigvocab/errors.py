@@ -22,11 +22,11 @@ class Keyword(NamedTuple):
 class Place(NamedTuple):
     """Where something is wrong: a file or an argument, and what of it (a column, say)."""
 
-    path: str
+    path: str | Keyword
     detail: str = ""
 
     def __str__(self) -> str:
-        return self.path + self.detail
+        return f"{self.path}{self.detail}"
 
 
 class BigvocabError(ValueError):
@@ -51,14 +51,24 @@ class BigvocabError(ValueError):
         self.row: int | None = None
         self._rest: tuple[Any, ...] = ()
 
+    @property
+    def argument(self) -> str | None:
+        """The argument that is wrong, where the message begins with one."""
+        return self.parts[0].name if self.parts and isinstance(self.parts[0], Keyword) else None
+
+    @property
+    def problem(self) -> str:
+        """The message without the argument at its beginning."""
+        return "".join(map(str, self.parts[1:])).removeprefix(": ") if self.argument else str(self)
+
     @classmethod
-    def of_row(cls, place: str | Place, row: int, *rest: Any) -> Self:
+    def of_row(cls, place: str | Keyword | Place, row: int, *rest: Any) -> Self:
         """The error that a row of an argument or file is wrong; `rest` says how, with what separates it."""
         return cls._at(place if isinstance(place, Place) else Place(place), int(row), "", rest)
 
     @classmethod
     def _at(cls, place: Place, row: int, note: str, rest: tuple[Any, ...]) -> Self:
-        error = cls(str(place), f": row {row}{note}", *rest)
+        error = cls(place.path, f"{place.detail}: row {row}{note}", *rest)
         error.place, error.row, error._rest = place, row, rest
         return error
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import sys
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -34,7 +33,7 @@ from bigvocab.command.options import (
     as_usage,
     with_options,
 )
-from bigvocab.errors import BigvocabError
+from bigvocab.errors import BigvocabError, Keyword
 
 if TYPE_CHECKING:
     from bigvocab.reports.fail_if import Condition
@@ -73,14 +72,7 @@ class _Command(click.Command):
                 formatter.write_dl([(f"{names:<{width}}", text) for names, text in records])
 
 
-_GIVEN = "bigvocab.given"  # the arguments of the command line, among what click keeps
-
-
 class _Commands(click.Group):
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        ctx.meta[_GIVEN] = [part for arg in args for part in (arg, *arg.split("="))]
-        return super().parse_args(ctx, args)
-
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command; what it may raise becomes one line and an exit code."""
         try:
@@ -97,25 +89,23 @@ class _Commands(click.Group):
             if os.environ.get("BIGVOCAB_TRACEBACK"):
                 raise
             command = self.commands.get(ctx.invoked_subcommand or "")
-            _fail(f"error: {_with_options(str(error), command, ctx.meta[_GIVEN])}")
+            _fail(f"error: {_rendered(error, command)}")
 
 
-def _with_options(message: str, command: click.Command | None, given: list[str]) -> str:
-    """A message of the library, which names keywords, with the options of the command in their place; a word that was
-    given, a file perhaps, stays.
-    """
-    if command is None:
-        return message
-    options = [option for option in command.params if "_" in (option.name or "") and option.name not in given]
-    names = {option.name: option.opts[0] for option in options}
-    words = "|".join(sorted(names, key=len, reverse=True)) or "$."
-    message = re.sub(rf"(?<![\w./'\"\\-])({words})(?![\w./'\"\\-])", lambda found: names[found[1]], message)
-    every = {option.name: option.opts[0] for option in command.params}
-    return re.sub(  # name="value", as Python has it
-        rf"(?<![\w./'\"\\-])({'|'.join(map(str, every))})=([\"'])([\w.]+)\2",
-        lambda found: f"{every[found[1]]} {found[3]}",
-        message,
-    )
+def _rendered(error: Exception, command: click.Command | None) -> str:
+    """A message of the library, which names arguments of functions, with the options of the command in their place."""
+    if not isinstance(error, BigvocabError) or command is None:
+        return str(error)
+    options = {option.name: option.opts[0] for option in command.params}
+
+    def shown(part: str | Keyword) -> str:
+        if isinstance(part, str) or part.name not in options:
+            return str(part)
+        if part.value is not None:
+            return f"{options[part.name]} {part.value}"
+        return options[part.name] if "_" in part.name else part.name
+
+    return "".join(map(shown, error.parts))
 
 
 def _say(text: str) -> None:

@@ -102,8 +102,7 @@ def as_usage(option: str, function: Callable[..., Any], *args: Any) -> Any:
     try:
         return function(*args)
     except BigvocabError as error:
-        said = str(error).removeprefix(option.lstrip("-").replace("-", "_") + ": ")
-        raise click.BadParameter(said, param_hint=f"'{option}'") from None
+        raise click.BadParameter(error.problem, param_hint=f"'{option}'") from None
 
 
 def with_options(options: Sequence[Callable[[Any], Any]]) -> Callable[[Any], Any]:

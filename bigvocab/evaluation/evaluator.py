@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from bigvocab import arguments
 from bigvocab.catalogue import ONLY_WITH, default_metrics
-from bigvocab.errors import BigvocabError
+from bigvocab.errors import BigvocabError, Keyword
 from bigvocab.evaluation.figures import make_report
 from bigvocab.evaluation.row_results import ROW_RESULTS, num_classes_of, num_rows_of
 from bigvocab.evaluation.sampled_results import SAMPLED_RESULTS, open_draws
@@ -200,7 +200,9 @@ class Evaluator:
             if given[name] and name in ONLY_WITH and self.loss not in ONLY_WITH[name]:
                 raise BigvocabError(f"{name}: goes with {', '.join(ONLY_WITH[name])}, not with {self.loss}")
         if self.loss == "weighted-sigmoid" and self.pos_weight is None:
-            raise BigvocabError("pos_weight: weighted-sigmoid needs it, expected a number or one for each class")
+            raise BigvocabError(
+                Keyword("pos_weight"), ": weighted-sigmoid needs it, expected a number or one for each class"
+            )
         if self.pos_weight is not None and np.ndim(self.pos_weight) == 0:
             pos_weight_vector(self.pos_weight, 1)
 
@@ -217,7 +219,9 @@ class Evaluator:
                     raise BigvocabError(f"{name}: belongs to an output layer, expected weights beside it")
             return None
         if self.loss == "log-loss":
-            raise BigvocabError("weights: log-loss takes probabilities, which no output layer makes, expected logits")
+            raise BigvocabError(
+                Keyword("weights"), ": log-loss takes probabilities, which no output layer makes, expected logits"
+            )
         strict = self.nonfinite != "keep"
         return OutputLayer(weights, biases, num_classes=self.num_classes, final_norm=final_norm, strict=strict, **norm)
 
@@ -361,7 +365,7 @@ class Evaluator:
         if differing := [name for name in mine if mine[name] != theirs[name]]:
             name = differing[0]
             raise BigvocabError(
-                f"merge: {name} is {mine[name]!r} here and {theirs[name]!r} there; expected the same options"
+                f"merge: {name} is {mine[name]!r} here and {theirs[name]!r} there; expected the same options",
             )
         if self.draws is not None and self.draws.ordered:
             raise BigvocabError("merge: learned-unigram draws by the rows before, expected one evaluator for all rows")
@@ -431,7 +435,7 @@ def _first_classes(tiles: Tiles, num_classes: int, name: str) -> Tiles:
     """The tiles of the first `num_classes` classes: the others are padding."""
     if not 1 <= num_classes <= num_classes_of(tiles):
         raise BigvocabError(
-            f"num_classes: got {num_classes}, expected 1 to {num_classes_of(tiles)}, the classes of {name}"
+            Keyword("num_classes"), f": got {num_classes}, expected 1 to {num_classes_of(tiles)}, the classes of {name}"
         )
     return [(first, tile[:, : num_classes - first]) for first, tile in tiles if first < num_classes]
 

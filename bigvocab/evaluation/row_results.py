@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bigvocab import arguments
-from bigvocab.errors import BigvocabError
+from bigvocab.errors import BigvocabError, Keyword
 from bigvocab.evaluation.tally import RowResult
 from bigvocab.labels.label_sources import dense_labels, id_sets
 from bigvocab.losses.sigmoid_rows import log_loss_row_sums, pos_weight_vector, sigmoid_row_sums, sparse_sigmoid_rows
@@ -133,14 +133,15 @@ def _result(
     if evaluator.nonfinite == "error" and bad.any():
         row = int(np.argmax(bad))
         raise BigvocabError(
-            f"{_place(evaluator, batch.first_row + row)} {fault(row)}; expected finite logits "
-            '(nonfinite="skip" leaves such rows out and counts them, "keep" lets them through)'
+            f"{_place(evaluator, batch.first_row + row)} {fault(row)}; expected finite logits (",
+            Keyword("nonfinite", "skip"),
+            ' leaves such rows out and counts them, "keep" lets them through)',
         )
     counted = ~ignored & ~bad if evaluator.nonfinite == "skip" else ~ignored
     value: Any = loss if weighted is None else weighted
     if (past := counted & np.isinf(value) & np.isfinite(loss)).any():
         at = _place(evaluator, batch.first_row + int(np.argmax(past)))
-        raise BigvocabError(f"class_weights: times the loss of {at}, they are past the largest float64")
+        raise BigvocabError(Keyword("class_weights"), f": times the loss of {at}, they are past the largest float64")
     if weights is not None:
         with np.errstate(over="ignore"):
             value = np.where(weights == 0, 0.0, weights * np.where(weights == 0, 0.0, value))

@@ -11,7 +11,7 @@ import numpy as np
 
 from bigvocab import arguments
 from bigvocab.catalogue import METRICS, metrics_fault
-from bigvocab.errors import BigvocabError
+from bigvocab.errors import BigvocabError, Keyword
 from bigvocab.matrices.matrix import as_matrix
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
@@ -24,12 +24,12 @@ def parse_bytes(name: str, value: int | str) -> int:
     elif isinstance(value, str):
         match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:I?B)?\s*", value.upper())
         if not match:
-            raise BigvocabError(f"{name}: got {value!r}, expected bytes such as 512M or 2G")
+            raise BigvocabError(Keyword(name), f": got {value!r}, expected bytes such as 512M or 2G")
         number = int(float(match[1]) * _UNITS[match[2]])
     else:
         raise TypeError(f"{name}: expected bytes as an int or text such as '512M', got {type(value).__name__}")
     if number < 1 << 20:
-        raise BigvocabError(f"{name}: got {value!r}, expected at least 1M")
+        raise BigvocabError(Keyword(name), f": got {value!r}, expected at least 1M")
     return number
 
 
@@ -40,9 +40,9 @@ def parse_shard(name: str, value: Any) -> tuple[int, int] | None:
     match = re.fullmatch(r"\s*(\d+)\s*/\s*(\d+)\s*", value) if isinstance(value, str) else None
     pair = (int(match[1]), int(match[2])) if match else value
     if not isinstance(pair, list | tuple) or len(pair) != 2 or not all(isinstance(number, int) for number in pair):
-        raise BigvocabError(f"{name}: got {value!r}, expected I/N, such as 2/8")
+        raise BigvocabError(Keyword(name), f": got {value!r}, expected I/N, such as 2/8")
     if not 1 <= pair[0] <= pair[1]:
-        raise BigvocabError(f"{name}: got {pair[0]}/{pair[1]}, expected I from 1 to N")
+        raise BigvocabError(Keyword(name), f": got {pair[0]}/{pair[1]}, expected I from 1 to N")
     return pair[0], pair[1]
 
 
@@ -51,7 +51,7 @@ def parse_seed(seed: Any) -> Any:
     if not isinstance(seed, str):
         return seed
     if not re.fullmatch(r"\s*-?\d+\s*(,\s*-?\d+\s*)?", seed):
-        raise BigvocabError(f"seed: got {seed!r}, expected two whole numbers such as 1,7, or one")
+        raise BigvocabError(Keyword("seed"), f": got {seed!r}, expected two whole numbers such as 1,7, or one")
     numbers = [int(part) for part in seed.split(",")]
     return numbers[0] if len(numbers) == 1 else tuple(numbers)
 
@@ -59,7 +59,7 @@ def parse_seed(seed: Any) -> Any:
 def one_of(name: str, value: str, expected: Sequence[str]) -> str:
     """`value`, which must be one of `expected`."""
     if value not in expected:
-        raise BigvocabError(f"{name}: got {value!r}, expected one of {', '.join(expected)}")
+        raise BigvocabError(Keyword(name), f": got {value!r}, expected one of {', '.join(expected)}")
     return value
 
 
@@ -70,7 +70,7 @@ def parse_metrics(metrics: str | Iterable[str], loss: str) -> tuple[str, ...]:
     names = [part.strip() for part in metrics.split(",") if part.strip()] if isinstance(metrics, str) else list(metrics)
     chosen = tuple(metric for metric in METRICS if metric in [one_of("metrics", name, METRICS) for name in names])
     if fault := metrics_fault(loss, chosen):
-        raise BigvocabError(f"metrics: {fault}")
+        raise BigvocabError(Keyword("metrics"), f": {fault}")
     return chosen
 
 
@@ -79,7 +79,7 @@ def parse_top_k(values: int | str | Iterable[int]) -> tuple[int, ...]:
     if isinstance(values, str):
         parts = [part for part in values.split(",") if part.strip()]
         if not all(re.fullmatch(r"\s*\d+\s*", part) for part in parts):
-            raise BigvocabError(f"top_k: expected integers of at least 1, such as 1,5, got {values!r}")
+            raise BigvocabError(Keyword("top_k"), f": expected integers of at least 1, such as 1,5, got {values!r}")
         values = [int(part) for part in parts]
     if not isinstance(values, Iterable) and not isinstance(values, int | np.integer):
         raise TypeError(f"top_k: expected integers, got {values!r}")
@@ -87,7 +87,7 @@ def parse_top_k(values: int | str | Iterable[int]) -> tuple[int, ...]:
     if any(isinstance(k, bool) or not isinstance(k, int | np.integer) for k in found):
         raise TypeError(f"top_k: expected integers, got {found!r}")
     if any(k < 1 for k in found):
-        raise BigvocabError(f"top_k: expected integers of at least 1, such as 1,5, got {min(found)}")
+        raise BigvocabError(Keyword("top_k"), f": expected integers of at least 1, such as 1,5, got {min(found)}")
     return tuple(sorted({int(k) for k in found}))
 
 

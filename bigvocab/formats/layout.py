@@ -10,7 +10,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from bigvocab.errors import BigvocabError, FormatError
+from bigvocab.errors import BigvocabError, FormatError, Keyword
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 SUPPORTED = "float16, bfloat16, float32, float64"
@@ -64,7 +64,7 @@ def parse_dtype(value: Any) -> Stored | None:
             return Stored(dtype, dtype)
     else:
         raise TypeError(f"dtype: expected a dtype or its name, got {type(value).__name__}")
-    raise BigvocabError(f"dtype: got {str(value)!r}, expected one of {SUPPORTED}")
+    raise BigvocabError(Keyword("dtype"), f": got {str(value)!r}, expected one of {SUPPORTED}")
 
 
 def is_supported(dtype: np.dtype[Any]) -> bool:
@@ -131,13 +131,14 @@ def parse_shape(value: Any) -> tuple[int, ...]:
     try:
         shape = tuple(int(size) if isinstance(size, str) else operator.index(size) for size in sizes)
     except ValueError:
-        raise BigvocabError(f"shape: expected whole numbers N,V, got {value!r:.200}") from None
+        raise BigvocabError(Keyword("shape"), f": expected whole numbers N,V, got {value!r:.200}") from None
     except TypeError:
         raise TypeError(f"shape: expected whole numbers (N, V), got {value!r:.200}") from None
     if len(shape) not in (1, 2) or shape[0] < -1 or (len(shape) == 2 and shape[1] < 1) or shape == (0,):
         raise BigvocabError(
-            f"shape: expected (N, V) or (V,) with V >= 1 and N >= 0 (or -1: as many as there are), got {value!r:.200}"
+            Keyword("shape"),
+            f": expected (N, V) or (V,) with V >= 1 and N >= 0 (or -1: as many as there are), got {value!r:.200}",
         )
     if max(shape) * shape[-1] > _MOST_ELEMENTS:
-        raise BigvocabError(f"shape: got {value!r:.200}, more than any file holds")
+        raise BigvocabError(Keyword("shape"), f": got {value!r:.200}, more than any file holds")
     return shape

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bigvocab import arguments
-from bigvocab.errors import BigvocabError
+from bigvocab.errors import BigvocabError, Keyword
 from bigvocab.heads.products import converted, lanes
 from bigvocab.matrices.matrix import Matrix, as_matrix
 from bigvocab.matrices.rows import kernel_view
@@ -31,15 +31,17 @@ class FinalNorm:
 
     def __init__(self, kind: str, depth: int, weight: Any = None, bias: Any = None, epsilon: float = 1e-6) -> None:
         if kind not in NORMS:
-            raise BigvocabError(f"final_norm: got {kind!r}, expected one of {', '.join(NORMS)}")
+            raise BigvocabError(Keyword("final_norm"), f": got {kind!r}, expected one of {', '.join(NORMS)}")
         if kind == "rms" and bias is not None:
-            raise BigvocabError('norm_bias: final_norm="rms" has none; expected it with "layer" alone')
+            raise BigvocabError(
+                Keyword("norm_bias"), ": ", Keyword("final_norm", "rms"), ' has none; expected it with "layer" alone'
+            )
         self.kind = kind
         self.weight = np.ones(depth) if weight is None else _vector_of("norm_weight", weight, depth)
         self.bias = np.zeros(depth) if bias is None else _vector_of("norm_bias", bias, depth)
         self.epsilon = arguments.real("norm_epsilon", epsilon)
         if not 0 <= self.epsilon < np.inf:
-            raise BigvocabError(f"norm_epsilon: got {epsilon}, expected a finite number of at least 0")
+            raise BigvocabError(Keyword("norm_epsilon"), f": got {epsilon}, expected a finite number of at least 0")
 
     def __call__(self, rows: Array) -> Array:
         """The rows (n, D), normed, in their own type."""
@@ -108,7 +110,9 @@ class OutputLayer:
         if not self.shape[0]:
             raise BigvocabError(f"{self.name}: has no rows, expected one for each class")
         if not 1 <= self.num_classes <= self.shape[0]:
-            raise BigvocabError(f"num_classes: got {num_classes}, but {self.name} has {self.shape[0]} classes")
+            raise BigvocabError(
+                Keyword("num_classes"), f": got {num_classes}, but {self.name} has {self.shape[0]} classes"
+            )
         self.strict = strict
         self._vectors = {"biases": biases, "norm_weight": norm_weight, "norm_bias": norm_bias}
         self.files = list(self.weights.files)
@@ -118,7 +122,9 @@ class OutputLayer:
                 self.files += self._vectors[name].files
         self._biases = self._checked_biases()
         if final_norm is None and (norm_weight is not None or norm_bias is not None):
-            raise BigvocabError('norm_weight: needs final_norm, expected "rms" or "layer" beside it')
+            raise BigvocabError(
+                Keyword("norm_weight"), ": needs ", Keyword("final_norm"), ', expected "rms" or "layer" beside it'
+            )
         weight, bias = self._vectors["norm_weight"], self._vectors["norm_bias"]
         self.norm = None if final_norm is None else FinalNorm(final_norm, self.shape[1], weight, bias, norm_epsilon)
         self.block_bytes = BLOCK_BYTES

@@ -21,7 +21,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from bigvocab import arguments
-from bigvocab.errors import BigvocabError
+from bigvocab.errors import BigvocabError, Keyword
 from bigvocab.evaluation.evaluator import Evaluator
 from bigvocab.heads.linear_rows import LinearMatrix, LinearRows
 from bigvocab.heads.output_layer import OutputLayer
@@ -271,10 +271,18 @@ def class_range(
     held = matrix.shape[1] if num_classes is None or first_class is not None else min(matrix.shape[1], num_classes)
     if first_class is not None:
         if num_classes is None:
-            raise BigvocabError("first_class: needs num_classes, expected the number of classes of all slices together")
+            raise BigvocabError(
+                Keyword("first_class"),
+                ": needs ",
+                Keyword("num_classes"),
+                ", expected the number of classes of all slices together",
+            )
         if not 0 <= first_class < first_class + held <= num_classes:
             raise BigvocabError(
-                f"first_class: got {first_class} for a slice of {held} classes, but num_classes is {num_classes}"
+                Keyword("first_class"),
+                f": got {first_class} for a slice of {held} classes, but ",
+                Keyword("num_classes"),
+                f" is {num_classes}",
             )
         return first_class, first_class + held, num_classes
     assert vocab_shard is not None
@@ -287,12 +295,13 @@ def class_range(
     if len(edges) > 1:
         if len(edges) != n:
             raise BigvocabError(
-                f"vocab_shard: got {i}/{n}, but there are {len(edges)} files of classes; expected {i}/{len(edges)}"
+                Keyword("vocab_shard"),
+                f": got {i}/{n}, but there are {len(edges)} files of classes; expected {i}/{len(edges)}",
             )
         edges = [min(edge, held) for edge in edges] + [held]
         return edges[i - 1], edges[i], held
     if n > held:
-        raise BigvocabError(f"vocab_shard: got {i}/{n}, but there are {held} classes")
+        raise BigvocabError(Keyword("vocab_shard"), f": got {i}/{n}, but there are {held} classes")
     return held * (i - 1) // n, held * i // n, held
 
 
@@ -300,16 +309,19 @@ def check_class_job(evaluator: Evaluator, classes: ClassRange) -> None:
     """Raise for what cannot be merged exactly from ranges of classes."""
     if evaluator.loss != "sparse-softmax":
         raise BigvocabError(
-            f"vocab_shard: goes with sparse-softmax, not with {evaluator.loss}; --shard splits any loss by rows"
+            Keyword("vocab_shard"),
+            f": goes with sparse-softmax, not with {evaluator.loss}; --shard splits any loss by rows",
         )
     if evaluator.class_weights is not None and evaluator.label_smoothing:
         raise BigvocabError(
-            "vocab_shard: class_weights with label_smoothing need all classes at once; --shard splits by rows"
+            Keyword("vocab_shard"),
+            ": class_weights with label_smoothing need all classes at once; --shard splits by rows",
         )
     asked = [name for name in ("rank", "accuracy") if evaluator.wants(name)]
     if asked and not classes.counts:
         raise BigvocabError(
-            f"metrics: {asked[0]} counts the logits above the label's, which another slice may hold; "
+            Keyword("metrics"),
+            f": {asked[0]} counts the logits above the label's, which another slice may hold; "
             "expected label_logits, files of a first "
-            "pass with save_label_logits over each slice, or metrics without accuracy and rank"
+            "pass with save_label_logits over each slice, or metrics without accuracy and rank",
         )

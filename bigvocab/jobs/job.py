@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from bigvocab import arguments
-from bigvocab.errors import BigvocabError
+from bigvocab.errors import BigvocabError, Keyword
 from bigvocab.evaluation.evaluator import OPTIONS, Evaluator
 from bigvocab.evaluation.figures import make_report, versions
 from bigvocab.evaluation.settings import parse_bytes, parse_shard
@@ -107,7 +107,7 @@ def evaluate(
     """
     vocab_shards, resume = arguments.boolean("vocab_shards", vocab_shards), arguments.boolean("resume", resume)
     if engine not in (None, "local", "ray"):
-        raise BigvocabError(f"engine: got {engine!r}, expected local or ray")
+        raise BigvocabError(Keyword("engine"), f": got {engine!r}, expected local or ray")
     if workers is not None:
         workers = integer("workers", workers, 1, 2**20)
     if engine != "ray" and (workers or 1) > 1:
@@ -118,9 +118,9 @@ def evaluate(
         of_command = "; it belongs to the command" if unknown[0] in ("fail_if", "format", "quiet") else ""
         raise TypeError(f"evaluate() got an unexpected keyword argument {unknown[0]!r}{of_command}")
     if report_every is not None and not arguments.real("report_every", report_every) >= 0:
-        raise BigvocabError(f"report_every: got {report_every}, expected seconds, 0 or more")
+        raise BigvocabError(Keyword("report_every"), f": got {report_every}, expected seconds, 0 or more")
     if resume and state is None:
-        raise BigvocabError("resume: needs state, expected the path of the state to go on from")
+        raise BigvocabError(Keyword("resume"), ": needs state, expected the path of the state to go on from")
     total = options.pop("num_classes", None) if first_class is not None else options.get("num_classes")
     evaluator = Evaluator(**options)
     values = _logits_or_inputs(evaluator, logits, inputs)
@@ -134,30 +134,37 @@ def evaluate(
     job = Job(evaluator, matrix, ids, block_rows(evaluator, matrix, chunk_rows, max_memory), *rows)
     if vocab_shard is not None or first_class is not None:
         if shard is not None:
-            raise BigvocabError("shard: does not go with vocab_shard; expected a split by rows or by classes")
+            raise BigvocabError(
+                Keyword("shard"), ": does not go with vocab_shard; expected a split by rows or by classes"
+            )
         span = class_range(matrix, parse_shard("vocab_shard", vocab_shard), first_class, total)
         known = None if label_logits is None else LabelLogits(label_logits, len(matrix))
         job.classes = ClassRange(matrix, span, whole=first_class is None, label_logits=known)
         if save_label_logits is None:
             check_class_job(evaluator, job.classes)
         if engine == "ray" or (workers or 1) > 1:
-            raise BigvocabError("engine: shares rows among workers, it does not go with vocab_shard")
+            raise BigvocabError(Keyword("engine"), ": shares rows among workers, it does not go with vocab_shard")
     elif label_logits is not None or save_label_logits is not None:
-        raise BigvocabError("label_logits: belong to a range of classes, expected vocab_shard or first_class")
+        raise BigvocabError(
+            Keyword("label_logits"), ": belong to a range of classes, expected vocab_shard or first_class"
+        )
     job.growing = chunk_rows is None and max_memory is None and may_grow(job)
     _check_job(job)
     outputs = {"output": output, "report": report, "state": state, "save_label_logits": save_label_logits}
     refuse_overwriting({**outputs, **files_beside(state)}, _files_read(job, {**options, "label_logits": label_logits}))
     if save_label_logits is not None:
         if given := [name for name in ("output", "report", "state") if outputs[name] is not None]:
-            raise BigvocabError(f"save_label_logits: writes logits of labels alone, expected no {given[0]} beside it")
+            raise BigvocabError(
+                Keyword("save_label_logits"), f": writes logits of labels alone, expected no {given[0]} beside it"
+            )
         found = write_label_logits(job, save_label_logits)
         return Report(
             {"loss": evaluator.loss, "rows": len(matrix), "label_logits": found, "inputs": [*matrix.files, *ids.files]}
         )
     if job.classes is not None and (output is not None or state is None):
         raise BigvocabError(
-            "vocab_shard: writes statistics of rows to a state, expected state and no output; merging makes the losses"
+            Keyword("vocab_shard"),
+            ": writes statistics of rows to a state, expected state and no output; merging makes the losses",
         )
     if evaluator.layer is not None and max_memory is not None:
         evaluator.layer.allow(parse_bytes("max_memory", max_memory))
@@ -348,9 +355,11 @@ def _logits_or_inputs(evaluator: Evaluator, logits: Any, inputs: Any) -> Any:
     if (logits is None) == (inputs is None):
         raise TypeError("logits: expected them or inputs, one of the two")
     if inputs is not None and evaluator.layer is None:
-        raise BigvocabError("inputs: hidden states need an output layer, expected weights beside them")
+        raise BigvocabError(Keyword("inputs"), ": hidden states need an output layer, expected weights beside them")
     if logits is not None and evaluator.layer is not None:
-        raise BigvocabError("weights: an output layer needs hidden states, expected inputs in place of logits")
+        raise BigvocabError(
+            Keyword("weights"), ": an output layer needs hidden states, expected inputs in place of logits"
+        )
     return logits if inputs is None else inputs
 
 

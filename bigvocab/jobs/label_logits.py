@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from bigvocab import arguments
-from bigvocab.errors import BigvocabError, FormatError
+from bigvocab.errors import BigvocabError, FormatError, Keyword
 from bigvocab.storage.output import replacing
 
 if TYPE_CHECKING:
@@ -31,7 +31,9 @@ class LabelLogits:
                 column = table.column("label_logit")
             except (pa.ArrowException, OSError, KeyError) as error:
                 raise FormatError(
-                    f"{path}: expected an Arrow file with a column label_logit, as save_label_logits writes it: {error}"
+                    f"{path}: expected an Arrow file with a column label_logit, as ",
+                    Keyword("save_label_logits"),
+                    f" writes it: {error}",
                 ) from None
             if len(column) != rows:
                 raise BigvocabError(f"{path}: has {len(column)} rows, expected {rows}, as the labels have")

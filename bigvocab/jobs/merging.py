@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import bigvocab
-from bigvocab.errors import BigvocabError
+from bigvocab.errors import BigvocabError, Keyword
 from bigvocab.evaluation.evaluator import Evaluator
 from bigvocab.evaluation.figures import make_report
 from bigvocab.evaluation.state import Data, State, as_given, as_options, from_given, read_state
@@ -154,7 +154,7 @@ def refuse_same_draws(options: dict[str, Any], mine: Tally, theirs: Tally) -> No
     ):
         raise BigvocabError(
             "merge: both evaluators drew candidates for rows 0, 1, ..., expected one evaluator for all rows, "
-            "shards of one job over files, or one draw for all rows (candidates)"
+            "shards of one job over files, or one draw for all rows (candidates)",
         )
 
 
@@ -200,8 +200,9 @@ def merge_states(paths: Iterable[str | os.PathLike[str]], *, output: str | os.Pa
         return merge_classes([whole, *(read_state(path) for path in found[1:])], output)
     if output is not None:
         raise BigvocabError(
-            f"output: {whole.path} is the state of a range of rows, whose losses were written by its own run; "
-            "expected states of ranges of classes, or no output"
+            Keyword("output"),
+            f": {whole.path} is the state of a range of rows, whose losses were written by its own run; "
+            "expected states of ranges of classes, or no output",
         )
     owners = [] if whole.data is None else [(one, whole.path) for one in whole.data.ranges]
     for path in found[1:]:

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import types
 
-from bigvocab.errors import BigvocabError
+from bigvocab.errors import BigvocabError, Keyword
 
 _FLOATS = {"halffloat": "float16", "float": "float32", "double": "float64"}  # Arrow's names and NumPy's
 # Names that say "not the label", though nothing uses them unless asked for.
@@ -111,11 +111,15 @@ def _find_label(schema: pa.Schema, where: str, taken: set[str]) -> str:
     candidates = named or fitting or [field.name for field in free if len(free) == 1]  # one that cannot fit is named so
     if len(candidates) > 1:
         names = ", ".join(map(repr, candidates))
-        raise BigvocabError(f"{where}: {names} could each be the labels; choose with label_column, or as path::column")
+        raise BigvocabError(
+            f"{where}: {names} could each be the labels; choose with ", Keyword("label_column"), ", or as path::column"
+        )
     if not candidates:
         wanted = "no column of integers, lists of integers or fixed-size lists of floats"
         wanted += f" besides {', '.join(map(repr, sorted(taken)))}" if taken else ""
-        raise BigvocabError(f"{where}: {wanted}; choose with label_column; the columns are: {listing(schema)}")
+        raise BigvocabError(
+            f"{where}: {wanted}; choose with ", Keyword("label_column"), f"; the columns are: {listing(schema)}"
+        )
     return candidates[0]
 
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import types
 
-from bigvocab.errors import BigvocabError, FormatError
+from bigvocab.errors import BigvocabError, FormatError, Place
 from bigvocab.labels.column_choice import is_any_list, is_group, numpy_name, plain_type
 
 MAX_ROWS = 65_536  # of a batch
@@ -23,7 +23,7 @@ MAX_BYTES = 32 << 20  # of labels in a batch: soft labels and long lists make ba
 _INT64_MAX = np.iinfo(np.int64).max
 
 
-def cut(array: pa.Array, start: int, count: int, where: str, first_row: int) -> pa.Array:
+def cut(array: pa.Array, start: int, count: int, where: Place, first_row: int) -> pa.Array:
     """`count` rows of a chunk from `start` on (row `first_row` of all), after a full check of buffers and offsets.
 
     Raises:
@@ -85,7 +85,7 @@ def _values(array: pa.Array) -> np.ndarray:
     return values if values.flags.aligned else values.copy()
 
 
-def _to_int64(array: pa.Array, rows: np.ndarray | None, where: str, first_row: int) -> np.ndarray:
+def _to_int64(array: pa.Array, rows: np.ndarray | None, where: Place, first_row: int) -> np.ndarray:
     """Integers of any width as int64, 0 at nulls; `rows` gives the row of each value (None: its own position)."""
     values, nulls = _values(array), _nulls(array)
     if nulls is not None:
@@ -97,12 +97,12 @@ def _to_int64(array: pa.Array, rows: np.ndarray | None, where: str, first_row: i
     return values.astype(np.int64, copy=False)
 
 
-def ids(array: pa.Array, where: str, first_row: int) -> tuple[np.ndarray, np.ndarray | None]:
+def ids(array: pa.Array, where: Place, first_row: int) -> tuple[np.ndarray, np.ndarray | None]:
     """An integer column as (int64 ids, null or not); null ids are 0."""
     return _to_int64(array, None, where, first_row), _nulls(array)
 
 
-def _lists(array: pa.Array, where: str, first_row: int) -> tuple[np.ndarray, pa.Array, np.ndarray | None]:
+def _lists(array: pa.Array, where: Place, first_row: int) -> tuple[np.ndarray, pa.Array, np.ndarray | None]:
     """A list column as (offsets from 0, values, null or not); null rows are empty and no value is null."""
     count, nulls = len(array), _nulls(array)
     if types.is_fixed_size_list(array.type):
@@ -127,7 +127,7 @@ def _lists(array: pa.Array, where: str, first_row: int) -> tuple[np.ndarray, pa.
     return offsets, child, nulls
 
 
-def _inner_null(where: str, row: int, position: int) -> BigvocabError:
+def _inner_null(where: Place, row: int, position: int) -> BigvocabError:
     return BigvocabError.of_row(where, row, f": expected no null inside a list, got one at position {position}")
 
 
@@ -135,7 +135,7 @@ def _rows_of(offsets: np.ndarray) -> np.ndarray:
     return np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
 
 
-def id_lists(array: pa.Array, where: str, first_row: int) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray | None]:
+def id_lists(array: pa.Array, where: Place, first_row: int) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray | None]:
     """A column of integer lists as ((offsets, int64 ids), null or not)."""
     offsets, child, nulls = _lists(array, where, first_row)
     rows = _rows_of(offsets) if types.is_uint64(child.type) else None  # only uint64 can be out of range
@@ -143,7 +143,7 @@ def id_lists(array: pa.Array, where: str, first_row: int) -> tuple[tuple[np.ndar
 
 
 def probabilities(
-    array: pa.Array, offsets: np.ndarray, nulls: np.ndarray | None, where: str, first_row: int
+    array: pa.Array, offsets: np.ndarray, nulls: np.ndarray | None, where: Place, first_row: int
 ) -> np.ndarray:
     """A column of number lists parallel to the ids at `offsets`, flat, as float64; empty where the ids are null."""
     own_offsets, child, own_nulls = _lists(array, where, first_row)
@@ -169,7 +169,7 @@ def probabilities(
     return values
 
 
-def dense(array: pa.Array, where: str, first_row: int) -> tuple[np.ndarray, np.ndarray | None]:
+def dense(array: pa.Array, where: Place, first_row: int) -> tuple[np.ndarray, np.ndarray | None]:
     """A column of fixed-size lists of floats as ((n, V) float32 or float64, null or not); null rows are 0."""
     count, width, nulls = len(array), array.type.list_size, _nulls(array)
     child = array.values.slice(array.offset * width, count * width)
@@ -186,7 +186,7 @@ def dense(array: pa.Array, where: str, first_row: int) -> tuple[np.ndarray, np.n
     return (values if nulls is None else np.where(nulls[:, None], values.dtype.type(0), values)), nulls
 
 
-def weights(array: pa.Array, where: str, ignored: np.ndarray | None, first_row: int) -> np.ndarray:
+def weights(array: pa.Array, where: Place, ignored: np.ndarray | None, first_row: int) -> np.ndarray:
     """A numeric column as finite float64; rows without a label may lack a weight too, and get 0."""
     if types.is_decimal(array.type):
         array = array.cast(pa.float64())
@@ -194,7 +194,7 @@ def weights(array: pa.Array, where: str, ignored: np.ndarray | None, first_row: 
     return _complete(values, np.isfinite(values), "a finite number", array, ignored, where, first_row)
 
 
-def num_bytes(array: pa.Array, where: str, ignored: np.ndarray | None, first_row: int) -> np.ndarray:
+def num_bytes(array: pa.Array, where: Place, ignored: np.ndarray | None, first_row: int) -> np.ndarray:
     """A column of byte counts as int64; rows without a label may lack a count too, and get 0."""
     values = _to_int64(array, None, where, first_row)
     return _complete(values, values >= 0, "a count >= 0", array, ignored, where, first_row)
@@ -206,7 +206,7 @@ def _complete(
     wanted: str,
     array: pa.Array,
     ignored: np.ndarray | None,
-    where: str,
+    where: Place,
     first_row: int,
 ) -> np.ndarray:
     """`values`, all good and none null, but for the ignored rows, which become 0 where they are not."""

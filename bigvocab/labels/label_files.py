@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.lib.format import MAGIC_PREFIX
 
-from bigvocab.errors import BigvocabError, FormatError
+from bigvocab.errors import BigvocabError, FormatError, Keyword
 from bigvocab.formats.arrow import STREAM_START
 from bigvocab.formats.layout import refuse_second
 from bigvocab.formats.npy import reason_of
@@ -228,7 +228,7 @@ def _find_files(path: Any) -> tuple[list[str], str | None]:
     """The files that a path, glob or folder means, in natural order, and the column named behind `::`."""
     text, column = paths.split_selector(os.fsdecode(path))
     if not text or "\0" in text:
-        raise BigvocabError(f"labels: expected the name of a file, got {text!r}")
+        raise BigvocabError(Keyword("labels"), f": expected the name of a file, got {text!r}")
     if os.path.isdir(text):
         found = [f for f in glob.glob(os.path.join(glob.escape(text), "[!._]*")) if f.lower().endswith(_SUFFIXES)]
     elif os.path.exists(text) or not glob.has_magic(text):
@@ -258,9 +258,9 @@ def open_source(source: Any) -> tuple[list[LabelPart], str | None]:
         kind = type(source).__name__
         raise TypeError(f"labels: expected a path, a list of paths, an ndarray or pyarrow data, got {kind}")
     if not given:
-        raise BigvocabError("labels: expected at least one path, got an empty list")
+        raise BigvocabError(Keyword("labels"), ": expected at least one path, got an empty list")
     found = [_find_files(path) for path in given]
     columns = {column for _, column in found}
     if len(columns) > 1:
-        raise BigvocabError(f"labels: expected one column for all files, got {sorted(map(str, columns))}")
+        raise BigvocabError(Keyword("labels"), f": expected one column for all files, got {sorted(map(str, columns))}")
     return [_open_file(name) for names, _ in found for name in names], columns.pop()

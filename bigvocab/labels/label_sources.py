@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-import re
 from bisect import bisect_right
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -19,7 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from bigvocab import arguments
-from bigvocab.errors import BigvocabError, FormatError
+from bigvocab.errors import BigvocabError, FormatError, Keyword
 from bigvocab.labels.id_sets import IdSets, as_id_sets, check_ids, in_rising_order
 from bigvocab.labels.labels import LabelBatch, Labels, read_labels
 from bigvocab.labels.true_classes import TrueClasses
@@ -60,7 +59,9 @@ class MatrixLabels:
     def __init__(self, matrix: Matrix) -> None:
         self._matrix = matrix
         if matrix.ndim != 2:
-            raise BigvocabError(f"labels: got shape {matrix.shape}, expected (N, V), one label for each logit")
+            raise BigvocabError(
+                Keyword("labels"), f": got shape {matrix.shape}, expected (N, V), one label for each logit"
+            )
         self.num_rows, self.num_classes = matrix.shape
         self.dtype = matrix.dtype
         self.columns: list[tuple[str, str]] = []
@@ -163,13 +164,15 @@ def _sets_of(labels: Any, rows: int, sparse: bool) -> tuple[IdSets, npt.NDArray[
     if not sparse:
         return as_id_sets("labels", labels, rows), None
     if not isinstance(labels, tuple) or len(labels) != 3:
-        raise BigvocabError(f"labels: got {type(labels).__name__}, expected (offsets, ids, probabilities)")
+        raise BigvocabError(Keyword("labels"), f": got {type(labels).__name__}, expected (offsets, ids, probabilities)")
     sets = as_id_sets("labels", labels[:2], rows)
     values = arguments.as_array("labels", labels[2])
     if values.dtype.kind not in "fiub" and values.dtype.name not in arguments.FLOATS:
         raise TypeError(f"labels: probabilities: expected real numbers, got {values.dtype}")
     if values.shape != sets.ids.shape:
-        raise BigvocabError(f"labels: got {values.shape} probabilities for {sets.ids.shape} ids, expected as many")
+        raise BigvocabError(
+            Keyword("labels"), f": got {values.shape} probabilities for {sets.ids.shape} ids, expected as many"
+        )
     values = values.astype(np.float64)
     bad = ~((values >= 0) & (values < np.inf))
     if bad.any():
@@ -203,7 +206,7 @@ def labels_of(loss: str, labels: Any, rows: int) -> tuple[Any, npt.NDArray[np.fl
     if array.dtype.name not in arguments.FLOATS and array.dtype.kind not in "iub":
         raise TypeError(f"labels: expected floats, integers or booleans, got {array.dtype}")
     if array.ndim not in (1, 2) or len(array) != rows:
-        raise BigvocabError(f"labels: got shape {array.shape}, expected ({rows}, V), one for each logit")
+        raise BigvocabError(Keyword("labels"), f": got shape {array.shape}, expected ({rows}, V), one for each logit")
     return array, None
 
 
@@ -265,7 +268,7 @@ def true_classes(
     if isinstance(batch.labels, tuple):
         if evaluator.ignore_index is not None:
             raise BigvocabError(
-                f"ignore_index: goes with one label a row, but {name} has lists; a null list is ignored"
+                Keyword("ignore_index"), f": goes with one label a row, but {name} has lists; a null list is ignored"
             )
         offsets, ids = batch.labels
     else:
@@ -301,26 +304,16 @@ def check_labels(evaluator: Evaluator, labels: Labels | MatrixLabels, num_classe
 
 @contextlib.contextmanager
 def errors_of_files(labels: Labels | MatrixLabels, name: str) -> Iterator[None]:
-    """Messages on labels of several files are on the file that the row is in, and its row there."""
+    """Errors on labels of several files become ones of the file that the row is in, and of its row there."""
     try:
         yield
     except BigvocabError as error:
-        if len(labels.files) > 1:
-            raise type(error)(_in_its_file(str(error), name, labels)) from None
-        raise
-
-
-def _in_its_file(message: str, name: str, labels: Labels | MatrixLabels) -> str:
-    """A message on a row of all files, which begins with their name or one of theirs, as one on the file it is in."""
-    paths = [file["path"] for file in labels.files]
-    found = re.match(rf"({'|'.join(map(re.escape, [name, *paths]))})(.*?: )row (\d+)", message)
-    if found is None:
-        return message
-    row = int(found[3])
-    firsts = list(itertools.accumulate((file["shape"][0] for file in labels.files), initial=0))
-    file = bisect_right(firsts, row) - 1
-    rest = message[found.end() :]
-    return f"{paths[file]}{found[2]}row {row - firsts[file]} (row {row} of all files){rest}"
+        paths = [file["path"] for file in labels.files]
+        if len(paths) < 2 or error.place is None or error.row is None or error.place.path not in (name, *paths):
+            raise
+        firsts = list(itertools.accumulate((file["shape"][0] for file in labels.files), initial=0))
+        file = bisect_right(firsts, error.row) - 1
+        raise error.moved(paths[file], error.row - firsts[file]) from None
 
 
 def _check_labels(evaluator: Evaluator, labels: Labels | MatrixLabels, num_classes: int) -> None:

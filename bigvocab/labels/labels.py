@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from bigvocab.errors import BigvocabError, FormatError
+from bigvocab.errors import BigvocabError, FormatError, Keyword, Place
 from bigvocab.labels import columns as _columns
 from bigvocab.labels.column_choice import choose_columns, shape_and_type
 from bigvocab.labels.label_files import LabelPart, open_source, overlapping, reading
@@ -50,7 +50,7 @@ class Labels:
         self._source, self._options = source, options
         self._parts, named = open_source(source)
         if named is not None and options["label"] not in (None, named):
-            raise BigvocabError(f"label_column: got {options['label']!r}, but the path names {named!r}")
+            raise BigvocabError(Keyword("label_column"), f": got {options['label']!r}, but the path names {named!r}")
         options = {**options, "label": named or options["label"]}
         first = self._parts[0]
         self.chosen = choose_columns(first.schema, first.path, **options)
@@ -99,7 +99,9 @@ class Labels:
         """Label batches of the rows from `start` to before `stop` only; chunks of the files outside are skipped."""
         start, stop = operator.index(start), self.num_rows if stop is None else operator.index(stop)
         if not 0 <= start <= stop <= self.num_rows:
-            raise BigvocabError(f"labels: expected a range within {self.num_rows} rows, got {start} to {stop}")
+            raise BigvocabError(
+                Keyword("labels"), f": expected a range within {self.num_rows} rows, got {start} to {stop}"
+            )
         return self._batches(start, stop)
 
     def _batches(self, start: int, stop: int) -> Iterator[LabelBatch]:
@@ -121,7 +123,7 @@ class Labels:
                 if row >= end:
                     continue
                 arrays = [
-                    _columns.cut(column, row - origin - first, end - row, f"{part.path}: column {name!r}", row)
+                    _columns.cut(column, row - origin - first, end - row, Place(part.path, f": column {name!r}"), row)
                     for name, column in zip(self.chosen.names, batch.columns, strict=True)
                 ]
                 step = _columns.batch_rows(end - row, arrays[0].nbytes)
@@ -133,8 +135,8 @@ class Labels:
         """Arrow to NumPy: the one place where the roles of the columns come together."""
         chosen, by_name = self.chosen, dict(zip(self.chosen.names, arrays, strict=True))
 
-        def asked(name: str) -> tuple[pa.Array, str]:
-            return by_name[name], f"{part.path}: column {name!r}"
+        def asked(name: str) -> tuple[pa.Array, Place]:
+            return by_name[name], Place(part.path, f": column {name!r}")
 
         with reading(part.path, part.format):
             to_numpy = {"id": _columns.ids, "dense": _columns.dense}.get(self.kind, _columns.id_lists)

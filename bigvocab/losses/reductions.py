@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bigvocab.arguments import as_array
-from bigvocab.errors import BigvocabError
+from bigvocab.errors import BigvocabError, Keyword
 
 REDUCTIONS = ("none", "sum", "mean", "sum_over_batch_size", "sum_by_nonzero_weights")
 _CARRY_AFTER = 1 << 29
@@ -172,7 +172,7 @@ def check_reduction(reduction: str) -> None:
     if not isinstance(reduction, str):
         raise TypeError(f"reduction: expected one of {', '.join(REDUCTIONS)}, got {type(reduction).__name__}")
     if reduction not in REDUCTIONS:
-        raise BigvocabError(f"reduction: got {reduction!r}, expected one of {', '.join(REDUCTIONS)}")
+        raise BigvocabError(Keyword("reduction"), f": got {reduction!r}, expected one of {', '.join(REDUCTIONS)}")
 
 
 def reduced(reduction: str, total: Fraction | float, weight: Fraction | float, count: int, nonzero: int) -> float:
@@ -231,8 +231,9 @@ def broadcast_weights(weights: npt.ArrayLike, shape: tuple[int, ...]) -> npt.NDA
         per_example = (shape[0], *[1] * (len(shape) - 1)) if shape else ()
         hint = f"; a weight per example is {per_example}" if array.ndim == 1 and shape else ""
         raise BigvocabError(
-            f"weights: got shape {array.shape}, expected a scalar or the rank of the losses {shape} "
-            f"with every dimension 1 or equal{hint}"
+            Keyword("weights"),
+            f": got shape {array.shape}, expected a scalar or the rank of the losses {shape} "
+            f"with every dimension 1 or equal{hint}",
         )
     return array
 

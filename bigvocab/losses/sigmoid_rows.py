@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bigvocab import arguments
-from bigvocab.errors import BigvocabError
+from bigvocab.errors import BigvocabError, Keyword
 from bigvocab.labels.id_sets import IdSets
 from bigvocab.losses.soft_rows import paired_pieces, refuse_bad_label
 from bigvocab.matrices.rows import Tiles, share_rows, streamed
@@ -30,7 +30,7 @@ def pos_weight_vector(value: Any, num_classes: int) -> Floats:
     if not isinstance(value, list | tuple) and np.ndim(value) == 0:
         number = arguments.real("pos_weight", value)
         if not np.isfinite(number):
-            raise BigvocabError(f"pos_weight: got {number}, expected a finite number")
+            raise BigvocabError(Keyword("pos_weight"), f": got {number}, expected a finite number")
         return np.array([number])
     return arguments.class_vector("pos_weight", value, num_classes)
 

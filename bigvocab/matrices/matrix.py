@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bigvocab.arguments import as_array
-from bigvocab.errors import BigvocabError, FormatError
+from bigvocab.errors import BigvocabError, FormatError, Keyword
 from bigvocab.formats import read_layout, refuse_header, refuse_selector
 from bigvocab.formats.layout import SUPPORTED, Layout, dtype_label, is_supported, parse_dtype, parse_shape
 from bigvocab.formats.raw import raw_layouts
@@ -302,7 +302,9 @@ def _open(sources: list[Source], options: _Options) -> Matrix:
         layouts = [read_layout(file, stored) for file in maps]
     else:
         if stored is None:
-            raise BigvocabError(f"dtype: raw binary needs it as well as shape=, expected one of {SUPPORTED}")
+            raise BigvocabError(
+                Keyword("dtype"), f": raw binary needs it as well as shape=, expected one of {SUPPORTED}"
+            )
         for file in maps:
             refuse_selector(file)
             if options.offset == 0:
@@ -383,7 +385,7 @@ def open_matrix(
         raise TypeError(f"offset: expected a number of bytes, got {type(offset).__name__}")
     if offset < 0 or (offset and shape is None):
         expected = "0 or more" if offset < 0 else "0, because only raw binary (shape=, dtype=) has an offset"
-        raise BigvocabError(f"offset: got {offset}, expected {expected}")
+        raise BigvocabError(Keyword("offset"), f": got {offset}, expected {expected}")
     sizes = None if shape is None else parse_shape(shape)
     return _open(expand(path, raw=sizes is not None), _Options(dtype, sizes, int(offset), bool(vocab_shards)))
 

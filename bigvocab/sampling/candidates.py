@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from bigvocab.arguments import as_integers
-from bigvocab.errors import BigvocabError, FormatError
+from bigvocab.errors import BigvocabError, FormatError, Keyword
 from bigvocab.labels.labels import Labels, read_labels
 from bigvocab.labels.true_classes import TrueClasses
 from bigvocab.sampling.draw_blocks import SAMPLERS, make_sampler
@@ -171,11 +171,15 @@ class FileCandidates:
             raise BigvocabError(f"{self.path}: was drawn from {row['range_max']} classes, expected {num_classes}")
         _check(self.path, self._candidates, self._counts, num_classes)
         if num_sampled is not None and num_sampled != self.num_sampled:
-            raise BigvocabError(f"num_sampled: got {num_sampled}, but {self.path} has {self.num_sampled} candidates")
+            raise BigvocabError(
+                Keyword("num_sampled"), f": got {num_sampled}, but {self.path} has {self.num_sampled} candidates"
+            )
         self._sampler: Any = None
         self.vocab_file: Any = None  # that is read
         if self._true_counts is not None and vocab_file is not None:
-            raise BigvocabError(f"vocab_file: {self.path} has the expected counts of its rows, expected none beside it")
+            raise BigvocabError(
+                Keyword("vocab_file"), f": {self.path} has the expected counts of its rows, expected none beside it"
+            )
         if self._true_counts is None:
             if self.name not in SAMPLERS or self._num_tries is None:
                 raise FormatError(
@@ -194,7 +198,9 @@ class FileCandidates:
                     raise
                 raise BigvocabError(
                     f"{self.path}: was drawn with the vocabulary {self.vocab_file}, which cannot be read: "
-                    f"{error.__cause__.strerror}; expected it there, or vocab_file, where it is now"
+                    f"{error.__cause__.strerror}; expected it there, or ",
+                    Keyword("vocab_file"),
+                    ", where it is now",
                 ) from None
             self._check_sampler()
 

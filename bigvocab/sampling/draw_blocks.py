@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bigvocab.errors import BigvocabError
+from bigvocab.errors import BigvocabError, Keyword
 from bigvocab.labels.true_classes import TrueClasses
 from bigvocab.sampling.random_stream import expected_count, integer, seed_pair
 from bigvocab.sampling.sampled_rows import Draw
@@ -47,11 +47,12 @@ def make_sampler(
 ) -> Any:
     """The sampler of the command's name; the vocabulary of "unigram" has num_classes lines, where that is known."""
     if name not in SAMPLERS:
-        raise BigvocabError(f"sampler: got {name!r}, expected one of {', '.join(SAMPLERS)}")
+        raise BigvocabError(Keyword("sampler"), f": got {name!r}, expected one of {', '.join(SAMPLERS)}")
     if name == "unigram":
         if vocab_file is None:
             raise BigvocabError(
-                "vocab_file: the unigram sampler needs it, expected a file with a word and its count a line"
+                Keyword("vocab_file"),
+                ": the unigram sampler needs it, expected a file with a word and its count a line",
             )
         power = 1.0 if distortion is None else distortion
         return FixedUnigramSampler(vocab_file=vocab_file, range_max=num_classes, distortion=power)
@@ -59,7 +60,7 @@ def make_sampler(
         if value is not None:
             raise BigvocabError(f"{option}: belongs to the unigram sampler, got it with {name}")
     if num_classes is None:
-        raise BigvocabError(f"range_max: the {name} sampler needs it, expected the number of classes")
+        raise BigvocabError(Keyword("range_max"), f": the {name} sampler needs it, expected the number of classes")
     return SAMPLERS[name](num_classes)
 
 
@@ -86,7 +87,9 @@ class DrawBlocks:
     ) -> None:
         if num_sampled is None:
             if sampler != "all":
-                raise BigvocabError("num_sampled: a sampled loss needs it, expected how many candidates to draw")
+                raise BigvocabError(
+                    Keyword("num_sampled"), ": a sampled loss needs it, expected how many candidates to draw"
+                )
             num_sampled = num_classes
         self.name = sampler
         self.num_sampled = integer("num_sampled", num_sampled, 1, 2**31 - 1)
@@ -159,8 +162,9 @@ class DrawBlocks:
     def _follow(self, row: int, rows: int, step: int) -> None:
         if row != self._next_row:
             raise BigvocabError(
-                f"sampler: learned-unigram learns from all rows before, so rows must come in order from row 0, "
-                f"expected row {self._next_row}, got row {row}"
+                Keyword("sampler"),
+                f": learned-unigram learns from all rows before, so rows must come in order from row 0, "
+                f"expected row {self._next_row}, got row {row}",
             )
         self._next_row = row + rows
         if step != self._step:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bigvocab import arguments
-from bigvocab.errors import BigvocabError
+from bigvocab.errors import BigvocabError, Keyword
 from bigvocab.heads.layer_shards import STRATEGIES, open_layer
 from bigvocab.labels.true_classes import TrueClasses
 from bigvocab.matrices.matrix import Matrix
@@ -151,7 +151,7 @@ def nce_loss(
     array([1.699556])
     """
     if true_label not in TRUE_LABELS:
-        raise BigvocabError(f"true_label: got {true_label!r}, expected one of {', '.join(TRUE_LABELS)}")
+        raise BigvocabError(Keyword("true_label"), f": got {true_label!r}, expected one of {', '.join(TRUE_LABELS)}")
     rows = _sampled_rows(
         weights, biases, labels, inputs, num_sampled, num_classes, num_true, sampled_values, remove_accidental_hits,
         subtract_log_q, partition_strategy, seed, num_threads,
@@ -165,18 +165,21 @@ def _sampled_rows(
 ) -> SampledRows:  # fmt: skip
     """The arguments of both losses, checked."""
     if strategy not in STRATEGIES:
-        raise BigvocabError(f"partition_strategy: got {strategy!r}, expected one of {', '.join(STRATEGIES)}")
+        raise BigvocabError(
+            Keyword("partition_strategy"), f": got {strategy!r}, expected one of {', '.join(STRATEGIES)}"
+        )
     remove_hits = arguments.boolean("remove_accidental_hits", remove_hits)
     subtract_log_q = arguments.boolean("subtract_log_q", subtract_log_q)
     threads = resolve_threads(num_threads)
     layer = open_layer("weights", weights, 2, strategy)
     num_classes = integer("num_classes", num_classes, 1, 2**62)
     if num_classes > len(layer):
-        raise BigvocabError(f"num_classes: got {num_classes}, but weights has {len(layer)} rows")
+        raise BigvocabError(Keyword("num_classes"), f": got {num_classes}, but weights has {len(layer)} rows")
     x = arguments.as_matrix_of_floats("inputs", inputs[:] if isinstance(inputs, Matrix) else inputs)
     if x.shape[1:] != layer.shape[1:]:
         raise BigvocabError(
-            f"inputs: has {x.shape[1]} columns, but weights has {layer.shape[1]}, expected the same hidden size in both"
+            Keyword("inputs"),
+            f": has {x.shape[1]} columns, but weights has {layer.shape[1]}, expected the same hidden size in both",
         )
     true = TrueClasses(labels, "labels")
     _check_true_classes(true, len(x), num_classes, num_true)
@@ -193,7 +196,9 @@ def _biases(biases: Any, rows: int, num_classes: int, strategy: str) -> Any:
         return None
     found = open_layer("biases", biases, 1, strategy)
     if len(found) not in (rows, num_classes):
-        raise BigvocabError(f"biases: got shape {found.shape}, expected ({rows},), one for each row of weights")
+        raise BigvocabError(
+            Keyword("biases"), f": got shape {found.shape}, expected ({rows},), one for each row of weights"
+        )
     return found
 
 
@@ -206,7 +211,9 @@ def _check_true_classes(true: TrueClasses, rows: int, num_classes: int, num_true
     wrong = counts != num_true
     if wrong.any() and not (num_true == 1 and len(true.shape) == 1):
         row = int(np.argmax(wrong))
-        raise BigvocabError(f"num_true: got {num_true}, but row {row} of {true.name} has {counts[row]} true classes")
+        raise BigvocabError(
+            Keyword("num_true"), f": got {num_true}, but row {row} of {true.name} has {counts[row]} true classes"
+        )
     true.check_range(num_classes)
 
 

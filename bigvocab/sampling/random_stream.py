@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from bigvocab.errors import BigvocabError
+from bigvocab.errors import BigvocabError, Keyword
 from bigvocab.kernels import random as kernels
 
 MAX_INT32 = 2**31 - 1
@@ -34,7 +34,7 @@ def seed_pair(seed: Any) -> tuple[int, int]:
     """The two seeds that TensorFlow's kernel sees: an int is its op seed alone, and (0, 0) would mean random seeds."""
     pair = tuple(seed) if isinstance(seed, (tuple, list)) or np.ndim(seed) else (_DEFAULT_GRAPH_SEED, seed)
     if len(pair) != 2:
-        raise BigvocabError(f"seed: expected an int or a pair of ints, got {len(pair)} values")
+        raise BigvocabError(Keyword("seed"), f": expected an int or a pair of ints, got {len(pair)} values")
     first, second = (integer("seed", value, -(2**63), 2**63 - 1) % _SEED_BASE for value in pair)
     return (first, second) if first or second else (0, _SEED_BASE)
 
@@ -107,7 +107,8 @@ def draw_unique(
             check_patience()
         if num_tries > MAX_TRIES:
             raise BigvocabError(
-                f"num_sampled: {num_tries} draws gave only {picked} different classes of the {num_sampled} asked for"
+                Keyword("num_sampled"),
+                f": {num_tries} draws gave only {picked} different classes of the {num_sampled} asked for",
             )
     return candidates, num_tries
 

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bigvocab.arguments import as_integers, boolean, real
-from bigvocab.errors import BigvocabError
+from bigvocab.errors import BigvocabError, Keyword
 from bigvocab.kernels import alias
 from bigvocab.kernels import random as kernels
 from bigvocab.labels.true_classes import TrueClasses, compute_accidental_hits
@@ -145,7 +145,9 @@ class _Sampler:
         drawable = self._num_drawable()
         if num_sampled > drawable:
             what = "range_max" if drawable == self.range_max else "the number of classes of positive weight"
-            raise BigvocabError(f"num_sampled: got {num_sampled} unique candidates, but {what} is {drawable}")
+            raise BigvocabError(
+                Keyword("num_sampled"), f": got {num_sampled} unique candidates, but {what} is {drawable}"
+            )
 
     def _check_patience(self, num_sampled: int) -> None:
         """Give up a draw that takes long where even 2^31 tries would hardly give so many different classes.
@@ -163,8 +165,9 @@ class _Sampler:
                 chance = float(weight @ np.log1p(unseen * (s - 1.0))) - allowed * math.log(s)
             if chance < math.log(_HARDLY):
                 raise BigvocabError(
-                    f"num_sampled: got {num_sampled} unique candidates, but 2^31 draws would give about {about:.0f}, "
-                    "the other classes are too rare; ask for fewer, or take AllCandidateSampler"
+                    Keyword("num_sampled"),
+                    f": got {num_sampled} unique candidates, but 2^31 draws would give about {about:.0f}, "
+                    "the other classes are too rare; ask for fewer, or take AllCandidateSampler",
                 )
 
 
@@ -266,7 +269,7 @@ class FixedUnigramSampler(_Sampler):
         shard = integer("shard", shard, 0, num_shards - 1)
         distortion = real("distortion", distortion)
         if not math.isfinite(distortion):
-            raise BigvocabError(f"distortion: got {distortion}, expected a finite number")
+            raise BigvocabError(Keyword("distortion"), f": got {distortion}, expected a finite number")
         if vocab_file is not None and not isinstance(vocab_file, str | os.PathLike):
             raise TypeError(f"vocab_file: expected a path, got {type(vocab_file).__name__}")
         source = "unigrams" if vocab_file is None else os.fspath(vocab_file)
@@ -281,8 +284,9 @@ class FixedUnigramSampler(_Sampler):
         self.range_max = len(drawn)
         if range_max is not None and integer("range_max", range_max, 1, MAX_INT32) != self.range_max:
             raise BigvocabError(
-                f"range_max: got {range_max}, but {source} with {num_reserved_ids} reserved ids "
-                f"has {self.range_max} ids in shard {shard} of {num_shards}"
+                Keyword("range_max"),
+                f": got {range_max}, but {source} with {num_reserved_ids} reserved ids "
+                f"has {self.range_max} ids in shard {shard} of {num_shards}",
             )
         if not drawn.any():
             raise BigvocabError(
@@ -336,7 +340,7 @@ class LearnedUnigramSampler(_Sampler):
         if not isinstance(state, Mapping):
             raise TypeError(f"state: expected a mapping with the key 'counts', got {type(state).__name__}")
         if "counts" not in state:
-            raise BigvocabError(f"state: expected the key 'counts', got {sorted(state)}")
+            raise BigvocabError(Keyword("state"), f": expected the key 'counts', got {sorted(state)}")
         counts = as_integers("state['counts']", state["counts"])
         if counts.ndim != 1 or counts.size == 0:
             raise BigvocabError(f"state['counts']: expected one count a class, got shape {counts.shape}")

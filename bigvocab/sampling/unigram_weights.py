@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from bigvocab.arguments import as_array
-from bigvocab.errors import BigvocabError
+from bigvocab.errors import BigvocabError, Keyword
 from bigvocab.kernels import alias
 from bigvocab.kernels import random as kernels
 from bigvocab.storage import memory
@@ -22,7 +22,7 @@ def as_weights(unigrams: Any) -> np.ndarray:
     if weights.dtype.kind not in "iuf" and weights.dtype.name != "bfloat16":
         raise TypeError(f"unigrams: expected numbers, got {weights.dtype}")
     if weights.ndim != 1 or weights.size == 0:
-        raise BigvocabError(f"unigrams: expected one weight a word, got shape {weights.shape}")
+        raise BigvocabError(Keyword("unigrams"), f": expected one weight a word, got shape {weights.shape}")
     if not (weights.min() >= 0 and weights.max() < np.inf):  # a NaN fails both
         at = int(np.argmin((weights >= 0) & (weights < np.inf)))
         raise BigvocabError.of_row("unigrams", at, f" is {weights[at]}, expected a finite weight >= 0")
@@ -91,5 +91,5 @@ def of_shard(weights: np.ndarray, num_reserved_ids: int, num_shards: int, shard:
     if num_reserved_ids:
         weights = np.concatenate((np.zeros(num_reserved_ids, weights.dtype), weights))
     if shard >= len(weights):
-        raise BigvocabError(f"shard: got {shard} of {num_shards}, but there are only {len(weights)} ids")
+        raise BigvocabError(Keyword("shard"), f": got {shard} of {num_shards}, but there are only {len(weights)} ids")
     return np.ascontiguousarray(weights[shard::num_shards])

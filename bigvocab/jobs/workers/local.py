@@ -18,7 +18,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
-from bigvocab.errors import BigvocabError
+from bigvocab.errors import BigvocabError, Keyword
 from bigvocab.jobs.work import Job, Piece
 from bigvocab.jobs.workers import Order, as_piece, do_task, task_ranges, threads_each
 from bigvocab.kernels.jit import announce_compilation
@@ -43,10 +43,11 @@ def pool_pieces(job: Job, start: int, workers: int) -> Iterator[Piece]:
             if deaths >= _DEATHS:
                 first, stop = todo[0]
                 raise BigvocabError(
-                    f"workers: {deaths} processes died one after the other (killed, out of memory, or started by "
+                    Keyword("workers"),
+                    f": {deaths} processes died one after the other (killed, out of memory, or started by "
                     f"a script without {_GUARD}) "
                     f"near rows {first}-{stop - 1}; "
-                    "all rows before are done: with state, resume goes on from there"
+                    "all rows before are done: with state, resume goes on from there",
                 ) from None
 
 
@@ -54,9 +55,13 @@ def check_process() -> None:
     """Raise where this process may start no others."""
     process = multiprocessing.current_process()
     if getattr(process, "_inheriting", False):
-        raise BigvocabError(f"workers: each imports the script that starts it; expected {_GUARD} around the call")
+        raise BigvocabError(
+            Keyword("workers"), f": each imports the script that starts it; expected {_GUARD} around the call"
+        )
     if process.daemon:
-        raise BigvocabError("workers: this process is a daemonic one, which may start no others; expected workers=None")
+        raise BigvocabError(
+            Keyword("workers"), ": this process is a daemonic one, which may start no others; expected workers=None"
+        )
 
 
 def _end_with_parent() -> None:

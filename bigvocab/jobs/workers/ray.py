@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
-from bigvocab.errors import BigvocabError
+from bigvocab.errors import BigvocabError, Keyword
 from bigvocab.jobs.work import Job, Piece
 from bigvocab.jobs.workers import Order, as_piece, do_task, task_ranges, threads_each
 
@@ -49,7 +49,7 @@ def _import_ray() -> Any:
     try:
         import ray
     except ImportError:
-        raise BigvocabError("engine: ray is not installed here; pip install 'bigvocab[ray]'") from None
+        raise BigvocabError(Keyword("engine"), ": ray is not installed here; pip install 'bigvocab[ray]'") from None
     return ray
 
 
@@ -69,7 +69,9 @@ def _connected(ray: Any, workers: int | None, address: str | None) -> Iterator[N
             quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
             ray.init(address="local", num_cpus=workers, **quiet)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise BigvocabError(f"address: no Ray at {place or 'this machine'}: {str(error).splitlines()[0]}") from None
+        raise BigvocabError(
+            Keyword("address"), f": no Ray at {place or 'this machine'}: {str(error).splitlines()[0]}"
+        ) from None
     try:
         yield
     finally:
@@ -84,7 +86,7 @@ def _refuse_deaf(place: str) -> None:
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_PATIENCE).close()
     except (OSError, OverflowError, UnicodeError) as error:
-        raise BigvocabError(f"address: no Ray at {place}: {error}") from None
+        raise BigvocabError(Keyword("address"), f": no Ray at {place}: {error}") from None
 
 
 def _is_local(ray: Any) -> bool:
@@ -102,6 +104,7 @@ def _result(ray: Any, promise: Any, start: int, stop: int) -> Any:
         raise
     except ray.exceptions.RayError as error:
         raise BigvocabError(
-            f"engine: the task of rows {start}-{stop - 1} failed again and again: {str(error).splitlines()[0]}; "
-            "with state, resume goes on from there"
+            Keyword("engine"),
+            f": the task of rows {start}-{stop - 1} failed again and again: {str(error).splitlines()[0]}; "
+            "with state, resume goes on from there",
         ) from None
