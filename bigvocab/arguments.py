@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import math
+import operator
 import os
+import re
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import ml_dtypes
@@ -180,3 +183,79 @@ def class_vector(name: str, values: Any, num_classes: int) -> npt.NDArray[np.flo
         bad = int(np.argmin(np.isfinite(array)))
         raise BigvocabError(Keyword(name), f": class {bad} is {array[bad]}, expected a finite number")
     return array
+
+
+def integer(name: str, value: Any, low: int, high: int) -> int:
+    """`value` as an int from `low` to `high`."""
+    if isinstance(value, (bool, np.bool_)) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
+    number = operator.index(value)
+    if not low <= number <= high:
+        raise BigvocabError(f"{name}: got {number}, expected an int from {low} to {high}")
+    return number
+
+
+def one_of(name: str, value: str, expected: Sequence[str]) -> str:
+    """`value`, which must be one of `expected`."""
+    if value not in expected:
+        raise BigvocabError(Keyword(name), f": got {value!r}, expected one of {', '.join(expected)}")
+    return value
+
+
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+def parse_bytes(name: str, value: int | str) -> int:
+    """A number of bytes from an int, or from text such as "512M" (binary units)."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        number = value
+    elif isinstance(value, str):
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:I?B)?\s*", value.upper())
+        if not match:
+            raise BigvocabError(Keyword(name), f": got {value!r}, expected bytes such as 512M or 2G")
+        number = int(float(match[1]) * _UNITS[match[2]])
+    else:
+        raise TypeError(f"{name}: expected bytes as an int or text such as '512M', got {type(value).__name__}")
+    if number < 1 << 20:
+        raise BigvocabError(Keyword(name), f": got {value!r}, expected at least 1M")
+    return number
+
+
+def parse_shard(name: str, value: Any) -> tuple[int, int] | None:
+    """(I, N) from "I/N", I from 1 to N."""
+    if value is None:
+        return None
+    match = re.fullmatch(r"\s*(\d+)\s*/\s*(\d+)\s*", value) if isinstance(value, str) else None
+    pair = (int(match[1]), int(match[2])) if match else value
+    if not isinstance(pair, list | tuple) or len(pair) != 2 or not all(isinstance(number, int) for number in pair):
+        raise BigvocabError(Keyword(name), f": got {value!r}, expected I/N, such as 2/8")
+    if not 1 <= pair[0] <= pair[1]:
+        raise BigvocabError(Keyword(name), f": got {pair[0]}/{pair[1]}, expected I from 1 to N")
+    return pair[0], pair[1]
+
+
+def parse_seed(seed: Any) -> Any:
+    """An int or a pair from text such as "1,7"; anything else as it is."""
+    if not isinstance(seed, str):
+        return seed
+    if not re.fullmatch(r"\s*-?\d+\s*(,\s*-?\d+\s*)?", seed):
+        raise BigvocabError(Keyword("seed"), f": got {seed!r}, expected two whole numbers such as 1,7, or one")
+    numbers = [int(part) for part in seed.split(",")]
+    return numbers[0] if len(numbers) == 1 else tuple(numbers)
+
+
+def parse_top_k(values: int | str | Iterable[int]) -> tuple[int, ...]:
+    """The k of the accuracies, rising."""
+    if isinstance(values, str):
+        parts = [part for part in values.split(",") if part.strip()]
+        if not all(re.fullmatch(r"\s*\d+\s*", part) for part in parts):
+            raise BigvocabError(Keyword("top_k"), f": expected integers of at least 1, such as 1,5, got {values!r}")
+        values = [int(part) for part in parts]
+    if not isinstance(values, Iterable) and not isinstance(values, int | np.integer):
+        raise TypeError(f"top_k: expected integers, got {values!r}")
+    found = list(values) if isinstance(values, Iterable) else [values]
+    if any(isinstance(k, bool) or not isinstance(k, int | np.integer) for k in found):
+        raise TypeError(f"top_k: expected integers, got {found!r}")
+    if any(k < 1 for k in found):
+        raise BigvocabError(Keyword("top_k"), f": expected integers of at least 1, such as 1,5, got {min(found)}")
+    return tuple(sorted({int(k) for k in found}))

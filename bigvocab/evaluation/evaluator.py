@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bigvocab import arguments
+from bigvocab.arguments import integer
 from bigvocab.catalogue import ONLY_WITH, default_metrics
 from bigvocab.errors import BigvocabError, Keyword
 from bigvocab.evaluation.figures import make_report
@@ -27,7 +28,6 @@ from bigvocab.losses.sigmoid_rows import pos_weight_vector
 from bigvocab.matrices.matrix import Matrix, as_matrix
 from bigvocab.matrices.rows import Tiles
 from bigvocab.reports.report import Report
-from bigvocab.sampling.random_stream import integer
 from bigvocab.threads import resolve_threads
 
 if TYPE_CHECKING:

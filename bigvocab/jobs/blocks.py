@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from bigvocab.arguments import integer
 from bigvocab.evaluation.evaluator import Evaluator
 from bigvocab.evaluation.settings import parse_bytes
 from bigvocab.heads.linear_rows import LinearMatrix
 from bigvocab.jobs.work import Job
 from bigvocab.matrices.matrix import Matrix
-from bigvocab.sampling.random_stream import integer
 
 _LARGE_PAGE = 2 << 20
 _BLOCK_BYTES = 512 << 20  # of logits between two looks at progress and the files' sizes; more where those are quick

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from bigvocab import arguments
+from bigvocab.arguments import integer
 from bigvocab.errors import BigvocabError, Keyword
 from bigvocab.evaluation.evaluator import OPTIONS, Evaluator
 from bigvocab.evaluation.figures import make_report, versions
@@ -29,7 +30,6 @@ from bigvocab.losses.sigmoid_rows import pos_weight_vector
 from bigvocab.matrices import fingerprints
 from bigvocab.matrices.matrix import Matrix
 from bigvocab.reports.report import Report
-from bigvocab.sampling.random_stream import integer
 from bigvocab.storage.output import LossWriter, check_writable, loss_schema, refuse_overwriting, replacing, write_text
 from bigvocab.threads import usable_cores
 

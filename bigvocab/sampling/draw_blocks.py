@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from bigvocab.arguments import integer
 from bigvocab.errors import BigvocabError, Keyword
 from bigvocab.labels.true_classes import TrueClasses
-from bigvocab.sampling.random_stream import expected_count, integer, seed_pair
+from bigvocab.sampling.random_stream import expected_count, seed_pair
 from bigvocab.sampling.sampled_rows import Draw
 from bigvocab.sampling.samplers import (
     AllCandidateSampler,

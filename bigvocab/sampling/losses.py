@@ -9,11 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from bigvocab import arguments
+from bigvocab.arguments import integer
 from bigvocab.errors import BigvocabError, Keyword
 from bigvocab.heads.layer_shards import STRATEGIES, open_layer
 from bigvocab.labels.true_classes import TrueClasses
 from bigvocab.matrices.matrix import Matrix
-from bigvocab.sampling.random_stream import integer
 from bigvocab.sampling.sampled_rows import Draw, Head, SampledRows, nce_losses, softmax_losses
 from bigvocab.sampling.samplers import LogUniformSampler
 from bigvocab.threads import resolve_threads

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from bigvocab.arguments import integer
 from bigvocab.errors import BigvocabError, Keyword
 from bigvocab.kernels import random as kernels
 
@@ -18,16 +18,6 @@ _SEED_BASE = 2**31 - 1  # TensorFlow takes seeds modulo this
 _DEFAULT_GRAPH_SEED = 87654321
 _DRAWS_AT_ONCE = 8192  # draws and their words stay in the second-level cache
 _SPARE_WORDS = 128  # rejection takes less than half of the words, so that one draw fails to get through once in 2^60
-
-
-def integer(name: str, value: Any, low: int, high: int) -> int:
-    """`value` as an int from `low` to `high`."""
-    if isinstance(value, (bool, np.bool_)) or not hasattr(value, "__index__"):
-        raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
-    number = operator.index(value)
-    if not low <= number <= high:
-        raise BigvocabError(f"{name}: got {number}, expected an int from {low} to {high}")
-    return number
 
 
 def seed_pair(seed: Any) -> tuple[int, int]:

@@ -15,12 +15,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from bigvocab.arguments import as_integers, boolean, real
+from bigvocab.arguments import as_integers, boolean, integer, real
 from bigvocab.errors import BigvocabError, Keyword
 from bigvocab.kernels import alias
 from bigvocab.kernels import random as kernels
 from bigvocab.labels.true_classes import TrueClasses, compute_accidental_hits
-from bigvocab.sampling.random_stream import MAX_INT32, MAX_TRIES, Stream, draw_all, draw_unique, expected_count, integer
+from bigvocab.sampling.random_stream import MAX_INT32, MAX_TRIES, Stream, draw_all, draw_unique, expected_count
 from bigvocab.sampling.unigram_weights import as_weights, distorted, of_shard, tables
 
 __all__ = [

@@ -1,0 +1,77 @@
+"""Values of options as JSON has them, and back: numbers, paths, and arrays that are small enough."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import os
+from typing import Any
+
+import numpy as np
+
+from bigvocab.arguments import BFLOAT16
+from bigvocab.errors import BigvocabError
+from bigvocab.matrices.matrix import Matrix
+
+_HELD_BYTES = 1 << 20  # of an array among the options
+
+
+def as_options(value: Any) -> Any:
+    """Options as JSON has them: tuples become lists, arrays their size and fingerprint."""
+    if isinstance(value, dict):
+        return {str(name): as_options(item) for name, item in value.items()}
+    if isinstance(value, np.ndarray) or (isinstance(value, list) and len(value) > 64):
+        array = np.ascontiguousarray(value)
+        digest = hashlib.blake2b(array.tobytes(), digest_size=16).hexdigest()
+        return {"shape": list(array.shape), "dtype": array.dtype.name, "fingerprint": digest}
+    if isinstance(value, list | tuple):
+        return [as_options(item) for item in value]
+    if isinstance(value, np.generic):
+        return value.item()
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+def as_given(value: Any) -> Any:
+    """A keyword as JSON has it; an array that is too large to be held becomes {"missing": shape}."""
+    if isinstance(value, Matrix):
+        if value._maps:
+            paths = [file.path + (f"::{file.selector}" if file.selector else "") for file in value._maps]
+            return paths[0] if len(paths) == 1 else paths
+        value = np.asarray(value)
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, str | int | float | None):
+        return value
+    if isinstance(value, os.PathLike):
+        return os.path.abspath(value)
+    if isinstance(value, list | tuple | set | frozenset) and all(
+        isinstance(item, str | int | np.integer | os.PathLike) for item in value
+    ):
+        return [as_given(item) for item in value]
+    array = np.asarray(value)
+    if array.nbytes > _HELD_BYTES or array.dtype.kind not in "biuf" and array.dtype.name != "bfloat16":
+        return {"missing": list(array.shape)}
+    return packed(array)
+
+
+def packed(value: Any) -> Any:
+    """An array as JSON has it, bfloat16 by its bits; anything else as it is."""
+    if not isinstance(value, np.ndarray):
+        return value
+    buffer, is_bfloat16 = io.BytesIO(), value.dtype.name == "bfloat16"
+    np.save(buffer, value.astype(BFLOAT16).view(np.uint16) if is_bfloat16 else value, allow_pickle=False)
+    return {"npy": base64.b64encode(buffer.getvalue()).decode()} | ({"dtype": "bfloat16"} if is_bfloat16 else {})
+
+
+def from_given(name: str, value: Any, path: str) -> Any:
+    """The inverse of `as_given`."""
+    if isinstance(value, dict):
+        if "npy" not in value:
+            shape = tuple(value["missing"])
+            raise BigvocabError(
+                f"{path}: {name} was an array of shape {shape}, too large for a state; expected it again: {name}=..."
+            )
+        array = np.load(io.BytesIO(base64.b64decode(value["npy"])), allow_pickle=False)
+        return array.view(BFLOAT16) if value.get("dtype") == "bfloat16" else array
+    return value

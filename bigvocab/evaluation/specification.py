@@ -1,0 +1,366 @@
+"""What was asked, as values: the formula, what to report beside it, and where rows, layers and candidates come from.
+
+A `Specification` is frozen, travels to other processes by pickle and into states as JSON (its keywords, those of
+`Evaluator`). It holds no sums and opens no data but vectors of class weights.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypedDict
+
+import numpy as np
+
+from bigvocab import arguments
+from bigvocab.arguments import integer, one_of, parse_bytes, parse_seed, parse_top_k
+from bigvocab.catalogue import LOSSES, METRICS, LossSpec, default_metrics, metrics_fault
+from bigvocab.errors import BigvocabError, Keyword
+from bigvocab.evaluation.json_values import as_given, as_options, from_given
+from bigvocab.evaluation.rules import refuse_faults
+from bigvocab.losses.sigmoid_rows import pos_weight_vector
+from bigvocab.matrices.vectors import read_vector
+from bigvocab.threads import resolve_threads
+
+NONFINITE = ("error", "skip", "keep")
+FILE_OPTIONS = ("class_weights", "pos_weight", "vocab_file", "candidates")  # keywords that may be a path
+
+
+class EvaluatorOptions(TypedDict, total=False):
+    """The keywords of `Evaluator`, most of which `evaluate` takes too; see there what they mean."""
+
+    loss: str
+    weights: Any
+    biases: Any
+    final_norm: str | None
+    norm_weight: Any
+    norm_bias: Any
+    norm_epsilon: float
+    ignore_index: int | None
+    label_smoothing: float
+    class_weights: Any
+    pos_weight: Any
+    epsilon: float
+    logit_scale: float
+    softcap: float | None
+    num_classes: int | None
+    metrics: str | Iterable[str] | None
+    top_k: int | str | Iterable[int]
+    nonfinite: str
+    threads: int | None
+    label_column: str | None
+    probability_column: str | None
+    weight_column: str | None
+    group_column: str | None
+    bytes_column: str | None
+    sampler: str | None
+    num_sampled: int | None
+    num_true: int | None
+    vocab_file: Any
+    distortion: float | None
+    seed: Any
+    candidates: Any
+    exact: bool
+    shape: Any
+    dtype: str | None
+    offset: int
+    vocab_shards: bool
+    chunk_rows: int | None
+    max_memory: int | str | None
+
+
+DEFAULTS: dict[str, Any] = {
+    **dict.fromkeys(EvaluatorOptions.__annotations__),
+    "loss": "sparse-softmax",
+    "norm_epsilon": 1e-6,
+    "label_smoothing": 0.0,
+    "epsilon": 1e-7,
+    "logit_scale": 1.0,
+    "top_k": (1, 5),
+    "nonfinite": "error",
+    "exact": False,
+    "offset": 0,
+    "vocab_shards": False,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class ClassVector:
+    """One number per class, and the file that they were read from, if any."""
+
+    values: Any
+    path: str | None = None
+
+    @classmethod
+    def read(cls, name: str, given: Any) -> ClassVector | None:
+        """The numbers of an array or a path; None stays None."""
+        values = read_vector(name, given)
+        path = os.path.abspath(given) if isinstance(given, str | os.PathLike) else None
+        return None if values is None else cls(values, path)
+
+    def given(self) -> Any:
+        """What a keyword would be given to have them."""
+        return self.values if self.path is None else self.path
+
+
+@dataclass(frozen=True, eq=False)
+class LossOptions:
+    """The formula: what the functions of arrays take as keywords."""
+
+    name: str
+    ignore_index: int | None
+    label_smoothing: float
+    class_weights: ClassVector | None
+    pos_weight: float | ClassVector | None
+    epsilon: float
+    logit_scale: float
+    softcap: float | None
+    num_classes: int | None
+    num_true: int | None
+
+    @property
+    def spec(self) -> LossSpec:
+        """What the catalogue says of the loss."""
+        return LOSSES[self.name]
+
+    @property
+    def transform(self) -> tuple[float, float]:
+        """(logit_scale, softcap or 0), as kernels take them."""
+        return self.logit_scale, self.softcap or 0.0
+
+    def positive_weights(self, num_classes: int) -> Any:
+        """pos_weight as (1,) or (V,) finite numbers."""
+        value = self.pos_weight.values if isinstance(self.pos_weight, ClassVector) else self.pos_weight
+        return pos_weight_vector(value, num_classes)
+
+    def check(self, num_classes: int) -> None:
+        """Raise unless vectors have one finite number for each class."""
+        if self.class_weights is not None:
+            arguments.class_vector("class_weights", self.class_weights.values, num_classes)
+        if self.pos_weight is not None:
+            self.positive_weights(num_classes)
+
+
+@dataclass(frozen=True)
+class Measures:
+    """What to report beside the loss: `"rank" in measures`."""
+
+    metrics: tuple[str, ...]
+    top_k: tuple[int, ...]
+    exact: bool
+
+    def __contains__(self, metric: object) -> bool:
+        return metric in self.metrics
+
+    @property
+    def accuracies(self) -> tuple[int, ...]:
+        """The k of the accuracies; none where accuracy was not asked for."""
+        return self.top_k if "accuracy" in self.metrics else ()
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Names of the columns of labels by role; None is the one that fits, or none."""
+
+    label: str | None = None
+    probability: str | None = None
+    weight: str | None = None
+    group: str | None = None
+    bytes: str | None = None
+
+    def keywords(self) -> dict[str, str | None]:
+        """As keywords of `read_labels`."""
+        return {f"{role}_column": name for role, name in vars(self).items()}
+
+
+@dataclass(frozen=True, eq=False)
+class HeadOptions:
+    """The output layer and the norm before it, as given: paths, arrays or matrices."""
+
+    weights: Any
+    biases: Any
+    final_norm: str | None
+    norm_weight: Any
+    norm_bias: Any
+    norm_epsilon: float
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Where the candidates of a sampled loss come from."""
+
+    sampler: str | None
+    num_sampled: int | None
+    vocab_file: Any
+    distortion: float | None
+    seed: Any
+    candidates: Any
+
+
+@dataclass(frozen=True)
+class Opening:
+    """How logits, or hidden states, that come as files are opened; see `open_matrix`."""
+
+    shape: Any
+    dtype: str | None
+    offset: int
+    vocab_shards: bool
+
+    def keywords(self) -> dict[str, Any]:
+        """As keywords of `open_matrix`, those that say something."""
+        return {name: value for name, value in vars(self).items() if value}
+
+
+@dataclass(frozen=True, eq=False)
+class Specification:
+    """All that was asked of an evaluation; made by `specify`."""
+
+    loss: LossOptions
+    measures: Measures
+    nonfinite: str
+    columns: Columns
+    head: HeadOptions | None
+    sampling: Sampling
+    opening: Opening
+    threads: int
+    chunk_rows: int | None
+    max_memory: int | str | None
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the numbers, but for the layer and the candidates: values as JSON has them."""
+        loss, measures = self.loss, self.measures
+        names = ("ignore_index", "label_smoothing", "logit_scale", "softcap", "epsilon")
+        vectors = {"class_weights": loss.class_weights, "pos_weight": loss.pos_weight}
+        found = {
+            "loss": loss.name,
+            **{name: getattr(loss, name) for name in names},
+            "num_classes": loss.num_classes,
+            "metrics": measures.metrics,
+            "top_k": measures.accuracies,
+            "nonfinite": self.nonfinite,
+        }
+        for name, value in vectors.items():
+            value = value.values if isinstance(value, ClassVector) else value
+            found[name] = None if value is None else np.asarray(value).tolist()
+        return dict(as_options(found))
+
+    def keywords(self) -> dict[str, Any]:
+        """The keywords of `specify` that make a specification like this one."""
+        loss, measures = self.loss, self.measures
+        head = {} if self.head is None else vars(self.head)
+        vectors = {
+            name: value.given() if isinstance(value, ClassVector) else value
+            for name, value in (("class_weights", loss.class_weights), ("pos_weight", loss.pos_weight))
+        }
+        found = {
+            **DEFAULTS,
+            **{name: value for name, value in vars(loss).items() if name != "name"},
+            **vectors,
+            "loss": loss.name,
+            "metrics": list(measures.metrics),
+            "top_k": list(measures.top_k),
+            "exact": measures.exact,
+            "nonfinite": self.nonfinite,
+            "threads": self.threads,
+            **self.columns.keywords(),
+            **head,
+            **vars(self.sampling),
+            **vars(self.opening),
+            "chunk_rows": self.chunk_rows,
+            "max_memory": self.max_memory,
+        }
+        for name in ("vocab_file", "candidates"):
+            if isinstance(found[name], str | os.PathLike):
+                found[name] = os.path.abspath(found[name])
+        return found
+
+    def to_json(self) -> dict[str, Any]:
+        """The keywords as JSON has them; arrays over 1 MiB are left out, and how many threads."""
+        return {name: as_given(value) for name, value in self.keywords().items() if name != "threads"}
+
+    @classmethod
+    def from_json(cls, held: Mapping[str, Any], path: str, **instead: Any) -> Specification:
+        """The inverse of `to_json`, with other keywords `instead`; `path` is where it was read."""
+        given = {name: value for name, value in held.items() if name not in instead}
+        return specify(**instead, **{name: from_given(name, value, path) for name, value in given.items()})
+
+
+def specify(**options: Any) -> Specification:
+    """The keywords of `Evaluator`, checked, as a specification.
+
+    Raises:
+        BigvocabError: an option outside its range, or one that means nothing to the loss; TypeError: one of the wrong
+            kind, or a keyword that there is not.
+    """
+    if unknown := [name for name in options if name not in DEFAULTS]:
+        raise TypeError(f"Evaluator() got an unexpected keyword argument {unknown[0]!r}")
+    asked = DEFAULTS | options
+    loss = _loss_options(asked)
+    metrics = default_metrics(loss.name) if asked["metrics"] is None else parse_metrics(asked["metrics"], loss.name)
+    if asked["chunk_rows"] is not None:
+        integer("chunk_rows", asked["chunk_rows"], 1, 2**62)
+    if asked["max_memory"] is not None:
+        parse_bytes("max_memory", asked["max_memory"])
+    found = Specification(
+        loss,
+        Measures(metrics, parse_top_k(asked["top_k"]), arguments.boolean("exact", asked["exact"])),
+        one_of("nonfinite", asked["nonfinite"], NONFINITE),
+        Columns(*(asked[f"{role}_column"] for role in ("label", "probability", "weight", "group", "bytes"))),
+        _picked(HeadOptions, asked) if asked["weights"] is not None else None,
+        _picked(Sampling, asked | {"seed": parse_seed(asked["seed"])}),
+        _picked(Opening, asked | {"vocab_shards": arguments.boolean("vocab_shards", asked["vocab_shards"])}),
+        resolve_threads(asked["threads"], "threads"),
+        asked["chunk_rows"],
+        asked["max_memory"],
+    )
+    refuse_faults({**asked, "metrics": metrics}, given_among(asked))
+    if isinstance(loss.pos_weight, float):
+        pos_weight_vector(loss.pos_weight, 1)
+    return found
+
+
+def given_among(asked: Mapping[str, Any]) -> list[str]:
+    """Names of the options that differ from their defaults."""
+    return [name for name, value in asked.items() if _differs(value, DEFAULTS.get(name))]
+
+
+def _differs(value: Any, default: Any) -> bool:
+    if value is None or isinstance(value, tuple | list) and not value:
+        return False
+    return not isinstance(value, bool | int | float | str | tuple) or value != default
+
+
+def _picked(kind: Any, asked: Mapping[str, Any]) -> Any:
+    """A dataclass of the options that it has fields for."""
+    return kind(**{name: asked[name] for name in kind.__dataclass_fields__})
+
+
+def _loss_options(asked: Mapping[str, Any]) -> LossOptions:
+    positive = asked["pos_weight"]
+    number = isinstance(positive, int | float) and not isinstance(positive, bool)
+    return LossOptions(
+        one_of("loss", asked["loss"], tuple(LOSSES)),
+        arguments.index_or_none("ignore_index", asked["ignore_index"]),
+        arguments.in_unit_interval("label_smoothing", asked["label_smoothing"]),
+        ClassVector.read("class_weights", asked["class_weights"]),
+        float(positive) if number else ClassVector.read("pos_weight", positive),
+        arguments.in_unit_interval("epsilon", asked["epsilon"]),
+        arguments.positive("logit_scale", asked["logit_scale"]),
+        None if asked["softcap"] is None else arguments.positive("softcap", asked["softcap"]),
+        arguments.index_or_none("num_classes", asked["num_classes"]),
+        None if asked["num_true"] is None else integer("num_true", asked["num_true"], 1, 2**31 - 1),
+    )
+
+
+def parse_metrics(metrics: str | Iterable[str], loss: str) -> tuple[str, ...]:
+    """The by-products that are asked for, in the order of the catalogue, if the loss has them."""
+    if not isinstance(metrics, Iterable):
+        raise TypeError(f"metrics: expected names, got {metrics!r}")
+    names = [part.strip() for part in metrics.split(",") if part.strip()] if isinstance(metrics, str) else list(metrics)
+    chosen = tuple(
+        metric for metric in METRICS if metric in [one_of("metrics", name, tuple(METRICS)) for name in names]
+    )
+    if fault := metrics_fault(loss, chosen):
+        raise BigvocabError(Keyword("metrics"), f": {fault}")
+    return chosen
