@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bigvocab.losses.reductions import REDUCTIONS, ExactSums, divide, reduced, to_float
+from bigvocab.losses.exact_sums import ExactSums, divide, to_float
+from bigvocab.losses.reductions import REDUCTIONS, reduced
 
 Floats = npt.NDArray[np.float64]
 COUNTS = ("rows", "ignored_rows", "nonfinite_rows", "nonzero_weights", "tied_rows")
