@@ -151,7 +151,7 @@ class ClassRange:
             predicted=evaluator.wants("predicted"),
             logit_sum=evaluator.label_smoothing > 0,
         )
-        options = {
+        options: dict[str, Any] = {
             "want": want,
             "scale": evaluator.logit_scale,
             "softcap": evaluator.softcap or 0.0,

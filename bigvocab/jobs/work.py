@@ -66,10 +66,8 @@ def pieces(job: Job, start: int, stop: int) -> Iterator[Piece]:
     """Rows `start` to `stop` of a job, piece by piece, in order; pages are given back behind each block."""
     matrix = job.matrix
     read = matrix.bytes_read_beside
-    with (
-        matrix.reading_once(),
-        ThreadPoolExecutor(2, "pages") as pages,
-    ):  # they are read ahead within a block, and let go of behind it
+    # Pages are read ahead within a block, and let go of behind it.
+    with matrix.reading_once(), ThreadPoolExecutor(2, "pages") as pages:
         released: Future[None] | None = None
         block = job.block
         for batch in job.labels.batches(start, stop):

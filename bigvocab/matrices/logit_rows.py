@@ -28,12 +28,12 @@ class RowReduction(Protocol):
 
     @property
     def skip(self) -> Bools:
-        """(n,) True for a row that is left out: its logits are not read, and its numbers stay as `clear` leaves them."""
+        """(n,) True for a row that is left out: its logits are not read, its numbers stay as `clear` leaves them."""
 
     @property
     def lookup(self) -> Ids | None:
-        """(n,) the class of each row whose logit must be in `found` before its first piece comes, below 0 for none; None
-        where no logit is looked up.
+        """(n,) the class of each row whose logit must be in `found` before its first piece comes, below 0 for none;
+        None where no logit is looked up.
         """
 
     @property
@@ -52,7 +52,7 @@ class RowReduction(Protocol):
         """Room for the numbers of (n,) rows, or of (groups, n): arrays of this leading shape, not filled."""
 
     def clear(self, state: State) -> None:
-        """Make it the state of no class at all; called by the thread that works these rows, which touches them first."""
+        """Make it the state of no class at all; best called by the thread that works these rows."""
 
     def add(self, piece: Array, span: tuple[int, int], rows: slice | Ids, state: State) -> None:
         """Add the logits of some rows to their state.
@@ -78,7 +78,7 @@ class LogitRows(Protocol):
         """The state of all rows. No bit of it depends on num_threads."""
 
     def gather(self, rows: Ids, classes: Ids, num_threads: int) -> Array:
-        """The logit of each pair (rows[i], classes[i]), the very number that `reduce` meets, in the type of the rows."""
+        """The logit of each pair (rows[i], classes[i]), the very number that `reduce` meets, in the rows' type."""
 
     def classes(self, first: int, stop: int) -> LogitRows:
         """The same rows with classes `first` to `stop` alone, counted from 0, without a copy."""
