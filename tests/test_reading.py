@@ -315,7 +315,7 @@ def slow_disk(fetched, monkeypatch):
             moved.notify_all()
 
     monkeypatch.setattr(read_ahead.memory, "bring", bring)
-    fetching = threading.Thread(target=matrix.fetch, args=(0, 100, ended))
+    fetching = threading.Thread(target=matrix.prefetch, args=(0, 100, ended))
     fetching.start()
     wait_until(lambda: matrix.maps[0].ahead._ranges)
     yield matrix, read_to, ended

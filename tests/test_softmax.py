@@ -232,9 +232,8 @@ def test_what_is_not_finite_is_found_in_any_tile_of_a_row(dtype, fault):
         for lead in ([], [np.full((1, 3), -np.inf, dtype)]):
             parts = lead + tiles
             starts = np.cumsum([0] + [part.shape[1] for part in parts[:-1]])
-            rows = softmax_rows(
-                StoredRows(list(zip(starts.tolist(), parts, strict=True))), np.array([starts[-1]]), want=ALL
-            )
+            stored = StoredRows(list(zip(starts.tolist(), parts, strict=True)))
+            rows = softmax_rows(stored, np.array([starts[-1]]), want=ALL)
             whole = softmax_rows(StoredRows.of(np.concatenate(parts, 1)), np.array([starts[-1]]), want=ALL)
             assert not rows.finite[0]
             np.testing.assert_array_equal(rows.label_loss, whole.label_loss)
