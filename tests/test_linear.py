@@ -25,7 +25,8 @@ from bigvocab.heads import linear_rows
 from bigvocab.heads.linear_rows import GROUP, TILE, LinearRows
 from bigvocab.heads.output_layer import OutputLayer
 from bigvocab.heads.products import Packed, accumulator, converted, lanes, paired, product
-from bigvocab.matrices.rows import softmax_rows, wanted
+from bigvocab.losses.row_statistics import softmax_rows, wanted
+from bigvocab.matrices.tiles import StoredRows
 
 KJV = Path(__file__).parents[1] / "data" / "kjv"
 DTYPES = {"f16": np.float16, "bf16": ml_dtypes.bfloat16, "f32": np.float32, "f64": np.float64}
@@ -54,7 +55,7 @@ def written_out(inputs, weights, biases):
 def statistics(inputs, weights, biases, labels, want=ALL, threads=2, **options):
     layer = OutputLayer(weights, biases, num_classes=options.pop("num_classes", None))
     rows = LinearRows(layer, inputs)
-    return rows.softmax_rows(labels, want=want, num_threads=threads, **{"scale": 1.0, "softcap": 0.0, **options})
+    return softmax_rows(rows, labels, want=want, num_threads=threads, **options)
 
 
 def figures(report):
@@ -211,7 +212,7 @@ def test_every_figure_at_every_edge(classes, name):
     labels[:2] = 0, classes - 1
     got = statistics(inputs, weights, biases, labels)
     logits = written_out(inputs, weights, biases)
-    expected = softmax_rows([(0, logits)], labels, want=ALL)
+    expected = softmax_rows(StoredRows.of(logits), labels, want=ALL)
     tight = 1e-12 if name == "f64" else 1e-6
     np.testing.assert_array_equal(got.label_logits, logits[np.arange(5), labels])
     for figure in ("rank", "tied", "predicted", "finite"):
@@ -225,7 +226,7 @@ def test_every_figure_at_every_edge(classes, name):
 def test_transforms(options):
     inputs, weights, biases, labels = make(7, 20, GROUP + TILE + 5)
     got = statistics(inputs, weights, biases, labels, **options)
-    expected = softmax_rows([(0, written_out(inputs, weights, biases))], labels, want=ALL, **options)
+    expected = softmax_rows(StoredRows.of(written_out(inputs, weights, biases)), labels, want=ALL, **options)
     for figure in ("label_loss", "logsumexp", "entropy", "logit_sum"):
         np.testing.assert_allclose(getattr(got, figure), getattr(expected, figure), rtol=1e-6, atol=3e-6)
     for figure in ("rank", "tied", "predicted"):
@@ -258,7 +259,7 @@ def test_threads_rows_and_blocks_change_no_bit(threads, monkeypatch):
     labels[::5] = -1
     whole = bits(inputs, weights, biases, labels, threads=1)
     assert bits(inputs, weights, biases, labels, threads=threads) == whole
-    monkeypatch.setattr(linear_rows, "_UNIT_ROWS", 12)
+    monkeypatch.setattr(linear_rows, "UNIT_ROWS", 12)
     assert bits(inputs, weights, biases, labels, threads=threads) == whole
     parts = [
         statistics(inputs[i : i + 7], weights, biases, labels[i : i + 7], threads=threads) for i in range(0, 50, 7)
@@ -267,7 +268,7 @@ def test_threads_rows_and_blocks_change_no_bit(threads, monkeypatch):
     assert kept.tobytes() + np.concatenate([part.label_logits for part in parts]).tobytes() == whole
     layer = OutputLayer(weights, biases)
     layer.block_bytes = 1  # blocks of 12 rows
-    small = LinearRows(layer, inputs).softmax_rows(labels, want=ALL, scale=1.0, softcap=0.0, num_threads=threads)
+    small = softmax_rows(LinearRows(layer, inputs), labels, want=ALL, num_threads=threads)
     assert small.columns.tobytes() + small.label_logits.tobytes() == whole
     assert layer.bytes_read == 4 * weights.nbytes  # 40 rows that count
 

@@ -194,7 +194,7 @@ def test_views_are_not_copies(tmp_path):
     assert np.shares_memory(np.asarray(matrix, copy=False), array)
     assert not np.shares_memory(np.array(matrix), array)
     matrix = make_rows(tmp_path)
-    whole = np.frombuffer(matrix._maps[3].buffer, np.uint8)
+    whole = np.frombuffer(matrix.maps[3].buffer, np.uint8)
     assert np.shares_memory(matrix[5:9], whole)
     assert not np.shares_memory(matrix[2:9], whole)
     with pytest.raises(ValueError, match="without a copy"):
@@ -442,7 +442,7 @@ def test_bfloat16_of_the_other_byte_order_is_made_native_a_few_rows_at_a_time(tm
     assert [first for first, _ in parts] == list(range(1, len(values), 5))
     assert np.concatenate([tile for _, tile in parts]).tobytes() == values[1:].tobytes()
     assert matrix[:].tobytes() == values.tobytes()
-    assert not matrix.lies_in_one_piece()
+    assert not matrix.in_one_piece
 
 
 def test_byte_swapped_files_stay_as_they_are(tmp_path):

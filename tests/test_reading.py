@@ -15,7 +15,7 @@ import bigvocab as bv
 from bigvocab.jobs import work
 from bigvocab.kernels import pages
 from bigvocab.matrices.matrix import Matrix
-from bigvocab.matrices.rows import streamed
+from bigvocab.matrices.tiles import streamed
 from bigvocab.storage import read_ahead, reading
 
 
@@ -138,7 +138,7 @@ def let_go(monkeypatch):
 
 def test_rows_are_let_go_of_in_spans_of_whole_pages_when_they_have_been_read(tmp_path, let_go):
     matrix = bv.open_matrix(save(tmp_path / "logits.npy", rows=100, classes=5000))  # 20,000 bytes a row
-    tiles, start = [(0, matrix[:])], matrix._maps[0]._address + 128
+    tiles, start = [(0, matrix[:])], matrix.maps[0]._address + 128
 
     def read(first, stop):
         for _ in streamed(tiles, first, stop):
@@ -148,14 +148,14 @@ def test_rows_are_let_go_of_in_spans_of_whole_pages_when_they_have_been_read(tmp
         let_go.clear()
         return [(round(a), round(b)) for a, b in spans]
 
-    with matrix.read_once():
+    with matrix.reading_once():
         assert read(0, 10) == read(20, 30) == []
         assert read(10, 17) == [(0, 17), (20, 30)]
         assert read(50, 60) == read(60, 70) == read(40, 46) == []
         assert read(70, 71) == [(40, 46), (50, 71)]
         assert read(80, 81) == []
     assert read(0, 100) == []  # may be read again soon
-    with matrix.read_once():
+    with matrix.reading_once():
         assert read(0, 26) == []
 
 
@@ -163,7 +163,7 @@ def test_the_ranges_of_all_files_count_together_and_may_overlap(tmp_path, let_go
     for i in range(3):
         save(tmp_path / f"{i}.npy", rows=20, classes=5000)  # 400,000 bytes each
     matrix = bv.open_matrix(tmp_path)
-    with matrix.read_once():
+    with matrix.reading_once():
         list(streamed([(0, matrix[:20])], 0, 20))
         assert not let_go
         list(streamed([(0, matrix[20:40])], 0, 20))
@@ -171,17 +171,17 @@ def test_the_ranges_of_all_files_count_together_and_may_overlap(tmp_path, let_go
         let_go.clear()
         for first, last in ((40, 60), (45, 50), (46, 50)):
             list(streamed([(0, matrix[first:last])], 0, last - first))
-        start = matrix._maps[2]._address
+        start = matrix.maps[2]._address
         assert let_go == [(start + 4096, start + (128 + 400_000) // 4096 * 4096)]
 
 
 def test_rows_are_let_go_of_until_the_last_who_reads_them_once_has_ended(tmp_path, let_go):
     matrix = bv.open_matrix(save(tmp_path / "logits.npy", rows=30, classes=5000))
-    with matrix.read_once():
-        behind = matrix._maps[0].buffer.reader.behind
-        with matrix.read_once():
-            assert matrix._maps[0].buffer.reader.behind is behind
-        assert matrix._maps[0].buffer.reader.behind is behind
+    with matrix.reading_once():
+        behind = matrix.maps[0].buffer.reader.behind
+        with matrix.reading_once():
+            assert matrix.maps[0].buffer.reader.behind is behind
+        assert matrix.maps[0].buffer.reader.behind is behind
         list(streamed([(0, matrix[:])], 0, 30))
         assert let_go
     let_go.clear()
@@ -194,7 +194,7 @@ def test_a_thread_that_lets_go_late_keeps_the_maps_of_all_files(tmp_path, monkey
     for i in range(2):
         save(tmp_path / f"{i}.npy", rows=20, classes=5000)
     matrix = bv.open_matrix(tmp_path)
-    maps = [weakref.ref(file.buffer) for file in matrix._maps]
+    maps = [weakref.ref(file.buffer) for file in matrix.maps]
     monkeypatch.setattr(reading, "_LET_GO", 1 << 19)
     alive = []
 
@@ -203,9 +203,9 @@ def test_a_thread_that_lets_go_late_keeps_the_maps_of_all_files(tmp_path, monkey
         gc.collect()
         alive.append([there() is not None for there in maps])
 
-    with matrix.read_once():
+    with matrix.reading_once():
         list(streamed([(0, matrix[:20])], 0, 20))
-        behind = matrix._maps[0].buffer.reader.behind
+        behind = matrix.maps[0].buffer.reader.behind
     monkeypatch.setattr(reading.memory, "release", release)
     matrix_and_rows = [matrix]
     del matrix
@@ -220,8 +220,8 @@ def test_a_thread_that_lets_go_late_keeps_the_maps_of_all_files(tmp_path, monkey
 def test_what_is_let_go_of_never_lies_outside_of_what_was_read(tmp_path, let_go, first):
     """Behind the last class of the last row there may be memory of others."""
     matrix = bv.open_matrix(save(tmp_path / "logits.npy", rows=50, classes=50_000))
-    start = matrix._maps[0]._address + 128
-    with matrix.read_once():
+    start = matrix.maps[0]._address + 128
+    with matrix.reading_once():
         for row in range(50):
             for last in (row + 1, 50):
                 list(streamed([(0, matrix[row:last, first:])], 0, last - row))
@@ -231,7 +231,7 @@ def test_what_is_let_go_of_never_lies_outside_of_what_was_read(tmp_path, let_go,
     assert max(b for _, b in let_go) <= start + 50 * 200_000
     if first == 49_999:
         let_go.clear()
-        with matrix.read_once():
+        with matrix.reading_once():
             for _ in range(3000):
                 list(streamed([(0, matrix[:, first:])], 0, 50))
         assert len(let_go) == 1  # 50 numbers count as 200 bytes, not as all that lies between them
@@ -262,7 +262,7 @@ def fetched(tmp_path, monkeypatch):
     asked, from_disk = [], [lambda at: True]
 
     def bring(at):
-        asked.append(at - matrix._maps[0]._address)
+        asked.append(at - matrix.maps[0]._address)
         return from_disk[0](asked[-1])
 
     np.save(tmp_path / "logits.npy", np.zeros((200, 1 << 18), np.float32))
@@ -273,21 +273,21 @@ def fetched(tmp_path, monkeypatch):
 
 def test_pages_from_the_disk_are_fetched_once_each_by_several_threads(fetched):
     matrix, asked, _ = fetched
-    matrix.fetch(2, 200, threading.Event())
-    assert sorted(asked) == list(range(2 << 20, matrix._maps[0].size, 2 << 20))
+    matrix.prefetch(2, 200, threading.Event())
+    assert sorted(asked) == list(range(2 << 20, matrix.maps[0].size, 2 << 20))
 
 
 def test_pages_that_are_there_are_looked_at_less(fetched):
     matrix, asked, from_disk = fetched
     from_disk[0] = lambda at: False
-    matrix.fetch(0, 200, threading.Event())
-    assert asked == [*range(0, 18 << 20, 2 << 20), *range(80 << 20, matrix._maps[0].size, 64 << 20)]
+    matrix.prefetch(0, 200, threading.Event())
+    assert asked == [*range(0, 18 << 20, 2 << 20), *range(80 << 20, matrix.maps[0].size, 64 << 20)]
 
 
 def test_what_was_leapt_over_is_read_where_the_next_look_finds_nothing(fetched):
     matrix, asked, from_disk = fetched
     from_disk[0] = lambda at: at >= 40 << 20  # the rest was let go of
-    matrix.fetch(0, 200, threading.Event())
+    matrix.prefetch(0, 200, threading.Event())
     assert set(asked) >= set(range(40 << 20, 200 << 20, 2 << 20))
 
 
@@ -295,7 +295,7 @@ def test_nothing_is_fetched_once_it_has_ended(fetched):
     matrix, asked, _ = fetched
     ended = threading.Event()
     ended.set()
-    matrix.fetch(0, 200, ended)
+    matrix.prefetch(0, 200, ended)
     assert not asked
 
 
@@ -307,7 +307,7 @@ def slow_disk(fetched, monkeypatch):
 
     def bring(at):
         with moved:
-            return moved.wait_for(lambda: at - matrix._maps[0]._address < done[0] << 20)
+            return moved.wait_for(lambda: at - matrix.maps[0]._address < done[0] << 20)
 
     def read_to(mebibytes):
         with moved:
@@ -315,14 +315,14 @@ def slow_disk(fetched, monkeypatch):
             moved.notify_all()
 
     monkeypatch.setattr(read_ahead.memory, "bring", bring)
-    fetching = threading.Thread(target=matrix.fetch, args=(0, 100, ended))
+    fetching = threading.Thread(target=matrix.prefetch, args=(0, 100, ended))
     fetching.start()
-    wait_until(lambda: matrix._maps[0].ahead._ranges)
+    wait_until(lambda: matrix.maps[0].ahead._ranges)
     yield matrix, read_to, ended
     read_to(1000)
     fetching.join(10)
     assert not fetching.is_alive()
-    assert not matrix._maps[0].ahead._ranges
+    assert not matrix.maps[0].ahead._ranges
 
 
 def test_rows_are_waited_for_while_they_are_fetched_and_never_otherwise(slow_disk):
@@ -361,24 +361,24 @@ def test_a_forked_child_waits_for_no_thread_of_its_parent(slow_disk):
 def test_pages_of_small_files_that_were_looked_at_are_let_go_of_at_once(fetched, let_go, monkeypatch):
     """Of many such files, one block would map them all."""
     matrix, asked, from_disk = fetched
-    start = matrix._maps[0]._address
+    start = matrix.maps[0]._address
     for there, small, expected in ((True, True, [(2 << 20, 18 << 20)]), (True, False, []), (False, True, [])):
         monkeypatch.setattr(read_ahead, "_SMALL", 1 << 30 if small else 1 << 20)
         from_disk[0] = lambda at, there=there: not there
-        matrix.fetch(2, 200, threading.Event())
+        matrix.prefetch(2, 200, threading.Event())
         assert [(a - start, b - start) for a, b in let_go] == expected
         let_go.clear()
-    matrix.fetch(2, 5, threading.Event())  # a shorter range
+    matrix.prefetch(2, 5, threading.Event())  # a shorter range
     assert not let_go
     monkeypatch.setattr(read_ahead, "_SMALL", 1 << 30)
     from_disk[0] = lambda at: False
-    matrix.fetch(2, 5, threading.Event())
+    matrix.prefetch(2, 5, threading.Event())
     assert [(a - start, b - start) for a, b in let_go] == [(2 << 20, (5 << 20) + 128)]
 
 
 def test_who_waits_goes_on_when_fetching_ends_early(slow_disk):
     matrix, read_to, ended = slow_disk
-    waiting = threading.Thread(target=matrix._maps[0].ahead.wait_for, args=(0, 100 << 20))
+    waiting = threading.Thread(target=matrix.maps[0].ahead.wait_for, args=(0, 100 << 20))
     waiting.start()
     ended.set()
     waiting.join(0.2)
@@ -393,7 +393,7 @@ def test_fetching_a_file_that_shrank_is_no_bus_error(tmp_path):
     np.save(path, np.zeros((64, 1 << 18), np.float32))
     matrix = bv.open_matrix(path)
     os.truncate(path, 4096)
-    matrix.fetch(0, 64, threading.Event())
+    matrix.prefetch(0, 64, threading.Event())
     with pytest.raises(bv.FormatError, match="shrank while it is read"):
         matrix.check()
 
@@ -401,7 +401,7 @@ def test_fetching_a_file_that_shrank_is_no_bus_error(tmp_path):
 def test_pages_of_rows_that_are_left_out_are_not_fetched(tmp_path, monkeypatch):
     """Prompts are masked: what no one reads is not brought from the disk either, but for short gaps on the way."""
     asked = []
-    monkeypatch.setattr(Matrix, "fetch", lambda self, first, last, ended: asked.append((first, last)))
+    monkeypatch.setattr(Matrix, "prefetch", lambda self, first, last, ended: asked.append((first, last)))
     np.save(tmp_path / "logits.npy", np.zeros((600, 1 << 16), np.float32))  # 256 KiB a row
     labels = np.zeros(600, int)
     cases = {

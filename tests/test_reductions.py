@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import bigvocab as bv
-from bigvocab.losses.reductions import REDUCTIONS, ExactSums
+from bigvocab.losses.exact_sums import ExactSums
+from bigvocab.losses.reductions import REDUCTIONS
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
 

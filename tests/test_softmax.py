@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 
 import bigvocab as bv
 from bigvocab.kernels import softmax as kernels
-from bigvocab.matrices.rows import kernel_view, softmax_rows, wanted
+from bigvocab.losses.row_statistics import softmax_rows, wanted
+from bigvocab.matrices import tiles as tiles_module
+from bigvocab.matrices.tiles import StoredRows, kernel_view
 
 DTYPES = (np.float32, np.float64, np.float16, ml_dtypes.bfloat16)
 EDGES = (1, 2, 31, 32, 33, kernels.BLOCK - 1, kernels.BLOCK, kernels.BLOCK + 1, 3 * kernels.BLOCK + 33, 10007)
@@ -49,7 +51,7 @@ def test_every_figure_at_every_block_edge(dtype, shift):
     for classes in EDGES:
         logits, labels = make(5, classes, dtype, classes, shift=shift)
         x = logits.astype(np.float64)
-        rows = softmax_rows([(0, logits)], labels, want=ALL)
+        rows = softmax_rows(StoredRows.of(logits), labels, want=ALL)
         lse, entropy = reference(x)
         assert (np.abs(rows.logsumexp - lse) <= tolerance(dtype, lse)).all(), classes
         at = x[np.arange(5), labels]
@@ -84,7 +86,7 @@ def test_a_row_of_one_likely_class_is_exact(dtype, peak):
     logits[0, 1:] = -np.inf
     logits[:, 0] = peak
     x = logits.astype(np.float64)
-    rows = softmax_rows([(0, logits)], np.zeros(2, np.int64), want=ALL)
+    rows = softmax_rows(StoredRows.of(logits), np.zeros(2, np.int64), want=ALL)
     assert rows.label_loss[0] == rows.entropy[0] == 0.0
     expected = np.log1p(19_999 * np.exp(x[1, 1] - x[1, 0]))
     assert rows.label_loss[1] == pytest.approx(expected, rel=1e-3)  # 15 terms are added to the maximum in float32
@@ -92,7 +94,7 @@ def test_a_row_of_one_likely_class_is_exact(dtype, peak):
 
 def test_mean_error_is_far_below_the_bound():
     logits, _ = make(200, 20_011, np.float32, 9)
-    error = softmax_rows([(0, logits)], np.full(200, -2)).logsumexp - reference(logits.astype(np.float64))[0]
+    error = softmax_rows(StoredRows.of(logits), np.full(200, -2)).logsumexp - reference(logits.astype(np.float64))[0]
     assert abs(error.mean()) < 5e-8
     assert np.abs(error).max() < 3e-7
 
@@ -107,7 +109,7 @@ def test_rising_rows_move_the_reference(dtype):
     falling = rising[::-1].copy()
     logits = np.stack([rising, masked, falling])
     labels = np.array([0, classes - 2, 5])
-    rows = softmax_rows([(0, logits)], labels, want=ALL)
+    rows = softmax_rows(StoredRows.of(logits), labels, want=ALL)
     x = logits.astype(np.float64)
     np.testing.assert_allclose(rows.logsumexp, naive.logsumexp(x), rtol=1e-7)
     np.testing.assert_allclose(rows.entropy, naive.entropy(x), atol=2e-5)
@@ -132,7 +134,7 @@ def test_a_scale_that_rounds_badly_costs_nothing():
     gap = scale * (float(logits[0, 5]) - 1.5)
     exact = math.log1p((classes - 1) * math.exp(-gap))
     for want in (0, ALL):
-        found = softmax_rows([(0, logits)], np.array([5]), scale=scale, want=want).label_loss[0]
+        found = softmax_rows(StoredRows.of(logits), np.array([5]), scale=scale, want=want).label_loss[0]
         assert abs(found - exact) < 4e-7
 
 
@@ -142,7 +144,7 @@ def test_classes_masked_by_a_large_number(mask, masked):
     rng = np.random.default_rng(1)
     logits = rng.standard_normal((2, 3 * kernels.BLOCK)).astype(np.float32)
     logits[0, :masked] = mask
-    losses = softmax_rows([(0, logits)], np.full(2, -2)).logsumexp
+    losses = softmax_rows(StoredRows.of(logits), np.full(2, -2)).logsumexp
     np.testing.assert_allclose(losses, reference(logits.astype(np.float64))[0], atol=1e-6)
 
 
@@ -150,7 +152,7 @@ def test_logits_beyond_the_fast_range():
     assert bv.sparse_softmax_cross_entropy(np.array([[3e38, -3e38, 0]], np.float32), [1])[0] == pytest.approx(6e38)
     assert bv.sparse_softmax_cross_entropy(np.array([[1e300, -1e300, 0.0]]), [1])[0] == 2e300
     far = np.array([[-3e38, -3e38, -3e38], [1e7, 1e7 - 1, 1e7], [2.0**21, 2.0**21, 0]], np.float32)
-    rows = softmax_rows([(0, far)], np.array([0, 1, 2]), want=ALL)
+    rows = softmax_rows(StoredRows.of(far), np.array([0, 1, 2]), want=ALL)
     np.testing.assert_allclose(rows.label_loss, [np.log(3), np.log(2 + np.exp(-1)) + 1, 2**21 + np.log(2)], rtol=1e-7)
     np.testing.assert_array_equal(rows.rank, [1, 3, 3])
 
@@ -167,7 +169,7 @@ def test_infinities_and_nan_stay_in_their_row():
         np.testing.assert_allclose(losses, [nan, nan, inf, 1.3132617, inf, nan, nan, 0.5514447], atol=1e-6)
     wide = np.zeros((3, 9000), np.float32)
     wide[0, 8999], wide[1, 4000] = nan, inf
-    rows = softmax_rows([(0, wide)], np.array([0, 0, 0]))
+    rows = softmax_rows(StoredRows.of(wide), np.array([0, 0, 0]))
     np.testing.assert_array_equal(rows.finite, [False, False, True])
 
 
@@ -178,7 +180,7 @@ def test_masked_classes_stay_masked_at_any_scale(dtype, scale):
     logits = np.zeros((2, 2 * kernels.BLOCK + 5), dtype)
     logits[0, :-3] = -np.inf
     logits[1, 7:] = -np.inf
-    rows = softmax_rows([(0, logits)], np.full(2, -2), want=ALL, scale=scale)
+    rows = softmax_rows(StoredRows.of(logits), np.full(2, -2), want=ALL, scale=scale)
     np.testing.assert_allclose(rows.logsumexp, np.log([3.0, 7.0]), atol=1e-7)
     np.testing.assert_allclose(rows.entropy, np.log([3.0, 7.0]), atol=1e-7)
 
@@ -187,7 +189,7 @@ def test_nan_is_found_behind_masked_blocks_and_before_the_first_number():
     logits = np.full((2, 3 * kernels.BLOCK), -np.inf, np.float32)
     logits[0, 5], logits[1, -1] = np.nan, np.nan
     logits[0, -1] = 1.0
-    assert not softmax_rows([(0, logits)], np.full(2, -2)).finite.any()
+    assert not softmax_rows(StoredRows.of(logits), np.full(2, -2)).finite.any()
 
 
 @pytest.mark.parametrize("offset", [-3e5, -1e4, -700.3, 50.07, 1e3, 2e5])
@@ -197,7 +199,7 @@ def test_an_offset_of_all_logits_costs_no_precision(offset):
     steps = rng.integers(-40, 8, (3, 20_011)) * np.spacing(np.float32(offset))
     logits = (np.float32(offset) + steps).astype(np.float32)
     lse, _ = reference(logits.astype(np.float64))
-    error = softmax_rows([(0, logits)], np.full(3, -2)).logsumexp - lse
+    error = softmax_rows(StoredRows.of(logits), np.full(3, -2)).logsumexp - lse
     assert np.abs(error).max() < 4e-7
 
 
@@ -215,10 +217,10 @@ def test_labels_of_either_sign_zeros_subnormals_and_masked_classes_are_counted(d
     labels = rng.integers(0, classes, len(values))
     logits[np.arange(len(values)), labels] = values
     x = logits.astype(np.float64)
-    rows = softmax_rows([(0, logits)], labels, want=wanted(rank=True, entropy=entropy))
+    rows = softmax_rows(StoredRows.of(logits), labels, want=wanted(rank=True, entropy=entropy))
     at = x[np.arange(len(labels)), labels][:, None]
     np.testing.assert_array_equal(rows.rank, 1 + (x > at).sum(1))
-    np.testing.assert_array_equal(rows._column("EQUAL"), (x == at).sum(1))
+    np.testing.assert_array_equal(rows.equal, (x == at).sum(1))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: np.dtype(d).name)
@@ -230,8 +232,9 @@ def test_what_is_not_finite_is_found_in_any_tile_of_a_row(dtype, fault):
         for lead in ([], [np.full((1, 3), -np.inf, dtype)]):
             parts = lead + tiles
             starts = np.cumsum([0] + [part.shape[1] for part in parts[:-1]])
-            rows = softmax_rows(list(zip(starts.tolist(), parts, strict=True)), np.array([starts[-1]]), want=ALL)
-            whole = softmax_rows([(0, np.concatenate(parts, 1))], np.array([starts[-1]]), want=ALL)
+            stored = StoredRows(list(zip(starts.tolist(), parts, strict=True)))
+            rows = softmax_rows(stored, np.array([starts[-1]]), want=ALL)
+            whole = softmax_rows(StoredRows.of(np.concatenate(parts, 1)), np.array([starts[-1]]), want=ALL)
             assert not rows.finite[0]
             np.testing.assert_array_equal(rows.label_loss, whole.label_loss)
             if fault == np.inf:
@@ -239,7 +242,7 @@ def test_what_is_not_finite_is_found_in_any_tile_of_a_row(dtype, fault):
                 assert rows.predicted == whole.predicted == starts[len(lead) + order.index(0)]
     fortran = np.asfortranarray(np.random.default_rng(1).standard_normal((2000, 9000)).astype(dtype))
     fortran[1, 5] = fault
-    assert np.flatnonzero(~softmax_rows([(0, fortran)], np.zeros(2000, np.int64)).finite).tolist() == [1]
+    assert np.flatnonzero(~softmax_rows(StoredRows.of(fortran), np.zeros(2000, np.int64)).finite).tolist() == [1]
 
 
 def test_roundings_that_all_go_one_way_stay_below_the_bound():
@@ -252,7 +255,7 @@ def test_roundings_that_all_go_one_way_stay_below_the_bound():
         x = np.full((400, 16, 32), rest, np.float32)
         x[:, 0, :16], x[:, 0, 16:], x[0, 0, 0] = first, second, top
         x = x.reshape(1, -1)
-        found = softmax_rows([(0, x)], np.array([0]), scale=scale).logsumexp
+        found = softmax_rows(StoredRows.of(x), np.array([0]), scale=scale).logsumexp
         assert abs(found - reference(scale * x.astype(np.float64))[0])[0] < 1e-6
 
 
@@ -261,14 +264,14 @@ def test_roundings_that_all_go_one_way_stay_below_the_bound():
 def test_entropy_of_a_row_that_begins_far_below(classes, offset):
     logits = np.zeros((1, classes), np.float32)
     logits[0, 32:] = offset
-    found = softmax_rows([(0, logits)], np.full(1, -2), want=wanted(entropy=True)).entropy
+    found = softmax_rows(StoredRows.of(logits), np.full(1, -2), want=wanted(entropy=True)).entropy
     np.testing.assert_allclose(found, naive.entropy(logits.astype(np.float64)), atol=1e-6)
 
 
 def test_ties_of_a_masked_label_do_not_count_the_padding():
     logits = np.array([[-np.inf, -np.inf, 1.0]], np.float32)
-    rows = softmax_rows([(0, logits)], np.array([0]), want=wanted(rank=True))
-    assert rows._column("EQUAL")[0] == 2
+    rows = softmax_rows(StoredRows.of(logits), np.array([0]), want=wanted(rank=True))
+    assert rows.equal[0] == 2
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: np.dtype(d).name)
@@ -276,7 +279,7 @@ def test_scale_and_softcap(dtype):
     logits, labels = make(4, 5003, dtype, 3, scale=20.0)
     x = logits.astype(np.float64)
     for scale, softcap in [(0.37, 0.0), (1.0, 30.0), (2.5, 7.0)]:
-        rows = softmax_rows([(0, logits)], labels, want=ALL, scale=scale, softcap=softcap)
+        rows = softmax_rows(StoredRows.of(logits), labels, want=ALL, scale=scale, softcap=softcap)
         soft = softcap * np.tanh(scale * x / softcap) if softcap else scale * x
         lse, entropy = reference(soft)
         np.testing.assert_allclose(rows.logsumexp, lse, rtol=0, atol=1e-6)
@@ -302,22 +305,18 @@ LAYOUTS = {
 def test_every_layout_gives_the_same_bits(dtype, layout, rows, classes):
     logits, labels = make(rows, classes, dtype, 11)
     moved = LAYOUTS[layout](logits)
-    expected = softmax_rows([(0, logits)], labels, want=ALL).columns
-    np.testing.assert_array_equal(softmax_rows([(0, moved)], labels, want=ALL).columns, expected)
-    one = softmax_rows([(0, LAYOUTS[layout](logits[1:2]))], labels[1:2], want=ALL).columns
+    expected = softmax_rows(StoredRows.of(logits), labels, want=ALL).columns
+    np.testing.assert_array_equal(softmax_rows(StoredRows.of(moved), labels, want=ALL).columns, expected)
+    one = softmax_rows(StoredRows.of(LAYOUTS[layout](logits[1:2])), labels[1:2], want=ALL).columns
     np.testing.assert_array_equal(one, expected[1:2])
 
 
 def test_copies_of_rows_are_bounded(monkeypatch):
-    import bigvocab.matrices.rows
-
     copied = []
-    made = bigvocab.matrices.rows.memory.empty
-    monkeypatch.setattr(bigvocab.matrices.rows, "_COPIED_BYTES", 1 << 20)
-    monkeypatch.setattr(bigvocab.matrices.rows, "_CACHED_BYTES", 1 << 12)
-    monkeypatch.setattr(
-        bigvocab.matrices.rows.memory, "empty", lambda shape, dtype: copied.append(shape) or made(shape, dtype)
-    )
+    made = tiles_module.memory.empty
+    monkeypatch.setattr(tiles_module, "COPIED_BYTES", 1 << 20)
+    monkeypatch.setattr(tiles_module, "CACHED_BYTES", 1 << 12)
+    monkeypatch.setattr(tiles_module.memory, "empty", lambda shape, dtype: copied.append(shape) or made(shape, dtype))
     logits, labels = make(40, 20_000, np.float32, 12)
     losses = bv.sparse_softmax_cross_entropy(np.asfortranarray(logits), labels, num_threads=2)
     np.testing.assert_array_equal(losses, bv.sparse_softmax_cross_entropy(logits, labels))
@@ -329,15 +328,15 @@ def test_copies_of_rows_are_bounded(monkeypatch):
 @given(st.integers(0, 2**32 - 1), st.sampled_from([300, 2049, 5000]), st.data())
 def test_tiles_threads_shift_and_permutation_do_not_change_a_row(seed, classes, data):
     logits, labels = make(6, classes, np.float32, seed)
-    whole = softmax_rows([(0, logits)], labels, want=ALL)
+    whole = softmax_rows(StoredRows.of(logits), labels, want=ALL)
     threads = data.draw(st.integers(1, 5))
-    again = softmax_rows([(0, logits)], labels, want=ALL, num_threads=threads)
+    again = softmax_rows(StoredRows.of(logits), labels, want=ALL, num_threads=threads)
     np.testing.assert_array_equal(again.columns, whole.columns)
 
     cuts = sorted(data.draw(st.sets(st.integers(1, classes - 1), max_size=3)))
     edges = [0, *cuts, classes]
     tiles = [(a, logits[:, a:b]) for a, b in zip(edges[:-1], edges[1:], strict=True)]
-    split = softmax_rows(tiles, labels, want=ALL)
+    split = softmax_rows(StoredRows(tiles), labels, want=ALL)
     np.testing.assert_allclose(split.label_loss, whole.label_loss, atol=5e-7)
     np.testing.assert_allclose(split.entropy, whole.entropy, atol=3e-6)
     for name in ("rank", "predicted", "tied"):
@@ -345,12 +344,12 @@ def test_tiles_threads_shift_and_permutation_do_not_change_a_row(seed, classes, 
 
     order = np.random.default_rng(seed).permutation(classes)
     place = np.argsort(order)
-    permuted = softmax_rows([(0, np.ascontiguousarray(logits[:, order]))], place[labels], want=ALL)
+    permuted = softmax_rows(StoredRows.of(np.ascontiguousarray(logits[:, order])), place[labels], want=ALL)
     np.testing.assert_allclose(permuted.label_loss, whole.label_loss, atol=5e-7)
     np.testing.assert_array_equal(permuted.rank, whole.rank)
 
     shifted = logits.astype(np.float64) + 12.5
-    moved = softmax_rows([(0, shifted)], labels)
+    moved = softmax_rows(StoredRows.of(shifted), labels)
     np.testing.assert_allclose(moved.label_loss, whole.label_loss, atol=1e-6)
 
 
@@ -365,9 +364,10 @@ def test_an_empty_tile_or_batch_is_no_trouble():
 COUNT = """
 import ml_dtypes, numpy as np, sys
 from bigvocab.kernels import softmax
-from bigvocab.matrices.rows import softmax_rows
+from bigvocab.losses.row_statistics import softmax_rows
+from bigvocab.matrices.tiles import StoredRows
 dtype = getattr(ml_dtypes, "bfloat16") if sys.argv[1] == "bfloat16" else np.dtype(sys.argv[1])
-softmax_rows([(0, np.zeros((1, 4096), dtype))], np.array([0]))
+softmax_rows(StoredRows.of(np.zeros((1, 4096), dtype)), np.array([0]))
 (code,) = softmax.rows_softmax.inspect_asm().values()
 print(code)
 """
@@ -391,14 +391,15 @@ def test_the_hot_loops_are_vectorised(dtype, tmp_path):
 
 BITS = """
 import hashlib, ml_dtypes, numpy as np
-from bigvocab.matrices.rows import softmax_rows, wanted
+from bigvocab.losses.row_statistics import softmax_rows, wanted
+from bigvocab.matrices.tiles import StoredRows
 digest = hashlib.sha256()
 rng = np.random.default_rng(0)
 for dtype in (np.float32, np.float64, np.float16, ml_dtypes.bfloat16):
     logits = (rng.standard_normal((6, 9001)) * 5).astype(dtype)
     logits[2, :4000], logits[3, 8000] = -np.inf, 200
     want = wanted(rank=True, entropy=True, predicted=True, logit_sum=True)
-    digest.update(softmax_rows([(0, logits)], rng.integers(0, 9001, 6), want=want).columns.tobytes())
+    digest.update(softmax_rows(StoredRows.of(logits), rng.integers(0, 9001, 6), want=want).columns.tobytes())
 print(digest.hexdigest())
 """
 
@@ -472,7 +473,9 @@ def test_tiles_of_the_greatest_doubles():
     top = np.finfo(np.float64).max
     tiles = [(0, np.array([[top, 0.0]])), (2, np.array([[0.0, 1.0]]))]
     for order in (tiles, [(0, tiles[1][1]), (2, tiles[0][1])]):
-        assert softmax_rows(order, np.zeros(1, np.int64), want=ALL).entropy[0] == pytest.approx(0, abs=1e-300)
+        assert softmax_rows(StoredRows(order), np.zeros(1, np.int64), want=ALL).entropy[0] == pytest.approx(
+            0, abs=1e-300
+        )
 
 
 @pytest.mark.parametrize(("dtype", "bounds"), [("float32", (2.5e-7, 1e-6)), ("float16", (5e-7, 1.5e-6))])
@@ -485,7 +488,7 @@ def test_a_peak_beside_equal_logits(dtype, bounds, classes, place):
         logits = np.full((1, classes), 3.3 - gap, dtype)
         logits[0, place] = 3.3
         lse, entropy = reference(logits.astype(np.float64))
-        found = softmax_rows([(0, logits)], np.full(1, -2), want=wanted(entropy=True))
+        found = softmax_rows(StoredRows.of(logits), np.full(1, -2), want=wanted(entropy=True))
         np.testing.assert_allclose(found.logsumexp, lse, rtol=0, atol=bounds[0])
         np.testing.assert_allclose(found.entropy, entropy, rtol=0, atol=bounds[1])
 
@@ -497,7 +500,7 @@ def test_float64_under_a_softcap_is_as_exact_as_without():
     logits[0, 0] = 0.0
     rest = softcap * math.tanh(scale * -12.0 / softcap)
     options = {"scale": scale, "softcap": softcap, "want": ALL}
-    found = softmax_rows([(0, logits)], np.zeros(1, np.int64), **options)
+    found = softmax_rows(StoredRows.of(logits), np.zeros(1, np.int64), **options)
     assert found.label_loss[0] == pytest.approx(math.log1p((classes - 1) * math.exp(rest)), rel=1e-12)
     assert found.logit_sum[0] == pytest.approx((classes - 1) * rest, rel=1e-12)
 
@@ -517,7 +520,7 @@ def test_class_weights_of_zero_leave_nothing():
 
 def test_a_masked_tile_with_a_scale_past_float32():
     tiles = [(0, np.full((1, 20), -np.inf, np.float32)), (20, np.zeros((1, 4), np.float32))]
-    found = softmax_rows(tiles, np.array([21]), scale=1e39).logsumexp[0]
+    found = softmax_rows(StoredRows(tiles), np.array([21]), scale=1e39).logsumexp[0]
     assert found == pytest.approx(math.log(4))
 
 
@@ -533,10 +536,8 @@ def test_columns_of_a_wider_array_are_read_where_they_lie(cut):
 
 
 def test_copies_of_long_rows_are_made_one_at_a_time(monkeypatch):
-    import bigvocab.matrices.rows
-
     under_way, most = [], []
-    made = bigvocab.matrices.rows.in_one_piece
+    made = tiles_module.in_one_piece
 
     def copied(array):
         under_way.append(array.shape)
@@ -547,8 +548,8 @@ def test_copies_of_long_rows_are_made_one_at_a_time(monkeypatch):
         finally:
             under_way.pop()
 
-    monkeypatch.setattr(bigvocab.matrices.rows, "_COPIED_BYTES", 1 << 16)
-    monkeypatch.setattr(bigvocab.matrices.rows, "in_one_piece", copied)
+    monkeypatch.setattr(tiles_module, "COPIED_BYTES", 1 << 16)
+    monkeypatch.setattr(tiles_module, "in_one_piece", copied)
     logits, labels = make(8, 20_000, np.float32, 12)
     losses = bv.sparse_softmax_cross_entropy(logits.astype(">f4"), labels, num_threads=4)
     assert most == [1] * 8

@@ -16,17 +16,18 @@ from bigvocab.arguments import integer
 from bigvocab.catalogue import ONLY_WITH, default_metrics
 from bigvocab.errors import BigvocabError, Keyword
 from bigvocab.evaluation.figures import make_report
-from bigvocab.evaluation.row_results import ROW_RESULTS, num_classes_of, num_rows_of
+from bigvocab.evaluation.row_results import ROW_RESULTS
 from bigvocab.evaluation.sampled_results import SAMPLED_RESULTS, open_draws
 from bigvocab.evaluation.settings import one_of, parse_bytes, parse_metrics, parse_seed, parse_top_k, read_vector
 from bigvocab.evaluation.tally import RowResult, Tally
-from bigvocab.heads.linear_rows import LinearMatrix, LinearRows
+from bigvocab.heads.linear_rows import LinearMatrix
 from bigvocab.heads.output_layer import OutputLayer
 from bigvocab.labels.label_sources import cut
 from bigvocab.labels.labels import LabelBatch
 from bigvocab.losses.sigmoid_rows import pos_weight_vector
-from bigvocab.matrices.matrix import Matrix, as_matrix
-from bigvocab.matrices.rows import Tiles
+from bigvocab.matrices.logit_rows import LogitRows
+from bigvocab.matrices.matrix import as_matrix
+from bigvocab.matrices.sources import LogitSource
 from bigvocab.reports.report import Report
 from bigvocab.threads import resolve_threads
 
@@ -225,7 +226,7 @@ class Evaluator:
         strict = self.nonfinite != "keep"
         return OutputLayer(weights, biases, num_classes=self.num_classes, final_norm=final_norm, strict=strict, **norm)
 
-    def source(self, values: Any, **options: Any) -> Matrix | LinearMatrix:
+    def source(self, values: Any, **options: Any) -> LogitSource:
         """Logits, or hidden states before the output layer, as a matrix of logits; `options` as `open_matrix` takes
         them.
         """
@@ -281,17 +282,17 @@ class Evaluator:
         self._seen += len(matrix)
         return losses
 
-    def _results(self, matrix: Matrix | LinearMatrix, batch: LabelBatch) -> Iterable[tuple[LabelBatch, RowResult]]:
+    def _results(self, matrix: LogitSource, batch: LabelBatch) -> Iterable[tuple[LabelBatch, RowResult]]:
         """The results of the rows of one label batch, part by part as the files lie."""
         start, stop = batch.first_row, batch.first_row + len(batch)
-        for first, tiles in matrix.row_parts(start, stop):
-            part = cut(batch, first - start, first - start + num_rows_of(tiles))
-            yield part, self._evaluate(tiles, part)
+        for first, rows in matrix.rows(start, stop):
+            part = cut(batch, first - start, first - start + len(rows))
+            yield part, self._evaluate(rows, part)
 
-    def _evaluate(self, tiles: Tiles | LinearRows, batch: LabelBatch) -> RowResult:
-        if self.num_classes is not None and not isinstance(tiles, LinearRows):
-            tiles = _first_classes(tiles, self.num_classes, self.logits_name)
-        return (ROW_RESULTS | SAMPLED_RESULTS)[self.loss](self, tiles, batch)
+    def _evaluate(self, rows: LogitRows, batch: LabelBatch) -> RowResult:
+        if self.num_classes is not None:
+            rows = _first_classes(rows, self.num_classes, self.logits_name)
+        return (ROW_RESULTS | SAMPLED_RESULTS)[self.loss](self, rows, batch)
 
     def update_batch(self, batch: Any) -> Any:
         """Add a pyarrow RecordBatch or Table and return the same kind with a column `loss` appended: for map_batches
@@ -431,13 +432,13 @@ class Evaluator:
         return make_report(self.loss, self._tally, None if self.draws is None else self.draws.shown(), exact=self.exact)
 
 
-def _first_classes(tiles: Tiles, num_classes: int, name: str) -> Tiles:
-    """The tiles of the first `num_classes` classes: the others are padding."""
-    if not 1 <= num_classes <= num_classes_of(tiles):
+def _first_classes(rows: LogitRows, num_classes: int, name: str) -> LogitRows:
+    """The rows with their first `num_classes` classes: the others are padding."""
+    if not 1 <= num_classes <= rows.num_classes:
         raise BigvocabError(
-            Keyword("num_classes"), f": got {num_classes}, expected 1 to {num_classes_of(tiles)}, the classes of {name}"
+            Keyword("num_classes"), f": got {num_classes}, expected 1 to {rows.num_classes}, the classes of {name}"
         )
-    return [(first, tile[:, : num_classes - first]) for first, tile in tiles if first < num_classes]
+    return rows.classes(0, num_classes)
 
 
 OPTIONS = tuple(inspect.signature(Evaluator).parameters)  # keywords of `Evaluator`

@@ -35,8 +35,8 @@ def as_options(value: Any) -> Any:
 def as_given(value: Any) -> Any:
     """A keyword as JSON has it; an array that is too large to be held becomes {"missing": shape}."""
     if isinstance(value, Matrix):
-        if value._maps:
-            paths = [file.path + (f"::{file.selector}" if file.selector else "") for file in value._maps]
+        if value.maps:
+            paths = [file.path + (f"::{file.selector}" if file.selector else "") for file in value.maps]
             return paths[0] if len(paths) == 1 else paths
         value = np.asarray(value)
     if isinstance(value, np.generic):

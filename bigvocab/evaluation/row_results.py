@@ -1,6 +1,6 @@
 """What each loss makes of a block of rows: one short function for each name, found in the dict ROW_RESULTS.
 
-A function takes the evaluator (its options), the rows' logits as tiles and the batch of labels, and returns a
+A function takes the evaluator (its options), the rows' logits and the batch of labels, and returns a
 RowResult: losses, weights and the by-products that make sense for it. Tallies, files and reports need to know nothing
 else of a loss.
 """
@@ -18,10 +18,11 @@ from bigvocab import arguments
 from bigvocab.errors import BigvocabError, Keyword
 from bigvocab.evaluation.tally import RowResult
 from bigvocab.labels.label_sources import dense_labels, id_sets
+from bigvocab.losses.row_statistics import RowStatistics, softmax_rows, wanted
 from bigvocab.losses.sigmoid_rows import log_loss_row_sums, pos_weight_vector, sigmoid_row_sums, sparse_sigmoid_rows
 from bigvocab.losses.soft_rows import dense_label_rows, sparse_label_rows
 from bigvocab.losses.softmax import sparse_softmax_formula
-from bigvocab.matrices.rows import RowStatistics, Tiles, softmax_rows, wanted
+from bigvocab.matrices.logit_rows import LogitRows
 
 if TYPE_CHECKING:
     from bigvocab.evaluation.evaluator import Evaluator
@@ -33,22 +34,9 @@ Bools = npt.NDArray[np.bool_]
 _HUGE_SCALE = 1e269  # times a logit of float32 it may leave the range of float64
 
 
-def num_rows_of(tiles: Tiles) -> int:
-    """The rows of each tile."""
-    return len(tiles) if hasattr(tiles, "num_classes") else len(tiles[0][1])
-
-
-def num_classes_of(tiles: Tiles) -> int:
-    """The classes of all tiles together."""
-    if (classes := getattr(tiles, "num_classes", None)) is not None:
-        return int(classes)
-    first, tile = tiles[-1]
-    return first + tile.shape[1]
-
-
-def sparse_softmax(evaluator: Evaluator, tiles: Tiles, batch: LabelBatch) -> RowResult:
+def sparse_softmax(evaluator: Evaluator, logits: LogitRows, batch: LabelBatch) -> RowResult:
     """Softmax cross-entropy of one class per row, with every by-product."""
-    classes = num_classes_of(tiles)
+    classes = logits.num_classes
     labels = arguments.labels_in_range(
         batch.labels,
         classes,
@@ -65,8 +53,8 @@ def sparse_softmax(evaluator: Evaluator, tiles: Tiles, batch: LabelBatch) -> Row
         predicted=evaluator.wants("predicted"),
         logit_sum=formula.needs_logit_sum,
     )
-    rows = softmax_rows(tiles, labels, want=want, scale=scale, softcap=softcap, num_threads=threads)
-    sums = formula.weighted_sums(tiles, labels, scale, softcap, threads)
+    rows = softmax_rows(logits, labels, want=want, scale=scale, softcap=softcap, num_threads=threads)
+    sums = formula.weighted_sums(logits, labels, (scale, softcap), threads)
     return of_statistics(evaluator, batch, labels, rows, classes, sums)
 
 
@@ -92,7 +80,7 @@ def of_statistics(
         result.row_weight = np.ones(len(seen)) if weights is None else weights
         result.weight = seen * result.row_weight
     if evaluator.wants("rank") or evaluator.wants("accuracy"):
-        without = np.isnan(rows._column("SUM"))  # a row with a NaN has no order: as if it were last, and right for no k
+        without = np.isnan(rows.exp_sum)  # a row with a NaN has no order: as if it were last, and right for no k
         rank = np.where(without, classes, rows.rank)
         if evaluator.wants("rank"):
             result.figures |= {"rank": rank, "tied": rows.tied & ~without}
@@ -106,10 +94,10 @@ def of_statistics(
 
 def _fault(rows: RowStatistics, row: int) -> str:
     """What is wrong with a row that is not finite."""
-    if np.isnan(rows._column("SUM")[row]):
+    if np.isnan(rows.exp_sum[row]):
         huge = rows.scale > _HUGE_SCALE
         return f"holds a NaN, or one comes of logit_scale={rows.scale:g}" if huge else "holds a NaN"
-    return "holds +inf" if rows._column("MAX")[row] > 0 else "has no finite logit: every class is masked"
+    return "holds +inf" if rows.maximum[row] > 0 else "has no finite logit: every class is masked"
 
 
 def _result(
@@ -163,9 +151,9 @@ def _place(evaluator: Evaluator, row: int) -> str:
     return f"{path}: row {row - first} (row {row} of all files)"
 
 
-def softmax(evaluator: Evaluator, tiles: Tiles, batch: LabelBatch) -> RowResult:
+def softmax(evaluator: Evaluator, logits: LogitRows, batch: LabelBatch) -> RowResult:
     """Softmax cross-entropy of a distribution per row: over all classes, or over those that are listed."""
-    classes, ignored = num_classes_of(tiles), _ignored(batch)
+    classes, ignored = logits.num_classes, _ignored(batch)
     want = wanted(entropy=evaluator.wants("entropy"), predicted=evaluator.wants("predicted"))
     options: dict[str, Any] = {
         "label_smoothing": evaluator.label_smoothing,
@@ -175,11 +163,11 @@ def softmax(evaluator: Evaluator, tiles: Tiles, batch: LabelBatch) -> RowResult:
         "num_threads": evaluator.num_threads,
     }
     if batch.probabilities is None:
-        labels = _dense(evaluator, tiles, batch)
+        labels = _dense(evaluator, logits, batch)
         names: dict[str, Any] = {"name": evaluator.label_name, "first_row": batch.first_row}
-        found = dense_label_rows(tiles, labels, ignored, **options, **names)
+        found = dense_label_rows(logits, labels, ignored, **options, **names)
     else:
-        found = sparse_label_rows(tiles, id_sets(evaluator, batch, classes), batch.probabilities, ignored, **options)
+        found = sparse_label_rows(logits, id_sets(evaluator, batch, classes), batch.probabilities, ignored, **options)
     loss, rows = found.losses(evaluator.label_smoothing), found.rows
     result = _result(evaluator, batch, loss, None, rows.finite, ignored, lambda i: _fault(rows, i))
     for name in ("predicted", "logsumexp", "entropy"):
@@ -191,14 +179,14 @@ def softmax(evaluator: Evaluator, tiles: Tiles, batch: LabelBatch) -> RowResult:
 # ---- independent classes: the loss of a row is the sum over its classes
 
 
-def sigmoid(evaluator: Evaluator, tiles: Tiles, batch: LabelBatch) -> RowResult:
+def sigmoid(evaluator: Evaluator, logits: LogitRows, batch: LabelBatch) -> RowResult:
     """Sigmoid cross-entropy with dense labels, plain or with the weight of positives."""
-    labels, ignored = _dense(evaluator, tiles, batch), _ignored(batch)
+    labels, ignored = _dense(evaluator, logits, batch), _ignored(batch)
     loss = sigmoid_row_sums(
-        tiles,
+        logits,
         labels,
         ignored,
-        pos_weight=pos_weight_vector(evaluator.pos_weight, num_classes_of(tiles)),
+        pos_weight=pos_weight_vector(evaluator.pos_weight, logits.num_classes),
         label_smoothing=evaluator.label_smoothing,
         transform=(evaluator.logit_scale, evaluator.softcap or 0.0),
         num_threads=evaluator.num_threads,
@@ -208,11 +196,11 @@ def sigmoid(evaluator: Evaluator, tiles: Tiles, batch: LabelBatch) -> RowResult:
     return _of_sums(evaluator, batch, loss, ignored)
 
 
-def sparse_sigmoid(evaluator: Evaluator, tiles: Tiles, batch: LabelBatch) -> RowResult:
+def sparse_sigmoid(evaluator: Evaluator, logits: LogitRows, batch: LabelBatch) -> RowResult:
     """Sigmoid cross-entropy with lists of positive classes."""
-    classes, ignored = num_classes_of(tiles), _ignored(batch)
+    classes, ignored = logits.num_classes, _ignored(batch)
     loss = sparse_sigmoid_rows(
-        tiles,
+        logits,
         id_sets(evaluator, batch, classes),
         ignored,
         pos_weight=pos_weight_vector(evaluator.pos_weight, classes),
@@ -222,11 +210,11 @@ def sparse_sigmoid(evaluator: Evaluator, tiles: Tiles, batch: LabelBatch) -> Row
     return _of_sums(evaluator, batch, loss, ignored)
 
 
-def log_loss(evaluator: Evaluator, tiles: Tiles, batch: LabelBatch) -> RowResult:
+def log_loss(evaluator: Evaluator, logits: LogitRows, batch: LabelBatch) -> RowResult:
     """Cross-entropy of probabilities, which stand where others have logits."""
-    labels, ignored = _dense(evaluator, tiles, batch), _ignored(batch)
+    labels, ignored = _dense(evaluator, logits, batch), _ignored(batch)
     loss = log_loss_row_sums(
-        tiles,
+        logits,
         labels,
         ignored,
         epsilon=evaluator.epsilon,
@@ -241,8 +229,8 @@ def _ignored(batch: LabelBatch) -> Bools:
     return np.zeros(len(batch), bool) if batch.ignored is None else batch.ignored
 
 
-def _dense(evaluator: Evaluator, tiles: Tiles, batch: LabelBatch) -> npt.NDArray[Any]:
-    return dense_labels(evaluator, batch, num_classes_of(tiles))
+def _dense(evaluator: Evaluator, logits: LogitRows, batch: LabelBatch) -> npt.NDArray[Any]:
+    return dense_labels(evaluator, batch, logits.num_classes)
 
 
 def _of_sums(evaluator: Evaluator, batch: LabelBatch, loss: Floats, ignored: Bools) -> RowResult:

@@ -15,6 +15,8 @@ from bigvocab.heads.linear_rows import LinearRows
 from bigvocab.labels.id_sets import IdSets
 from bigvocab.labels.label_sources import true_classes
 from bigvocab.labels.true_classes import TrueClasses
+from bigvocab.losses.row_statistics import softmax_rows
+from bigvocab.losses.sigmoid_rows import sparse_sigmoid_rows
 from bigvocab.sampling.draw_blocks import DRAW_ROWS, DrawBlocks
 from bigvocab.sampling.sampled_rows import (
     Head,
@@ -62,7 +64,7 @@ def _sampled(
     assert evaluator.draws is not None
     offsets, ids, ignored = true_classes(evaluator, batch, rows.num_classes)
     first, layer = evaluator._seen + batch.first_row, rows.layer
-    head = Head(layer.weights, layer._biases, layer.norm)
+    head = Head(layer.weights, layer.biases, layer.norm)
     losses, true_logits = np.full(len(batch), np.nan), np.empty(len(ids))
     start = 0
     while start < len(batch):
@@ -136,8 +138,8 @@ def _exact_softmax(rows: LinearRows, true: TrueClasses, kept: Ids, true_logits: 
 
     labels = np.full(len(rows), row_statistics.SKIP)
     labels[kept] = row_statistics.NO_LABEL
-    stats = rows.softmax_rows(labels, want=0, scale=1.0, softcap=0.0, num_threads=num_threads)
-    losses = exact_softmax_losses(stats._column("MAX"), stats._column("SUM"), true_logits, true.offsets)
+    stats = softmax_rows(rows, labels, num_threads=num_threads)
+    losses = exact_softmax_losses(stats.maximum, stats.exp_sum, true_logits, true.offsets)
     return _only(losses, kept)
 
 
@@ -152,7 +154,7 @@ def _exact_nce(rows: LinearRows, true: TrueClasses, kept: Ids, true_logits: Floa
     sets = IdSets(np.concatenate([[0], np.cumsum(sizes)]), np.ascontiguousarray(true.ids[chosen]))
     skip = np.ones(len(rows), bool)
     skip[kept] = False
-    sums = rows.sparse_sigmoid_rows(sets, skip, pos_weight=np.ones(1), transform=(1.0, 0.0), num_threads=num_threads)
+    sums = sparse_sigmoid_rows(rows, sets, skip, pos_weight=np.ones(1), num_threads=num_threads)
     if (np.diff(true.offsets) > 1).any():  # the kernel's target is 1 for each of the set
         sums = sums - np.bincount(owner[chosen], np.logaddexp(0.0, -true_logits[chosen]), len(rows))
         sums = sums + true_sigmoid_sums(true_logits, true.offsets, "uniform")

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from bigvocab.arguments import as_matrix_of_floats
 from bigvocab.errors import BigvocabError
 from bigvocab.matrices.matrix import Matrix, open_matrix
-from bigvocab.matrices.rows import kernel_view, rows_in_one_piece
+from bigvocab.matrices.tiles import kernel_view, rows_in_one_piece
 
 STRATEGIES = ("div", "mod")
 
@@ -97,7 +97,7 @@ def _maps_of(layer: Any) -> Iterator[mmap.mmap]:
         for shard in layer._shards:
             yield from _maps_of(shard)
     elif isinstance(layer, Matrix):
-        yield from (file.buffer for file in layer._maps)
+        yield from (file.buffer for file in layer.maps)
     else:
         while isinstance(layer, np.ndarray):
             layer = layer.base

@@ -11,9 +11,9 @@ from bigvocab import arguments
 from bigvocab.heads.linear_rows import LinearRows
 from bigvocab.heads.output_layer import OutputLayer
 from bigvocab.losses.reductions import broadcast_weights, check_reduction
-from bigvocab.losses.softmax import _reduced, sparse_softmax_formula
+from bigvocab.losses.row_statistics import softmax_rows, wanted
+from bigvocab.losses.softmax import reduce_rows, sparse_softmax_formula
 from bigvocab.matrices.matrix import Matrix
-from bigvocab.matrices.rows import wanted
 from bigvocab.threads import resolve_threads
 
 
@@ -83,8 +83,8 @@ def linear_cross_entropy(
     cap = 0.0 if softcap is None else arguments.positive("softcap", softcap)
     threads = resolve_threads(num_threads)
     want = wanted(logit_sum=formula.needs_logit_sum)
-    stats = rows.softmax_rows(y, want=want, scale=scale, softcap=cap, num_threads=threads)
-    return _reduced(formula.losses(stats), broadcast_weights(1.0, y.shape), None, y >= 0, reduction)
+    stats = softmax_rows(rows, y, want=want, scale=scale, softcap=cap, num_threads=threads)
+    return reduce_rows(formula.losses(stats), broadcast_weights(1.0, y.shape), None, y >= 0, reduction)
 
 
 def _floats(name: str, values: Any) -> Any:

@@ -12,7 +12,8 @@ from bigvocab import arguments
 from bigvocab.errors import BigvocabError, Keyword
 from bigvocab.heads.products import converted, lanes
 from bigvocab.matrices.matrix import Matrix, as_matrix
-from bigvocab.matrices.rows import kernel_view
+from bigvocab.matrices.parts import Part, make_shard
+from bigvocab.matrices.tiles import kernel_view
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float64]
@@ -81,6 +82,11 @@ class OutputLayer:
         final_norm: None, "rms" or "layer", with norm_weight (D,), norm_bias (D,), norm_epsilon.
         strict: raise where a class holds a NaN or an infinity; else it goes into the logits.
 
+    Attributes:
+        vectors: {"biases", "norm_weight", "norm_bias"}: the matrix of each, or None.
+        biases: (num_classes,) in the accumulator's type, or None.
+        bytes_read: of the weights so far.
+
     >>> import numpy as np
     >>> layer = OutputLayer(np.eye(3, dtype=np.float32), np.zeros(3, np.float32), num_classes=2)
     >>> layer.shape, layer.num_classes
@@ -114,24 +120,24 @@ class OutputLayer:
                 Keyword("num_classes"), f": got {num_classes}, but {self.name} has {self.shape[0]} classes"
             )
         self.strict = strict
-        self._vectors = {"biases": biases, "norm_weight": norm_weight, "norm_bias": norm_bias}
+        self.vectors = {"biases": biases, "norm_weight": norm_weight, "norm_bias": norm_bias}
         self.files = list(self.weights.files)
-        for name, value in self._vectors.items():
+        for name, value in self.vectors.items():
             if value is not None:
-                self._vectors[name] = as_matrix(value, name)
-                self.files += self._vectors[name].files
-        self._biases = self._checked_biases()
+                self.vectors[name] = as_matrix(value, name)
+                self.files += self.vectors[name].files
+        self.biases = self._checked_biases()
         if final_norm is None and (norm_weight is not None or norm_bias is not None):
             raise BigvocabError(
                 Keyword("norm_weight"), ": needs ", Keyword("final_norm"), ', expected "rms" or "layer" beside it'
             )
-        weight, bias = self._vectors["norm_weight"], self._vectors["norm_bias"]
+        weight, bias = self.vectors["norm_weight"], self.vectors["norm_bias"]
         self.norm = None if final_norm is None else FinalNorm(final_norm, self.shape[1], weight, bias, norm_epsilon)
         self.block_bytes = BLOCK_BYTES
         self.bytes_read = 0
 
     def _checked_biases(self) -> Array | None:
-        matrix = self._vectors["biases"]
+        matrix = self.vectors["biases"]
         if matrix is None:
             return None
         shown = shown_as("biases", matrix)
@@ -153,7 +159,7 @@ class OutputLayer:
         return {
             "shape": self.shape,
             "dtype": self.weights.dtype.name,
-            "biases": self._biases is not None,
+            "biases": self.biases is not None,
             "final_norm": norm,
         }
 
@@ -164,7 +170,7 @@ class OutputLayer:
     def matrices(self) -> Iterator[Matrix]:
         """Weights, biases and the norm's vectors, those there are."""
         yield self.weights
-        yield from (matrix for matrix in self._vectors.values() if matrix is not None)
+        yield from (matrix for matrix in self.vectors.values() if matrix is not None)
 
     def check_depth(self, columns: int, name: str) -> None:
         """Raise unless the hidden states have as many columns as the layer."""
@@ -177,9 +183,17 @@ class OutputLayer:
     def padded_biases(self, dtype: Any) -> Array:
         """Biases of the classes that count, in the accumulator's type, and zeros behind them for the kernel."""
         padded = np.zeros(self.num_classes + lanes(dtype), dtype)
-        if self._biases is not None:
-            padded[: self.num_classes] = self._biases
+        if self.biases is not None:
+            padded[: self.num_classes] = self.biases
         return padded
+
+    def classes(self, first: int, stop: int) -> OutputLayer:
+        """Classes `first` to `stop` as a layer of its own, counted from 0, of views; what it reads is counted apart."""
+        parts = [Part(at - first, at - first + len(rows), rows, None, 0) for at, rows in self.parts(first, stop)]
+        weights = Matrix([make_shard(0, parts)], (stop - first, self.shape[1]), self.weights.dtype, self.weights.files)
+        found = OutputLayer(weights, None if self.biases is None else self.biases[first:stop])
+        found.strict, found.norm, found.block_bytes = self.strict, self.norm, self.block_bytes
+        return found
 
     def parts(self, first: int, stop: int) -> Iterator[tuple[int, Array]]:
         """Classes `first` to `stop` as (first class, rows of the layer), as they lie in its files."""

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bigvocab.arguments import BFLOAT16
-from bigvocab.matrices.rows import kernel_view
+from bigvocab.matrices.tiles import kernel_view
 from bigvocab.threads import run_threads
 
 Array = npt.NDArray[Any]

@@ -17,7 +17,7 @@ from bigvocab.evaluation.state import Data, State
 from bigvocab.jobs.class_ranges import STATISTICS
 from bigvocab.jobs.merging import from_given, refuse_difference, refuse_incomplete, refuse_other_files, state_report
 from bigvocab.labels.labels import LabelBatch
-from bigvocab.matrices.rows import RowStatistics
+from bigvocab.losses.row_statistics import RowStatistics, merged_statistics
 from bigvocab.reports.report import Report
 from bigvocab.storage.output import LossWriter, loss_lines, loss_schema, replacing
 
@@ -97,16 +97,12 @@ def _all_classes(states: Sequence[State]) -> list[State]:
 
 
 def _merged(evaluator: Evaluator, states: list[State], rows: int) -> Iterator[tuple[LabelBatch, Any]]:
-    from bigvocab.kernels import merge, row_statistics
-
     scale, softcap = evaluator.logit_scale, evaluator.softcap or 0.0
     total = _classes(states[0])[2]
     for start in range(0, rows, _ROWS):
         parts = [_table(state).slice(start, _ROWS).combine_chunks() for state in states]
         groups = np.stack([np.stack([_numbers(part, name) for name in STATISTICS], 1) for part in parts])
-        stats = np.empty(groups.shape[1:])
-        row_statistics.clear_statistics(stats)
-        merge.merge_statistics(groups, (scale, softcap), stats)
+        stats = merged_statistics(groups, scale, softcap)
         logits = np.full(len(stats), np.nan)
         for part, state in zip(parts, states, strict=True):
             known = part.column("label_logit").is_valid().to_numpy()

@@ -13,7 +13,6 @@ and `weight`, `group`, `bytes` where the labels have them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -23,13 +22,10 @@ import pyarrow as pa
 from bigvocab import arguments
 from bigvocab.errors import BigvocabError, Keyword
 from bigvocab.evaluation.evaluator import Evaluator
-from bigvocab.heads.linear_rows import LinearMatrix, LinearRows
-from bigvocab.heads.output_layer import OutputLayer
 from bigvocab.jobs.label_logits import LabelLogits
 from bigvocab.labels.labels import LabelBatch
-from bigvocab.matrices.matrix import Matrix
-from bigvocab.matrices.parts import Part, make_shard
-from bigvocab.matrices.rows import RowStatistics, _gather, wanted
+from bigvocab.losses.row_statistics import RowStatistics, softmax_rows, wanted
+from bigvocab.matrices.sources import LogitSource
 from bigvocab.storage.output import group_names
 
 Floats = npt.NDArray[np.float64]
@@ -48,7 +44,7 @@ class ClassRange:
 
     def __init__(
         self,
-        matrix: Matrix | LinearMatrix,
+        matrix: LogitSource,
         span: tuple[int, int, int],
         *,
         whole: bool,
@@ -58,9 +54,7 @@ class ClassRange:
         self.whole = whole
         self._offset = 0 if self.whole else first  # class of the first column of the matrix
         self._label_logits = label_logits
-        self._slice = (
-            _layer_range(matrix.layer, first, stop) if isinstance(matrix, LinearMatrix) and self.whole else None
-        )
+        self._apart = matrix.classes_apart
 
     @property
     def counts(self) -> bool:
@@ -71,7 +65,7 @@ class ClassRange:
         """Bytes read of so many rows."""
         return (
             row_bytes * rows * (self.stop - self.first) // self.total
-            if self.whole and self._slice is None
+            if self.whole and self._apart
             else row_bytes * rows
         )
 
@@ -84,7 +78,7 @@ class ClassRange:
         )
         return pa.schema(fields)
 
-    def lines(self, evaluator: Evaluator, matrix: Matrix | LinearMatrix, batch: LabelBatch) -> pa.RecordBatch:
+    def lines(self, evaluator: Evaluator, matrix: LogitSource, batch: LabelBatch) -> pa.RecordBatch:
         """One line for each row of a batch of labels."""
         labels = arguments.labels_in_range(
             batch.labels,
@@ -118,20 +112,16 @@ class ClassRange:
         )
 
     def label_logits(
-        self, evaluator: Evaluator, matrix: Any, row: int, labels: npt.NDArray[np.int64]
+        self, evaluator: Evaluator, matrix: LogitSource, row: int, labels: npt.NDArray[np.int64]
     ) -> tuple[Floats, Any]:
         """The raw logit of each row's label, and where it is known here."""
         inside = (labels >= 0) if self.whole else (labels >= self.first) & (labels < self.stop)
         logits = np.full(len(labels), np.nan)
         local = np.where(inside, labels - self._offset, -1)
-        for first, tiles in matrix.row_parts(row, row + len(labels)):
-            if isinstance(tiles, LinearRows):
-                logits[:] = _of_layer(tiles, local, evaluator.num_threads)
-                continue
-            part = slice(first - row, first - row + len(tiles[0][1]))
-            for first_class, tile in tiles:
-                out = logits[part]
-                _gather(tile, first_class, 0, np.ascontiguousarray(local[part]), out)
+        for first, rows in matrix.rows(row, row + len(labels)):
+            start = first - row
+            here = np.flatnonzero(local[start : start + len(rows)] >= 0)
+            logits[start + here] = rows.gather(here, local[start + here], evaluator.num_threads)
         if self._label_logits is not None:
             others, there = self._label_logits.rows(row, row + len(labels))
             both, mine = inside & there & (labels >= 0), logits
@@ -141,8 +131,7 @@ class ClassRange:
                 raise BigvocabError.of_row(
                     "label_logits", row + at, f" has the label {labels[at]}, whose logit is in none of the files"
                 )
-            if isinstance(matrix, Matrix):
-                _check_stored(np.where(there, others, logits), matrix.dtype, row)
+            _check_stored(np.where(there, others, logits), matrix.dtype, row)
             if (differ := both & (mine != others) & ~(np.isnan(mine) & np.isnan(others))).any():
                 at = int(np.argmax(differ))
                 raise BigvocabError.of_row(
@@ -153,33 +142,27 @@ class ClassRange:
                 )
         return logits, inside
 
-    def _statistics(self, evaluator: Evaluator, matrix: Any, row: int, labels: Any, logits: Floats) -> RowStatistics:
+    def _statistics(
+        self, evaluator: Evaluator, matrix: LogitSource, row: int, labels: Any, logits: Floats
+    ) -> RowStatistics:
         want = wanted(
             rank=self.counts and (evaluator.wants("rank") or evaluator.wants("accuracy")),
             entropy=evaluator.wants("entropy"),
             predicted=evaluator.wants("predicted"),
             logit_sum=evaluator.label_smoothing > 0,
         )
-        options = {
+        options: dict[str, Any] = {
             "want": want,
             "scale": evaluator.logit_scale,
             "softcap": evaluator.softcap or 0.0,
             "num_threads": evaluator.num_threads,
         }
         found = np.empty((len(labels), len(STATISTICS)))
-        for first, tiles in matrix.row_parts(row, row + len(labels)):
-            count = len(tiles) if isinstance(tiles, LinearRows) else len(tiles[0][1])
-            part = slice(first - row, first - row + count)
-            if isinstance(tiles, LinearRows):
-                layer = tiles.layer if self._slice is None else self._slice
-                chosen: Any = _KnownLabels(layer, tiles.inputs, logits[part])
-            else:
-                offset = self._offset
-                cuts = [_cut(first_class + offset, tile, self.first, self.stop) for first_class, tile in tiles]
-                chosen = [one for one in cuts if one[1].shape[1]]
-            found[part] = _with_labels(chosen, labels[part], logits[part], options)
-        if isinstance(matrix, LinearMatrix):  # a slice of a layer counts its classes from 0
-            found[:, 2] += np.where(found[:, 2] >= 0, self.first, 0)
+        for first, rows in matrix.rows(row, row + len(labels)):
+            part = slice(first - row, first - row + len(rows))
+            mine = rows.classes(self.first - self._offset, self.stop - self._offset)
+            found[part] = softmax_rows(mine, labels[part], known=logits[part], **options).columns
+        found[:, 2] += np.where(found[:, 2] >= 0, self.first, 0)  # ids in the range begin with 0
         return RowStatistics(found, logits, evaluator.logit_scale, evaluator.softcap or 0.0)
 
 
@@ -197,75 +180,11 @@ def _check_stored(logits: Floats, dtype: np.dtype[Any], row: int) -> None:
         )
 
 
-def _cut(first_class: int, tile: Any, first: int, stop: int) -> tuple[int, Any]:
-    """The columns of a tile that lie in the range."""
-    start, end = max(first, first_class), min(stop, first_class + tile.shape[1])
-    return start, tile[:, start - first_class : max(start, end) - first_class]
-
-
-def _with_labels(tiles: Any, labels: Any, logits: Floats, options: dict[str, Any]) -> Floats:
-    """Statistics of rows whose label's logit is known, wherever the label is."""
-    if isinstance(tiles, _KnownLabels):
-        return tiles.softmax_rows(np.where(labels < 0, labels, 0), **options).columns
-    from bigvocab.kernels import row_statistics, softmax
-    from bigvocab.matrices.rows import share_rows, streamed
-
-    columns = np.empty((len(labels), row_statistics.COLUMNS))
-    threads, transform = options["num_threads"], (options["scale"], options["softcap"])
-
-    def work(start: int, stop: int) -> None:
-        stats = columns[start:stop]
-        row_statistics.clear_statistics(stats)
-        mine, logits_of_mine = labels[start:stop], logits[start:stop]
-        for span, piece in streamed(tiles, start, stop, mine == row_statistics.SKIP):
-            softmax.rows_softmax(piece, mine, logits_of_mine, transform, options["want"], span, stats)
-
-    share_rows(work, tiles, len(labels), threads)
-    return columns
-
-
-class _KnownLabels(LinearRows):
-    """Rows of a range of a layer, with the logits of their labels, which may be classes of another range."""
-
-    def __init__(self, layer: OutputLayer, inputs: Any, logits: Floats) -> None:
-        super().__init__(layer, inputs)
-        self._known, self._chosen = logits, np.zeros(0, np.int64)
-
-    def _blocks(self, rows: Any, num_threads: int, columns: int) -> Iterator[Any]:
-        for chosen, packed in super()._blocks(rows, num_threads, columns):
-            self._chosen = chosen
-            yield chosen, packed
-
-    def _label_logits(self, packed: Any, labels: Any, num_threads: int) -> Floats:
-        return np.ascontiguousarray(self._known[self._chosen])
-
-
-def _of_layer(rows: LinearRows, labels: Any, num_threads: int) -> Floats:
-    """The logit of each row's label; NaN where it is -1."""
-    out = np.full(len(labels), np.nan)
-    for chosen, packed in rows._blocks(np.flatnonzero(labels >= 0), num_threads, 1):
-        out[chosen] = rows._label_logits(packed, labels[chosen], num_threads)
-    return out
-
-
-def _layer_range(layer: OutputLayer, first: int, stop: int) -> OutputLayer:
-    """Classes `first` to `stop` of a layer, as views."""
-    parts = [Part(at - first, at - first + len(rows), rows, None, 0) for at, rows in layer.parts(first, stop)]
-    weights = layer.weights
-    part = Matrix([make_shard(0, parts)], (stop - first, weights.shape[1]), weights.dtype, weights.files)
-    biases = None if layer._biases is None else np.ascontiguousarray(layer._biases[first:stop])
-    if biases is not None and biases.dtype.name not in arguments.FLOATS:
-        biases = biases.astype(np.float32)
-    found = OutputLayer(part, biases, strict=layer.strict)
-    found.norm, found.block_bytes = layer.norm, layer.block_bytes
-    return found
-
-
 # ---- which range
 
 
 def class_range(
-    matrix: Matrix | LinearMatrix, vocab_shard: tuple[int, int] | None, first_class: int | None, num_classes: int | None
+    matrix: LogitSource, vocab_shard: tuple[int, int] | None, first_class: int | None, num_classes: int | None
 ) -> tuple[int, int, int]:
     """(first, stop, total) of the classes: the slice that is there, the I-th file of a set, or of N equal parts."""
     held = matrix.shape[1] if num_classes is None or first_class is not None else min(matrix.shape[1], num_classes)
@@ -287,11 +206,7 @@ def class_range(
         return first_class, first_class + held, num_classes
     assert vocab_shard is not None
     i, n = vocab_shard
-    if isinstance(matrix, LinearMatrix):
-        parts = matrix.layer.weights._shards[0].parts
-        edges = [part.first for at, part in enumerate(parts) if at == 0 or part.file is not parts[at - 1].file]
-    else:
-        edges = [shard.first_class for shard in matrix._shards]
+    edges = matrix.class_edges()
     if len(edges) > 1:
         if len(edges) != n:
             raise BigvocabError(

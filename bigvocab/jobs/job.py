@@ -17,7 +17,6 @@ from bigvocab.evaluation.figures import make_report, versions
 from bigvocab.evaluation.settings import parse_bytes, parse_shard
 from bigvocab.evaluation.state import Data, State
 from bigvocab.evaluation.tally import Tally
-from bigvocab.heads.linear_rows import LinearMatrix
 from bigvocab.jobs.blocks import block_rows, may_grow
 from bigvocab.jobs.checkpoints import Checkpoints, files_beside, keeping
 from bigvocab.jobs.class_ranges import ClassRange, check_class_job, class_range
@@ -28,7 +27,6 @@ from bigvocab.kernels.jit import keeps_none_yet
 from bigvocab.labels.label_sources import check_labels, open_labels
 from bigvocab.losses.sigmoid_rows import pos_weight_vector
 from bigvocab.matrices import fingerprints
-from bigvocab.matrices.matrix import Matrix
 from bigvocab.reports.report import Report
 from bigvocab.storage.output import LossWriter, check_writable, loss_schema, refuse_overwriting, replacing, write_text
 from bigvocab.threads import usable_cores
@@ -236,9 +234,7 @@ class _Run:
             data.classes = [classes.first, classes.stop, classes.total]
             state.options |= {"layer": None, "num_classes": classes.total}
             return state
-        linear = isinstance(job.matrix, LinearMatrix)
-        source = job.matrix.inputs if isinstance(job.matrix, LinearMatrix) else job.matrix
-        data.files = [*fingerprints.of_matrix("inputs" if linear else "logits", source), *data.files]
+        data.files = [*fingerprints.of_matrix(job.matrix.role, job.matrix.stored), *data.files]
         return state
 
     def _source(self, start: int, engine: str | None, workers: int | None, address: str | None) -> Iterator[Piece]:
@@ -328,14 +324,11 @@ def _make_ready(job: Job, *, compiling: bool) -> None:
     pages. What is wrong with them is for the work itself to say, in its order.
     """
     own = {"sparse-softmax": "softmax", "softmax": "soft_labels", "sampled-softmax": "softmax"}
-    names = ["pages", "softmax", "sums", own.get(job.evaluator.loss, "sigmoid")]
-    if isinstance(job.matrix, LinearMatrix):
-        names += ["convert", "merge", "panels", "products"]
-    for name in names:
+    for name in ("pages", "softmax", "sums", own.get(job.evaluator.loss, "sigmoid"), *job.matrix.kernels):
         importlib.import_module(f"bigvocab.kernels.{name}")
     few = 2 * min(job.evaluator.num_threads, usable_cores())
     few = min(few, job.stop - job.start if compiling else (job.stop - job.start) // 100)
-    if few == 0 or not isinstance(job.matrix, Matrix) or not job.matrix.lies_row_by_row():
+    if few == 0 or not job.matrix.row_by_row:
         return
     tally = Tally(job.evaluator.top_k)
     with contextlib.suppress(BigvocabError):

@@ -53,7 +53,7 @@ def given_of(evaluator: Evaluator) -> dict[str, Any]:
     """The keywords that make an evaluator like this one, as JSON has them; paths are absolute."""
     given = {name: value for name, value in evaluator._given.items() if name != "threads"}
     if evaluator.layer is not None:
-        given |= {"weights": evaluator.layer.weights, **evaluator.layer._vectors}
+        given |= {"weights": evaluator.layer.weights, **evaluator.layer.vectors}
     for name in FILE_OPTIONS:
         if isinstance(given[name], str):
             given[name] = os.path.abspath(given[name])

@@ -5,7 +5,6 @@ A process, a pool and a cluster do the same pieces.
 
 from __future__ import annotations
 
-import contextlib
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,13 +17,12 @@ import pyarrow as pa
 from bigvocab.errors import BigvocabError
 from bigvocab.evaluation.evaluator import Evaluator
 from bigvocab.evaluation.tally import Tally
-from bigvocab.heads.linear_rows import LinearMatrix
 from bigvocab.jobs.class_ranges import ClassRange
 from bigvocab.kernels.jit import clock
 from bigvocab.labels.label_sources import MatrixLabels, cut, errors_of_files, true_classes
 from bigvocab.labels.labels import LabelBatch, Labels
 from bigvocab.labels.true_classes import TrueClasses
-from bigvocab.matrices.matrix import Matrix
+from bigvocab.matrices.sources import LogitSource
 from bigvocab.sampling.draw_blocks import DRAW_ROWS
 from bigvocab.storage.output import loss_lines
 
@@ -39,7 +37,7 @@ class Job:
     """What is to be evaluated, opened and checked."""
 
     evaluator: Evaluator
-    matrix: Matrix | LinearMatrix
+    matrix: LogitSource
     labels: Labels | MatrixLabels
     block: int  # rows at a time, or at first
     start: int
@@ -67,9 +65,9 @@ class Piece(NamedTuple):
 def pieces(job: Job, start: int, stop: int) -> Iterator[Piece]:
     """Rows `start` to `stop` of a job, piece by piece, in order; pages are given back behind each block."""
     matrix = job.matrix
-    read = getattr(matrix, "layer_bytes_read", 0)
-    once = matrix.read_once() if isinstance(matrix, Matrix) else contextlib.nullcontext()
-    with once, ThreadPoolExecutor(2, "pages") as pages:  # they are read ahead within a block, and let go of behind it
+    read = matrix.bytes_read_beside
+    # Pages are read ahead within a block, and let go of behind it.
+    with matrix.reading_once(), ThreadPoolExecutor(2, "pages") as pages:
         released: Future[None] | None = None
         block = job.block
         for batch in job.labels.batches(start, stop):
@@ -85,7 +83,7 @@ def pieces(job: Job, start: int, stop: int) -> Iterator[Piece]:
                 try:
                     with errors_of_files(job.labels, job.evaluator.label_name):
                         for piece in _block(job, rows):
-                            now = getattr(matrix, "layer_bytes_read", 0)
+                            now = matrix.bytes_read_beside
                             yield piece._replace(bytes_read=piece.bytes_read + now - read)
                             read = now
                 finally:
@@ -111,9 +109,9 @@ def _begin(pool: ThreadPoolExecutor, task: Callable[..., None], *given: Any) -> 
 
 def _fetch(job: Job, rows: LabelBatch, ended: threading.Event) -> None:
     """Read a block of rows ahead."""
-    if isinstance(job.matrix, Matrix) and job.classes is None and len(rows) * job.row_bytes >= _AHEAD_BYTES:
+    if job.classes is None and len(rows) * job.row_bytes >= _AHEAD_BYTES:
         for first, stop in _long_ranges(job, rows):
-            job.matrix.fetch(rows.first_row + first, rows.first_row + stop, ended)
+            job.matrix.prefetch(rows.first_row + first, rows.first_row + stop, ended)
 
 
 def _long_ranges(job: Job, rows: LabelBatch) -> list[tuple[int, int]]:

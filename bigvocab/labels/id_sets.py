@@ -32,6 +32,21 @@ class IdSets(NamedTuple):
         """The row of each id."""
         return np.repeat(np.arange(self.num_rows), np.diff(self.offsets))
 
+    def of_rows(self, rows: slice | Ids) -> IdSets:
+        """The sets of some rows; of a slice, views whose offsets need not begin with 0.
+
+        >>> sets = IdSets(np.array([0, 2, 2, 3]), np.array([7, 8, 9]))
+        >>> picked = sets.of_rows(np.array([0, 2]))
+        >>> picked.offsets.tolist(), picked.ids.tolist()
+        ([0, 2, 3], [7, 8, 9])
+        """
+        if isinstance(rows, slice):
+            return IdSets(self.offsets[rows.start : rows.stop + 1], self.ids)
+        starts, sizes = self.offsets[rows], np.diff(self.offsets)[rows]
+        offsets = np.concatenate([[0], np.cumsum(sizes)])
+        places = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], sizes)
+        return IdSets(offsets, self.ids[places])
+
 
 def as_id_sets(name: str, labels: Any, rows: int) -> IdSets:
     """Labels (N, T) of integers, or a pair (offsets (N + 1,), ids), as checked flat arrays for `rows` rows."""

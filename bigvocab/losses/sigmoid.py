@@ -14,7 +14,8 @@ import numpy.typing as npt
 
 from bigvocab import arguments
 from bigvocab.labels.id_sets import as_id_sets, check_ids, in_rising_order
-from bigvocab.losses.reductions import ExactSums, broadcast_weights, check_reduction, reduce_losses, reduced
+from bigvocab.losses.exact_sums import ExactSums
+from bigvocab.losses.reductions import broadcast_weights, check_reduction, reduce_losses, reduced
 from bigvocab.losses.sigmoid_rows import (
     log_loss_elements,
     pos_weight_vector,
@@ -22,6 +23,7 @@ from bigvocab.losses.sigmoid_rows import (
     sparse_sigmoid_rows,
 )
 from bigvocab.losses.soft_rows import as_soft_labels
+from bigvocab.matrices.tiles import StoredRows
 from bigvocab.threads import resolve_threads, run_threads
 
 Floats = npt.NDArray[np.float64]
@@ -228,7 +230,7 @@ def sparse_sigmoid_cross_entropy(
     spread = broadcast_weights(1.0 if weights is None else weights, (len(x),))
     q = pos_weight_vector(pos_weight, x.shape[1])
     skip = np.zeros(len(x), bool)
-    losses = sparse_sigmoid_rows([(0, x)], sets, skip, pos_weight=q, num_threads=resolve_threads(num_threads))
+    losses = sparse_sigmoid_rows(StoredRows.of(x), sets, skip, pos_weight=q, num_threads=resolve_threads(num_threads))
     return reduce_losses(losses, spread, reduction)
 
 

@@ -1,26 +1,25 @@
-"""Rows of logits beside rows of dense labels: pieces of both for kernels, and what softmax cross-entropy reads off
-them.
-"""
+"""Softmax cross-entropy of rows with soft labels: over all classes, or over those that are listed."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from bigvocab.arguments import FLOATS, as_array
 from bigvocab.errors import BigvocabError
 from bigvocab.labels.id_sets import IdSets
-from bigvocab.matrices.rows import RowStatistics, Tiles, pieces, share_rows, softmax_rows, streamed, wanted
+from bigvocab.losses.row_statistics import RowStatistics, softmax_rows, wanted
+from bigvocab.losses.row_sums import SoftLabelSums
+from bigvocab.matrices.logit_rows import Array, Bools, Floats, Ids, LogitRows
+from bigvocab.matrices.tiles import kernel_view
 from bigvocab.threads import resolve_threads
 
-Floats = npt.NDArray[np.float64]
+_TILE = 1 << 20  # logits of listed classes, put in a tile at a time
 
 
-def as_soft_labels(name: str, labels: Any, shape: tuple[int, ...], hint: str = "") -> npt.NDArray[Any]:
+def as_soft_labels(name: str, labels: Any, shape: tuple[int, ...], hint: str = "") -> Array:
     """Labels of the shape of the logits, of any float, integer or boolean type, not copied."""
     array = as_array(name, labels)
     if array.dtype.name not in FLOATS and array.dtype.kind not in "iub":
@@ -31,19 +30,7 @@ def as_soft_labels(name: str, labels: Any, shape: tuple[int, ...], hint: str = "
     return array
 
 
-def paired_pieces(
-    tiles: Tiles, labels: npt.NDArray[Any], start: int, stop: int, left_out: npt.NDArray[np.bool_] | None = None
-) -> Iterator[tuple[tuple[int, int], npt.NDArray[Any], npt.NDArray[Any]]]:
-    """As `rows.streamed`, each with the labels of the same rows and classes."""
-    for (first, classes), piece in streamed(tiles, start, stop, left_out):
-        part = labels[start:stop, first : first + classes]
-        if part.dtype.name not in FLOATS:
-            part = part.astype(np.float64, order="C")
-        for _, beside in streamed([(first, part)], 0, stop - start, left_out):
-            yield (first, classes), piece, beside
-
-
-def refuse_bad_label(name: str, labels: npt.NDArray[Any], row: int, first_row: int = 0) -> None:
+def refuse_bad_label(name: str, labels: Array, row: int, first_row: int = 0) -> None:
     """Raise for the first label of the row that is not finite."""
     values = np.asarray(labels[row]).astype(np.float64)
     if np.isfinite(values).all():
@@ -62,12 +49,11 @@ class SoftLabelRows:
 
     def losses(self, label_smoothing: float) -> Floats:
         """S z (lse - g) of each row, smoothed: (1 - e) S z (lse - g) + e (lse - mean of g)."""
-        from bigvocab.kernels import row_statistics
         from bigvocab.kernels import soft_labels as k
 
         mass, shift = self.sums[:, k.LABEL_SUM], self.sums[:, k.SHIFT]
         reference = self.sums[:, k.REFERENCE]
-        highest, total = self.rows.columns[:, row_statistics.MAX], self.rows.columns[:, row_statistics.SUM]
+        highest, total = self.rows.maximum, self.rows.exp_sum
         with np.errstate(divide="ignore", invalid="ignore"):
             base = np.where(np.isnan(reference), 0.0, self.rows.transformed(reference))
             above = self.rows.transformed(highest) - base + np.log(total)  # lse - g(reference)
@@ -80,14 +66,10 @@ class SoftLabelRows:
         return losses
 
 
-def _options(want: int, label_smoothing: float) -> int:
-    return want | wanted(logit_sum=label_smoothing > 0)
-
-
 def dense_label_rows(
-    tiles: Tiles,
-    labels: npt.NDArray[Any],
-    skip: npt.NDArray[np.bool_],
+    rows: LogitRows,
+    labels: Array,
+    skip: Bools,
     *,
     label_smoothing: float = 0.0,
     want: int = 0,
@@ -98,37 +80,21 @@ def dense_label_rows(
     first_row: int = 0,
 ) -> SoftLabelRows:
     """Statistics of rows of logits with soft labels (n, V); rows of `skip` are left out."""
-    from bigvocab.kernels import row_statistics, soft_labels
+    from bigvocab.kernels import soft_labels
 
-    rows = len(skip)
-    marks = np.where(skip, row_statistics.SKIP, row_statistics.NO_LABEL)
-    want = _options(want, label_smoothing)
-    if (made := getattr(tiles, "dense_label_rows", None)) is not None:  # logits that are made while they are read
-        threads = resolve_threads(num_threads)
-        columns, sums = made(labels, marks, want=want, transform=(scale, softcap), num_threads=threads)
-    else:
-        columns, sums = np.empty((rows, row_statistics.COLUMNS)), np.zeros((rows, soft_labels.SUMS))
-        sums[:, soft_labels.REFERENCE] = np.nan
-
-        def work(start: int, stop: int) -> None:
-            mine, stats = slice(start, stop), columns[start:stop]
-            row_statistics.clear_statistics(stats)
-            for span, x, z in paired_pieces(tiles, labels, start, stop, skip[mine]):
-                soft_labels.rows_soft_labels(x, z, marks[mine], (scale, softcap), want, span, stats, sums[mine])
-
-        share_rows(work, tiles, rows, num_threads, labels)
+    reduction = SoftLabelSums(labels, skip, (scale, softcap), want | wanted(logit_sum=label_smoothing > 0))
+    columns, sums = rows.reduce(reduction, resolve_threads(num_threads))
     bad = ~np.isfinite(sums[:, soft_labels.LABEL_SUM])
     if bad.any():
         refuse_bad_label(name, labels, int(np.argmax(bad)), first_row)
-    stats = RowStatistics(columns, np.full(rows, np.nan), scale, softcap)
-    return SoftLabelRows(stats, sums, labels.shape[1])
+    return SoftLabelRows(RowStatistics(columns, np.full(len(skip), np.nan), scale, softcap), sums, rows.num_classes)
 
 
 def sparse_label_rows(
-    tiles: Tiles,
+    rows: LogitRows,
     sets: IdSets,
     probabilities: Floats,
-    skip: npt.NDArray[np.bool_],
+    skip: Bools,
     *,
     label_smoothing: float = 0.0,
     want: int = 0,
@@ -140,23 +106,40 @@ def sparse_label_rows(
     from bigvocab.kernels import row_statistics, soft_labels
 
     marks = np.where(skip, row_statistics.SKIP, row_statistics.NO_LABEL)
-    want, threads = _options(want, label_smoothing), resolve_threads(num_threads)
-    rows = softmax_rows(tiles, marks, want=want, scale=scale, softcap=softcap, num_threads=threads)
+    want, threads = want | wanted(logit_sum=label_smoothing > 0), resolve_threads(num_threads)
+    found = softmax_rows(rows, marks, want=want, scale=scale, softcap=softcap, num_threads=threads)
     sums = np.zeros((len(marks), soft_labels.SUMS))
-    top = rows.columns[:, row_statistics.MAX]
-    sums[:, soft_labels.REFERENCE] = np.where(np.isfinite(top), top, np.nan)
-    probabilities = np.ascontiguousarray(probabilities, np.float64)
-    if (add := getattr(tiles, "add_sparse_labels", None)) is not None:  # logits that are made while they are read
-        add(marks, sets, probabilities, (scale, softcap), sums, threads)
-        return SoftLabelRows(rows, sums, int(tiles.num_classes))  # type: ignore[attr-defined]
+    sums[:, soft_labels.REFERENCE] = np.where(np.isfinite(found.maximum), found.maximum, np.nan)
+    _add_listed(rows, sets, np.ascontiguousarray(probabilities, np.float64), marks, (scale, softcap), sums, threads)
+    return SoftLabelRows(found, sums, rows.num_classes)
 
-    def work(start: int, stop: int) -> None:
-        mine, offsets = slice(start, stop), sets.offsets[start : stop + 1]
-        for span, piece in pieces(tiles, start, stop):
-            soft_labels.rows_sparse_labels(
-                piece, marks[mine], offsets, sets.ids, probabilities, (scale, softcap), span, sums[mine]
-            )
 
-    share_rows(work, tiles, len(marks), threads)
-    first, tile = tiles[-1]
-    return SoftLabelRows(rows, sums, first + tile.shape[1])
+def _add_listed(
+    rows: LogitRows,
+    sets: IdSets,
+    probabilities: Floats,
+    marks: Ids,
+    transform: tuple[float, float],
+    sums: Floats,
+    num_threads: int,
+) -> None:
+    """Add what the listed ids make to the sums with labels, from their logits alone."""
+    from bigvocab.kernels import row_statistics, soft_labels
+
+    owner, sizes = sets.rows(), np.diff(sets.offsets)
+    kept = np.flatnonzero(marks[owner] != row_statistics.SKIP)
+    found = rows.gather(owner[kept], sets.ids[kept], num_threads)
+    logits = np.zeros(len(owner), found.dtype)
+    logits[kept] = found
+    step = max(1, _TILE // max(1, int(sizes.max(initial=1))))
+    for start in range(0, len(marks), step):  # a tile of the listed logits alone: class k is the k-th of its row
+        stop = min(start + step, len(marks))
+        first, last = sets.offsets[start], sets.offsets[stop]
+        offsets = sets.offsets[start : stop + 1] - first
+        places = np.arange(last - first) - np.repeat(offsets[:-1], sizes[start:stop])
+        tile = np.zeros((stop - start, max(1, int(sizes[start:stop].max(initial=1)))), logits.dtype)
+        tile[owner[first:last] - start, places] = logits[first:last]
+        span, listed = (0, tile.shape[1]), probabilities[first:last]
+        soft_labels.rows_sparse_labels(
+            kernel_view(tile), marks[start:stop], offsets, places, listed, transform, span, sums[start:stop]
+        )

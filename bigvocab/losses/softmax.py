@@ -17,6 +17,8 @@ from bigvocab.losses.reductions import (
     reduce_losses,
     reduce_weighted,
 )
+from bigvocab.losses.row_statistics import RowStatistics, softmax_rows, wanted
+from bigvocab.losses.row_sums import PLAIN, Transform, WeightedSums
 from bigvocab.losses.sigmoid import (
     log_loss,
     sigmoid_cross_entropy,
@@ -24,7 +26,8 @@ from bigvocab.losses.sigmoid import (
     weighted_sigmoid_cross_entropy,
 )
 from bigvocab.losses.soft_rows import as_soft_labels, dense_label_rows
-from bigvocab.matrices.rows import RowStatistics, Tiles, share_rows, softmax_rows, streamed, wanted
+from bigvocab.matrices.logit_rows import Floats, Ids, LogitRows
+from bigvocab.matrices.tiles import StoredRows
 from bigvocab.threads import resolve_threads
 
 __all__ = [
@@ -38,8 +41,6 @@ __all__ = [
     "weighted_sigmoid_cross_entropy",
 ]
 
-Floats = npt.NDArray[np.float64]
-
 
 @dataclass(frozen=True)
 class SparseSoftmax:
@@ -49,24 +50,11 @@ class SparseSoftmax:
     label_smoothing: float = 0.0
     class_weights: Floats | None = None
 
-    def weighted_sums(
-        self, tiles: Tiles, labels: npt.NDArray[np.int64], scale: float, softcap: float, threads: int
-    ) -> Any:
+    def weighted_sums(self, rows: LogitRows, labels: Ids, transform: Transform, num_threads: int) -> Floats | None:
         """S_c w_c g(x_c) of each row, which only smoothing with class weights needs; else None."""
         if self.class_weights is None or not self.label_smoothing:
             return None
-        if (made := getattr(tiles, "weighted_sums", None)) is not None:
-            return made(labels, self.class_weights, scale=scale, softcap=softcap, num_threads=threads)
-        from bigvocab.kernels import softmax
-
-        sums, weights = np.zeros(len(labels)), self.class_weights
-
-        def work(start: int, stop: int) -> None:
-            for (first, classes), piece in streamed(tiles, start, stop, labels[start:stop] < 0):
-                part = weights[first : first + classes]
-                softmax.rows_weighted_sum(piece, labels[start:stop], part, (scale, softcap), sums[start:stop])
-
-        share_rows(work, tiles, len(labels), threads)
+        (sums,) = rows.reduce(WeightedSums(labels, self.class_weights, transform), num_threads)
         return sums
 
     @property
@@ -74,7 +62,7 @@ class SparseSoftmax:
         """Whether the formula uses the sum of all logits of the row."""
         return self.label_smoothing > 0
 
-    def label_weights(self, labels: npt.NDArray[np.int64]) -> Floats | None:
+    def label_weights(self, labels: Ids) -> Floats | None:
         """The class weight of each row's label; None where there are none."""
         return None if self.class_weights is None else self.class_weights[labels]
 
@@ -88,7 +76,7 @@ class SparseSoftmax:
             uniform = rows.uniform_loss(self.num_classes)
             return np.where(np.isnan(nll), nll, uniform) if e == 1.0 else (1 - e) * nll + e * uniform
 
-    def weighted_losses(self, rows: RowStatistics, labels: npt.NDArray[np.int64], sums: Floats | None) -> Floats:
+    def weighted_losses(self, rows: RowStatistics, labels: Ids, sums: Floats | None) -> Floats:
         """The loss of each row with class weights, as PyTorch: (1-e) w_y nll_y + (e/V) S_c w_c nll_c."""
         if self.class_weights is None:
             return self.losses(rows)
@@ -160,10 +148,10 @@ def sparse_softmax_cross_entropy(
     formula = sparse_softmax_formula(x.shape[1], label_smoothing, class_weights)
     row_weights = broadcast_weights(1.0 if weights is None else weights, y.shape)
     threads = resolve_threads(num_threads)
-    tiles = [(0, x)]
-    rows = softmax_rows(tiles, y, want=wanted(logit_sum=formula.needs_logit_sum), num_threads=threads)
-    losses = formula.weighted_losses(rows, y, formula.weighted_sums(tiles, y, 1.0, 0.0, threads))
-    return _reduced(losses, row_weights, formula.label_weights(y), y >= 0, reduction)
+    rows = StoredRows.of(x)
+    found = softmax_rows(rows, y, want=wanted(logit_sum=formula.needs_logit_sum), num_threads=threads)
+    losses = formula.weighted_losses(found, y, formula.weighted_sums(rows, y, PLAIN, threads))
+    return reduce_rows(losses, row_weights, formula.label_weights(y), y >= 0, reduction)
 
 
 def sparse_softmax_formula(num_classes: int, label_smoothing: Any, class_weights: Any) -> SparseSoftmax:
@@ -173,7 +161,7 @@ def sparse_softmax_formula(num_classes: int, label_smoothing: Any, class_weights
     return SparseSoftmax(num_classes, e, weights)
 
 
-def _reduced(
+def reduce_rows(
     losses: Floats, weights: Floats, label_weights: Floats | None, counted: npt.NDArray[np.bool_], reduction: str
 ) -> Any:
     """Reduce losses of rows: those not counted, and those of weight 0, are left out even where they are NaN."""
@@ -228,7 +216,7 @@ def softmax_cross_entropy(
     e = arguments.in_unit_interval("label_smoothing", label_smoothing)
     spread = broadcast_weights(1.0 if weights is None else weights, (len(x),))
     skip = np.zeros(len(x), bool)
-    rows = dense_label_rows([(0, x)], z, skip, label_smoothing=e, num_threads=resolve_threads(num_threads))
+    rows = dense_label_rows(StoredRows.of(x), z, skip, label_smoothing=e, num_threads=resolve_threads(num_threads))
     return reduce_losses(rows.losses(e), spread, reduction)
 
 

@@ -24,7 +24,7 @@ from bigvocab.formats import read_layout, refuse_header, refuse_selector
 from bigvocab.formats.layout import SUPPORTED, Layout, dtype_label, is_supported, parse_dtype, parse_shape
 from bigvocab.formats.raw import raw_layouts
 from bigvocab.matrices.parts import Array, Part, Shard, fetch_rows, make_parts, make_shard, native, release_rows
-from bigvocab.matrices.rows import rows_in_one_piece
+from bigvocab.matrices.tiles import StoredRows, rows_in_one_piece
 from bigvocab.storage.mapped import MappedFile
 from bigvocab.storage.paths import Source, expand
 from bigvocab.storage.reading import Behind
@@ -47,18 +47,25 @@ class Matrix:
     Slices and single rows are NumPy views, zero-copy where they lie in one part; a list of rows copies those rows
     alone. The byte order may be foreign. `np.asarray` of a matrix of one part is a view as well.
 
+    Two dimensions are a `LogitSource`. `shards` are the grid; `maps` the mapped files of it, none for an array.
+
     >>> import numpy as np
     >>> m = Matrix.from_array(np.arange(6, dtype=np.float32).reshape(3, 2))
     >>> m.shape, m[1:3].tolist(), m[[2, 0]].tolist()
     ((3, 2), [[2.0, 3.0], [4.0, 5.0]], [[4.0, 5.0], [0.0, 1.0]])
     """
 
+    role = "logits"
+    kernels: tuple[str, ...] = ()
+    bytes_read_beside = 0
+    classes_apart = True
+
     def __init__(self, shards: list[Shard], shape: tuple[int, ...], dtype: np.dtype[Any], files: list[dict[str, Any]]):
-        self._shards = shards
+        self.shards = shards
         self.shape = shape
         self.dtype = dtype
         self.files = files
-        self._maps: list[MappedFile] = []
+        self.maps: list[MappedFile] = []
         self._lock, self._readers = threading.Lock(), 0
         self._spec: tuple[list[Source], _Options] | None = None
 
@@ -93,9 +100,14 @@ class Matrix:
         return math.prod(self.shape) * self.dtype.itemsize
 
     @property
+    def stored(self) -> Matrix:
+        """The matrix itself."""
+        return self
+
+    @property
     def fingerprints(self) -> list[tuple[str, int, int]]:
         """(absolute path, size, time of change in ns) of each file at opening."""
-        return [(file.path, file.size, file.identity.changed_ns) for file in self._maps]
+        return [(file.path, file.size, file.identity.changed_ns) for file in self.maps]
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -104,11 +116,20 @@ class Matrix:
         """(first row, path) of each file, in order, where files are split by rows."""
         found: list[tuple[int, str]] = []
         before = None
-        for part in self._shards[0].parts if len(self._shards) == 1 else ():
+        for part in self.shards[0].parts if len(self.shards) == 1 else ():
             if part.file is not None and part.file is not before:
                 found.append((part.first, part.file.shown_whole))
             before = part.file
         return found
+
+    def class_edges(self) -> list[int]:
+        """The first class of each file, in order, where files are split by classes; else [0]."""
+        return [shard.first_class for shard in self.shards]
+
+    def part_edges(self) -> list[int]:
+        """The first row of each file, in order, where files are split by rows; else [0]."""
+        parts = self.shards[0].parts
+        return [part.first for at, part in enumerate(parts) if at == 0 or part.file is not parts[at - 1].file]
 
     def __repr__(self) -> str:
         source = self.files[0]["path"] + (f" and {len(self.files) - 1} more" if len(self.files) > 1 else "")
@@ -116,7 +137,7 @@ class Matrix:
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
         found = self._rows(0, len(self))
-        fresh = not any(np.may_share_memory(found, part.array) for part in self._shards[0].parts[:1])
+        fresh = not any(np.may_share_memory(found, part.array) for part in self.shards[0].parts[:1])
         if copy is False and (fresh or dtype not in (None, self.dtype)):
             raise ValueError("this matrix cannot become one array of that dtype without a copy")
         if fresh:
@@ -191,7 +212,7 @@ class Matrix:
         rows = rows.astype(np.int64)
         rows = np.where(rows < 0, rows + len(self), rows)
         out = np.empty((len(rows), *self.shape[1:]), self.dtype)
-        for shard in self._shards:
+        for shard in self.shards:
             owner = np.searchsorted(shard.starts, rows, side="right") - 1
             order = np.argsort(owner, kind="stable")
             edges = np.flatnonzero(np.diff(owner[order], prepend=-1, append=-1))
@@ -213,32 +234,43 @@ class Matrix:
         if not 0 <= start <= stop <= len(self):
             raise IndexError(f"rows {start} to {stop} are out of range for {len(self)} rows")
         while start < stop:
-            parts = [shard.part_of(start) for shard in self._shards]
+            parts = [shard.part_of(start) for shard in self.shards]
             end = min(stop, *(part.stop for part in parts))
             if any(part.array.dtype != self.dtype for part in parts):  # `native` makes a copy
                 end = min(end, start + max(1, _COPIED_BYTES * len(self) // max(1, self.nbytes)))
             tiles = [part.array[start - part.first : end - part.first] for part in parts]
-            yield start, [(s.first_class, native(t, self.dtype)) for s, t in zip(self._shards, tiles, strict=True)]
+            yield start, [(s.first_class, native(t, self.dtype)) for s, t in zip(self.shards, tiles, strict=True)]
             start = end
 
-    def lies_in_one_piece(self) -> bool:
+    def rows(self, start: int, stop: int) -> Iterator[tuple[int, StoredRows]]:
+        """Rows start to stop of (N, V) as (first row, rows of logits), in order, without a copy."""
+        for first, tiles in self.row_parts(start, stop):
+            yield first, StoredRows(tiles)
+
+    def block_rows(self, rows: int) -> int:
+        """How many of so many rows should be worked at a time: all, because reading is quick."""
+        return rows
+
+    @property
+    def in_one_piece(self) -> bool:
         """Whether kernels can read all rows where they lie, without a copy."""
-        arrays = [part.array for shard in self._shards for part in shard.parts]
+        arrays = [part.array for shard in self.shards for part in shard.parts]
         return all(array.dtype == self.dtype and rows_in_one_piece(array) for array in arrays)
 
-    def lies_row_by_row(self) -> bool:
+    @property
+    def row_by_row(self) -> bool:
         """Whether the bytes of a row lie together: of a file in Fortran order, a few rows touch every page."""
-        arrays = [part.array for shard in self._shards for part in shard.parts]
+        arrays = [part.array for shard in self.shards for part in shard.parts]
         return all(array.strides[1] == array.itemsize or array.shape[1] == 1 for array in arrays)
 
-    def fetch(self, start: int, stop: int, ended: threading.Event) -> None:
+    def prefetch(self, start: int, stop: int, ended: threading.Event) -> None:
         """Have rows start to stop read from the disk, in order, unless it has `ended`: for a thread ahead of others."""
         for part, first, last in self._parts_of(start, stop):
             if part.file is not None:
                 fetch_rows(part.file, part, first, last, ended)
 
     @contextlib.contextmanager
-    def read_once(self) -> Iterator[None]:
+    def reading_once(self) -> Iterator[None]:
         """While it lasts, kernels let go of what they have read, 256 MiB of all files at a time."""
         self._read_behind(1)
         try:
@@ -251,8 +283,8 @@ class Matrix:
         with self._lock:
             before, self._readers = self._readers, self._readers + more
             if 0 in (before, self._readers):
-                behind = Behind([file.buffer for file in self._maps]) if self._readers else None
-                for file in self._maps:
+                behind = Behind([file.buffer for file in self.maps]) if self._readers else None
+                for file in self.maps:
                     file.buffer.reader.behind = behind
 
     def release(self, start: int, stop: int) -> None:
@@ -263,7 +295,7 @@ class Matrix:
 
     def _parts_of(self, start: int, stop: int) -> Iterator[tuple[Part, int, int]]:
         """The parts that hold rows start to stop, each with its rows of them."""
-        for shard in self._shards:
+        for shard in self.shards:
             row = start
             while row < min(stop, len(self)):
                 part = shard.part_of(row)
@@ -272,7 +304,7 @@ class Matrix:
 
     def check(self) -> None:
         """Raise FormatError if a file has shrunk, was written to or was replaced since it was opened."""
-        for file in self._maps:
+        for file in self.maps:
             file.check()
 
     def __reduce__(self) -> Any:
@@ -323,7 +355,7 @@ def _open(sources: list[Source], options: _Options) -> Matrix:
     shape = (layouts[0].shape[0], at) if by_class else (at, *rest)
     files = [_entry(file, layout) for file, layout in zip(maps, layouts, strict=True)]
     matrix = Matrix(shards or [make_shard(0, parts)], shape, layouts[0].stored.dtype, files)
-    matrix._maps, matrix._spec = maps, (sources, options)
+    matrix.maps, matrix._spec = maps, (sources, options)
     return matrix
 
 

@@ -21,7 +21,7 @@ from bigvocab.heads.layer_shards import as_one_array, picked_at_random
 from bigvocab.heads.products import Packed, accumulator, converted, lanes, paired
 from bigvocab.kernels import random as random_kernels
 from bigvocab.labels.true_classes import TrueClasses
-from bigvocab.matrices.rows import kernel_view
+from bigvocab.matrices.tiles import kernel_view
 from bigvocab.threads import run_threads
 
 Array = npt.NDArray[Any]

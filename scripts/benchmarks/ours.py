@@ -14,7 +14,8 @@ import numpy as np
 import worker
 
 import bigvocab as bv
-from bigvocab.matrices.rows import softmax_rows, wanted
+from bigvocab.losses.row_statistics import softmax_rows, wanted
+from bigvocab.matrices.tiles import StoredRows
 from bigvocab.storage import memory
 from bigvocab.threads import run_threads
 
@@ -43,7 +44,7 @@ def typed(dtype, shape=worker.SHAPE):
 
 def loss(dtype, **asked):
     x, y = typed(dtype), worker.labels()
-    return lambda: softmax_rows([(0, x)], y, want=wanted(**asked))
+    return lambda: softmax_rows(StoredRows.of(x), y, want=wanted(**asked))
 
 
 @functools.lru_cache(maxsize=1)  # the file and its limit are the same pages of the same memory
@@ -71,7 +72,7 @@ def mapped_loss(dtype):
     """The loss alone of the pages of the file, mapped before."""
     folder, y = saved(dtype)
     x = np.load(Path(folder.name) / "logits.npy", mmap_mode="r").view(dtype)
-    return lambda: softmax_rows([(0, x)], y)
+    return lambda: softmax_rows(StoredRows.of(x), y)
 
 
 def file_loss(dtype):
@@ -100,7 +101,7 @@ def command(dtype):
 def loss_in_memory(dtype):
     """The loss alone of as many logits in memory."""
     x, y = repeated(dtype, COMMAND), np.concatenate([worker.labels()] * COMMAND)
-    return lambda: softmax_rows([(0, x)], y)
+    return lambda: softmax_rows(StoredRows.of(x), y)
 
 
 def by_products(dtype):

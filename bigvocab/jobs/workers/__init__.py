@@ -16,7 +16,6 @@ import pyarrow as pa
 
 from bigvocab.evaluation.evaluator import Evaluator
 from bigvocab.evaluation.tally import Tally
-from bigvocab.heads.linear_rows import LinearMatrix
 from bigvocab.jobs.work import Job, Piece, whole_range
 
 _TASKS = 8  # for each worker at least, so that the last one does not keep all others waiting
@@ -50,14 +49,12 @@ class Order:
         for name in ("vocab_file", "candidates"):
             if isinstance(given[name], str | os.PathLike):
                 given[name] = os.path.abspath(given[name])
-        linear = isinstance(job.matrix, LinearMatrix)
         if evaluator.layer is not None:
-            given |= {"weights": evaluator.layer.weights, **evaluator.layer._vectors}
-        values = job.matrix.inputs if linear else job.matrix  # type: ignore[union-attr]
+            given |= {"weights": evaluator.layer.weights, **evaluator.layer.vectors}
         names = (evaluator.logits_name, evaluator.label_name)
         return cls(
             given,
-            values,
+            job.matrix.stored,
             job.labels,
             job.block,
             job.schema,
