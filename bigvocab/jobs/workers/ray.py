@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import socket
 from collections import deque
 from collections.abc import Iterator
@@ -48,7 +49,7 @@ def share_of(nodes: list[float], workers: int | None, threads: int | None) -> Sh
     units = [round(cpus * _PARTS) for cpus in nodes]
     whole = sum(unit // _PARTS for unit in units)
     if not sum(units):
-        raise BigvocabError("engine: no node of this Ray has a CPU for tasks, expected one that does")
+        raise BigvocabError(Keyword("engine"), ": no node of this Ray has a CPU for tasks, expected one that does")
     workers = workers or max(1, whole)
     most = max(unit // _PARTS for unit in units)
     for cpus in range(min(max(1, (threads or whole) // workers), most), 0, -1):
@@ -57,7 +58,9 @@ def share_of(nodes: list[float], workers: int | None, threads: int | None) -> Sh
     for part in range(min(sum(units) // workers, _PARTS - 1), 0, -1):
         if sum(unit // part for unit in units) >= workers:
             return Share(workers, 1, part / _PARTS)
-    raise BigvocabError(f"workers: got {workers}, but Ray has {sum(nodes):g} CPUs, expected {sum(units)} at most")
+    raise BigvocabError(
+        Keyword("workers"), f": got {workers}, but Ray has {sum(nodes):g} CPUs, expected {sum(units)} at most"
+    )
 
 
 def ray_pieces(job: Job, start: int, workers: int | None, address: str | None) -> Iterator[Piece]:
@@ -99,8 +102,8 @@ def _wait(ray: Any, promise: Any, cpus: float) -> None:
     while not ray.wait([promise], timeout=_LOOK)[0]:
         if max(_node_cpus(ray), default=0.0) < cpus:
             raise BigvocabError(
-                f"engine: no node of Ray is left with {cpus:g} CPUs, which a task needs; "
-                "with state, resume goes on from there"
+                Keyword("engine"),
+                f": no node of Ray is left with {cpus:g} CPUs, which a task needs; with state, resume goes on from there",
             )
 
 
@@ -116,7 +119,7 @@ def _import_ray() -> Any:
 def _connected(ray: Any, workers: int | None, address: str | None) -> Iterator[bool]:
     """A connection to a cluster, or a Ray of our own: which of both."""
     if address is not None and not address.strip():
-        raise BigvocabError("address: got an empty one, expected host:port of a Ray cluster, or none")
+        raise BigvocabError(Keyword("address"), ": got an empty one, expected host:port of a Ray cluster, or none")
     if ray.is_initialized():
         yield False
         return
@@ -131,8 +134,10 @@ def _connected(ray: Any, workers: int | None, address: str | None) -> Iterator[b
             quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
             ray.init(address="local", num_cpus=workers or usable_cores(), **quiet)
     except (ConnectionError, RuntimeError, ValueError) as error:
+        hint = "" if ours else "; is it the port of a head, with the same RAY_AUTH_MODE and token as here?"
+        where = "this machine" if ours else place
         raise BigvocabError(
-            Keyword("address"), f": no Ray at {place or 'this machine'}: {str(error).splitlines()[0]}"
+            Keyword("address"), f": no Ray at {where}: {str(error).splitlines()[0]}{hint}"
         ) from None
     try:
         yield ours
@@ -144,7 +149,7 @@ def _refuse_deaf(place: str) -> None:
     """Raise where nothing listens at host:port: Ray itself would try for minutes."""
     host, _, port = place.removeprefix("ray://").rpartition(":")
     if not host and port.isdecimal():
-        raise BigvocabError(f"address: got {place!r}, which names no host, expected host:port")
+        raise BigvocabError(Keyword("address"), f": got {place!r}, which names no host, expected host:port")
     if not host or not port.isdecimal():
         return
     try:
@@ -161,10 +166,13 @@ def _result(ray: Any, promise: Any, start: int, stop: int) -> Any:
         cause = error.cause
         if isinstance(cause, BigvocabError | TypeError):
             raise cause from None
+        found = re.search(r"\bip=([^\s,)]+)", str(error))  # Ray keeps it nowhere else
+        where = f"worker {found[1]}" if found else "a worker"
         what = f"{type(cause).__name__}: {_last_line(cause)}"
         raise BigvocabError(
-            f"engine: the task of rows {start}-{stop - 1} failed on worker {error.ip}: {what}; "
-            f"expected bigvocab {bigvocab.__version__} there, as here"
+            Keyword("engine"),
+            f": the task of rows {start}-{stop - 1} failed on {where}: {what}; "
+            f"expected bigvocab {bigvocab.__version__} there, as here",
         ) from error
     except ray.exceptions.RayError as error:
         raise BigvocabError(
