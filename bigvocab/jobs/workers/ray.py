@@ -103,7 +103,8 @@ def _wait(ray: Any, promise: Any, cpus: float) -> None:
         if max(_node_cpus(ray), default=0.0) < cpus:
             raise BigvocabError(
                 Keyword("engine"),
-                f": no node of Ray is left with {cpus:g} CPUs, which a task needs; with state, resume goes on from there",
+                f": no node of Ray is left with {cpus:g} CPUs, which a task needs; "
+                "with state, resume goes on from there",
             )
 
 
@@ -136,9 +137,7 @@ def _connected(ray: Any, workers: int | None, address: str | None) -> Iterator[b
     except (ConnectionError, RuntimeError, ValueError) as error:
         hint = "" if ours else "; is it the port of a head, with the same RAY_AUTH_MODE and token as here?"
         where = "this machine" if ours else place
-        raise BigvocabError(
-            Keyword("address"), f": no Ray at {where}: {str(error).splitlines()[0]}{hint}"
-        ) from None
+        raise BigvocabError(Keyword("address"), f": no Ray at {where}: {str(error).splitlines()[0]}{hint}") from None
     try:
         yield ours
     finally:
