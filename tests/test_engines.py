@@ -25,7 +25,7 @@ import bigvocab as bv
 from bigvocab.jobs import checkpoints
 from bigvocab.jobs.merging import merge_states
 from bigvocab.jobs.work import Job
-from bigvocab.jobs.workers import Order, do_task, local, task_ranges
+from bigvocab.jobs.workers import do_task, local, order_of, task_ranges
 from bigvocab.kernels import jit
 
 ROWS, CLASSES = 600, 300
@@ -222,6 +222,39 @@ def test_ray_starts_a_task_again_whose_process_dies(folder, tmp_path, monkeypatc
 
 
 @RAY
+@pytest.mark.parametrize(("cpus", "workers", "threads"), [(None, 1, 2), (None, 3, 1), (1, 1, 4), (1, 3, None)])
+def test_all_workers_are_at_work_at_once(folder, tmp_path, monkeypatch, cpus, workers, threads):
+    """In a Ray of its own, or in one with so many CPUs: no task returns before as many processes have begun one."""
+    import ray
+
+    from bigvocab.jobs.workers import ray as engine
+
+    def together(order, start, stop):
+        import os
+        import time
+
+        from bigvocab.jobs.workers import do_task as really
+
+        open(f"{tmp_path}/{os.getpid()}", "w").close()
+        for _ in range(600):
+            if len(os.listdir(tmp_path)) >= workers:
+                return really(order, start, stop)
+            time.sleep(0.1)
+        raise RuntimeError("alone")
+
+    monkeypatch.setattr(engine, "do_task", together)
+    expected = figures(bv.evaluate(**job(folder)))
+    if cpus is not None:
+        ray.init(address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    try:
+        given = {} if threads is None else {"threads": threads}
+        assert figures(bv.evaluate(**job(folder), engine="ray", workers=workers, **given)) == expected
+    finally:
+        ray.shutdown()
+    assert len(list(tmp_path.iterdir())) == workers
+
+
+@RAY
 def test_a_ray_that_runs_already_is_used_and_left(folder):
     import ray
 
@@ -274,13 +307,9 @@ def test_a_cluster_at_an_address(folder, tmp_path, monkeypatch):
 
 
 def test_tasks_are_ranges_of_all_rows_and_orders_are_small(folder):
-    import pickle
-
     logits = bv.open_matrix(str(folder / "logits-*.npy"))
-    order = pickle.dumps(
-        Order.of(Job(bv.Evaluator(), logits, bv.read_labels(folder / "labels.parquet"), 10, 0, ROWS), 1)
-    )
-    assert len(order) < 4096
+    order = order_of(Job(bv.Evaluator(), logits, bv.read_labels(folder / "labels.parquet"), 10, 0, ROWS), 1)
+    assert len(order) < 8192
     for rows, workers in ((1, 4), (7, 2), (ROWS, 3)):
         ranges = list(task_ranges(Job(bv.Evaluator(), logits, None, 10, 0, rows), 0, workers))
         assert [stop for _, stop in ranges[:-1]] == [start for start, _ in ranges[1:]]

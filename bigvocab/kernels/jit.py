@@ -65,7 +65,7 @@ def announce_compilation() -> None:
         _compiling("all")
 
 
-def _stamp() -> str:
+def stamp() -> str:
     """Hash of everything that machine code depends on, but for the processor, which Numba's own key holds."""
     digest = hashlib.sha256(f"{numba.__version__} {llvmlite.__version__}".encode())
     for source in sorted(_SOURCES.rglob("*.py")):
@@ -99,9 +99,9 @@ def _is_ours(folder: Path) -> bool:
 
 
 def _find_folder() -> Path | None:
-    stamp = _stamp()
+    name = stamp()
     folders = (folder / "kernels" for folder in _candidate_folders())
-    return next((folder / stamp for folder in folders if _is_ours(folder)), None)
+    return next((folder / name for folder in folders if _is_ours(folder)), None)
 
 
 _folder = _find_folder()

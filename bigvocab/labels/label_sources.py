@@ -72,6 +72,11 @@ class MatrixLabels:
             self.path += f" and {len(self.files) - 1} more"
 
     @property
+    def matrix(self) -> Matrix:
+        """The labels, one row for each row of logits."""
+        return self._matrix
+
+    @property
     def paths(self) -> list[str]:
         """The files that are read; none for labels in memory."""
         return [file["path"] for file in self.files]

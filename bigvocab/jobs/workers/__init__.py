@@ -14,9 +14,11 @@ from typing import Any
 
 import pyarrow as pa
 
+from bigvocab.errors import BigvocabError
 from bigvocab.evaluation.evaluator import Evaluator
 from bigvocab.evaluation.tally import Tally
 from bigvocab.jobs.work import Job, Piece, whole_range
+from bigvocab.jobs.workers import seals
 
 _TASKS = 8  # for each worker at least, so that the last one does not keep all others waiting
 _TASK_BYTES = (
@@ -72,16 +74,37 @@ class Order:
         return Job(evaluator, matrix, self.labels, self.block, 0, len(matrix), self.schema)
 
 
+def order_of(job: Job, threads: int) -> bytes:
+    """What `do_task` takes: the order to do parts of a job with so many threads, sealed."""
+    return seals.seal(job, pickle.dumps(Order.of(job, threads)))
+
+
 _opened: tuple[bytes, Job] | None = None  # the job this process worked for last
 
 
 def do_task(order: bytes, start: int, stop: int) -> tuple[dict[str, Any], list[bytes], int]:
-    """Rows `start` to `stop` in the process of a worker: the state of their sums, their lines and the bytes read."""
+    """Rows `start` to `stop` in the process of a worker: the state of their sums, their lines and the bytes read.
+
+    Raises:
+        BigvocabError, FormatError: at the first task of a job, where versions or files are not those of the process
+            that sends the order; see `seals.unseal`.
+    """
     global _opened
     if _opened is None or _opened[0] != order:
-        _opened = order, pickle.loads(order).open()
+        _opened = order, _open(order)
     tally, lines, read = whole_range(_opened[1], start, stop)
     return tally.state(), [batch.serialize().to_pybytes() for batch in lines], read
+
+
+def _open(order: bytes) -> Job:
+    """The job of an order, with everything in it as it was where the order comes from."""
+    inner = seals.unseal(order)
+    try:
+        job = pickle.loads(inner).open()
+    except BigvocabError as error:
+        raise seals.at_worker(error, order) from error
+    seals.check_rows(job, order)
+    return job
 
 
 def as_piece(job: Job, start: int, stop: int, done: tuple[dict[str, Any], list[bytes], int]) -> Piece:
@@ -111,3 +134,8 @@ def task_ranges(job: Job, start: int, workers: int) -> Iterator[tuple[int, int]]
 def threads_each(job: Job, workers: int) -> int:
     """Threads of one worker, so that all together have those of the job."""
     return max(1, job.evaluator.num_threads // workers)
+
+
+def threads_asked(job: Job) -> int | None:
+    """Threads that were asked for, for all workers together; None where nobody did."""
+    return None if job.evaluator._given["threads"] is None else job.evaluator.num_threads

@@ -9,7 +9,6 @@ import contextlib
 import multiprocessing
 import multiprocessing.connection
 import os
-import pickle
 import signal
 import threading
 from collections import deque
@@ -20,7 +19,7 @@ from typing import Any
 
 from bigvocab.errors import BigvocabError, Keyword
 from bigvocab.jobs.work import Job, Piece
-from bigvocab.jobs.workers import Order, as_piece, do_task, task_ranges, threads_each
+from bigvocab.jobs.workers import as_piece, do_task, order_of, task_ranges, threads_each
 from bigvocab.kernels.jit import announce_compilation
 
 _DEATHS = 3  # of processes in a row, without any work done between them
@@ -30,7 +29,7 @@ _GUARD = 'if __name__ == "__main__":'
 def pool_pieces(job: Job, start: int, workers: int) -> Iterator[Piece]:
     """The rows of a job from `start` on, in order, worked by a pool of processes."""
     announce_compilation()
-    order = pickle.dumps(Order.of(job, threads_each(job, workers)))
+    order = order_of(job, threads_each(job, workers))
     todo = deque(task_ranges(job, start, workers))
     deaths = 0
     while todo:

@@ -8,41 +8,104 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pickle
+import re
 import socket
 from collections import deque
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
+import bigvocab
 from bigvocab.errors import BigvocabError, Keyword
 from bigvocab.jobs.work import Job, Piece
-from bigvocab.jobs.workers import Order, as_piece, do_task, task_ranges, threads_each
+from bigvocab.jobs.workers import as_piece, do_task, order_of, task_ranges, threads_asked, threads_each
+from bigvocab.kernels.jit import announce_compilation
+from bigvocab.threads import usable_cores
 
 _PATIENCE = 10.0  # seconds for a connection to a cluster's first port
+_LOOK = 10.0  # seconds between looks whether a node is left that could hold a task
+_PARTS = 10_000  # of a CPU, as Ray counts them
+
+
+class Share(NamedTuple):
+    """How many tasks run at once, the threads of each, and the CPUs that each asks Ray for."""
+
+    workers: int
+    threads: int
+    cpus: float
+
+
+def share_of(nodes: list[float], workers: int | None, threads: int | None) -> Share:
+    """What each of `workers` tasks gets of nodes with so many CPUs, so that all of them run at once.
+
+    `threads`, all CPUs by default, are shared among them, as far as nodes can hold that; where there are fewer CPUs
+    than workers, each has a part of one. `workers` None is one for each CPU.
+
+    Raises:
+        BigvocabError: no node has a CPU, or workers are more than Ray can make parts.
+
+    >>> share_of([4, 2], 3, None), share_of([1], 2, 8)
+    (Share(workers=3, threads=2, cpus=2), Share(workers=2, threads=1, cpus=0.5))
+    """
+    units = [round(cpus * _PARTS) for cpus in nodes]
+    whole = sum(unit // _PARTS for unit in units)
+    if not sum(units):
+        raise BigvocabError(Keyword("engine"), ": no node of this Ray has a CPU for tasks, expected one that does")
+    workers = workers or max(1, whole)
+    most = max(unit // _PARTS for unit in units)
+    for cpus in range(min(max(1, (threads or whole) // workers), most), 0, -1):
+        if sum(unit // (cpus * _PARTS) for unit in units) >= workers:
+            return Share(workers, cpus, cpus)
+    for part in range(min(sum(units) // workers, _PARTS - 1), 0, -1):
+        if sum(unit // part for unit in units) >= workers:
+            return Share(workers, 1, part / _PARTS)
+    raise BigvocabError(
+        Keyword("workers"), f": got {workers}, but Ray has {sum(nodes):g} CPUs, expected {sum(units)} at most"
+    )
 
 
 def ray_pieces(job: Job, start: int, workers: int | None, address: str | None) -> Iterator[Piece]:
     """The rows of a job from `start` on, in order, worked by tasks of Ray."""
     ray = _import_ray()
-    with _connected(ray, workers, address):
-        count = workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
-        threads = threads_each(job, count) if _is_local(ray) else 1
-        task = ray.remote(num_cpus=threads, max_retries=5)(do_task)
-        order = ray.put(pickle.dumps(Order.of(job, threads)))
-        waiting = iter(task_ranges(job, start, count))
+    announce_compilation()
+    with _connected(ray, workers, address) as ours:
+        if ours:  # its CPUs are nothing but places for workers
+            count = workers or usable_cores()
+            share = Share(count, threads_each(job, count), 1)
+        else:
+            share = share_of(_node_cpus(ray), workers, threads_asked(job))
+        task = ray.remote(num_cpus=share.cpus, max_retries=5)(do_task)
+        order = ray.put(order_of(job, share.threads))
+        waiting = iter(task_ranges(job, start, share.workers))
         running: deque[tuple[int, int, Any]] = deque()
         try:
             while True:
-                while len(running) < 3 * count and (span := next(waiting, None)) is not None:
+                while len(running) < 3 * share.workers and (span := next(waiting, None)) is not None:
                     running.append((*span, task.remote(order, *span)))
                 if not running:
                     return
                 first, stop, promise = running.popleft()
+                _wait(ray, promise, share.cpus)
                 yield as_piece(job, first, stop, _result(ray, promise, first, stop))
         finally:
             for _, _, promise in running:
                 with contextlib.suppress(Exception):
                     ray.cancel(promise, force=True)
+
+
+def _node_cpus(ray: Any) -> list[float]:
+    """CPUs of each node that is alive."""
+    return [node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]
+
+
+def _wait(ray: Any, promise: Any, cpus: float) -> None:
+    """Wait for a task, as long as there is a node that could hold it: nodes may leave, and Ray would wait for ever."""
+    while not ray.wait([promise], timeout=_LOOK)[0]:
+        if max(_node_cpus(ray), default=0.0) < cpus:
+            raise BigvocabError(
+                Keyword("engine"),
+                f": no node of Ray is left with {cpus:g} CPUs, which a task needs; "
+                "with state, resume goes on from there",
+            )
 
 
 def _import_ray() -> Any:
@@ -54,26 +117,29 @@ def _import_ray() -> Any:
 
 
 @contextlib.contextmanager
-def _connected(ray: Any, workers: int | None, address: str | None) -> Iterator[None]:
-    """A connection to a cluster, or a Ray of our own."""
+def _connected(ray: Any, workers: int | None, address: str | None) -> Iterator[bool]:
+    """A connection to a cluster, or a Ray of our own: which of both."""
+    if address is not None and not address.strip():
+        raise BigvocabError(Keyword("address"), ": got an empty one, expected host:port of a Ray cluster, or none")
     if ray.is_initialized():
-        yield
+        yield False
         return
     place = address or os.environ.get("RAY_ADDRESS")
-    if place:
+    ours = place in (None, "", "local")
+    if place and not ours:
         _refuse_deaf(place)
     try:
-        if place:
+        if not ours:
             ray.init(address=place, log_to_driver=False, logging_level="ERROR")
         else:
             quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
-            ray.init(address="local", num_cpus=workers, **quiet)
+            ray.init(address="local", num_cpus=workers or usable_cores(), **quiet)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise BigvocabError(
-            Keyword("address"), f": no Ray at {place or 'this machine'}: {str(error).splitlines()[0]}"
-        ) from None
+        hint = "" if ours else "; is it the port of a head, with the same RAY_AUTH_MODE and token as here?"
+        where = "this machine" if ours else place
+        raise BigvocabError(Keyword("address"), f": no Ray at {where}: {str(error).splitlines()[0]}{hint}") from None
     try:
-        yield
+        yield ours
     finally:
         ray.shutdown()
 
@@ -81,16 +147,14 @@ def _connected(ray: Any, workers: int | None, address: str | None) -> Iterator[N
 def _refuse_deaf(place: str) -> None:
     """Raise where nothing listens at host:port: Ray itself would try for minutes."""
     host, _, port = place.removeprefix("ray://").rpartition(":")
+    if not host and port.isdecimal():
+        raise BigvocabError(Keyword("address"), f": got {place!r}, which names no host, expected host:port")
     if not host or not port.isdecimal():
         return
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_PATIENCE).close()
     except (OSError, OverflowError, UnicodeError) as error:
         raise BigvocabError(Keyword("address"), f": no Ray at {place}: {error}") from None
-
-
-def _is_local(ray: Any) -> bool:
-    return len(ray.nodes()) == 1
 
 
 def _result(ray: Any, promise: Any, start: int, stop: int) -> Any:
@@ -101,10 +165,23 @@ def _result(ray: Any, promise: Any, start: int, stop: int) -> Any:
         cause = error.cause
         if isinstance(cause, BigvocabError | TypeError):
             raise cause from None
-        raise
+        found = re.search(r"\bip=([^\s,)]+)", str(error))  # Ray keeps it nowhere else
+        where = f"worker {found[1]}" if found else "a worker"
+        what = f"{type(cause).__name__}: {_last_line(cause)}"
+        raise BigvocabError(
+            Keyword("engine"),
+            f": the task of rows {start}-{stop - 1} failed on {where}: {what}; "
+            f"expected bigvocab {bigvocab.__version__} there, as here",
+        ) from error
     except ray.exceptions.RayError as error:
         raise BigvocabError(
             Keyword("engine"),
             f": the task of rows {start}-{stop - 1} failed again and again: {str(error).splitlines()[0]}; "
             "with state, resume goes on from there",
         ) from None
+
+
+def _last_line(error: BaseException) -> str:
+    """Of a traceback in a message, what was raised."""
+    lines = str(error).strip().splitlines()
+    return lines[-1] if lines else "no message"
