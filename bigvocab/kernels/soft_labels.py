@@ -18,7 +18,7 @@ from bigvocab.kernels import lanes as v
 from bigvocab.kernels import memory as m
 from bigvocab.kernels.jit import inline, jit
 from bigvocab.kernels.row_statistics import AHEAD, MAX, SKIP
-from bigvocab.kernels.softmax import _row
+from bigvocab.kernels.softmax import softmax_row
 from bigvocab.kernels.softmax_wide import row_wide, transformed, transformed_lanes
 
 PART = 65536
@@ -78,7 +78,7 @@ def rows_soft_labels(logits, soft, labels, transform, want, span, stats, sums):
         for start in range(0, classes, PART):
             stop = min(start + PART, classes)
             x = logits[r, start:stop]
-            if softcap > 0 or not _row(x, np.nan, scale, want, first_class + start, stats[r]):
+            if softcap > 0 or not softmax_row(x, np.nan, scale, want, first_class + start, stats[r]):
                 row_wide(x, np.nan, scale, softcap, want, first_class + start, stats[r])
             if math.isnan(sums[r, REFERENCE]) and abs(stats[r, MAX]) < np.inf:
                 sums[r, REFERENCE] = stats[r, MAX]

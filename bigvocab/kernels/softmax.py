@@ -193,7 +193,7 @@ def _block_total(x, start, stop, totals):
 
 
 @inline
-def _row(x, label, scale, want, first_class, stats):
+def softmax_row(x, label, scale, want, first_class, stats):
     """Add the classes of `x` to the row's statistics; False where its logits are too large for this method."""
     factor = v.like_lane(scale * LOG2E, x)
     c = np.float64(factor)
@@ -322,7 +322,7 @@ def rows_softmax(logits, labels, label_logits, transform, want, span, stats):
             continue
         x = logits[r, :classes]
         label = label_logits[r] if labels[r] >= 0 else np.nan
-        if softcap > 0 or not _row(x, label, scale, want, first_class, stats[r]):
+        if softcap > 0 or not softmax_row(x, label, scale, want, first_class, stats[r]):
             row_wide(x, label, scale, softcap, want, first_class, stats[r])
 
 

@@ -57,8 +57,8 @@ def _has_nan(x):
 
 @jit
 def row_wide(x, label, scale, softcap, want, first_class, stats):
-    """As `softmax._row`, in float64 and two passes: for softcaps, for what is too large or small there, and to tell
-    NaN from +inf.
+    """As `softmax.softmax_row`, in float64 and two passes: for softcaps, for what is too large or small there, and to
+    tell NaN from +inf.
     """
     lane_label = v.like_lane(label, x)
     top = v.splat(v.floor_value(x), v.zeros_for(x))
