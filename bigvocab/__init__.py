@@ -13,7 +13,10 @@ if TYPE_CHECKING:
     from bigvocab.errors import FormatError as FormatError
     from bigvocab.evaluation.evaluator import Evaluator as Evaluator
     from bigvocab.heads.linear import linear_cross_entropy as linear_cross_entropy
-    from bigvocab.jobs.job import evaluate as evaluate
+    from bigvocab.inspection import inspect as inspect
+    from bigvocab.jobs.evaluation import evaluate as evaluate
+    from bigvocab.jobs.evaluation import write_label_logits as write_label_logits
+    from bigvocab.jobs.merging import merge as merge
     from bigvocab.labels.labels import read_labels as read_labels
     from bigvocab.losses.softmax import compute_weighted_loss as compute_weighted_loss
     from bigvocab.losses.softmax import log_loss as log_loss
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
     from bigvocab.losses.softmax import weighted_sigmoid_cross_entropy as weighted_sigmoid_cross_entropy
     from bigvocab.matrices.matrix import open_matrix as open_matrix
     from bigvocab.reports.report import Report as Report
+    from bigvocab.sampling.candidates import write_candidates as write_candidates
     from bigvocab.sampling.losses import nce_loss as nce_loss
     from bigvocab.sampling.losses import sampled_softmax_loss as sampled_softmax_loss
     from bigvocab.sampling.samplers import AllCandidateSampler as AllCandidateSampler
@@ -40,7 +44,9 @@ _HOMES = {
     "errors": ["BigvocabError", "FormatError"],
     "evaluation.evaluator": ["Evaluator"],
     "heads.linear": ["linear_cross_entropy"],
-    "jobs.job": ["evaluate"],
+    "inspection": ["inspect"],
+    "jobs.evaluation": ["evaluate", "write_label_logits"],
+    "jobs.merging": ["merge"],
     "labels.labels": ["read_labels"],
     "losses.softmax": [
         "compute_weighted_loss",
@@ -53,6 +59,7 @@ _HOMES = {
     ],
     "matrices.matrix": ["open_matrix"],
     "reports.report": ["Report"],
+    "sampling.candidates": ["write_candidates"],
     "sampling.losses": ["nce_loss", "sampled_softmax_loss"],
     "sampling.samplers": [
         "AllCandidateSampler",

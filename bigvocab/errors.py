@@ -29,6 +29,15 @@ class Place(NamedTuple):
         return f"{self.path}{self.detail}"
 
 
+def printable(text: str) -> str:
+    r"""Text from a file without what could move a terminal's cursor or break a line.
+
+    >>> printable("Song of Solomon"), printable("a\x1b[31m\n")
+    ('Song of Solomon', 'a\\x1b[31m\\n')
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 class BigvocabError(ValueError):
     """A value is wrong: the message names the argument or file, what came, what was expected and the first bad row.
 

@@ -12,13 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from bigvocab.errors import BigvocabError, FormatError
+from bigvocab import arguments
+from bigvocab.errors import BigvocabError, FormatError, printable
 from bigvocab.formats.safetensors import check_offsets, check_whole, read_header
 from bigvocab.labels.label_files import open_source
 from bigvocab.labels.labels import read_labels
 from bigvocab.matrices.matrix import Matrix, open_matrix
 from bigvocab.matrices.parts import Array
-from bigvocab.reports.numerals import count, counted, fixed, printable, size
+from bigvocab.reports.numerals import count, counted, fixed, size
 from bigvocab.reports.report import pairs_table, title
 from bigvocab.storage.mapped import MappedFile
 from bigvocab.storage.paths import SUFFIXES, Source, expand, natural_key, split_selector
@@ -30,12 +31,48 @@ _MOST_SHOWN = 100
 _FORMATS = {"npy": ".npy", "safetensors": ".safetensors", "arrow": "Arrow IPC", "parquet": "Parquet"}
 
 
+def inspect(
+    path: str | os.PathLike[str], *, shape: Any = None, dtype: str | None = None, offset: int = 0
+) -> dict[str, Any]:
+    """What a file, glob or folder holds: format, shape, dtype, rows, columns, bytes, whether a quick sample is finite.
+
+    Args:
+        path: of a matrix, of labels, or of a folder of either; a folder that is no one of them has `files`, a list of
+            such dicts.
+        shape: of raw binary; see `open_matrix`.
+        dtype: see `open_matrix`.
+        offset: see `open_matrix`.
+
+    Raises:
+        BigvocabError: what is there cannot be opened; FormatError: it is not what it says.
+
+    >>> import tempfile, numpy as np
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     np.save(f"{folder}/x.npy", np.zeros((2, 3), np.float32))
+    ...     found = inspect(f"{folder}/x.npy")
+    >>> found["shape"], found["dtype"]
+    ([2, 3], 'float32')
+    """
+    text = arguments.path("path", path)
+    found = list(inspect_path(text, shape=shape, dtype=dtype, offset=offset))
+    if len(found) == 1 and found[0]["path"] == text:
+        if "error" in found[0]:
+            raise found[0]["error"]
+        return found[0]
+    return {"path": text, "files": [shown(entry) for entry in found]}
+
+
+def shown(entry: dict[str, Any]) -> dict[str, Any]:
+    """An entry as JSON has it: an error as its message."""
+    return entry | ({"error": str(entry["error"])} if "error" in entry else {})
+
+
 def inspect_path(
     path: str, *, shape: Any = None, dtype: str | None = None, offset: int = 0
 ) -> Iterator[dict[str, Any]]:
     """What lies at a path or glob, as a dict for JSON; a folder that is no one matrix or table gives one for each file.
 
-    A file that cannot be opened has the key `error`. The other arguments are those of `open_matrix`.
+    A file that cannot be opened has the key `error`, an exception. The other arguments are those of `open_matrix`.
     """
     try:
         yield {"path": path, **_inspect(path, shape, dtype, offset)}
@@ -44,7 +81,7 @@ def inspect_path(
         files = [name for name in names if os.path.splitext(name)[1].lower() in SUFFIXES and not name.startswith(".")]
         files = [name for name in files if not os.path.isdir(os.path.join(path, name))]
         if not files:
-            yield {"path": path, "error": str(error)}
+            yield {"path": path, "error": error}
         for name in files:
             yield from inspect_path(os.path.join(path, name), dtype=dtype, offset=offset)
 

@@ -19,8 +19,9 @@ import bigvocab
 from bigvocab import catalogue
 from bigvocab.command.cli import cli
 from bigvocab.errors import BigvocabError
-from bigvocab.evaluation import evaluator, settings
-from bigvocab.jobs import job
+from bigvocab.evaluation.row_losses import ROW_LOSSES
+from bigvocab.evaluation.sampled_losses import SAMPLED_LOSSES
+from bigvocab.jobs import evaluation
 from bigvocab.reports.fail_if import check_name, parse_condition
 
 
@@ -52,18 +53,17 @@ def test_help_says_what_there_is():
 
 
 def test_every_option_is_a_keyword_of_the_library_and_the_other_way_round():
-    keywords = {**inspect.signature(evaluator.Evaluator).parameters, **inspect.signature(job.evaluate).parameters}
+    keywords = inspect.signature(evaluation.evaluate).parameters
     declared = {parameter.name: parameter for parameter in cli.commands["eval"].params}
     shell = {"form", "quiet", "conditions", "help"}
     later = {"probability_column", "pos_weight", "epsilon"}
     assert set(declared) - set(keywords) - shell <= later
-    assert set(keywords) - set(declared) <= {"progress", "options"}
+    assert set(keywords) - set(declared) <= {"progress"}
     for name in ("loss", "nonfinite"):
         assert declared[name].default == keywords[name].default
     assert declared["metrics"].default.split(",") == list(catalogue.default_metrics("sparse-softmax"))
     assert declared["top_k"].default == ",".join(map(str, keywords["top_k"].default))
-    assert settings.METRICS == catalogue.METRICS
-    assert set(evaluator.ROW_RESULTS) <= set(catalogue.LOSSES)
+    assert set(ROW_LOSSES) | set(SAMPLED_LOSSES) == set(catalogue.LOSSES)
 
 
 # ---- eval
@@ -98,7 +98,7 @@ def test_eval_passes_every_option_on(data, monkeypatch):
         seen.update(given)
         return bigvocab.Report({"loss": "sparse-softmax", "mean": 1.0, "rows": 1})
 
-    monkeypatch.setattr(job, "evaluate", evaluate)
+    monkeypatch.setattr(evaluation, "evaluate", evaluate)
     flags = ["--label-column=l", "--ignore-index=-1", "--label-smoothing=0.5", "--class-weights=w.npy", "--softcap=30"]
     flags += ["--logit-scale=2", "--num-classes=5", "--metrics=", "--nonfinite=skip", "--chunk-rows=3", "--threads=2"]
     flags += [
@@ -216,7 +216,7 @@ def test_a_wrong_command_exits_2(data, arguments, words):
 
 
 def test_a_wrong_condition_is_known_before_any_work(data, monkeypatch):
-    monkeypatch.setattr(job, "evaluate", lambda **given: pytest.fail("work was begun"))
+    monkeypatch.setattr(evaluation, "evaluate", lambda **given: pytest.fail("work was begun"))
     refused(run(*EVAL, "--fail-if", "perplexty > 3"), 2)
 
 
@@ -288,7 +288,7 @@ def test_what_the_work_raises_becomes_one_line(data, monkeypatch, error, code, l
     def evaluate(**given):
         raise error
 
-    monkeypatch.setattr(job, "evaluate", evaluate)
+    monkeypatch.setattr(evaluation, "evaluate", evaluate)
     found = run(*EVAL)
     assert (found.exit_code, found.stdout, found.stderr) == (code, "", line + "\n")
 
@@ -297,7 +297,7 @@ def test_a_bug_keeps_its_traceback(data, monkeypatch):
     def evaluate(**given):
         raise KeyError("a bug")
 
-    monkeypatch.setattr(job, "evaluate", evaluate)
+    monkeypatch.setattr(evaluation, "evaluate", evaluate)
     assert isinstance(run(*EVAL).exception, KeyError)
 
 
@@ -345,7 +345,7 @@ def test_fail_if_names_every_condition_that_holds(data):
 
 def test_nan_passes_no_condition(data, monkeypatch):
     figures = {"loss": "sparse-softmax", "mean": float("nan"), "rows": 0}
-    monkeypatch.setattr(job, "evaluate", lambda **given: bigvocab.Report(figures))
+    monkeypatch.setattr(evaluation, "evaluate", lambda **given: bigvocab.Report(figures))
     for condition in ("mean > 4", "mean < 4", "mean != 4"):
         found = run(*EVAL, "--fail-if", condition)
         assert found.exit_code == 3

@@ -72,7 +72,7 @@ def test_the_table_has_colours_on_a_terminal_only(data):
 
 def test_compiling_is_said_once_and_not_when_quiet(data):
     code = (
-        "import sys, bigvocab.jobs.job as e\n"
+        "import sys, bigvocab.jobs.evaluation as e\n"
         "from bigvocab.kernels import jit\n"
         "work = e.evaluate\n"
         "def evaluate(**given):\n"
@@ -188,7 +188,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the te
 number = getattr(signal, sys.argv.pop(1))
 if number != signal.SIGINT:  # ignored under nohup
     signal.signal(number, signal.SIG_DFL)
-from bigvocab.jobs import job
+from bigvocab.jobs import run
 from bigvocab.__main__ import main
 def pieces(*given):
     try:
@@ -199,7 +199,7 @@ def pieces(*given):
         except BaseException:
             print("went on")
     yield
-job.pieces = pieces
+run.pieces = pieces
 main()
 """
 
@@ -273,7 +273,9 @@ main()
 """
 
 
-@pytest.mark.parametrize("module", ["click", "numpy", "numpy._core.umath", "pyarrow.lib", "numba", "bigvocab.jobs.job"])
+@pytest.mark.parametrize(
+    "module", ["click", "numpy", "numpy._core.umath", "pyarrow.lib", "numba", "bigvocab.jobs.evaluation"]
+)
 def test_an_interrupt_while_modules_are_loaded(data, module):
     """As an exception it may come out of the import as an ImportError, or be printed by a library."""
     command = [sys.executable, "-c", INTERRUPTED, module, *EVAL, "--output", "o.parquet", "--report", "r.json"]

@@ -22,11 +22,16 @@ from commands import process, run
 from jobs import COLUMNS, figures, write_job
 
 import bigvocab as bv
+from bigvocab.evaluation.scoring import Scorer
+from bigvocab.evaluation.specification import specify
 from bigvocab.jobs import checkpoints
-from bigvocab.jobs.merging import merge_states
-from bigvocab.jobs.work import Job
-from bigvocab.jobs.workers import do_task, local, order_of, task_ranges
+from bigvocab.jobs.data import JobData
+from bigvocab.jobs.evaluation_task import EvaluationTask
+from bigvocab.jobs.merging import merge
+from bigvocab.jobs.workers import local
+from bigvocab.jobs.workers.orders import do_task, order_of, task_ranges
 from bigvocab.kernels import jit
+from bigvocab.matrices.names import DataNames
 
 ROWS, CLASSES = 600, 300
 
@@ -116,7 +121,7 @@ def test_a_run_with_workers_goes_on(folder, tmp_path, engine, monkeypatch):
             )
         except KeyboardInterrupt:
             assert "resume" not in options
-    assert figures(report) == expected == figures(merge_states([tmp_path / "s"]))
+    assert figures(report) == expected == figures(merge([tmp_path / "s"]))
     assert (tmp_path / "many.parquet").read_bytes() == (tmp_path / "one.parquet").read_bytes()
     assert not multiprocessing.active_children()
 
@@ -181,7 +186,7 @@ def test_a_daemonic_process_starts_no_workers(folder):
 def test_workers_that_will_compile_are_announced(folder, monkeypatch, tmp_path):
     """And spared, where one process can do it for all."""
     told, compiled = [], []
-    monkeypatch.setattr("bigvocab.jobs.job._make_ready", lambda job, compiling: compiled.append(len(told)))
+    monkeypatch.setattr("bigvocab.jobs.run.make_ready", lambda job, compiling: compiled.append(len(told)))
     monkeypatch.setattr(jit, "_on_compile", [lambda name, kept: told.append(kept)])
     monkeypatch.setattr(jit, "_folder", tmp_path)
     monkeypatch.setattr(local, "_pool", lambda order, todo, *more, **options: iter(todo.clear() or ()))
@@ -195,7 +200,7 @@ def test_workers_that_will_compile_are_announced(folder, monkeypatch, tmp_path):
         bv.evaluate(**job(folder), workers=2)
     assert told == [True, False]
     assert compiled == [0]
-    monkeypatch.setattr("bigvocab.jobs.job._Run._source", lambda *_: (_ for _ in ()))
+    monkeypatch.setattr("bigvocab.jobs.run._Run._source", lambda *_: (_ for _ in ()))
     with contextlib.suppress(bv.BigvocabError):
         bv.evaluate(**job(folder), engine="ray")  # its tasks run on other machines
     assert compiled == [0]
@@ -208,7 +213,7 @@ def test_ray_starts_a_task_again_whose_process_dies(folder, tmp_path, monkeypatc
     def once(order, start, stop):  # by value to the workers, who cannot import this file
         import os
 
-        from bigvocab.jobs.workers import do_task as really
+        from bigvocab.jobs.workers.orders import do_task as really
 
         marker = f"{tmp_path}/{start // 200}"
         if not os.path.exists(marker):
@@ -233,7 +238,7 @@ def test_all_workers_are_at_work_at_once(folder, tmp_path, monkeypatch, cpus, wo
         import os
         import time
 
-        from bigvocab.jobs.workers import do_task as really
+        from bigvocab.jobs.workers.orders import do_task as really
 
         open(f"{tmp_path}/{os.getpid()}", "w").close()
         for _ in range(600):
@@ -307,11 +312,12 @@ def test_a_cluster_at_an_address(folder, tmp_path, monkeypatch):
 
 
 def test_tasks_are_ranges_of_all_rows_and_orders_are_small(folder):
-    logits = bv.open_matrix(str(folder / "logits-*.npy"))
-    order = order_of(Job(bv.Evaluator(), logits, bv.read_labels(folder / "labels.parquet"), 10, 0, ROWS), 1)
+    logits, labels = bv.open_matrix(str(folder / "logits-*.npy")), bv.read_labels(folder / "labels.parquet")
+    order = order_of(EvaluationTask(Scorer(specify()), JobData([logits], labels, DataNames())), 1)
     assert len(order) < 8192
+    data = JobData([logits], labels, DataNames())
     for rows, workers in ((1, 4), (7, 2), (ROWS, 3)):
-        ranges = list(task_ranges(Job(bv.Evaluator(), logits, None, 10, 0, rows), 0, workers))
+        ranges = list(task_ranges(EvaluationTask(Scorer(specify(chunk_rows=10)), data, (0, rows)), 0, workers))
         assert [stop for _, stop in ranges[:-1]] == [start for start, _ in ranges[1:]]
         assert (ranges[0][0], ranges[-1][1]) == (0, rows)
 
@@ -324,7 +330,7 @@ def test_options_of_engines(folder, tmp_path):
     with pytest.raises(bv.BigvocabError, match="does not go with vocab_shard"):
         bv.evaluate(**job(folder), workers=2, vocab_shard="1/2", state=tmp_path / "s")
     options = {"loss": "nce", "num_sampled": 5, "sampler": "learned-unigram", "group_column": None}
-    with pytest.raises(bv.BigvocabError, match="workers: learned-unigram learns from all rows before"):
+    with pytest.raises(bv.BigvocabError, match="workers: does not go with learned-unigram, which learns"):
         bv.evaluate(**layer_job(folder) | options, workers=2)
 
 
@@ -383,7 +389,7 @@ def test_the_recipe_for_map_in_arrow(folder, tmp_path):
         for batch in evaluate_batches(iter(partition.to_batches(max_chunksize=rows)), str(tmp_path / f"{i}.state")):
             losses += batch.column("loss").to_pylist()
     assert losses == pq.read_table(tmp_path / "losses.parquet")["loss"].to_pylist()
-    assert figures(merge_states(sorted(tmp_path.glob("*.state")))) == figures(expected)
+    assert figures(merge(sorted(tmp_path.glob("*.state")))) == figures(expected)
 
 
 def evaluate_shard(i: int, count: int, folder: str) -> str:
@@ -404,7 +410,7 @@ def job_of(folder):
 def test_the_recipe_for_a_spawn_pool(folder):
     with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
         states = list(pool.map(evaluate_shard, [1, 2, 3], [3] * 3, [str(folder)] * 3))
-    assert figures(merge_states(states)) == figures(bv.evaluate(**job(folder)))
+    assert figures(merge(states)) == figures(bv.evaluate(**job(folder)))
     for state in states:
         os.unlink(state)
 
@@ -445,7 +451,7 @@ def test_the_recipe_for_map_batches(folder, tmp_path):
         assert losses.count() == ROWS
     finally:
         ray.shutdown()
-    assert figures(merge_states(list(tmp_path.glob("*.state")))) == figures(expected)
+    assert figures(merge(list(tmp_path.glob("*.state")))) == figures(expected)
 
 
 def test_workers_end_with_a_parent_that_is_killed(folder, tmp_path):

@@ -15,7 +15,7 @@ from jobs import figures
 
 import bigvocab as bv
 from bigvocab.command.cli import cli
-from bigvocab.jobs.merging import merge_states
+from bigvocab.jobs.merging import merge
 from bigvocab.sampling.candidates import write_candidates
 from bigvocab.sampling.draw_blocks import DRAW_ROWS
 
@@ -243,7 +243,7 @@ def test_draws_of_the_same_rows_cannot_be_merged(job, tmp_path):
     with pytest.raises(bv.BigvocabError, match="merge: both evaluators drew candidates for rows 0, 1, ..., expected"):
         parts[0].merge(parts[1])
     with pytest.raises(bv.BigvocabError, match="merge: both evaluators drew"):
-        merge_states([tmp_path / "0.state", tmp_path / "1.state"])
+        merge([tmp_path / "0.state", tmp_path / "1.state"])
     parts[2].merge(parts[0])
     assert figures(parts[2].report()) == figures(parts[0].report())
     with pytest.raises(bv.BigvocabError, match="draws"):
@@ -447,12 +447,12 @@ def test_sample_and_read_back(files):
             ["--loss", "nce", "--num-sampled", 3, "--vocab-file", "v"],
             "goes with '--sampler unigram', not with log-uniform",
         ),
-        (["--loss", "nce", "--candidates", "c", "--seed", "3"], "'--seed' does not go with it"),
+        (["--loss", "nce", "--candidates", "c", "--seed", "3"], "'--seed' does not go with '--candidates'"),
         (["--loss", "nce", "--num-sampled", 3, "--seed", "1,2,3"], "expected two whole numbers such as 1,7, or one"),
         (["--loss", "nce", "--num-sampled", 3, "--softcap", 3], "'--softcap' goes with"),
         (["--loss", "nce", "--num-sampled", 3, "--fail-if", "sampled.bias > 1"], "'sampled.bias' needs --exact"),
         (["--loss", "nce", "--num-sampled", 3, "--metrics", "rank"], "rank makes no sense for nce"),
-        (["--loss", "nce", "--num-sampled", 3, "--vocab-shard", "1/2", "--state", "s"], "go with sparse-softmax"),
+        (["--loss", "nce", "--num-sampled", 3, "--vocab-shard", "1/2", "--state", "s"], "goes with sparse-softmax"),
         *(
             (["--loss", "nce", "--num-sampled", 3, "--sampler", "learned-unigram", *more], f"'{more[0]}' does not go")
             for more in (["--shard", "1/2"], ["--workers", 2], ["--engine", "ray"])
@@ -482,10 +482,10 @@ def test_conditions_on_the_bias(files):
     ("options", "message"),
     [
         ({"num_sampled": CLASSES + 1}, "num_sampled: got 3001 unique candidates, but range_max is 3000"),
-        ({"sampler": "uniform"}, "num_sampled: a sampled loss needs it"),
+        ({"sampler": "uniform"}, 'loss="nce": needs num_sampled'),
         ({"sampler": "zipf", "num_sampled": 3}, "sampler: got 'zipf', expected one of log-uniform"),
-        ({"sampler": "unigram", "num_sampled": 3}, "vocab_file: the unigram sampler needs it"),
-        ({"distortion": 0.5, "num_sampled": 3}, "distortion: belongs to the unigram sampler, got it with log-uniform"),
+        ({"sampler": "unigram", "num_sampled": 3}, 'sampler="unigram": needs vocab_file'),
+        ({"distortion": 0.5, "num_sampled": 3}, 'distortion: goes with sampler="unigram", not with log-uniform'),
         ({"num_sampled": 3, "num_true": 0}, "num_true: got 0"),
         ({"num_sampled": 3, "num_true": 2}, "row 0 has 1 true classes, expected 2, as num_true says"),
         ({"num_sampled": 3, "logit_scale": 2.0}, "logit_scale: goes with"),
@@ -498,7 +498,7 @@ def test_bad_options(job, options, message):
 
 
 def test_logits_are_not_for_sampled_losses(job):
-    with pytest.raises(bv.BigvocabError, match="expected inputs and weights, not logits"):
+    with pytest.raises(bv.BigvocabError, match="looks at some classes only: it needs inputs and weights"):
         bv.Evaluator(loss="nce", num_sampled=3)
     with pytest.raises(bv.BigvocabError, match="sampler: goes with sampled-softmax, nce, not with sparse-softmax"):
         bv.Evaluator(sampler="all")
@@ -649,7 +649,7 @@ def test_the_vocabulary_of_candidates_tells_jobs_apart(job, files, monkeypatch):
         file.writelines(f"word,{n}\n" for n in counts)
     bv.evaluate(**options, vocab_file="d.txt", shard="2/2", state="2.state")
     with pytest.raises(bv.BigvocabError, match="2.state: draws vocab_file is"):
-        merge_states(["1.state", "2.state"])
+        merge(["1.state", "2.state"])
 
 
 def test_labels_outside_all_candidates_of_a_file(job, files):

@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 from jobs import figures
 
 import bigvocab as bv
+from bigvocab.evaluation.specification import specify
 from bigvocab.jobs import work
 from bigvocab.jobs.blocks import block_rows
-from bigvocab.jobs.class_ranges import ClassRange
+from bigvocab.jobs.class_ranges import ClassTask
 from bigvocab.matrices.matrix import as_matrix
 
 
@@ -332,7 +333,8 @@ def test_bad_data_leaves_no_output(files, job):
         for read in ("logits.npy", "labels.parquet", "class_weights.npy"):
             weights = {"class_weights": files / "class_weights.npy"}
             fails("is one of the files that are read", **weights, **{name: files / read})
-    fails("is the output as well; choose another report", output=files / "o", report=files / "." / "o")
+    fails("output: and report are the same file", output=files / "o", report=files / "o")
+    fails("is the output as well; choose another report", output=files / "o", report=files / "." / "p" / ".." / "o")
     fails(r"expected 2 dimensions, \(rows, classes\), got shape \(300,\)", logits=job["logits"][:, 0])
     fails("max_memory: got '12Q'", max_memory="12Q")
     fails("chunk_rows: got 0", chunk_rows=0)
@@ -563,16 +565,16 @@ def test_evaluators_take_the_options_of_files(job, tmp_path):
 
 
 def test_memory_bounds_the_blocks_that_are_asked_for():
-    ev, matrix = bv.Evaluator(), as_matrix(np.zeros((1000, 4096), np.float32))
-    assert block_rows(ev, matrix, 500, "4M") == 96
-    assert block_rows(ev, matrix, 90, "4M") == 90
-    assert block_rows(ev, matrix, 500, None) == 500
+    matrix = as_matrix(np.zeros((1000, 4096), np.float32))
+    for chunk_rows, max_memory, expected in ((500, "4M", 96), (90, "4M", 90), (500, None, 500)):
+        asked = specify(chunk_rows=chunk_rows, max_memory=max_memory)
+        assert block_rows(asked, matrix, 4 * 4096) == expected
 
 
 def test_blocks_grow_while_they_are_quick_where_no_one_asked_for_a_size(job, tmp_path, monkeypatch):
     row_bytes, now, seen, slow = job["logits"][0].nbytes, [0.0], [], []
     monkeypatch.setattr(work, "clock", lambda: now[0])
-    monkeypatch.setattr("bigvocab.jobs.blocks._BLOCK_BYTES", 2 * row_bytes)
+    monkeypatch.setattr("bigvocab.jobs.blocks.BLOCK_BYTES", 2 * row_bytes)
 
     def look(done, rows, read):
         now[0] += done in slow
@@ -633,7 +635,7 @@ def test_files_that_change_while_logits_of_labels_are_picked_are_refused(job, tm
     for name in ("labels", "logits"):
         np.save(tmp_path / f"{name}.npy", job[name])
     monkeypatch.setattr("bigvocab.labels.columns.MAX_ROWS", 75)
-    pick, seen = ClassRange.label_logits, []
+    pick, seen = ClassTask.label_logits, []
 
     def changed(self, *given):
         if len(seen) == at:
@@ -641,7 +643,7 @@ def test_files_that_change_while_logits_of_labels_are_picked_are_refused(job, tm
         seen.append(given)
         return pick(self, *given)
 
-    monkeypatch.setattr(ClassRange, "label_logits", changed)
+    monkeypatch.setattr(ClassTask, "label_logits", changed)
     paths = {name: tmp_path / f"{name}.npy" for name in ("labels", "logits")}
     with pytest.raises(bv.FormatError, match=rf"{what}.npy: (changed|was written to or replaced) while"):
         bv.evaluate(**paths, first_class=0, num_classes=600, save_label_logits=tmp_path / "out")

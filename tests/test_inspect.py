@@ -127,7 +127,7 @@ def test_inspect_shows_the_rest_where_one_file_is_bad(data):
 def test_a_column_that_is_not_there(tmp_path):
     pq.write_table(pa.table({"y": [1]}), tmp_path / "l.parquet")
     (found,) = inspect_path(f"{tmp_path}/l.parquet::foo")
-    assert found["error"].endswith("l.parquet: no column 'foo'; the columns are: 'y'")
+    assert str(found["error"]).endswith("l.parquet: no column 'foo'; the columns are: 'y'")
 
 
 def test_a_folder_that_leads_to_itself(tmp_path):
@@ -136,7 +136,7 @@ def test_a_folder_that_leads_to_itself(tmp_path):
     (tmp_path / "c.npy").symlink_to(tmp_path)
     found = list(inspect_path(str(tmp_path)))
     assert [Path(entry["path"]).name for entry in found] == ["a.npy", "b.npy"]
-    assert "cannot open" in found[1]["error"]
+    assert "cannot open" in str(found[1]["error"])
 
 
 def test_a_table_whose_column_cannot_be_read_is_an_error(data):

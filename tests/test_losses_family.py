@@ -219,11 +219,11 @@ def test_table_of_losses():
         "log-loss",
     ]
     from bigvocab.catalogue import LOSSES as of_the_command
-    from bigvocab.evaluation.row_results import ROW_RESULTS
+    from bigvocab.evaluation.row_losses import ROW_LOSSES
 
     sampled = {"sampled-softmax", "nce"}  # they take an output layer, not logits
     assert set(of_the_command) - sampled <= set(LOSSES)
-    assert set(LOSSES) <= set(ROW_RESULTS)
+    assert set(LOSSES) <= set(ROW_LOSSES)
     for name, function in LOSSES.items():
         assert function is getattr(bv, NAMES[name])
 

@@ -258,7 +258,7 @@ from pathlib import Path
 def mebibytes(name):
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) >> 10 for line in lines if line.startswith(name))
-import bigvocab.jobs.job, bigvocab.kernels.softmax
+import bigvocab.jobs.evaluation, bigvocab.kernels.softmax
 path, before, seen = {str(path)!r}, mebibytes("RssAnon"), []
 look = lambda *_: seen.append(mebibytes("RssAnon"))
 bv.evaluate(logits=path, labels=np.arange(512), progress=look, max_memory="128M", threads=2)

@@ -102,8 +102,8 @@ def test_arrays_and_rows_that_are_copied_are_not_brought(tmp_path, brought):
 
 def test_a_first_look_is_at_few_rows_and_few_bytes(tmp_path, monkeypatch):
     looks, pieces = [], work.pieces
-    monkeypatch.setattr("bigvocab.jobs.job.pieces", lambda job, *rows: looks.append(rows) or pieces(job, *rows))
-    monkeypatch.setattr("bigvocab.jobs.job.usable_cores", lambda: 3)
+    monkeypatch.setattr("bigvocab.jobs.run.pieces", lambda job, *rows: looks.append(rows) or pieces(job, *rows))
+    monkeypatch.setattr("bigvocab.jobs.run.usable_cores", lambda: 3)
     values = np.load(save(tmp_path / "rows.npy", rows=1000, classes=5))
     np.save(tmp_path / "columns.npy", np.asfortranarray(values))
     np.save(tmp_path / "big.npy", values.astype(">f4"))

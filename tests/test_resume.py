@@ -20,7 +20,7 @@ import bigvocab as bv
 from bigvocab.evaluation.state import read_state
 from bigvocab.evaluation.tally import Tally
 from bigvocab.jobs import checkpoints
-from bigvocab.jobs.merging import merge_states
+from bigvocab.jobs.merging import merge
 
 ROWS, CLASSES, CHUNK = 240, 300, 20
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork, to kill many runs in little time")
@@ -78,9 +78,9 @@ from bigvocab import kernels
 from bigvocab.jobs import checkpoints
 from bigvocab.matrices import matrix
 from bigvocab.kernels import softmax
-from bigvocab.jobs.merging import merge_states
+from bigvocab.jobs.merging import merge
 from bigvocab.evaluation.state import read_state
-import bigvocab.evaluation.evaluator, bigvocab.jobs.job, bigvocab.storage.output
+import bigvocab.evaluation.evaluator, bigvocab.jobs.evaluation, bigvocab.storage.output
 checkpoints.MIN_SECONDS = checkpoints.SHARE = 0
 folder, place = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])
 state, output = place / "s", place / "losses.parquet"
@@ -113,7 +113,7 @@ whole = bv.evaluate(logits=folder / "logits-0.npy", labels=folder / "labels.parq
 
 def same():
     times = ("seconds", "rows_per_second", "bytes_per_second")
-    figures = [{k: v for k, v in r.to_dict().items() if k not in times} for r in (whole, merge_states([state]))]
+    figures = [{k: v for k, v in r.to_dict().items() if k not in times} for r in (whole, merge([state]))]
     assert figures[0] == figures[1]
     assert output.read_bytes() == (folder / "whole.parquet").read_bytes()
     assert sorted(p.name for p in place.iterdir()) == ["losses.parquet", "s"], list(place.iterdir())
@@ -160,7 +160,7 @@ def test_kill_at_random_moments_many_times(folder, whole, tmp_path):
             assert code == -9, code
             kills += 1
             if state.exists():
-                now = sum(b - a for a, b in read_state(state).data.ranges)
+                now = sum(b - a for a, b in read_state(state).coverage.ranges)
                 assert now >= rows, (now, rows)
                 rows = now
         else:
@@ -248,7 +248,7 @@ def test_a_full_disk_says_what_is_kept(folder, tmp_path, at_every_block, monkeyp
     written = checkpoints.os.write
 
     def full(handle, data):
-        if read_state(tmp_path / "s").data.ranges == [[0, 100]]:
+        if read_state(tmp_path / "s").coverage.ranges == [[0, 100]]:
             written(handle, bytes(data)[:7])  # some of it, as systems do
             raise OSError(28, "No space left on device")
         return written(handle, data)
@@ -316,7 +316,7 @@ cli.main()
     error = process.communicate()[1]
     assert process.returncode == (1 if number == signal.SIGINT else 128 + number)
     assert "Traceback" not in error
-    ((start, stop),) = read_state(tmp_path / "s").data.ranges
+    ((start, stop),) = read_state(tmp_path / "s").coverage.ranges
     assert start == 0
     assert 80 <= stop < ROWS
     assert left(tmp_path) == ["s", "s.lines"]
@@ -377,7 +377,7 @@ def test_a_shard_of_classes_goes_on(folder, tmp_path, at_every_block):
         with pytest.raises(Stop):
             bv.evaluate(**job(folder), vocab_shard=(i, 2), state=tmp_path / f"{i}", progress=stop)
         with pytest.raises(bv.BigvocabError, match="its run has not ended; --resume ends it"):
-            merge_states([tmp_path / f"{i}"])
+            merge([tmp_path / f"{i}"])
         bv.evaluate(**job(folder), vocab_shard=(i, 2), state=tmp_path / f"{i}", resume=True)
         bv.evaluate(**job(folder), vocab_shard=(i, 2), state=tmp_path / f"{i}x")
         assert read_state(tmp_path / f"{i}").table.equals(read_state(tmp_path / f"{i}x").table)
@@ -404,7 +404,7 @@ def test_draws_that_learn_go_on(folder, tmp_path, at_every_block):
     with pytest.raises(KeyboardInterrupt):
         bv.evaluate(**options, state=tmp_path / "s", progress=stop)
     assert figures(bv.evaluate(**options, state=tmp_path / "s", resume=True)) == expected
-    with pytest.raises(bv.BigvocabError, match="shard: learned-unigram learns from all rows before"):
+    with pytest.raises(bv.BigvocabError, match="shard: does not go with learned-unigram, which learns"):
         bv.evaluate(**options, shard="1/2")
 
 

@@ -6,9 +6,13 @@ import numpy as np
 import pytest
 
 import bigvocab as bv
+from bigvocab.evaluation.scoring import Scorer
+from bigvocab.evaluation.specification import specify
 from bigvocab.heads.linear_rows import LinearMatrix, LinearRows
 from bigvocab.heads.output_layer import OutputLayer
-from bigvocab.jobs.work import Job, whole_range
+from bigvocab.jobs.data import JobData
+from bigvocab.jobs.evaluation_task import EvaluationTask
+from bigvocab.jobs.work import whole_range
 from bigvocab.labels.id_sets import IdSets
 from bigvocab.labels.label_sources import open_labels
 from bigvocab.losses.row_statistics import merged_statistics, softmax_rows, wanted
@@ -17,6 +21,7 @@ from bigvocab.losses.soft_rows import dense_label_rows, sparse_label_rows
 from bigvocab.losses.softmax import sparse_softmax_formula
 from bigvocab.matrices.logit_rows import LogitRows
 from bigvocab.matrices.matrix import Matrix
+from bigvocab.matrices.names import DataNames
 from bigvocab.matrices.sources import LogitSource
 from bigvocab.matrices.tiles import StoredRows, kernel_view
 
@@ -289,10 +294,10 @@ def test_a_job_over_a_source_of_its_own(factors, loss):
     }[loss]
 
     def run(source):
-        evaluator = bv.Evaluator(loss=loss)
-        job = Job(evaluator, source, open_labels(labels, loss, evaluator.columns), 7, 0, ROWS)
-        tally, _, read = whole_range(job, 0, ROWS)
-        return tally.state(), read
+        asked = specify(loss=loss, chunk_rows=7)
+        data = JobData([source], open_labels(labels, asked.loss.spec.labels, {}), DataNames())
+        sums, _, read = whole_range(EvaluationTask(Scorer(asked), data), 0, ROWS)
+        return sums.tally.state(), read
 
     source = Outer(*factors)
     (got, read), (expected, _) = run(source), run(Matrix.from_array(np.outer(*factors)))

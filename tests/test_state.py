@@ -17,10 +17,11 @@ from jobs import figures
 
 import bigvocab as bv
 from bigvocab.evaluation import state
+from bigvocab.evaluation.coverage import joined, missing, shown_rows
 from bigvocab.evaluation.state import read_state
 from bigvocab.evaluation.tally import RowResult, Tally
-from bigvocab.jobs.merging import joined, merge_states, missing, shown_rows
-from bigvocab.matrices import fingerprints
+from bigvocab.jobs.merging import merge
+from bigvocab.storage.fingerprints import of_file
 
 ROWS, CLASSES = 300, 501
 COLUMNS = {"weight_column": "weight", "group_column": "book", "bytes_column": "bytes"}
@@ -108,7 +109,7 @@ def test_any_number_of_shards_in_any_order_is_one_run(data, whole, tmp_path, cou
         )
     states = [tmp_path / f"{i}.state" for i in range(1, count + 1)]
     random.Random(count).shuffle(states)
-    assert figures(merge_states(states)) == whole
+    assert figures(merge(states)) == whole
     dataset = pa.concat_tables(pq.read_table(path) for path in sorted(tmp_path.glob("out-*.parquet")))
     assert dataset.equals(pq.read_table(data / "whole.parquet"))
     assert not list(tmp_path.glob(".*")) + list(tmp_path.glob("*.lines")) + list(tmp_path.glob("*.lock"))
@@ -118,7 +119,7 @@ def test_more_shards_than_rows(tmp_path):
     logits, labels = np.random.default_rng(0).standard_normal((6, 9)), np.arange(6)
     for i in range(1, 11):
         bv.evaluate(logits=logits, labels=labels, shard=(i, 10), state=tmp_path / f"{i}.state")
-    merged = merge_states([tmp_path / f"{i}.state" for i in range(1, 11)])
+    merged = merge([tmp_path / f"{i}.state" for i in range(1, 11)])
     assert figures(merged) == figures(bv.evaluate(logits=logits, labels=labels))
 
 
@@ -128,11 +129,11 @@ def test_every_loss_merges(data, tmp_path, loss):
     expected = figures(bv.evaluate(**job))
     for i in (1, 2, 3):
         bv.evaluate(**job, shard=f"{i}/3", state=tmp_path / f"{i}.state")
-    assert figures(merge_states([tmp_path / f"{i}.state" for i in (3, 1, 2)])) == expected
+    assert figures(merge([tmp_path / f"{i}.state" for i in (3, 1, 2)])) == expected
     first = bv.Evaluator.load(tmp_path / "2.state")
     first.merge(bv.Evaluator.load(tmp_path / "1.state"))
     first.save(tmp_path / "both.state")
-    assert figures(merge_states([tmp_path / "both.state", tmp_path / "3.state"])) == expected
+    assert figures(merge([tmp_path / "both.state", tmp_path / "3.state"])) == expected
 
 
 def test_evaluators_are_saved_loaded_and_go_on(data, tmp_path):
@@ -150,7 +151,7 @@ def test_evaluators_are_saved_loaded_and_go_on(data, tmp_path):
     rest = bv.Evaluator(**options)
     rest.update(logits[100:], labels[100:], groups=groups[100:])
     rest.save(tmp_path / "b.state")
-    assert figures(merge_states([tmp_path / "b.state", tmp_path / "a.state"])) == figures(whole.report())
+    assert figures(merge([tmp_path / "b.state", tmp_path / "a.state"])) == figures(whole.report())
 
 
 def test_a_layer_in_memory_that_a_state_does_not_hold_is_given_again(data, tmp_path):
@@ -166,7 +167,7 @@ def test_a_layer_in_memory_that_a_state_does_not_hold_is_given_again(data, tmp_p
     with pytest.raises(bv.BigvocabError, match="layer files"):
         bv.Evaluator.load(tmp_path / "a.state", weights=layer * 2)
     again = bv.Evaluator.load(tmp_path / "a.state", weights=layer)
-    assert figures(again.report()) == figures(ev.report()) == figures(merge_states([tmp_path / "a.state"]))
+    assert figures(again.report()) == figures(ev.report()) == figures(merge([tmp_path / "a.state"]))
 
 
 def test_special_numbers_survive(tmp_path):
@@ -213,21 +214,21 @@ def thirds(data, tmp_path):
 
 def test_an_incomplete_set_says_what_is_missing(thirds):
     with pytest.raises(bv.BigvocabError, match=r"2 states: rows 100-199 of 0-299 are missing \(100 rows\)"):
-        merge_states([thirds / "1.state", thirds / "3.state"])
+        merge([thirds / "1.state", thirds / "3.state"])
     with pytest.raises(bv.BigvocabError, match=r"2\.state: rows 0-99, 200-299 of 0-299 are missing \(200 rows\)"):
-        merge_states([thirds / "2.state"])
+        merge([thirds / "2.state"])
 
 
 def test_the_same_rows_twice(data, thirds):
     states = [thirds / f"{i}.state" for i in (1, 2, 3)]
     with pytest.raises(bv.BigvocabError, match="is given twice"):
-        merge_states([*states, thirds / "." / "2.state"])
+        merge([*states, thirds / "." / "2.state"])
     shutil.copy(states[1], thirds / "copy.state")
     with pytest.raises(bv.BigvocabError, match=r"copy\.state: rows 100-199 are in .*2\.state too"):
-        merge_states([*states, thirds / "copy.state"])
+        merge([*states, thirds / "copy.state"])
     bv.evaluate(**main_job(data, shard=(2, 4), state=thirds / "quarter.state"))
     with pytest.raises(bv.BigvocabError, match=r"quarter\.state: rows 75-99 are in .*1\.state too"):
-        merge_states([*states, thirds / "quarter.state"])
+        merge([*states, thirds / "quarter.state"])
     one = bv.Evaluator.load(states[0])
     with pytest.raises(bv.BigvocabError, match="rows 0-99 are in both"):
         one.merge(bv.Evaluator.load(states[0]))
@@ -237,7 +238,7 @@ def test_states_of_other_jobs(data, thirds):
     def other(match, **options):
         bv.evaluate(**main_job(data, shard=(2, 3), state=thirds / "other.state") | options)
         with pytest.raises(bv.BigvocabError, match=match):
-            merge_states([thirds / "1.state", thirds / "other.state", thirds / "3.state"])
+            merge([thirds / "1.state", thirds / "other.state", thirds / "3.state"])
         (thirds / "other.state").unlink()
 
     other(r"other\.state: label_smoothing is 0\.1, but 0\.0 in .*1\.state; expected the same", label_smoothing=0.1)
@@ -251,7 +252,7 @@ def test_states_of_other_jobs(data, thirds):
     ev.update(np.load(data / "logits.npy")[:5], [1, 2, 3, 4, 5])
     ev.save(thirds / "fed.state")
     with pytest.raises(bv.BigvocabError, match="cannot be told apart"):
-        merge_states([thirds / "1.state", thirds / "fed.state"])
+        merge([thirds / "1.state", thirds / "fed.state"])
 
 
 def test_a_changed_label_is_another_job(data, tmp_path):
@@ -265,7 +266,7 @@ def test_a_changed_label_is_another_job(data, tmp_path):
     with pytest.raises(
         bv.BigvocabError, match=r"2\.state: the content of .*labels\.npy is not that of the labels in .*1\.state"
     ):
-        merge_states([tmp_path / "1.state", tmp_path / "2.state"])
+        merge([tmp_path / "1.state", tmp_path / "2.state"])
 
 
 def test_copies_elsewhere_are_the_same_files(data, whole, tmp_path):
@@ -275,7 +276,7 @@ def test_copies_elsewhere_are_the_same_files(data, whole, tmp_path):
         for name in ("logits.npy", "labels.parquet"):
             shutil.copyfile(data / name, folder / name)
         bv.evaluate(**main_job(folder, shard=(i, 2), state=tmp_path / f"{i}.state"))
-    assert figures(merge_states([tmp_path / "1.state", tmp_path / "2.state"])) == whole
+    assert figures(merge([tmp_path / "1.state", tmp_path / "2.state"])) == whole
 
 
 def test_rows_of_files_and_of_batches_do_not_mix(thirds):
@@ -300,9 +301,9 @@ def test_fingerprints_of_large_files_look_at_both_ends_and_the_size(tmp_path):
         if change is not None:
             content[change] ^= 1
         path.write_bytes(content)
-        found.append(fingerprints.of_file(path))
+        found.append(of_file(path))
     path.write_bytes(content + b"x")
-    found.append(fingerprints.of_file(path))
+    found.append(of_file(path))
     assert len(set(found)) == 4
 
 
@@ -313,12 +314,12 @@ def test_a_state_can_be_looked_at_with_arrow_alone(thirds):
     reader = pa.ipc.open_file(str(thirds / "2.state"))
     held = json.loads(reader.schema.metadata[b"bigvocab"])
     assert held["format"] == "bigvocab-state"
-    assert held["version"] == 1
-    assert held["data"]["ranges"] == [[100, 200]]
-    assert [file["role"] for file in held["data"]["files"]] == ["logits", "labels"]
+    assert held["version"] == 2
+    assert held["coverage"]["ranges"] == [[100, 200]]
+    assert [file["role"] for file in held["coverage"]["files"]] == ["logits", "labels"]
     table = reader.read_all()
     assert table["group"].to_pylist() == ["Ezra", "Jonah", "Ruth"]
-    digits, low = table["loss_digits"].to_pylist(), held["groups"]["loss"]
+    digits, low = table["loss_digits"].to_pylist(), held["sums"]["groups"]["loss"]
     ruth = sum(digit * 2.0 ** (32 * (k + low) - 1074 + 512) for k, digit in enumerate(digits[2])) * 2.0**-512
     group = bv.Evaluator.load(thirds / "2.state").report()["groups"]["Ruth"]
     assert ruth == pytest.approx(group["mean"] * group["weight"], rel=1e-12)
@@ -343,16 +344,19 @@ def test_a_damaged_state_is_refused(thirds, tmp_path):
         read_state(path)
 
 
-def test_a_newer_version_is_refused(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(state, "VERSION", 2)
-    bv.evaluate(**main_job(data, state=tmp_path / "new.state"))
-    monkeypatch.undo()
-    with pytest.raises(
-        bv.BigvocabError, match=r"new\.state: is of version 2, of a newer bigvocab; this one reads up to version 1"
-    ):
-        merge_states([tmp_path / "new.state"])
-    with pytest.raises(bv.BigvocabError, match="of version 2"):
-        bv.evaluate(**main_job(data, state=tmp_path / "new.state", resume=True))
+def test_another_version_is_refused(data, tmp_path, monkeypatch):
+    for version, age in ((1, "an older"), (3, "a newer")):
+        monkeypatch.setattr(state, "VERSION", version)
+        bv.evaluate(**main_job(data, state=tmp_path / "other.state"))
+        monkeypatch.undo()
+        with pytest.raises(
+            bv.BigvocabError,
+            match=rf"other\.state: is of version {version}, of {age} bigvocab; this one reads version 2",
+        ):
+            merge([tmp_path / "other.state"])
+        with pytest.raises(bv.BigvocabError, match=f"of version {version}"):
+            bv.evaluate(**main_job(data, state=tmp_path / "other.state", resume=True))
+        (tmp_path / "other.state").unlink()
 
 
 def test_other_files_are_no_states(data):
@@ -375,7 +379,7 @@ def test_a_thousand_states_of_ten_thousand_groups_merge_in_time(tmp_path):
     for path in paths:
         ev.save(path)
     started = time.perf_counter()
-    report = merge_states(paths)
+    report = merge(paths)
     assert time.perf_counter() - started < 50 * 0.05
     assert report["rows"] == 500_000
     assert report["groups"]["group-00007"]["rows"] == 50
@@ -389,7 +393,7 @@ def test_files_split_by_classes_merge_to_the_bits_of_one_run(data, tmp_path):
     expected = bv.evaluate(**job, output=tmp_path / "whole.parquet")
     for i in (1, 2, 3):
         bv.evaluate(**job, vocab_shard=(i, 3), state=tmp_path / f"{i}.state", chunk_rows=20 * i, threads=i)
-    merged = merge_states([tmp_path / f"{i}.state" for i in (2, 3, 1)], output=tmp_path / "merged.parquet")
+    merged = merge([tmp_path / f"{i}.state" for i in (2, 3, 1)], output=tmp_path / "merged.parquet")
     assert figures(merged) == figures(expected)
     assert (tmp_path / "merged.parquet").read_bytes() == (tmp_path / "whole.parquet").read_bytes()
 
@@ -417,7 +421,7 @@ def test_equal_ranges_of_classes_of_one_file(data, whole, tmp_path, options):
     expected = bv.evaluate(**main_job(data, **options))
     for i in (1, 2, 3, 4):
         bv.evaluate(**main_job(data, **options), vocab_shard=f"{i}/4", state=tmp_path / f"{i}.state")
-    nearly(merge_states([tmp_path / f"{i}.state" for i in (4, 2, 1, 3)], output=tmp_path / "l.parquet"), expected)
+    nearly(merge([tmp_path / f"{i}.state" for i in (4, 2, 1, 3)], output=tmp_path / "l.parquet"), expected)
     if not options:
         whole = pq.read_table(data / "whole.parquet")
         assert pq.read_table(tmp_path / "l.parquet")["predicted"].equals(whole["predicted"])
@@ -432,7 +436,7 @@ def test_a_layer_split_by_classes(data, tmp_path):
         states = [tmp_path / f"{i}-{count}.state" for i in range(1, count + 1)]
         for i, path in enumerate(states, 1):
             bv.evaluate(**job | {"weights": weights}, vocab_shard=(i, count), state=path)
-        nearly(merge_states(states, output=tmp_path / "merged.parquet"), expected)
+        nearly(merge(states, output=tmp_path / "merged.parquet"), expected)
         merged = pq.read_table(tmp_path / "merged.parquet")
         for name in ("row", "rank", "predicted", "weight", "group"):
             assert merged[name].equals(whole[name]), name
@@ -453,7 +457,7 @@ def test_machines_that_hold_one_slice_each(data, tmp_path):
         bv.evaluate(**job | {"metrics": "logsumexp,entropy"}, state=tmp_path / f"plain-{i}.state")
         found = bv.evaluate(**job, save_label_logits=tmp_path / f"{i}.arrow")
         assert 0 < found["label_logits"] < ROWS
-    plain = merge_states([tmp_path / f"plain-{i}.state" for i in (2, 0, 1)])
+    plain = merge([tmp_path / f"plain-{i}.state" for i in (2, 0, 1)])
     assert plain["mean"] == whole["mean"]
     assert "accuracy" not in plain
     for i, (name, first) in enumerate(SLICES):
@@ -462,7 +466,7 @@ def test_machines_that_hold_one_slice_each(data, tmp_path):
             bv.evaluate(**job, state=tmp_path / "y.state", label_logits=tmp_path / f"{i}.arrow")
         (tmp_path / "y.state").unlink()
         bv.evaluate(**job, state=tmp_path / f"{i}.state", label_logits=[tmp_path / f"{k}.arrow" for k in range(3)])
-    assert figures(merge_states([tmp_path / f"{i}.state" for i in (2, 0, 1)])) == figures(whole)
+    assert figures(merge([tmp_path / f"{i}.state" for i in (2, 0, 1)])) == figures(whole)
 
 
 def test_label_logits_of_another_type_are_refused(data, tmp_path):
@@ -481,12 +485,12 @@ def test_ranges_of_classes_that_do_not_fit(data, tmp_path):
     for i in (1, 2, 3):
         bv.evaluate(**job, vocab_shard=(i, 3), state=tmp_path / f"{i}.state")
     with pytest.raises(bv.BigvocabError, match=r"3\.state: classes 167-333 of 0-500 are missing"):
-        merge_states([tmp_path / "1.state", tmp_path / "3.state"])
+        merge([tmp_path / "1.state", tmp_path / "3.state"])
     with pytest.raises(bv.BigvocabError, match="classes 334-500 of 0-500 are missing"):
-        merge_states([tmp_path / "1.state", tmp_path / "2.state"])
+        merge([tmp_path / "1.state", tmp_path / "2.state"])
     shutil.copy(tmp_path / "2.state", tmp_path / "copy.state")
     with pytest.raises(bv.BigvocabError, match="classes 167-333 are in another state too"):
-        merge_states([tmp_path / name for name in ("1.state", "2.state", "copy.state", "3.state")])
+        merge([tmp_path / name for name in ("1.state", "2.state", "copy.state", "3.state")])
     with pytest.raises(bv.BigvocabError, match="goes with sparse-softmax, not with softmax"):
         bv.evaluate(
             logits=data / "logits.npy",
@@ -531,13 +535,13 @@ def test_the_command(data, whole, tmp_path, monkeypatch):
         (["--shard", "0/2"], "expected I/N"),
         (["--shard", "3/2"], "expected I/N"),
         (["--resume"], "'--resume' needs '--state'"),
-        (["--vocab-shard", "1/2"], "need '--state'"),
+        (["--vocab-shard", "1/2"], "needs '--state'"),
         (["--vocab-shard", "1/2", "--shard", "1/2", "--state", "s"], "exclude each other"),
         (["--first-class", "3", "--state", "s"], "'--first-class' needs '--num-classes'"),
         (["--label-logits", "x"], "belongs to '--first-class'"),
         (["--report-every", "3"], "'--report-every' needs '--report'"),
         (["--address", "x"], "'--address' needs '--engine ray'"),
-        (["--state", "s", "--output", "s"], "must be different files"),
+        (["--state", "s", "--output", "s"], "expected different files"),
     ],
 )
 def test_options_that_do_not_go_together(options, message):
@@ -560,7 +564,7 @@ def test_shards_of_a_linear_head_merge_to_the_bits_of_one_run(tmp_path):
     for i, path in zip((3, 1, 2), paths, strict=True):
         bv.evaluate(**job, shard=(i, 3), state=path, threads=i, chunk_rows=50 * i)
     times = ("seconds", "rows_per_second", "bytes_per_second", "inputs")
-    merged, whole = merge_states(paths).to_dict(), bv.evaluate(**job).to_dict()
+    merged, whole = merge(paths).to_dict(), bv.evaluate(**job).to_dict()
     assert {k: v for k, v in merged.items() if k not in times} == {k: v for k, v in whole.items() if k not in times}
 
 
@@ -582,7 +586,7 @@ def test_label_logits_of_other_logits_are_refused(data, tmp_path):
     for i, known in enumerate((stale, files, files)):
         bv.evaluate(**jobs[i], state=tmp_path / f"{i}.state", label_logits=known)
     with pytest.raises(bv.BigvocabError, match=r"row \d+ has .* as the logit of its label, but .* in another state"):
-        merge_states([tmp_path / f"{i}.state" for i in range(3)])
+        merge([tmp_path / f"{i}.state" for i in range(3)])
 
 
 def test_what_is_no_path_is_named():

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 import bigvocab
-from bigvocab.catalogue import SAMPLERS, default_metrics, eval_faults, raw_faults, sampler_faults
+from bigvocab.catalogue import DEFAULT_SAMPLER, default_metrics
 from bigvocab.command import signals
 from bigvocab.command.options import (
     EPILOG,
@@ -25,15 +25,19 @@ from bigvocab.command.options import (
     FORMAT,
     HELP,
     INSPECT_EPILOG,
+    LABEL_LOGITS,
+    LABEL_LOGITS_EPILOG,
     MERGE,
     MERGE_EPILOG,
     RAW,
     SAMPLE,
     SAMPLE_EPILOG,
     as_usage,
+    usage,
     with_options,
 )
 from bigvocab.errors import BigvocabError, Keyword
+from bigvocab.evaluation.rules import faults, raw_faults, sampler_faults
 
 if TYPE_CHECKING:
     from bigvocab.reports.fail_if import Condition
@@ -110,7 +114,7 @@ def _rendered(error: Exception, command: click.Command | None) -> str:
 
 def _say(text: str) -> None:
     """One line on stderr."""
-    from bigvocab.reports.numerals import printable
+    from bigvocab.errors import printable
 
     click.echo("bigvocab: " + printable(" ".join(text.splitlines())), err=True)
 
@@ -203,8 +207,10 @@ def _check_together(ctx: click.Context, options: dict[str, Any], conditions: lis
         raise click.UsageError(f"Got unexpected extra argument ({ctx.args[0]}); {hint}")
     default = click.core.ParameterSource.DEFAULT
     given = [name for name in options if ctx.get_parameter_source(name) is not default]
-    if fault := next(eval_faults(options, given), None):
-        raise click.UsageError(fault)
+    if "top_k" in given and "accuracy" not in options["metrics"]:
+        raise click.UsageError("'--top-k' needs accuracy in '--metrics'.")
+    if fault := next(faults(options, given), None):
+        raise click.UsageError(usage(fault))
     columns = [role for role in ("group", "bytes") if options[f"{role}_column"] is not None] + ["exact"] * options[
         "exact"
     ]
@@ -216,26 +222,41 @@ def _check_together(ctx: click.Context, options: dict[str, Any], conditions: lis
 
 
 def _evaluate(options: dict[str, Any], quiet: bool) -> Report:
-    from bigvocab.command.progress import Display
-
-    given = {name: value for name, value in options.items() if value is not None and value is not False and value != ()}
+    given = _given(options)
     given["metrics"] = options["metrics"]  # which may be empty on purpose
+    with _working(given, quiet) as progress:
+        from bigvocab.jobs.evaluation import evaluate
+
+        if "max_memory" in given:
+            from bigvocab.arguments import parse_bytes
+
+            as_usage("--max-memory", parse_bytes, "max_memory", given["max_memory"])
+        return evaluate(**given, progress=progress)
+
+
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    """The options that were given, as keywords of the library."""
+    given = {name: value for name, value in options.items() if value is not None and value is not False and value != ()}
     for name in ("logits", "inputs", "weights", "label_logits"):
         if name in given:
             given[name] = given[name][0] if len(given[name]) == 1 else list(given[name])
+    return given
+
+
+@contextlib.contextmanager
+def _working(given: dict[str, Any], quiet: bool) -> Iterator[Any]:
+    """The time of the work: what is shown of it, and how it may end."""
+    from bigvocab.command.progress import Display
+
     with Display(quiet=quiet) as display:
-        from bigvocab.evaluation.settings import parse_bytes
-        from bigvocab.jobs.job import evaluate
         from bigvocab.storage.output import remove_temporaries
         from bigvocab.storage.sigbus import die_with_a_message
 
         die_with_a_message(remove_temporaries)
         _check_raw(given)
-        if "max_memory" in given:
-            as_usage("--max-memory", parse_bytes, "max_memory", given["max_memory"])
         display.watch_compiler()
         signals.work_begins()
-        return evaluate(**given, progress=display.update)
+        yield display.update
 
 
 def _check_raw(options: dict[str, Any]) -> None:
@@ -266,15 +287,35 @@ def _judge(report: Report, conditions: list[Condition]) -> None:
         raise click.exceptions.Exit(min(codes))
 
 
+@cli.command(
+    "label-logits",
+    cls=_Command,
+    short_help="The first pass of slices: logits of the labels.",
+    epilog=LABEL_LOGITS_EPILOG,
+)
+@with_options(LABEL_LOGITS)
+@click.pass_context
+def label_logits_(ctx: click.Context, quiet: bool, **options: Any) -> None:
+    """Write the logit of each row's label, where a slice of the classes holds it: ranks need those of all slices."""
+    if options["vocab_shard"] is None and options["first_class"] is None:
+        raise click.UsageError("expected '--first-class', or '--vocab-shard': which slice of the classes this is.")
+    given = _given(options)
+    with _working(given, quiet) as progress:
+        from bigvocab.jobs.evaluation import write_label_logits
+
+        report = write_label_logits(**given, progress=progress)
+    _say(f"{options['output']}: {report['label_logits']:,} logits of the labels of {report['rows']:,} rows")
+
+
 @cli.command("sample", cls=_Command, short_help="Draw candidates as TensorFlow does.", epilog=SAMPLE_EPILOG)
 @with_options(SAMPLE)
 @click.pass_context
 def sample_(ctx: click.Context, **options: Any) -> None:
     """Draw the candidates of a sampled loss, the very ones TensorFlow draws, into an Arrow file."""
     given = {name: value for name, value in options.items() if value is not None}
-    sampler = given.get("sampler", SAMPLERS[0])
+    sampler = given.get("sampler", DEFAULT_SAMPLER)
     if fault := next(sampler_faults(sampler, given), None):
-        raise click.UsageError(fault)
+        raise click.UsageError(usage(fault))
     if "range_max" not in given and sampler != "unigram":
         raise click.UsageError(f"'--sampler {sampler}' needs '--range-max', the number of classes.")
     from bigvocab.sampling.candidates import write_candidates
@@ -293,12 +334,11 @@ def sample_(ctx: click.Context, **options: Any) -> None:
 @with_options(MERGE)
 def merge_(states: tuple[str, ...], form: str, conditions: list[Condition], **options: Any) -> None:
     """Merge the states of shards, in any order, into the report of the whole job: the same bits as one run."""
-    from bigvocab.jobs.merging import merge_states
-    from bigvocab.storage.output import refuse_overwriting, write_text
+    from bigvocab.jobs.merging import merge
+    from bigvocab.storage.output import write_text
 
     signals.work_begins()
-    refuse_overwriting({name: options[name] for name in ("output", "report")}, states)
-    report = merge_states(states, output=options["output"])
+    report = merge(states, output=options["output"], rows=options["rows"])
     for condition in conditions:
         try:
             report.figure(condition.name)
@@ -313,11 +353,12 @@ def merge_(states: tuple[str, ...], form: str, conditions: list[Condition], **op
 @cli.command("inspect", cls=_Command, short_help="What files hold: shape, dtype, rows, columns.", epilog=INSPECT_EPILOG)
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...")
 @with_options([*RAW, FORMAT])
-def inspect_(paths: tuple[str, ...], form: str, **options: Any) -> None:
+@click.pass_context
+def inspect_(ctx: click.Context, paths: tuple[str, ...], form: str, **options: Any) -> None:
     """Show what files hold: shape, dtype, rows, columns, bytes, and whether a quick sample is finite."""
     if fault := next(raw_faults(options), None):
-        raise click.UsageError(fault)
-    from bigvocab.inspection import inspect_path, rendered
+        raise click.UsageError(usage(fault))
+    from bigvocab.inspection import inspect_path, rendered, shown
     from bigvocab.reports.report import as_json
 
     _check_raw(options)
@@ -325,12 +366,12 @@ def inspect_(paths: tuple[str, ...], form: str, **options: Any) -> None:
     found = [entry for path in paths for entry in inspect_path(path, **given)]
     opened = [entry for entry in found if "error" not in entry]
     if form == "json":
-        _print(as_json(found))
+        _print(as_json([shown(entry) for entry in found]))
     elif opened:
         _print_tables(item for i, entry in enumerate(opened) for item in [""] * (i > 0) + [*rendered(entry)])
     for entry in found:
         if "error" in entry:
-            _say(f"error: {entry['error']}")
+            _say(f"error: {_rendered(entry['error'], ctx.command)}")
     if len(opened) < len(found):
         raise click.exceptions.Exit(1)
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bigvocab.catalogue import LOSSES, METRICS, SAMPLERS
-from bigvocab.errors import BigvocabError
+from bigvocab.catalogue import DEFAULT_LOSS, DEFAULT_METRICS, DEFAULT_SAMPLER, LOSSES, METRICS, SAMPLERS, enumerated
+from bigvocab.errors import BigvocabError, Keyword
 
 if TYPE_CHECKING:
     from bigvocab.reports.fail_if import Condition
@@ -105,6 +105,14 @@ def as_usage(option: str, function: Callable[..., Any], *args: Any) -> Any:
         raise click.BadParameter(error.problem, param_hint=f"'{option}'") from None
 
 
+def usage(fault: BigvocabError) -> str:
+    """What is wrong with options together, in the words of the command."""
+    options = [f"'--{part.name.replace('_', '-')}'" if isinstance(part, Keyword) else part for part in fault.parts]
+    values = [f" {part.value}" if isinstance(part, Keyword) and part.value else "" for part in fault.parts]
+    text = "".join(a.removesuffix("'") + b + "'" * (b != "") if b else a for a, b in zip(options, values, strict=True))
+    return text.replace("': ", "' ", 1) + "."
+
+
 def with_options(options: Sequence[Callable[[Any], Any]]) -> Callable[[Any], Any]:
     """A decorator that adds all of `options` to a command, in order."""
 
@@ -147,8 +155,8 @@ JOBS = [
     _option(BIG_JOBS, "--workers", type=click.IntRange(1), metavar="K", help="Processes that share the rows."),
     _option(BIG_JOBS, "--address", metavar="HOST", help="Of a Ray cluster; default RAY_ADDRESS, or a Ray of our own."),
 ]
-SAMPLER = _option(SAMPLING, "--sampler", type=click.Choice(SAMPLERS), metavar="NAME",
-                  help=f"{', '.join(SAMPLERS[:-1])} or {SAMPLERS[-1]}; default log-uniform (ids by falling frequency).")
+SAMPLER = _option(SAMPLING, "--sampler", type=click.Choice(list(SAMPLERS)), metavar="NAME",
+                  help=f"{enumerated(SAMPLERS)}; default {DEFAULT_SAMPLER} (ids by falling frequency).")
 VOCABULARY = [
     _option(SAMPLING, "--vocab-file", metavar="PATH", help="A word and its count a line, comma-separated (unigram)."),
     _option(SAMPLING, "--distortion", type=_Number(), metavar="P", help="Power of the counts (unigram); default 1."),
@@ -177,7 +185,7 @@ SAMPLE = [
     _option(DATA, "--true-classes", metavar="PATH", help="Labels: their expected counts are written as well."),
     _option(RESULT, "--output", metavar="PATH", required=True, help="Arrow file to write."),
 ]
-EVAL = [
+ROWS = [
     _option(DATA, "--logits", multiple=True, metavar="PATH", help="Logits: file, quoted glob or folder; repeatable."),
     _option(DATA, "--labels", metavar="PATH", required=True, help="Labels: Arrow IPC, Parquet, .npy, .safetensors."),
     _option(DATA, "--inputs", multiple=True, metavar="PATH", help="Hidden states, in place of logits; repeatable."),
@@ -190,13 +198,16 @@ EVAL = [
     _option(DATA, "--norm-epsilon", type=_Number(0), metavar="E", help="Added under that norm's root; default 1e-6."),
     _option(DATA, "--vocab-shards", is_flag=True, help="Several files are split by classes, not rows."),
     *RAW,
+]
+EVAL = [
+    *ROWS,
     _option(COLUMNS, "--label-column", metavar="NAME", help="Class, list of classes, or soft labels, of the row."),
     _option(COLUMNS, "--probability-column", metavar="NAME", help="Probabilities of the listed classes."),
     _option(COLUMNS, "--weight-column", metavar="NAME", help="Weight of the row."),
     _option(COLUMNS, "--group-column", metavar="NAME", help="Group of the row: figures for each group."),
     _option(COLUMNS, "--bytes-column", metavar="NAME", help="Bytes of text behind the label: bits per byte."),
-    _option(LOSS, "--loss", type=click.Choice(LOSSES), metavar="NAME", default=LOSSES[0],
-            help=f"{', '.join(LOSSES[:-1])} or {LOSSES[-1]}."),
+    _option(LOSS, "--loss", type=click.Choice(list(LOSSES)), metavar="NAME", default=DEFAULT_LOSS,
+            help=f"{enumerated(LOSSES)}."),
     _option(LOSS, "--ignore-index", type=int, metavar="ID", help="Rows with this label count in no figure."),
     _option(LOSS, "--label-smoothing", type=_Number(0, 1), metavar="E", help="Share spread over all classes."),
     _option(LOSS, "--class-weights", metavar="PATH", help="One weight per class (sparse-softmax)."),
@@ -207,8 +218,8 @@ EVAL = [
     _option(LOSS, "--softcap", type=_Number(0, min_open=True), metavar="C", help="Then logits become C tanh(x / C)."),
     _option(LOSS, "--num-classes", type=click.IntRange(1), metavar="V", help="Classes that count; others are padding."),
     *SAMPLING_OPTIONS,
-    _option(FIGURES, "--metrics", metavar="NAMES", default=",".join(METRICS[:3]), callback=_metrics, show_default=True,
-            help=f"Of {', '.join(METRICS)}, as they fit the loss."),
+    _option(FIGURES, "--metrics", metavar="NAMES", default=",".join(DEFAULT_METRICS), callback=_metrics,
+            show_default=True, help=f"Of {', '.join(METRICS)}, as they fit the loss."),
     _option(FIGURES, "--top-k", metavar="K,...", default="1,5", callback=_ks, show_default=True,
             help="The k of the accuracies."),
     _option(FIGURES, "--nonfinite", type=click.Choice(["error", "skip", "keep"]), metavar="WAY", default="error",
@@ -224,7 +235,19 @@ EVAL = [
     FORMAT,
     FAIL_IF,
 ]
+LABEL_LOGITS = [
+    *ROWS,
+    _option(COLUMNS, "--label-column", metavar="NAME", help="Class of the row."),
+    _option(LOSS, "--ignore-index", type=int, metavar="ID", help="Rows with this label have no logit."),
+    _option(LOSS, "--num-classes", type=click.IntRange(1), metavar="V", help="Classes of all slices together."),
+    _option(BIG_JOBS, "--vocab-shard", metavar="I/N", callback=_shard, help="Only the I-th of N ranges of classes."),
+    _option(BIG_JOBS, "--first-class", type=click.IntRange(0), metavar="C", help="The files hold classes from C on."),
+    _option(RUNNING, "--threads", type=click.IntRange(1), metavar="N", help="Default: all cores."),
+    _option(RUNNING, "--quiet", "-q", is_flag=True, help="No progress bar and no messages."),
+    _option(RESULT, "--output", metavar="PATH", required=True, help="Arrow file to write, for --label-logits."),
+]
 MERGE = [
+    _option(DATA, "--rows", type=click.IntRange(0), metavar="N", help="Fail unless all states have seen N rows."),
     _option(RESULT, "--output", metavar="PATH", help="The loss of every row, of states of ranges of classes."),
     REPORT,
     FORMAT,
@@ -250,6 +273,13 @@ Examples:
   bigvocab sample --sampler unigram --vocab-file vocab.txt --num-sampled 64 --output c.arrow
   bigvocab eval --loss sampled-softmax --candidates candidates.arrow \\
       --inputs hidden.npy --weights layer.npy --labels labels.arrow --exact
+"""
+LABEL_LOGITS_EPILOG = """\b
+Examples:
+  bigvocab label-logits --logits slice.npy --first-class 50000 --num-classes 200000 \\
+      --labels labels.parquet --output 1.arrow
+  bigvocab eval --logits slice.npy --first-class 50000 --num-classes 200000 \\
+      --labels labels.parquet --label-logits 0.arrow --label-logits 1.arrow --state 1.state
 """
 MERGE_EPILOG = """\b
 Examples:

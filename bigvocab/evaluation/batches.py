@@ -26,10 +26,10 @@ _ELEMENTS = {
 
 
 def label_batch(
-    loss: str, labels: Any, weights: Any, groups: Any, *, rows: int, ignore_index: int | None
+    kinds: tuple[str, ...], labels: Any, weights: Any, groups: Any, *, rows: int, ignore_index: int | None
 ) -> LabelBatch:
     """Arrays of as many rows as a label batch; row numbers in messages count from its start."""
-    found, probabilities = labels_of(loss, labels, rows)
+    found, probabilities = labels_of(kinds, labels, rows)
     values = None
     if weights is not None:
         values = arguments.as_array("weights", weights)
@@ -73,7 +73,7 @@ def arrays_of(batch: Any, columns: dict[str, str | None], name: str = "logits") 
     matrix = arrays[0] if len(arrays) == 1 else np.concatenate(arrays or [np.zeros((0, max(1, width)), np.float32)])
     rest = batch.select([other for other in batch.schema.names if other != name])
     table = rest if isinstance(rest, pa.Table) else pa.Table.from_batches([rest])
-    return matrix, read_labels(table, **{f"{role}_column": chosen for role, chosen in columns.items()})
+    return matrix, read_labels(table, **columns)
 
 
 def _storage(kind: pa.DataType) -> pa.DataType:

@@ -1,40 +1,31 @@
-"""The main path: labels set the row ranges, logits follow by slice, kernels make losses, exact sums the report."""
+"""Losses of batches, one after the other, and the report of all of them."""
 
 from __future__ import annotations
 
 import contextlib
-import inspect
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Unpack
 
 import numpy as np
 import numpy.typing as npt
 
 from bigvocab import arguments
-from bigvocab.arguments import integer
-from bigvocab.catalogue import ONLY_WITH, default_metrics
-from bigvocab.errors import BigvocabError, Keyword
-from bigvocab.evaluation.figures import make_report
-from bigvocab.evaluation.row_results import ROW_RESULTS
-from bigvocab.evaluation.sampled_results import SAMPLED_RESULTS, open_draws
-from bigvocab.evaluation.settings import one_of, parse_bytes, parse_metrics, parse_seed, parse_top_k, read_vector
-from bigvocab.evaluation.tally import RowResult, Tally
-from bigvocab.heads.linear_rows import LinearMatrix
-from bigvocab.heads.output_layer import OutputLayer
-from bigvocab.labels.label_sources import cut
+from bigvocab.errors import BigvocabError
+from bigvocab.evaluation.batches import arrays_of, label_batch, with_losses
+from bigvocab.evaluation.compatibility import refuse_difference, refuse_same_draws
+from bigvocab.evaluation.coverage import Coverage, merged_coverage
+from bigvocab.evaluation.json_values import as_options
+from bigvocab.evaluation.reporting import make_report
+from bigvocab.evaluation.row_result import RowResult
+from bigvocab.evaluation.scoring import Scorer
+from bigvocab.evaluation.specification import EvaluatorOptions, Specification, signature, specify
+from bigvocab.evaluation.state import State, read_state, state_bytes, write_state
+from bigvocab.evaluation.stored_tally import restored, stored
+from bigvocab.evaluation.tally import Tally
 from bigvocab.labels.labels import LabelBatch
-from bigvocab.losses.sigmoid_rows import pos_weight_vector
-from bigvocab.matrices.logit_rows import LogitRows
-from bigvocab.matrices.matrix import as_matrix
-from bigvocab.matrices.sources import LogitSource
+from bigvocab.matrices.names import DataNames
 from bigvocab.reports.report import Report
-from bigvocab.threads import resolve_threads
-
-if TYPE_CHECKING:
-    from bigvocab.evaluation.state import Data
-
-NONFINITE = ("error", "skip", "keep")
 
 
 class Evaluator:
@@ -89,157 +80,18 @@ class Evaluator:
     1.506874
     """
 
-    def __init__(
-        self,
-        *,
-        loss: str = "sparse-softmax",
-        weights: Any = None,
-        biases: Any = None,
-        final_norm: str | None = None,
-        norm_weight: Any = None,
-        norm_bias: Any = None,
-        norm_epsilon: float = 1e-6,
-        ignore_index: int | None = None,
-        label_smoothing: float = 0.0,
-        class_weights: Any = None,
-        pos_weight: Any = None,
-        epsilon: float = 1e-7,
-        logit_scale: float = 1.0,
-        softcap: float | None = None,
-        num_classes: int | None = None,
-        metrics: str | Iterable[str] | None = None,
-        top_k: int | str | Iterable[int] = (1, 5),
-        nonfinite: str = "error",
-        threads: int | None = None,
-        label_column: str | None = None,
-        probability_column: str | None = None,
-        weight_column: str | None = None,
-        group_column: str | None = None,
-        bytes_column: str | None = None,
-        sampler: str | None = None,
-        num_sampled: int | None = None,
-        num_true: int | None = None,
-        vocab_file: Any = None,
-        distortion: float | None = None,
-        seed: Any = None,
-        candidates: Any = None,
-        exact: bool = False,
-        shape: Any = None,
-        dtype: str | None = None,
-        offset: int = 0,
-        vocab_shards: bool = False,
-        chunk_rows: int | None = None,
-        max_memory: int | str | None = None,
-    ) -> None:
-        self._given = {name: value for name, value in locals().items() if name != "self"}
-        self.loss = one_of("loss", loss, (*ROW_RESULTS, *SAMPLED_RESULTS))
-        self.exact = arguments.boolean("exact", exact)
-        self.sampling = {
-            "sampler": sampler,
-            "num_sampled": num_sampled,
-            "num_true": num_true,
-            "vocab_file": vocab_file,
-            "distortion": distortion,
-            "seed": parse_seed(seed),
-            "candidates": candidates,
-            "exact": self.exact or None,
-        }
-        self.ignore_index = arguments.index_or_none("ignore_index", ignore_index)
-        self.label_smoothing = arguments.in_unit_interval("label_smoothing", label_smoothing)
-        self.class_weights = read_vector("class_weights", class_weights)
-        self.pos_weight = pos_weight if isinstance(pos_weight, int | float) else read_vector("pos_weight", pos_weight)
-        self.epsilon = arguments.in_unit_interval("epsilon", epsilon)
-        self.logit_scale = arguments.positive("logit_scale", logit_scale)
-        self.softcap = None if softcap is None else arguments.positive("softcap", softcap)
-        self.num_classes = arguments.index_or_none("num_classes", num_classes)
-        self.metrics = default_metrics(self.loss) if metrics is None else parse_metrics(metrics, self.loss)
-        ks = parse_top_k(top_k)
-        self.top_k = ks if "accuracy" in self.metrics else ()
-        self._given |= {"metrics": None if metrics is None else list(self.metrics), "top_k": list(ks)}
-        self.nonfinite = one_of("nonfinite", nonfinite, NONFINITE)
-        self.num_threads = resolve_threads(threads, "threads")
-        self.columns = {
-            "label": label_column,
-            "probability": probability_column,
-            "weight": weight_column,
-            "group": group_column,
-            "bytes": bytes_column,
-        }
-        files = {"shape": shape, "dtype": dtype, "offset": offset}
-        self._files = {name: value for name, value in files.items() if value}
-        self._by_class = arguments.boolean("vocab_shards", vocab_shards)
-        if chunk_rows is not None:
-            integer("chunk_rows", chunk_rows, 1, 2**62)
-        self._check_options(probability_column)
-        norm = {"norm_weight": norm_weight, "norm_bias": norm_bias, "norm_epsilon": norm_epsilon}
-        self.layer = self._layer(weights, biases, final_norm, norm)
-        memory = None if max_memory is None else parse_bytes("max_memory", max_memory)
-        if self.layer is not None and memory is not None:
-            self.layer.allow(memory)
-        self.draws = open_draws(self.loss, self.layer, self.sampling)
-        self.num_true = None if num_true is None else integer("num_true", num_true, 1, 2**31 - 1)
-        self.logits_name, self.label_name = "logits" if self.layer is None else "inputs", "labels"
-        self.row_files: list[tuple[int, str]] = []  # (first row, path) of files split by rows
-        self._tally = Tally(self.top_k)
-        self._seen = 0
-        self._data: Data | None = None  # which rows of which files it holds, where they came from a job's state
+    __signature__ = signature()
 
-    def _check_options(self, probability_column: str | None) -> None:
-        """Refuse options that mean nothing to the loss: they would change nothing, and nobody would know."""
-        given = {
-            "ignore_index": self.ignore_index is not None,
-            "label_smoothing": self.label_smoothing != 0,
-            "class_weights": self.class_weights is not None,
-            "pos_weight": self.pos_weight is not None,
-            "epsilon": self.epsilon != 1e-7,
-            "logit_scale": self.logit_scale != 1.0,
-            "softcap": self.softcap is not None,
-            "probability_column": probability_column is not None,
-            **{name: value is not None for name, value in self.sampling.items()},
-        }
-        for name in given:
-            if given[name] and name in ONLY_WITH and self.loss not in ONLY_WITH[name]:
-                raise BigvocabError(f"{name}: goes with {', '.join(ONLY_WITH[name])}, not with {self.loss}")
-        if self.loss == "weighted-sigmoid" and self.pos_weight is None:
-            raise BigvocabError(
-                Keyword("pos_weight"), ": weighted-sigmoid needs it, expected a number or one for each class"
-            )
-        if self.pos_weight is not None and np.ndim(self.pos_weight) == 0:
-            pos_weight_vector(self.pos_weight, 1)
+    def __init__(self, **options: Unpack[EvaluatorOptions]) -> None:
+        self.scorer = Scorer(specify(**options))
+        self.tally = Tally(self.specification.measures.accuracies)
+        self.seen = 0  # rows that came by `update`
+        self.coverage: Coverage | None = None  # which rows of which files it holds, where they came from a job's state
 
-    def _layer(self, weights: Any, biases: Any, final_norm: str | None, norm: dict[str, Any]) -> OutputLayer | None:
-        """The output layer, where there is one."""
-        if weights is None:
-            given = {
-                "biases": biases,
-                "final_norm": final_norm,
-                **{k: v for k, v in norm.items() if k != "norm_epsilon"},
-            }
-            for name, value in given.items():
-                if value is not None:
-                    raise BigvocabError(f"{name}: belongs to an output layer, expected weights beside it")
-            return None
-        if self.loss == "log-loss":
-            raise BigvocabError(
-                Keyword("weights"), ": log-loss takes probabilities, which no output layer makes, expected logits"
-            )
-        strict = self.nonfinite != "keep"
-        return OutputLayer(weights, biases, num_classes=self.num_classes, final_norm=final_norm, strict=strict, **norm)
-
-    def source(self, values: Any, **options: Any) -> LogitSource:
-        """Logits, or hidden states before the output layer, as a matrix of logits; `options` as `open_matrix` takes
-        them.
-        """
-        matrix = as_matrix(values, self.logits_name, **options)
-        self.row_files = matrix.row_files()
-        if self.layer is None and matrix.ndim != 2:
-            name = self.row_files[0][1] if self.row_files else self.logits_name
-            raise BigvocabError(f"{name}: expected 2 dimensions, (rows, classes), got shape {matrix.shape}")
-        return matrix if self.layer is None else LinearMatrix(matrix, self.layer)
-
-    def wants(self, metric: str) -> bool:
-        """Whether this by-product was asked for."""
-        return metric in self.metrics
+    @property
+    def specification(self) -> Specification:
+        """What was asked."""
+        return self.scorer.specification
 
     # ---- batches
 
@@ -267,32 +119,19 @@ class Evaluator:
         array([0.693147])
         """
         self._refuse_rows_of_files()
-        from bigvocab.evaluation.batches import label_batch
-
-        matrix = self.source(logits, vocab_shards=self._by_class and self.layer is None, **self._files)
-        batch = label_batch(self.loss, labels, weights, groups, rows=len(matrix), ignore_index=self.ignore_index)
-        losses = np.empty(len(matrix))
-        # all, before anything is added: a batch counts whole or not at all
+        opening = self.specification.opening.keywords()
+        if self.scorer.head is not None:
+            opening.pop("vocab_shards", None)  # files of a layer are ranges of classes in any case
+        source = self.scorer.source(logits, **opening)
+        loss = self.specification.loss
+        batch = label_batch(loss.spec.labels, labels, weights, groups, rows=len(source), ignore_index=loss.ignore_index)
         with self._whole_or_not():
-            results = list(self._results(matrix, batch))
+            results = list(self.scorer.evaluate_rows(source, batch, self.scorer.names_of(source), self.seen))
+        losses = np.empty(len(source))
         for part, rows in results:
-            self._tally.add(rows, part.groups, part.num_bytes)
-            start = part.first_row - batch.first_row
-            losses[start : start + len(rows)] = np.where(rows.counted, rows.loss, np.nan)
-        self._seen += len(matrix)
+            losses[part.first_row : part.first_row + len(rows)] = np.where(rows.counted, rows.loss, np.nan)
+        self._add(results, len(source))
         return losses
-
-    def _results(self, matrix: LogitSource, batch: LabelBatch) -> Iterable[tuple[LabelBatch, RowResult]]:
-        """The results of the rows of one label batch, part by part as the files lie."""
-        start, stop = batch.first_row, batch.first_row + len(batch)
-        for first, rows in matrix.rows(start, stop):
-            part = cut(batch, first - start, first - start + len(rows))
-            yield part, self._evaluate(rows, part)
-
-    def _evaluate(self, rows: LogitRows, batch: LabelBatch) -> RowResult:
-        if self.num_classes is not None:
-            rows = _first_classes(rows, self.num_classes, self.logits_name)
-        return (ROW_RESULTS | SAMPLED_RESULTS)[self.loss](self, rows, batch)
 
     def update_batch(self, batch: Any) -> Any:
         """Add a pyarrow RecordBatch or Table and return the same kind with a column `loss` appended: for map_batches
@@ -311,35 +150,40 @@ class Evaluator:
         [0.6931471805599453]
         """
         self._refuse_rows_of_files()
-        from bigvocab.evaluation.batches import arrays_of, with_losses
-
-        logits, labels = arrays_of(batch, self.columns, "logits" if self.layer is None else "inputs")
-        matrix = self.source(logits)
-        results = [self._results(matrix, part) for part in labels]
-        losses = np.full(len(matrix), np.nan)
-        counted = np.zeros(len(matrix), bool)
+        columns = self.specification.columns.keywords()
+        logits, labels = arrays_of(batch, columns, self.scorer.rows_name)
+        source = self.scorer.source(logits)
+        names = DataNames(self.scorer.rows_name)
         with self._whole_or_not():
-            done = [pair for result in results for pair in result]
-        for part, rows in done:
-            self._tally.add(rows, part.groups, part.num_bytes)
+            parts = (self.scorer.evaluate_rows(source, part, names, self.seen) for part in labels)
+            results = [pair for part in parts for pair in part]
+        losses, counted = np.full(len(source), np.nan), np.zeros(len(source), bool)
+        for part, rows in results:
             mine = slice(part.first_row, part.first_row + len(rows))
             losses[mine], counted[mine] = rows.loss, rows.counted
-        self._seen += len(matrix)
+        self._add(results, len(source))
         return with_losses(batch, losses, ~counted)
+
+    def _add(self, results: Iterable[tuple[LabelBatch, RowResult]], rows: int) -> None:
+        """Count the results of a batch, all of which are there: it counts whole or not at all."""
+        for part, result in results:
+            self.tally.add(result, part.groups, part.num_bytes)
+        self.seen += rows
 
     @contextlib.contextmanager
     def _whole_or_not(self) -> Iterator[None]:
         """Draws that learn forget a batch that fails."""
-        mark = None if self.draws is None else self.draws.mark()
+        draws = self.scorer.draws
+        mark = None if draws is None else draws.mark()
         try:
             yield
         except BaseException:
-            if self.draws is not None:
-                self.draws.reset(mark)
+            if draws is not None:
+                draws.reset(mark)
             raise
 
     def _refuse_rows_of_files(self) -> None:
-        if self._data is not None:
+        if self.coverage is not None:
             raise BigvocabError(
                 "update: this evaluator holds rows of a job over files, expected a new one for other rows"
             )
@@ -362,20 +206,18 @@ class Evaluator:
             raise TypeError(f"merge: expected an Evaluator, got {type(other).__name__}")
         if other is self:
             raise BigvocabError("merge: got the evaluator itself, expected another; its rows would count twice")
-        mine, theirs = self.options(), other.options()
+        mine, theirs = self.scorer.options(), other.scorer.options()
         if differing := [name for name in mine if mine[name] != theirs[name]]:
             name = differing[0]
             raise BigvocabError(
-                f"merge: {name} is {mine[name]!r} here and {theirs[name]!r} there; expected the same options",
+                f"merge: {name} is {mine[name]!r} here and {theirs[name]!r} there; expected the same options"
             )
-        if self.draws is not None and self.draws.ordered:
+        if self.scorer.draws is not None and self.scorer.draws.ordered:
             raise BigvocabError("merge: learned-unigram draws by the rows before, expected one evaluator for all rows")
-        from bigvocab.jobs.merging import merge_data, refuse_same_draws
-
-        if self._data is None and other._data is None:
-            refuse_same_draws(mine, self._tally, other._tally)
-        self._data = merge_data(self._data, other._data)
-        self._tally.merge(other._tally)
+        if self.coverage is None and other.coverage is None:
+            refuse_same_draws(mine, self.tally.counts, other.tally.counts)
+        self.coverage = merged_coverage(self.coverage, other.coverage)
+        self.tally.merge(other.tally)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write all that this evaluator holds to a state file, whole or not at all: for `load`, and for `bigvocab
@@ -390,14 +232,30 @@ class Evaluator:
         ...     Evaluator.load(f"{folder}/part.state").report()["rows"]
         1
         """
-        from bigvocab.evaluation.state import write_state
-        from bigvocab.jobs.merging import state_of
-
         arguments.path("path", path)
-        write_state(path, state_of(self))
+        write_state(path, self._state())
+
+    def to_bytes(self) -> bytes:
+        """What `save` writes, as bytes: for engines whose own output carries the sums.
+
+        >>> ev = Evaluator()
+        >>> _ = ev.update([[0.0, 0.0]], [1])
+        >>> Evaluator.from_bytes(ev.to_bytes()).report()["rows"]
+        1
+        """
+        return state_bytes(self._state())
+
+    def _state(self) -> State:
+        draws = self.scorer.draws
+        sums, table = stored(self.tally)
+        state = State("evaluate", self.scorer.identity(), self.scorer.given(), sums, table, self.coverage, self.seen)
+        if draws is not None:
+            state.sampled = as_options(draws.shown())
+            state.learned = draws.learned() if self.coverage is None else None
+        return state
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], **options: Any) -> Evaluator:
+    def load(cls, path: str | os.PathLike[str], **options: Unpack[EvaluatorOptions]) -> Evaluator:
         """The evaluator that `save`, or a run with `state`, has written.
 
         Args:
@@ -409,36 +267,35 @@ class Evaluator:
             BigvocabError: no such file, a newer version, or options that are not those of the state; FormatError: a
                 damaged file.
         """
-        from bigvocab.jobs.merging import load
+        return cls._of_state(read_state(path), options)
 
-        return load(path, **options)
+    @classmethod
+    def from_bytes(cls, data: bytes, **options: Unpack[EvaluatorOptions]) -> Evaluator:
+        """The evaluator that `to_bytes` made bytes of; `options` and errors as of `load`."""
+        if not isinstance(data, bytes):
+            raise TypeError(f"data: expected bytes, got {type(data).__name__}")
+        return cls._of_state(read_state(data), options)
 
-    def options(self) -> dict[str, Any]:
-        """What decides the figures: evaluators merge only where all of it is equal."""
-        formula = ("ignore_index", "label_smoothing", "logit_scale", "softcap", "epsilon")
-        names = ("loss", *formula, "num_classes", "metrics", "top_k", "nonfinite")
-        options = {name: getattr(self, name) for name in names}
-        options["layer"] = None if self.layer is None else self.layer.options()
-        for name in ("class_weights", "pos_weight"):
-            value = getattr(self, name)
-            options[name] = None if value is None else np.asarray(value).tolist()
-        options["draws"] = (
-            None if self.draws is None else self.draws.options() | {"num_true": self.num_true, "exact": self.exact}
-        )
-        return options
+    @classmethod
+    def _of_state(cls, state: State, options: Any) -> Evaluator:
+        if state.task == "classes":
+            raise BigvocabError(
+                f"{state.path}: is of a range of classes, expected a state of rows; `bigvocab merge` takes it"
+            )
+        if state.task != "evaluate":
+            raise BigvocabError(f"{state.path}: is of the task {state.task}, expected a state of an evaluation")
+        evaluator = cls.__new__(cls)
+        evaluator.scorer = Scorer(Specification.from_json(state.given, state.path, **options))
+        names = (state.path, "the options and files given now")
+        refuse_difference(state.options, evaluator.scorer.identity(), names)
+        evaluator.tally = restored(state.sums, state.table, evaluator.specification.measures.accuracies)
+        evaluator.coverage, evaluator.seen = state.coverage, state.seen
+        if state.learned is not None and evaluator.scorer.draws is not None:
+            evaluator.scorer.draws.restore(state.learned)
+        return evaluator
 
     def report(self) -> Report:
         """The report of all rows so far."""
-        return make_report(self.loss, self._tally, None if self.draws is None else self.draws.shown(), exact=self.exact)
-
-
-def _first_classes(rows: LogitRows, num_classes: int, name: str) -> LogitRows:
-    """The rows with their first `num_classes` classes: the others are padding."""
-    if not 1 <= num_classes <= rows.num_classes:
-        raise BigvocabError(
-            Keyword("num_classes"), f": got {num_classes}, expected 1 to {rows.num_classes}, the classes of {name}"
-        )
-    return rows.classes(0, num_classes)
-
-
-OPTIONS = tuple(inspect.signature(Evaluator).parameters)  # keywords of `Evaluator`
+        asked, draws = self.specification, self.scorer.draws
+        shown = None if draws is None else draws.shown()
+        return make_report(asked.loss.name, self.tally, shown, exact=asked.measures.exact)

@@ -82,9 +82,11 @@ def _loss_faults(options: Mapping[str, Any], given: Collection[str]) -> Iterator
     if options["metrics"] is not None and (fault := metrics_fault(loss, options["metrics"])):
         yield _fault("metrics", fault)
     if LOSSES[loss].takes == "probabilities" and _there(options["weights"]):
-        yield _fault("loss", f"{loss} takes probabilities, which no output layer makes: expected ", Keyword("logits"))
+        instead = (Keyword("logits"), ", not ", Keyword("inputs"))
+        yield BigvocabError(Keyword("loss", loss), ": takes probabilities, which no layer makes: expected ", *instead)
     if loss == "weighted-sigmoid" and "pos_weight" not in given:
-        yield _fault("pos_weight", "weighted-sigmoid needs it, a number or one for each class")
+        needed = (Keyword("pos_weight"), ", a number or one for each class")
+        yield BigvocabError(Keyword("loss", loss), ": needs ", *needed)
     for name in given:
         if loss not in (losses := losses_with(name)):
             yield _fault(name, f"goes with {', '.join(losses)}, not with {loss}")
@@ -103,18 +105,20 @@ def _sampling_faults(options: Mapping[str, Any], given: Collection[str]) -> Iter
         return
     sampler = options["sampler"] or DEFAULT_SAMPLER
     if "num_sampled" not in given and sampler != "all":
-        yield _fault("num_sampled", f"{loss} needs it (or ", Keyword("candidates"), "): how many candidates to draw")
+        needed = (Keyword("num_sampled"), " (or ", Keyword("candidates"), "): how many candidates to draw")
+        yield BigvocabError(Keyword("loss", loss), ": needs ", *needed)
     yield from sampler_faults(sampler, given)
 
 
 def sampler_faults(sampler: str, given: Collection[str]) -> Iterator[BigvocabError]:
     """What is wrong with the options of a sampler."""
     if sampler == "unigram" and "vocab_file" not in given:
-        yield _fault("vocab_file", "the unigram sampler needs it: a file with a word and its count a line")
+        needed = (Keyword("vocab_file"), ", a file with a word and its count per line")
+        yield BigvocabError(Keyword("sampler", sampler), ": needs ", *needed)
     for spec in SAMPLERS.values():
         for name in spec.options:
             if name in given and name not in SAMPLERS[sampler].options:
-                yield _fault(name, f"belongs to the {spec.name} sampler, not to {sampler}")
+                yield _fault(name, "goes with ", Keyword("sampler", spec.name), f", not with {sampler}")
 
 
 def _job_faults(options: Mapping[str, Any], given: Collection[str]) -> Iterator[BigvocabError]:

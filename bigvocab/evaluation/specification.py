@@ -6,9 +6,10 @@ A `Specification` is frozen, travels to other processes by pickle and into state
 
 from __future__ import annotations
 
+import inspect
 import os
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, TypedDict
 
 import numpy as np
@@ -70,6 +71,7 @@ class EvaluatorOptions(TypedDict, total=False):
     max_memory: int | str | None
 
 
+# The default of each keyword; of those not listed, None.
 DEFAULTS: dict[str, Any] = {
     **dict.fromkeys(EvaluatorOptions.__annotations__),
     "loss": "sparse-softmax",
@@ -224,6 +226,7 @@ class Specification:
     sampling: Sampling
     opening: Opening
     threads: int
+    threads_asked: int | None
     chunk_rows: int | None
     max_memory: int | str | None
 
@@ -245,6 +248,21 @@ class Specification:
             found[name] = None if value is None else np.asarray(value).tolist()
         return dict(as_options(found))
 
+    def with_head(self, given: Mapping[str, Any]) -> Specification:
+        """The same with other weights, biases and norm."""
+        assert self.head is not None
+        return replace(self, head=replace(self.head, **given))
+
+    def with_threads(self, threads: int) -> Specification:
+        """The same with so many threads."""
+        return replace(self, threads=threads, threads_asked=threads)
+
+    def files(self) -> Iterator[str]:
+        """Paths of the vectors that were read."""
+        for vector in (self.loss.class_weights, self.loss.pos_weight):
+            if isinstance(vector, ClassVector) and vector.path is not None:
+                yield vector.path
+
     def keywords(self) -> dict[str, Any]:
         """The keywords of `specify` that make a specification like this one."""
         loss, measures = self.loss, self.measures
@@ -262,7 +280,7 @@ class Specification:
             "top_k": list(measures.top_k),
             "exact": measures.exact,
             "nonfinite": self.nonfinite,
-            "threads": self.threads,
+            "threads": self.threads_asked,
             **self.columns.keywords(),
             **head,
             **vars(self.sampling),
@@ -311,6 +329,7 @@ def specify(**options: Any) -> Specification:
         _picked(Sampling, asked | {"seed": parse_seed(asked["seed"])}),
         _picked(Opening, asked | {"vocab_shards": arguments.boolean("vocab_shards", asked["vocab_shards"])}),
         resolve_threads(asked["threads"], "threads"),
+        asked["threads"],
         asked["chunk_rows"],
         asked["max_memory"],
     )
@@ -320,13 +339,25 @@ def specify(**options: Any) -> Specification:
     return found
 
 
+def signature(*own: inspect.Parameter) -> inspect.Signature:
+    """The signature of a function with keywords of its own and those of `specify`, as help and editors show it."""
+    keyword, types = inspect.Parameter.KEYWORD_ONLY, EvaluatorOptions.__annotations__
+    taken = {parameter.name for parameter in own}
+    options = [
+        inspect.Parameter(name, keyword, default=DEFAULTS[name], annotation=types[name])
+        for name in types
+        if name not in taken
+    ]
+    return inspect.Signature([*own, *options])
+
+
 def given_among(asked: Mapping[str, Any]) -> list[str]:
     """Names of the options that differ from their defaults."""
     return [name for name, value in asked.items() if _differs(value, DEFAULTS.get(name))]
 
 
 def _differs(value: Any, default: Any) -> bool:
-    if value is None or isinstance(value, tuple | list) and not value:
+    if value is None or value is False or isinstance(value, tuple | list) and not value:
         return False
     return not isinstance(value, bool | int | float | str | tuple) or value != default
 

@@ -27,7 +27,7 @@ class Sums:
         return divide(self.sum_of(name).exact(), self.sum_of("weight").exact())
 
     def stderr(self, name: str = "loss") -> float:
-        """Standard error of the mean: sd / sqrt(n), and for weights sqrt(sum((w (v - mean))^2) n / (n - 1)) / sum(w)."""
+        """Standard error of the mean: sd / sqrt(n); with weights, sqrt(sum((w (v - mean))^2) n / (n - 1)) / sum(w)."""
         names = (name, "weight", f"{name}_squared", f"weight_{name}", "weight_squared")
         total, weight, squares, products, weights = (self.sum_of(name).exact() for name in names)
         n = self.counts["nonzero_weights"]

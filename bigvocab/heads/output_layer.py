@@ -172,6 +172,10 @@ class OutputLayer:
         yield self.weights
         yield from (matrix for matrix in self.vectors.values() if matrix is not None)
 
+    def given(self) -> dict[str, Any]:
+        """The matrices that are open, as keywords of this class."""
+        return {"weights": self.weights, **self.vectors}
+
     def check_depth(self, columns: int, name: str) -> None:
         """Raise unless the hidden states have as many columns as the layer."""
         if columns != self.shape[1]:

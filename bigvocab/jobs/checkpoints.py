@@ -1,6 +1,6 @@
 """Checkpoints: a run writes down what it has done, so that it may be killed at any moment and go on from there.
 
-Two files. `part.state` is replaced whole, by rename. `part.state.lines` holds the lines of the rows (their losses),
+Two files. `part.state` is replaced whole, by rename. `part.state.lines` holds the records of the rows (their losses),
 appended to and never rewritten; the state says how much of it counts, and what a killed run has written beyond that is
 cut off. So a row is in the state and in the lines, or in neither. The order is: lines to the disk, state to the disk
 under another name, rename, folder to the disk. A lock that dies with its process keeps a second run away. Nothing here
@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,13 @@ import pyarrow as pa
 
 from bigvocab import arguments
 from bigvocab.errors import BigvocabError
-from bigvocab.evaluation.state import Data, State, read_state, write_file, write_state
-from bigvocab.jobs.merging import joined, refuse_difference, refuse_other_files, shown_rows
+from bigvocab.evaluation.compatibility import refuse_difference
+from bigvocab.evaluation.coverage import Coverage, joined, refuse_other_files, shown_rows
+from bigvocab.evaluation.state import State, read_state, write_lines, write_state
+from bigvocab.jobs.records import regrouped
+from bigvocab.jobs.task import RowTask
 from bigvocab.kernels.jit import clock
-from bigvocab.storage.output import LineGroups, check_writable, sync_folder
+from bigvocab.storage.output import check_writable, sync_folder
 
 MIN_SECONDS = 5.0  # between two checkpoints
 _STREAM = b"\xff\xff\xff\xff"  # an Arrow stream begins so, the file of lines
@@ -33,9 +36,11 @@ SHARE = 200  # and at least so many times what the last one took: under 1% of th
 class Checkpoints:
     """The state of one run on disk, made by `keeping`: `append` and `done` after each part, then `tick`."""
 
-    def __init__(self, path: Path | None, state: State, schema: pa.Schema | None) -> None:
-        self.kept = path is not None  # else nothing is written, and this is only a record of what is done
-        self.path, self.state, self._schema = path or Path("state"), state, schema
+    def __init__(self, path: Path | None, task: RowTask) -> None:
+        self.kept = path is not None  # else nothing is written, and this only says what is done
+        self.path, self.task = path or Path("state"), task
+        self.state = task.state() if self.kept else State(task.name, {}, {}, coverage=_uncovered(task))
+        self.sums = task.new_sums()
         self.lines_path = Path(f"{self.path}.lines")
         self.busy = False  # between two moments at which tally, lines and ranges agree
         self.resumed = False
@@ -43,67 +48,68 @@ class Checkpoints:
         self._length = 0
         self._saved_rows = -1
         self._wait = MIN_SECONDS
-        self._before = state.data.seconds if state.data else 0.0
+        self._before = 0.0
         self._started, self._last = 0.0, time.monotonic()
 
     @property
-    def data(self) -> Any:  # a Data, always
-        """What was evaluated."""
-        return self.state.data
+    def coverage(self) -> Coverage:
+        """Which rows are done."""
+        return self.state.covered()
 
     @property
     def next_row(self) -> int:
         """The first row that is not done."""
-        return self.data.ranges[-1][1] if self.data.ranges else self.data.part[0]
+        return self.coverage.ranges[-1][1] if self.coverage.ranges else self.task.part[0]
 
     @property
     def complete(self) -> bool:
         """Whether the run had ended, and nothing is left to do."""
-        return self.resumed and self.next_row == self.data.part[1] and not self.data.lines
+        return self.resumed and self.next_row == self.task.part[1] and not self.coverage.lines
 
     # ---- beginning
 
-    def restore(self, options: dict[str, Any]) -> None:
+    def restore(self) -> None:
         """Go on from the state on disk, which must be of this very run."""
         found = read_state(self.path)
         names = (str(self.path), "this run")
-        refuse_difference(found.options, options, names)
-        if found.data is None:
+        refuse_difference({"task": found.task, **found.options}, {"task": self.task.name, **self.state.options}, names)
+        if found.coverage is None:
             raise BigvocabError(f"{self.path}: holds rows fed by update, expected the state of a run over files")
-        refuse_other_files(found.data, self.data, names)
+        refuse_other_files(found.coverage, self.coverage, names)
         for what, was, now in (
-            ("rows", _shown(found.data), _shown(self.data)),
-            ("classes", found.data.classes, self.data.classes),
-            ("output", found.data.output, self.data.output),
+            ("rows", _shown(found.coverage), _shown(self.coverage)),
+            ("classes", found.coverage.classes, self.coverage.classes),
+            ("output", found.coverage.output, self.coverage.output),
         ):
             if was != now:
                 raise BigvocabError(
                     f"this run: {what} is {now}, but {was} in {self.path}; expected the same, to go on with it"
                 )
         found.path, found.given = self.state.path, self.state.given
-        found.data.inputs = self.data.inputs
-        self.state, self.resumed, self._saved_rows = found, True, self.next_row
-        self._before = found.data.seconds
+        found.coverage.inputs = self.coverage.inputs
+        self.state, self.sums, self.resumed = found, self.task.restored(found), True
+        self._saved_rows = self.next_row
+        self._before = found.coverage.seconds
 
     def open_lines(self) -> None:
         """Open the file of lines at the place that the state says."""
-        if self._schema is None or self.complete:
+        if self.task.schema is None or self.complete:
             return
-        if self.resumed and self.data.lines:
+        if self.resumed and self.coverage.lines:
             size = self.lines_path.stat().st_size if self.lines_path.exists() else 0
-            if size < self.data.lines:
+            if size < self.coverage.lines:
                 raise BigvocabError(
-                    f"{self.lines_path}: {size} bytes, expected at least {self.data.lines}, "
+                    f"{self.lines_path}: {size} bytes, expected at least {self.coverage.lines}, "
                     f"as {self.path} says; start anew"
                 )
-        fresh = not (self.resumed and self.data.lines)
+        fresh = not (self.resumed and self.coverage.lines)
         if fresh:
             _refuse_foreign(self.lines_path, _STREAM)
         self._file = os.open(self.lines_path, os.O_RDWR | os.O_CREAT, 0o666)
-        self._length = 0 if fresh else self.data.lines
+        self._length = 0 if fresh else self.coverage.lines
         os.ftruncate(self._file, self._length)
         if fresh:
-            self._write(self._schema.serialize())
+            self._write(self.task.schema.serialize())
 
     # ---- going on
 
@@ -129,16 +135,16 @@ class Checkpoints:
         self._length += size
 
     def _kept(self) -> str:
-        done = max(0, self._saved_rows - self.data.part[0])
+        done = max(0, self._saved_rows - self.task.part[0])
         return (
             f"{done} rows are done and kept in {self.path}: --resume goes on from there" if done else "no row was done"
         )
 
     def done(self, start: int, stop: int, bytes_read: int) -> None:
         """Rows `start` to `stop` are in the tally and in the lines."""
-        self.data.ranges = joined(self.data.ranges, [[start, stop]])
-        self.data.bytes_read += bytes_read
-        self.data.seconds = self._before + max(0.0, clock() - self._started)
+        self.coverage.ranges = joined(self.coverage.ranges, [[start, stop]])
+        self.coverage.bytes_read += bytes_read
+        self.coverage.seconds = self._before + max(0.0, clock() - self._started)
 
     def tick(self) -> bool:
         """Write a checkpoint if it is time for one; whether it was."""
@@ -152,7 +158,8 @@ class Checkpoints:
         started = time.monotonic()
         if self._file >= 0:
             os.fsync(self._file)
-            self.data.lines = self._length
+            self.coverage.lines = self._length
+        self.state.sums, self.state.table = self.task.stored(self.sums)
         try:
             write_state(self.path, self.state, fixed=True)
         except BigvocabError as error:
@@ -174,22 +181,20 @@ class Checkpoints:
         with pa.OSFile(os.fsencode(self.lines_path)) as file, pa.ipc.open_stream(file) as reader:
             yield from reader
 
-    def finish(self, schema: pa.Schema | None = None) -> None:
-        """Write the state of a run that has ended: the lines are where they belong, and their file goes.
-
-        With `schema`, that of the lines, they belong into the state itself.
-        """
+    def finish(self) -> None:
+        """Write the state of a run that has ended: the records are where they belong, and their file goes."""
         if not self.kept:
             return
-        if schema is not None:
+        if self.task.records_in_state:
             self.save()
         self.close_lines()
-        self.data.lines = 0
-        if schema is None:
-            self.save()
-        else:
-            write_file(self.path, self.state, self.state.tally.state(), schema, regrouped(self.all_lines()), fixed=True)
+        self.coverage.lines = 0
+        if self.task.records_in_state:
+            assert self.task.schema is not None
+            write_lines(self.path, self.state, self.task.schema, regrouped(self.all_lines()), fixed=True)
             self._saved_rows = self.next_row
+        else:
+            self.save()
         self.remove_lines()
 
     def remove_lines(self) -> None:
@@ -214,35 +219,32 @@ def files_beside(path: str | os.PathLike[str] | None) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def keeping(
-    path: str | os.PathLike[str] | None, fresh: State, schema: pa.Schema | None, *, resume: bool
-) -> Iterator[Checkpoints]:
+def keeping(path: str | os.PathLike[str] | None, task: RowTask, *, resume: bool) -> Iterator[Checkpoints]:
     """Checkpoints at `path`, or none, for the time of a run.
 
     Args:
         path: the state file; None keeps nothing.
-        fresh: the state before any row.
-        schema: of the lines, if there are any.
+        task: what the run does.
         resume: go on from a state that is there.
 
     Raises:
         BigvocabError: another run has the file, it is there and `resume` is False, or it is of other inputs or options.
     """
     if path is None:
-        yield Checkpoints(None, fresh, schema)
+        yield Checkpoints(None, task)
         return
     target = Path(os.path.realpath(path))
     if target.is_dir() or not target.parent.is_dir():
         raise BigvocabError(f"{target}: cannot be written: expected a file in a folder that exists")
     check_writable(path, kept=True)
     with _locked(target):
-        keeper = Checkpoints(target, fresh, schema)
+        keeper = Checkpoints(target, task)
         if target.exists():
             if not resume:
                 raise BigvocabError(
                     f"{target}: is there already; --resume goes on with it (or remove it, to start anew)"
                 )
-            keeper.restore(fresh.options)
+            keeper.restore()
         try:
             keeper.open_lines()
             if keeper.complete:
@@ -257,16 +259,13 @@ def keeping(
             keeper.close_lines()
 
 
-def _shown(data: Data) -> str:
-    return shown_rows([data.part or [0, data.rows]])
+def _shown(coverage: Coverage) -> str:
+    return shown_rows([coverage.part or [0, coverage.rows]])
 
 
-def regrouped(lines: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """Lines in batches of 65,536 rows."""
-    groups = LineGroups()
-    for batch in lines:
-        yield from groups.add(batch)
-    yield from groups.rest()
+def _uncovered(task: RowTask) -> Coverage:
+    """The coverage of a run whose state is not kept: what a report needs."""
+    return Coverage([], task.data.num_rows, {}, part=list(task.part), inputs=task.data.files, classes=task.classes)
 
 
 def _refuse_foreign(path: Path, start: bytes) -> None:

@@ -11,17 +11,23 @@ import numpy as np
 import pyarrow as pa
 
 from bigvocab.errors import BigvocabError
-from bigvocab.evaluation.evaluator import Evaluator
-from bigvocab.evaluation.row_results import of_statistics
-from bigvocab.evaluation.state import Data, State
-from bigvocab.jobs.class_ranges import STATISTICS
-from bigvocab.jobs.merging import from_given, refuse_difference, refuse_incomplete, refuse_other_files, state_report
+from bigvocab.evaluation.compatibility import refuse_difference
+from bigvocab.evaluation.context import RowContext
+from bigvocab.evaluation.coverage import refuse_incomplete, refuse_other_files
+from bigvocab.evaluation.reporting import make_report, refuse_nothing, with_rates
+from bigvocab.evaluation.row_losses import of_statistics
+from bigvocab.evaluation.specification import Specification
+from bigvocab.evaluation.state import State
+from bigvocab.evaluation.tally import Tally
+from bigvocab.jobs.class_ranges import STATISTICS, ClassSpan
+from bigvocab.jobs.records import RecordWriter, record_schema, records_of
 from bigvocab.labels.labels import LabelBatch
 from bigvocab.losses.row_statistics import RowStatistics, merged_statistics
+from bigvocab.matrices.names import DataNames
 from bigvocab.reports.report import Report
-from bigvocab.storage.output import LossWriter, loss_lines, loss_schema, replacing
+from bigvocab.storage.output import replacing
 
-_LAYER = ("weights", "biases", "final_norm", "norm_weight", "norm_bias", "num_classes")
+_LAYER = ("weights", "biases", "final_norm", "norm_weight", "norm_bias", "norm_epsilon", "num_classes")
 _ROWS = 65_536
 _EXPECTED = "expected the states of all ranges"
 
@@ -31,54 +37,45 @@ def merge_classes(states: Sequence[State], output: str | os.PathLike[str] | None
     first = states[0]
     for state in states[1:]:
         refuse_difference(first.options, state.options, (first.path, state.path))
-        if state.data is None or state.data.classes is None:
+        if state.task != first.task:
             raise BigvocabError(
                 f"{state.path}: is of all classes, but {first.path} of a range of them; expected one kind"
             )
-        refuse_other_files(_data(first), state.data, (first.path, state.path))
-    ordered, data = _all_classes(states), _data(first)
-    given = {name: value for name, value in first.given.items() if name not in _LAYER and not name.startswith("norm_")}
-    evaluator = Evaluator(**{name: from_given(name, value, first.path) for name, value in given.items()})
-    columns = _table(first).column_names
-    schema = loss_schema(evaluator.metrics, weight="weight" in columns, group="group" in columns)
+        refuse_other_files(first.covered(), state.covered(), (first.path, state.path))
+    ordered, coverage = _all_classes(states), first.covered()
+    given = {name: value for name, value in first.given.items() if name not in _LAYER}
+    asked = Specification.from_json(given, first.path)
+    context, tally = RowContext(asked, DataNames()), Tally(asked.measures.accuracies)
+    columns = first.table.column_names
+    schema = record_schema(asked.measures.metrics, weight="weight" in columns, group="group" in columns)
     with contextlib.ExitStack() as stack:
-        writer = None if output is None else LossWriter(stack.enter_context(replacing(output)), schema)
-        for batch, result in _merged(evaluator, ordered, data.rows):
-            evaluator._tally.add(result, batch.groups, batch.num_bytes)
+        writer = None if output is None else RecordWriter(stack.enter_context(replacing(output)), schema)
+        for batch, result in _merged(context, ordered, coverage.rows):
+            tally.add(result, batch.groups, batch.num_bytes)
             if writer is not None:
-                writer.append(loss_lines(schema, batch.first_row, result, batch.weights, batch.groups))
+                writer.append(records_of(schema, batch, result))
         if writer is not None:
             writer.close()
-    every = [_data(state) for state in ordered]
-    data.seconds, data.bytes_read = sum(one.seconds for one in every), sum(one.bytes_read for one in every)
-    data.inputs = list({entry["path"]: entry for one in every for entry in one.inputs}.values())
-    return state_report(State(first.options, first.given, evaluator._tally, data, path=first.path))
+    every = [state.covered() for state in ordered]
+    coverage.seconds, coverage.bytes_read = sum(one.seconds for one in every), sum(one.bytes_read for one in every)
+    coverage.inputs = list({entry["path"]: entry for one in every for entry in one.inputs}.values())
+    refuse_nothing(first.path, tally.counts, coverage.rows)
+    return with_rates(make_report(asked.loss.name, tally, None), coverage)
 
 
-def _data(state: State) -> Data:
-    assert state.data is not None
-    return state.data
-
-
-def _table(state: State) -> pa.Table:
-    assert state.table is not None
-    return state.table
-
-
-def _classes(state: State) -> tuple[int, int, int]:
-    """(first, stop, number of classes) of a state."""
-    first, stop, total = _data(state).classes or (0, 0, 0)
-    return first, stop, total
+def _span(state: State) -> ClassSpan:
+    """The classes of a state."""
+    return ClassSpan(*(state.covered().classes or (0, 0, 0)))
 
 
 def _all_classes(states: Sequence[State]) -> list[State]:
     """The states in order of class, complete: every row of every class, once."""
-    ordered = sorted(states, key=_classes)
+    ordered = sorted(states, key=_span)
     for state in ordered:
-        refuse_incomplete(_data(state), state.path)
-    at, last = 0, _classes(ordered[0])[2]
+        refuse_incomplete(state.covered(), state.path)
+    at, last = 0, _span(ordered[0]).total
     for state in ordered:
-        first, stop, total = _classes(state)
+        first, stop, total = _span(state)
         if total != last:
             raise BigvocabError(
                 f"{state.path}: is of {total} classes, but {ordered[0].path} of {last}; expected the same"
@@ -96,11 +93,11 @@ def _all_classes(states: Sequence[State]) -> list[State]:
     return ordered
 
 
-def _merged(evaluator: Evaluator, states: list[State], rows: int) -> Iterator[tuple[LabelBatch, Any]]:
-    scale, softcap = evaluator.logit_scale, evaluator.softcap or 0.0
-    total = _classes(states[0])[2]
+def _merged(context: RowContext, states: list[State], rows: int) -> Iterator[tuple[LabelBatch, Any]]:
+    scale, softcap = context.loss.transform
+    total = _span(states[0]).total
     for start in range(0, rows, _ROWS):
-        parts = [_table(state).slice(start, _ROWS).combine_chunks() for state in states]
+        parts = [state.table.slice(start, _ROWS).combine_chunks() for state in states]
         groups = np.stack([np.stack([_numbers(part, name) for name in STATISTICS], 1) for part in parts])
         stats = merged_statistics(groups, scale, softcap)
         logits = np.full(len(stats), np.nan)
@@ -118,7 +115,7 @@ def _merged(evaluator: Evaluator, states: list[State], rows: int) -> Iterator[tu
                 )
             logits = np.where(known, found, logits)
         batch = _labels_of(parts[0], start)
-        yield batch, of_statistics(evaluator, batch, batch.labels, RowStatistics(stats, logits, scale, softcap), total)
+        yield batch, of_statistics(context, batch, batch.labels, RowStatistics(stats, logits, scale, softcap), total)
 
 
 def _numbers(part: pa.Table, name: str) -> Any:

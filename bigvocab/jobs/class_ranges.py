@@ -13,7 +13,8 @@ and `weight`, `group`, `bytes` where the labels have them.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,107 +22,157 @@ import pyarrow as pa
 
 from bigvocab import arguments
 from bigvocab.errors import BigvocabError, Keyword
-from bigvocab.evaluation.evaluator import Evaluator
+from bigvocab.evaluation.coverage import Coverage
+from bigvocab.evaluation.label_checks import check_labels
+from bigvocab.evaluation.reporting import with_rates
+from bigvocab.evaluation.scoring import Scorer
+from bigvocab.evaluation.state import State
+from bigvocab.jobs.data import JobData
+from bigvocab.jobs.evaluation_task import EvaluationTask
 from bigvocab.jobs.label_logits import LabelLogits
+from bigvocab.jobs.records import group_names
+from bigvocab.jobs.task import Piece
 from bigvocab.labels.labels import LabelBatch
 from bigvocab.losses.row_statistics import RowStatistics, softmax_rows, wanted
 from bigvocab.matrices.sources import LogitSource
-from bigvocab.storage.output import group_names
+from bigvocab.reports.report import Report
+from bigvocab.reports.versions import versions
 
 Floats = npt.NDArray[np.float64]
 STATISTICS = ("max", "sum", "argmax", "shifted", "total", "greater", "equal")  # in the order of the kernels' columns
 
 
-class ClassRange:
-    """Classes `first` to `stop` of `total`: what an evaluation of these alone says of each row.
+class NoSums:
+    """What a task adds up whose records are all it makes."""
+
+    def merge(self, other: Any) -> None:
+        """Nothing."""
+
+
+class ClassSpan(NamedTuple):
+    """Classes `first` to `stop` of `total`."""
+
+    first: int
+    stop: int
+    total: int
+
+
+class ClassTask(EvaluationTask):
+    """What an evaluation of a range of classes alone says of each row: statistics, merged by `class_merging`.
 
     Args:
-        matrix: logits, of all classes or of the range alone.
-        span: (first, stop, total).
-        whole: whether the matrix is of all classes.
+        scorer: the specification, and the layer.
+        data: logits of all classes or of the range alone, and labels.
+        span: the classes.
+        whole: whether the logits are of all classes.
         label_logits: logits of labels that are not in the matrix; None: not known.
     """
 
+    name = "classes"
+    records_in_state = True
+
     def __init__(
         self,
-        matrix: LogitSource,
-        span: tuple[int, int, int],
+        scorer: Scorer,
+        data: JobData,
+        span: ClassSpan,
         *,
         whole: bool,
         label_logits: LabelLogits | None = None,
     ) -> None:
-        self.first, self.stop, self.total = first, stop, _ = span
-        self.whole = whole
-        self._offset = 0 if self.whole else first  # class of the first column of the matrix
+        super().__init__(scorer, data)
+        self.span, self.whole = span, whole
+        self.first, self.stop, self.total = span
+        self.classes = list(span)
+        self._offset = 0 if whole else span.first  # class of the first column of the matrix
         self._label_logits = label_logits
-        self._apart = matrix.classes_apart
+        self.growing = False
+        self.schema = self._schema()
 
     @property
     def counts(self) -> bool:
         """Whether logits above the label's can be counted."""
         return self.whole or self._label_logits is not None
 
-    def nbytes(self, row_bytes: int, rows: int) -> int:
-        """Bytes read of so many rows."""
-        return (
-            row_bytes * rows * (self.stop - self.first) // self.total
-            if self.whole and self._apart
-            else row_bytes * rows
-        )
+    def check(self) -> None:
+        """As of `EvaluationTask`; and raise for ranks that cannot be known."""
+        loss, measures = self.specification.loss, self.specification.measures
+        asked = [name for name in ("rank", "accuracy") if name in measures]
+        if asked and not self.counts:
+            raise BigvocabError(
+                Keyword("metrics"),
+                f": {asked[0]} counts the logits above the label's, which another slice may hold; expected ",
+                Keyword("label_logits"),
+                ", files of a first pass over each slice with ",
+                Keyword("save_label_logits"),
+                ", or metrics without accuracy and rank",
+            )
+        loss.check(self.total)
+        check_labels(self.context, self.data.labels, self.total)
 
-    def schema(self, *, weight: bool, group: bool, num_bytes: bool) -> pa.Schema:
-        """The columns of the lines."""
+    def left_out(self, batch: LabelBatch) -> np.ndarray:
+        """All: a range of the classes of a row is too short to be read ahead."""
+        return np.ones(len(batch), bool)
+
+    def run(self, batch: LabelBatch) -> Iterator[Piece]:
+        """One record for each row."""
+        rows, stop = len(batch), batch.first_row + len(batch)
+        yield Piece(batch.first_row, stop, NoSums(), [self._records(batch)], self._bytes_of(rows))
+
+    def _bytes_of(self, rows: int) -> int:
+        """Bytes read of so many rows."""
+        every = self.data.row_bytes * rows
+        apart = self.whole and self.data.source.classes_apart
+        return every * (self.stop - self.first) // self.total if apart else every
+
+    def _schema(self) -> pa.Schema:
+        """The columns of the records."""
+        columns = self.specification.columns
         fields = [("row", pa.int64()), ("label", pa.int64()), ("label_logit", pa.float64())]
         fields += [(name, pa.float64()) for name in STATISTICS]
-        fields += (
-            [("weight", pa.float64())] * weight + [("group", pa.string())] * group + [("bytes", pa.int64())] * num_bytes
-        )
+        for name, kind in (("weight", pa.float64()), ("group", pa.string()), ("bytes", pa.int64())):
+            if getattr(columns, name) is not None:
+                fields.append((name, kind))
         return pa.schema(fields)
 
-    def lines(self, evaluator: Evaluator, matrix: LogitSource, batch: LabelBatch) -> pa.RecordBatch:
-        """One line for each row of a batch of labels."""
-        labels = arguments.labels_in_range(
+    def labels_of(self, batch: LabelBatch) -> npt.NDArray[np.int64]:
+        """The label of each row, -1 where it is ignored."""
+        return arguments.labels_in_range(
             batch.labels,
             self.total,
-            ignore_index=evaluator.ignore_index,
+            ignore_index=self.specification.loss.ignore_index,
             ignored=batch.ignored,
-            name=evaluator.label_name,
+            name=self.data.names.labels,
             first_row=batch.first_row,
         )
-        logits, known = self.label_logits(evaluator, matrix, batch.first_row, labels)
-        rows = self._statistics(evaluator, matrix, batch.first_row, labels, logits)
+
+    def _records(self, batch: LabelBatch) -> pa.RecordBatch:
+        labels = self.labels_of(batch)
+        logits, known = self.label_logits(batch.first_row, labels)
+        rows = self._statistics(batch.first_row, labels, logits)
         columns: dict[str, Any] = {
             "row": np.arange(batch.first_row, batch.first_row + len(labels)),
             "label": np.where(labels < 0, -1, labels),
+            "label_logit": pa.array(np.where(known, logits, 0.0), mask=~known),
+            "weight": batch.weights,
+            "bytes": batch.num_bytes,
         }
-        columns["label_logit"] = pa.array(np.where(known, logits, 0.0), mask=~known)
         columns |= {name: np.ascontiguousarray(rows.columns[:, i]) for i, name in enumerate(STATISTICS)}
-        if batch.weights is not None:
-            columns["weight"] = batch.weights
         if batch.groups is not None:
             columns["group"] = group_names(batch.groups)
-        if batch.num_bytes is not None:
-            columns["bytes"] = batch.num_bytes
-        schema = self.schema(weight="weight" in columns, group="group" in columns, num_bytes="bytes" in columns)
-        return pa.record_batch(
-            [
-                columns[name] if isinstance(columns[name], pa.Array) else pa.array(columns[name])
-                for name in schema.names
-            ],
-            schema,
-        )
+        assert self.schema is not None
+        values = (columns[name] for name in self.schema.names)
+        return pa.record_batch([v if isinstance(v, pa.Array) else pa.array(v) for v in values], self.schema)
 
-    def label_logits(
-        self, evaluator: Evaluator, matrix: LogitSource, row: int, labels: npt.NDArray[np.int64]
-    ) -> tuple[Floats, Any]:
+    def label_logits(self, row: int, labels: npt.NDArray[np.int64]) -> tuple[Floats, Any]:
         """The raw logit of each row's label, and where it is known here."""
         inside = (labels >= 0) if self.whole else (labels >= self.first) & (labels < self.stop)
         logits = np.full(len(labels), np.nan)
         local = np.where(inside, labels - self._offset, -1)
-        for first, rows in matrix.rows(row, row + len(labels)):
+        for first, rows in self.data.source.rows(row, row + len(labels)):
             start = first - row
             here = np.flatnonzero(local[start : start + len(rows)] >= 0)
-            logits[start + here] = rows.gather(here, local[start + here], evaluator.num_threads)
+            logits[start + here] = rows.gather(here, local[start + here], self.threads)
         if self._label_logits is not None:
             others, there = self._label_logits.rows(row, row + len(labels))
             both, mine = inside & there & (labels >= 0), logits
@@ -129,41 +180,73 @@ class ClassRange:
             if (lost := (labels >= 0) & ~inside).any():
                 at = int(np.argmax(lost))
                 raise BigvocabError.of_row(
-                    "label_logits", row + at, f" has the label {labels[at]}, whose logit is in none of the files"
+                    Keyword("label_logits"),
+                    row + at,
+                    f" has the label {labels[at]}, whose logit is in none of the files",
                 )
-            _check_stored(np.where(there, others, logits), matrix.dtype, row)
+            _check_stored(np.where(there, others, logits), self.data.source.dtype, row)
             if (differ := both & (mine != others) & ~(np.isnan(mine) & np.isnan(others))).any():
                 at = int(np.argmax(differ))
                 raise BigvocabError.of_row(
-                    "label_logits",
+                    Keyword("label_logits"),
                     row + at,
                     f" has {others[at]} for the label {labels[at]}, whose logit is "
                     f"{mine[at]} here; expected files of these labels and logits",
                 )
         return logits, inside
 
-    def _statistics(
-        self, evaluator: Evaluator, matrix: LogitSource, row: int, labels: Any, logits: Floats
-    ) -> RowStatistics:
+    def _statistics(self, row: int, labels: Any, logits: Floats) -> RowStatistics:
+        loss, measures = self.specification.loss, self.specification.measures
         want = wanted(
-            rank=self.counts and (evaluator.wants("rank") or evaluator.wants("accuracy")),
-            entropy=evaluator.wants("entropy"),
-            predicted=evaluator.wants("predicted"),
-            logit_sum=evaluator.label_smoothing > 0,
+            rank=self.counts and ("rank" in measures or "accuracy" in measures),
+            entropy="entropy" in measures,
+            predicted="predicted" in measures,
+            logit_sum=loss.label_smoothing > 0,
         )
         options: dict[str, Any] = {
             "want": want,
-            "scale": evaluator.logit_scale,
-            "softcap": evaluator.softcap or 0.0,
-            "num_threads": evaluator.num_threads,
+            "scale": loss.transform[0],
+            "softcap": loss.transform[1],
+            "num_threads": self.threads,
         }
         found = np.empty((len(labels), len(STATISTICS)))
-        for first, rows in matrix.rows(row, row + len(labels)):
+        for first, rows in self.data.source.rows(row, row + len(labels)):
             part = slice(first - row, first - row + len(rows))
             mine = rows.classes(self.first - self._offset, self.stop - self._offset)
             found[part] = softmax_rows(mine, labels[part], known=logits[part], **options).columns
         found[:, 2] += np.where(found[:, 2] >= 0, self.first, 0)  # ids in the range begin with 0
-        return RowStatistics(found, logits, evaluator.logit_scale, evaluator.softcap or 0.0)
+        return RowStatistics(found, logits, *loss.transform)
+
+    def files(self) -> Iterator[str]:
+        """As of `EvaluationTask`, and the logits of labels."""
+        yield from super().files()
+        yield from [] if self._label_logits is None else self._label_logits.paths
+
+    def new_sums(self) -> Any:
+        """None: the records are all there is."""
+        return NoSums()
+
+    def stored(self, sums: Any) -> tuple[dict[str, Any], pa.Table]:
+        """Nothing; the table comes of the records, at the end."""
+        return {}, pa.table({})
+
+    def restored(self, state: State) -> Any:
+        """Nothing."""
+        return NoSums()
+
+    def state(self) -> State:
+        """The state before any row: each range has logits of its own, so that labels alone must be the same."""
+        options = self.scorer.identity() | {"layer": None, "num_classes": self.total}
+        coverage = self.coverage(self.data.labels.fingerprints())
+        return State(self.name, options, self.scorer.given(), coverage=coverage)
+
+    def refuse_nothing(self, sums: Any) -> None:
+        """The merged states say it."""
+
+    def report(self, sums: Any, coverage: Coverage) -> Report:
+        """What was done."""
+        found = {"loss": self.specification.loss.name, "rows": coverage.rows, "classes": self.classes}
+        return with_rates(Report({**found, "versions": versions()}), coverage)
 
 
 def _check_stored(logits: Floats, dtype: np.dtype[Any], row: int) -> None:
@@ -173,7 +256,7 @@ def _check_stored(logits: Floats, dtype: np.dtype[Any], row: int) -> None:
     if (other := ~np.isnan(logits) & (stored != logits)).any():
         at = int(np.argmax(other))
         raise BigvocabError.of_row(
-            "label_logits",
+            Keyword("label_logits"),
             row + at,
             f" has {float(logits[at])}, which is no {dtype.name}, as the logits here are; "
             "expected the files of one set of logits",
@@ -185,8 +268,8 @@ def _check_stored(logits: Floats, dtype: np.dtype[Any], row: int) -> None:
 
 def class_range(
     matrix: LogitSource, vocab_shard: tuple[int, int] | None, first_class: int | None, num_classes: int | None
-) -> tuple[int, int, int]:
-    """(first, stop, total) of the classes: the slice that is there, the I-th file of a set, or of N equal parts."""
+) -> ClassSpan:
+    """The classes: the slice that is there, the I-th file of a set, or of N equal parts."""
     held = matrix.shape[1] if num_classes is None or first_class is not None else min(matrix.shape[1], num_classes)
     if first_class is not None:
         if num_classes is None:
@@ -203,7 +286,7 @@ def class_range(
                 Keyword("num_classes"),
                 f" is {num_classes}",
             )
-        return first_class, first_class + held, num_classes
+        return ClassSpan(first_class, first_class + held, num_classes)
     assert vocab_shard is not None
     i, n = vocab_shard
     edges = matrix.class_edges()
@@ -214,29 +297,7 @@ def class_range(
                 f": got {i}/{n}, but there are {len(edges)} files of classes; expected {i}/{len(edges)}",
             )
         edges = [min(edge, held) for edge in edges] + [held]
-        return edges[i - 1], edges[i], held
+        return ClassSpan(edges[i - 1], edges[i], held)
     if n > held:
         raise BigvocabError(Keyword("vocab_shard"), f": got {i}/{n}, but there are {held} classes")
-    return held * (i - 1) // n, held * i // n, held
-
-
-def check_class_job(evaluator: Evaluator, classes: ClassRange) -> None:
-    """Raise for what cannot be merged exactly from ranges of classes."""
-    if evaluator.loss != "sparse-softmax":
-        raise BigvocabError(
-            Keyword("vocab_shard"),
-            f": goes with sparse-softmax, not with {evaluator.loss}; --shard splits any loss by rows",
-        )
-    if evaluator.class_weights is not None and evaluator.label_smoothing:
-        raise BigvocabError(
-            Keyword("vocab_shard"),
-            ": class_weights with label_smoothing need all classes at once; --shard splits by rows",
-        )
-    asked = [name for name in ("rank", "accuracy") if evaluator.wants(name)]
-    if asked and not classes.counts:
-        raise BigvocabError(
-            Keyword("metrics"),
-            f": {asked[0]} counts the logits above the label's, which another slice may hold; "
-            "expected label_logits, files of a first "
-            "pass with save_label_logits over each slice, or metrics without accuracy and rank",
-        )
+    return ClassSpan(held * (i - 1) // n, held * i // n, held)

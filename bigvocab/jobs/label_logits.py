@@ -9,12 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from bigvocab import arguments
 from bigvocab.errors import BigvocabError, FormatError, Keyword
-from bigvocab.storage.output import replacing
 
 if TYPE_CHECKING:
-    from bigvocab.jobs.work import Job
+    pass
 
 Floats = npt.NDArray[np.float64]
 
@@ -24,7 +22,8 @@ class LabelLogits:
 
     def __init__(self, paths: Any, rows: int) -> None:
         self._columns = []
-        for path in paths if isinstance(paths, list | tuple) else [paths]:
+        self.paths = [os.fspath(path) for path in (paths if isinstance(paths, list | tuple) else [paths])]
+        for path in self.paths:
             try:
                 with pa.memory_map(os.fsencode(path)) as file:
                     table = pa.ipc.open_file(file).read_all()
@@ -48,32 +47,3 @@ class LabelLogits:
             logits = np.where(here, part.to_numpy(zero_copy_only=False), logits)
             there |= here
         return logits, there
-
-
-def write_label_logits(job: Job, path: str | os.PathLike[str]) -> int:
-    """The first pass: one logit a row, where the range holds it. Returns how many there are."""
-    assert job.classes is not None
-    schema = pa.schema([("label_logit", pa.float64())])
-    found = 0
-    with (
-        replacing(path) as temporary,
-        pa.OSFile(os.fsencode(temporary), "wb") as sink,
-        pa.ipc.new_file(sink, schema) as writer,
-    ):
-        for batch in job.labels:
-            ids = arguments.labels_in_range(
-                batch.labels,
-                job.classes.total,
-                ignore_index=job.evaluator.ignore_index,
-                ignored=batch.ignored,
-                name=job.evaluator.label_name,
-                first_row=batch.first_row,
-            )
-            job.matrix.check()
-            logits, known = job.classes.label_logits(job.evaluator, job.matrix, batch.first_row, ids)
-            writer.write_batch(pa.record_batch([pa.array(np.where(known, logits, 0.0), mask=~known)], schema))
-            found += int(np.count_nonzero(known))
-            job.matrix.release(batch.first_row, batch.first_row + len(batch))
-        job.matrix.check()
-        job.labels.check()
-    return found

@@ -11,7 +11,7 @@ import itertools
 import os
 from bisect import bisect_right
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -19,36 +19,51 @@ import pyarrow as pa
 
 from bigvocab import arguments
 from bigvocab.errors import BigvocabError, FormatError, Keyword
-from bigvocab.labels.id_sets import IdSets, as_id_sets, check_ids, in_rising_order
+from bigvocab.labels.id_sets import IdSets, as_id_sets
 from bigvocab.labels.labels import LabelBatch, Labels, read_labels
-from bigvocab.labels.true_classes import TrueClasses
+from bigvocab.matrices.fingerprints import of_matrix
 from bigvocab.matrices.matrix import Matrix, as_matrix
 from bigvocab.storage.paths import expand
 
-if TYPE_CHECKING:
-    from bigvocab.evaluation.evaluator import Evaluator
-
-_DENSE = ("dense", "list", "id")  # integers 0 and 1 too: V of them a row, or one a row where V is 1
 _TRUE = ("id", "list")  # true classes, one a row or several
-KINDS = {
-    "sparse-softmax": ("id",),
-    "softmax": ("dense", "sparse"),
-    "sigmoid": _DENSE,
-    "weighted-sigmoid": _DENSE,
-    "sparse-sigmoid": ("list",),
-    "log-loss": _DENSE,
-    "sampled-softmax": _TRUE,
-    "nce": _TRUE,
-}
-_WANTED = {
-    "sparse-softmax": "one integer label a row",
-    "softmax": "a matrix or fixed-size lists of floats, or lists of ids beside a probability column",
-    "sparse-sigmoid": "lists of the ids of positive classes",
-    "sampled-softmax": "one integer label or a list of them a row",
-    "nce": "one integer label or a list of them a row",
-}
-_FLOATS_WANTED = "a matrix or fixed-size lists of floats, as many as classes"
 _BATCH_BYTES = 64 << 20
+
+
+class LabelSource(Protocol):
+    """Labels of all rows of a job, in batches."""
+
+    path: str  # as messages call them
+    num_rows: int
+
+    @property
+    def kind(self) -> str:
+        """One of "id", "list", "dense" or "sparse"."""
+
+    @property
+    def num_classes(self) -> int | None:
+        """Labels of each row, of kind "dense"."""
+
+    @property
+    def files(self) -> list[dict[str, Any]]:
+        """One entry {path, shape, dtype, bytes} for each file."""
+
+    @property
+    def paths(self) -> list[str]:
+        """The files that are read; none for labels in memory."""
+
+    def matrices(self) -> list[Matrix]:
+        """The matrices that hold the labels; none where they are columns."""
+
+    def fingerprints(self) -> list[dict[str, Any]]:
+        """What tells the labels apart by their content, one entry for each file."""
+
+    def check(self) -> None:
+        """Raise FormatError if a file has changed since it was opened."""
+
+    def __iter__(self) -> Iterator[LabelBatch]: ...
+
+    def batches(self, start: int = 0, stop: int | None = None) -> Iterator[LabelBatch]:
+        """Label batches of the rows from `start` to before `stop`."""
 
 
 class MatrixLabels:
@@ -57,7 +72,7 @@ class MatrixLabels:
     kind = "dense"
 
     def __init__(self, matrix: Matrix) -> None:
-        self._matrix = matrix
+        self.matrix = matrix
         if matrix.ndim != 2:
             raise BigvocabError(
                 Keyword("labels"), f": got shape {matrix.shape}, expected (N, V), one label for each logit"
@@ -72,18 +87,21 @@ class MatrixLabels:
             self.path += f" and {len(self.files) - 1} more"
 
     @property
-    def matrix(self) -> Matrix:
-        """The labels, one row for each row of logits."""
-        return self._matrix
-
-    @property
     def paths(self) -> list[str]:
         """The files that are read; none for labels in memory."""
         return [file["path"] for file in self.files]
 
+    def matrices(self) -> list[Matrix]:
+        """The labels, one row for each row of logits."""
+        return [self.matrix]
+
+    def fingerprints(self) -> list[dict[str, Any]]:
+        """One entry {role, path, shape, dtype, bytes, fingerprint} for each file, or for the array."""
+        return list(of_matrix("labels", self.matrix))
+
     def check(self) -> None:
         """Raise FormatError if a file has changed since it was opened."""
-        self._matrix.check()
+        self.matrix.check()
 
     def __iter__(self) -> Iterator[LabelBatch]:
         return self.batches()
@@ -94,17 +112,17 @@ class MatrixLabels:
         step = max(1, min(65_536, _BATCH_BYTES // (self.num_classes * self.dtype.itemsize)))
         for first in range(start, stop, step):
             end = min(first + step, stop)
-            self._matrix.check()
-            for row, tiles in self._matrix.row_parts(first, end):
+            self.matrix.check()
+            for row, tiles in self.matrix.row_parts(first, end):
                 yield LabelBatch(row, tiles[0][1])
-            self._matrix.release(first, end)
+            self.matrix.release(first, end)
 
 
-def open_labels(source: Any, loss: str, columns: dict[str, str | None]) -> Labels | MatrixLabels:
-    """Labels of files or arrays, as `loss` takes them; `columns` by role."""
+def open_labels(source: Any, kinds: tuple[str, ...], columns: dict[str, str | None]) -> LabelSource:
+    """Labels of files or arrays, of one of the kinds that a loss takes; `columns` as keywords of `read_labels`."""
     if isinstance(source, Labels | MatrixLabels):
         return source
-    kinds, named = KINDS[loss], {f"{role}_column": name for role, name in columns.items()}
+    named = dict(columns)
     if isinstance(source, tuple) and not _are_paths(source) and (kinds == ("list",) or "sparse" in kinds):
         source, named = _table(source, "sparse" in kinds, named)
     elif isinstance(source, list | tuple) and not _are_paths(source):
@@ -188,9 +206,8 @@ def _sets_of(labels: Any, rows: int, sparse: bool) -> tuple[IdSets, npt.NDArray[
     return sets, values
 
 
-def labels_of(loss: str, labels: Any, rows: int) -> tuple[Any, npt.NDArray[np.float64] | None]:
+def labels_of(kinds: tuple[str, ...], labels: Any, rows: int) -> tuple[Any, npt.NDArray[np.float64] | None]:
     """(labels, probabilities) of a `LabelBatch` from what `Evaluator.update` was given."""
-    kinds = KINDS[loss]
     if kinds == ("id",):
         ids = arguments.as_integers("labels", labels)
         arguments.one_per_row("labels", ids, rows)
@@ -215,100 +232,8 @@ def labels_of(loss: str, labels: Any, rows: int) -> tuple[Any, npt.NDArray[np.fl
     return array, None
 
 
-# ---- labels of a row block
-
-
-def id_sets(evaluator: Evaluator, batch: LabelBatch, num_classes: int) -> IdSets:
-    """The sets of ids of a batch, in range; of positive classes, rising and each once."""
-    sets = IdSets(*batch.labels)
-    check_ids(evaluator.label_name, sets, num_classes, batch.first_row)
-    if batch.probabilities is None:
-        return in_rising_order(evaluator.label_name, sets, batch.first_row)
-    return sets
-
-
-def dense_labels(evaluator: Evaluator, batch: LabelBatch, num_classes: int) -> npt.NDArray[Any]:
-    """The labels of a batch as (n, V) numbers."""
-    name, first, labels = evaluator.label_name, batch.first_row, batch.labels
-    if isinstance(labels, tuple):
-        labels = _filled(name, IdSets(*labels), batch, num_classes)
-    elif labels.ndim == 1:
-        labels = labels[:, None]
-    if labels.shape[1] != num_classes:
-        hint = "; ids of positive classes are for sparse-sigmoid" if labels.dtype.kind in "iu" else ""
-        raise BigvocabError.of_row(
-            name, first, f" has {labels.shape[1]} labels, expected {num_classes}, one for each class{hint}"
-        )
-    return labels
-
-
-def _filled(name: str, sets: IdSets, batch: LabelBatch, num_classes: int) -> npt.NDArray[Any]:
-    """Lists of V integers 0 and 1 as (n, V); zeros where the row is ignored."""
-    whole = np.diff(sets.offsets) == num_classes
-    wrong = ~whole if batch.ignored is None else ~whole & ~batch.ignored
-    if wrong.any():
-        row = int(np.argmax(wrong))
-        raise BigvocabError.of_row(
-            name,
-            batch.first_row + row,
-            f" has {sets.offsets[row + 1] - sets.offsets[row]} labels, expected "
-            f"{num_classes}, one for each class; ids of positive classes are for sparse-sigmoid",
-        )
-    bad = (sets.ids < 0) | (sets.ids > 1)
-    if bad.any():
-        at = int(np.argmax(bad))
-        row = batch.first_row + sets.row_of(at)
-        raise BigvocabError.of_row(name, row, f" has the label {sets.ids[at]}, expected 0 or 1 for each class")
-    out = np.zeros((len(whole), num_classes), np.float32)
-    out[whole] = sets.ids.reshape(-1, num_classes)
-    return out
-
-
-def true_classes(
-    evaluator: Evaluator, batch: LabelBatch, num_classes: int
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
-    """Offsets and ids of the true classes of each row, checked, none where it is ignored; and which rows are."""
-    name, first = evaluator.label_name, batch.first_row
-    ignored = np.zeros(len(batch), bool) if batch.ignored is None else batch.ignored.astype(bool)
-    if isinstance(batch.labels, tuple):
-        if evaluator.ignore_index is not None:
-            raise BigvocabError(
-                Keyword("ignore_index"), f": goes with one label a row, but {name} has lists; a null list is ignored"
-            )
-        offsets, ids = batch.labels
-    else:
-        ids = np.asarray(batch.labels, np.int64)
-        offsets = np.arange(len(ids) + 1, dtype=np.int64)
-        if evaluator.ignore_index is not None:
-            ignored |= ids == evaluator.ignore_index
-    counts = np.diff(offsets)
-    ids, counts = ids[np.repeat(~ignored, counts)], np.where(ignored, 0, counts)
-    expected = evaluator.num_true
-    wrong = (counts != expected) if expected is not None else (counts == 0) & (evaluator.loss == "sampled-softmax")
-    if (wrong := wrong & ~ignored).any():
-        row = int(np.argmax(wrong))
-        what = "at least one" if expected is None else f"{expected}, as num_true says"
-        raise BigvocabError.of_row(name, first + row, f" has {counts[row]} true classes, expected {what}")
-    sets = IdSets(np.concatenate([[0], np.cumsum(counts)]), ids)
-    if ids.size and (ids.min() < 0 or ids.max() >= num_classes):
-        at = int(np.argmax((ids < 0) | (ids >= num_classes)))
-        raise BigvocabError.of_row(
-            name, first + sets.row_of(at), f" is {ids[at]}, expected a class in [0, {num_classes})"
-        )
-    return sets.offsets, ids, ignored
-
-
-# ---- checks of a whole job
-
-
-def check_labels(evaluator: Evaluator, labels: Labels | MatrixLabels, num_classes: int) -> None:
-    """All that can be known to be wrong with labels before any work; dense labels are looked at when their row is."""
-    with errors_of_files(labels, evaluator.label_name):
-        _check_labels(evaluator, labels, num_classes)
-
-
 @contextlib.contextmanager
-def errors_of_files(labels: Labels | MatrixLabels, name: str) -> Iterator[None]:
+def errors_of_files(labels: LabelSource, name: str) -> Iterator[None]:
     """Errors on labels of several files become ones of the file that the row is in, and of its row there."""
     try:
         yield
@@ -319,82 +244,3 @@ def errors_of_files(labels: Labels | MatrixLabels, name: str) -> Iterator[None]:
         firsts = list(itertools.accumulate((file["shape"][0] for file in labels.files), initial=0))
         file = bisect_right(firsts, error.row) - 1
         raise error.moved(paths[file], error.row - firsts[file]) from None
-
-
-def _check_labels(evaluator: Evaluator, labels: Labels | MatrixLabels, num_classes: int) -> None:
-    name, loss = evaluator.label_name, evaluator.loss
-    if labels.kind not in KINDS[loss]:
-        raise BigvocabError(
-            f"{name}: got {_SHOWN[labels.kind]}, expected {_WANTED.get(loss, _FLOATS_WANTED)} for {loss}"
-        )
-    if labels.kind == "dense":
-        if labels.num_classes != num_classes:
-            raise BigvocabError(
-                f"{name}: {labels.num_classes} labels a row, expected {num_classes}, one for each class"
-            )
-        return
-    kept = 0
-    if evaluator.draws is not None:
-        evaluator.draws.check_rows(labels.num_rows)
-    for batch in labels:
-        if labels.kind == "id" and KINDS[loss] == ("id",):
-            ids = arguments.labels_in_range(
-                batch.labels,
-                num_classes,
-                ignore_index=evaluator.ignore_index,
-                ignored=batch.ignored,
-                name=name,
-                first_row=batch.first_row,
-            )
-            kept += int(np.count_nonzero(ids >= 0))
-            continue
-        if KINDS[loss] == _TRUE:
-            offsets, ids, ignored = true_classes(evaluator, batch, num_classes)
-            if evaluator.draws is not None:
-                there = np.flatnonzero(~ignored)
-                own = np.concatenate([[0], np.cumsum(np.diff(offsets)[there])])  # ignored rows have no classes
-                evaluator.draws.check(TrueClasses((own, ids), name), batch.first_row, there)
-            kept += int(np.count_nonzero(~ignored))
-            continue
-        kept += len(batch) if batch.ignored is None else int(np.count_nonzero(~batch.ignored))
-        if "dense" in KINDS[loss] and labels.kind != "sparse":
-            dense_labels(evaluator, batch, num_classes)
-        else:
-            id_sets(evaluator, batch, num_classes)
-    if not kept:
-        raise BigvocabError(f"{name}: all {labels.num_rows} rows are ignored, so there is nothing to evaluate")
-
-
-_SHOWN = {
-    "id": "one integer a row",
-    "list": "lists of integers",
-    "dense": "floats",
-    "sparse": "lists of ids and probabilities",
-}
-
-
-def cut(batch: LabelBatch, start: int, stop: int) -> LabelBatch:
-    """Rows `start` to `stop` of a batch."""
-    if start == 0 and stop == len(batch):
-        return batch
-
-    def rows(values: Any) -> Any:
-        return None if values is None else values[start:stop]
-
-    labels, probabilities = batch.labels, batch.probabilities
-    if isinstance(labels, tuple):
-        offsets, ids = labels
-        first, last = int(offsets[start]), int(offsets[stop])
-        labels = (offsets[start : stop + 1] - first, ids[first:last])
-        probabilities = None if probabilities is None else probabilities[first:last]
-    else:
-        labels = labels[start:stop]
-    return LabelBatch(
-        batch.first_row + start,
-        labels,
-        probabilities=probabilities,
-        ignored=rows(batch.ignored),
-        weights=rows(batch.weights),
-        groups=None if batch.groups is None else (batch.groups[0][start:stop], batch.groups[1]),
-        num_bytes=rows(batch.num_bytes),
-    )

@@ -6,6 +6,7 @@ size, and has `columns` turn them into NumPy arrays.
 
 from __future__ import annotations
 
+import hashlib
 import operator
 import os
 from collections.abc import Iterator
@@ -19,7 +20,11 @@ from bigvocab.errors import BigvocabError, FormatError, Keyword, Place
 from bigvocab.labels import columns as _columns
 from bigvocab.labels.column_choice import choose_columns, shape_and_type
 from bigvocab.labels.label_files import LabelPart, open_source, overlapping, reading
+from bigvocab.matrices.matrix import Matrix
+from bigvocab.storage.fingerprints import of_file
 from bigvocab.storage.sigbus import watch
+
+WHOLE = 256 << 20  # bytes of a file of labels that is hashed whole
 
 
 @dataclass(eq=False)
@@ -37,6 +42,32 @@ class LabelBatch:
     def __len__(self) -> int:
         """The number of rows."""
         return len(self.labels[0]) - 1 if isinstance(self.labels, tuple) else len(self.labels)
+
+    def part(self, start: int, stop: int) -> LabelBatch:
+        """Rows `start` to `stop` of this batch."""
+        if start == 0 and stop == len(self):
+            return self
+
+        def rows(values: Any) -> Any:
+            return None if values is None else values[start:stop]
+
+        labels, probabilities = self.labels, self.probabilities
+        if isinstance(labels, tuple):
+            offsets, ids = labels
+            first, last = int(offsets[start]), int(offsets[stop])
+            labels = (offsets[start : stop + 1] - first, ids[first:last])
+            probabilities = None if probabilities is None else probabilities[first:last]
+        else:
+            labels = labels[start:stop]
+        return LabelBatch(
+            self.first_row + start,
+            labels,
+            probabilities=probabilities,
+            ignored=rows(self.ignored),
+            weights=rows(self.weights),
+            groups=None if self.groups is None else (self.groups[0][start:stop], self.groups[1]),
+            num_bytes=rows(self.num_bytes),
+        )
 
 
 class Labels:
@@ -72,6 +103,16 @@ class Labels:
     def paths(self) -> list[str]:
         """The files that are read; none for labels in memory."""
         return [part.path for part in self._parts if part.identity is not None]
+
+    def matrices(self) -> list[Matrix]:
+        """None: labels are columns."""
+        return []
+
+    def fingerprints(self) -> list[dict[str, Any]]:
+        """One entry {role, path, shape, dtype, bytes, fingerprint} for each file; of labels in memory, one for all."""
+        if self.paths:
+            return [{"role": "labels", **file, "fingerprint": of_file(file["path"], WHOLE)} for file in self.files]
+        return [{"role": "labels", **self.files[0], "path": "<array>", "fingerprint": _of_batches(self)}]
 
     def check(self) -> None:
         """Raise FormatError if a file has changed since it was opened."""
@@ -152,6 +193,17 @@ class Labels:
             if chosen.num_bytes is not None:
                 batch.num_bytes = _columns.num_bytes(*asked(chosen.num_bytes), ignored, row)
             return batch
+
+
+def _of_batches(labels: Labels) -> str:
+    """The fingerprint of labels in memory."""
+    found = hashlib.blake2b(digest_size=16)
+    for batch in labels:
+        groups = None if batch.groups is None else np.asarray(batch.groups[1])[batch.groups[0]]
+        columns = batch.labels if isinstance(batch.labels, tuple) else (batch.labels,)
+        for values in (*columns, batch.probabilities, batch.ignored, batch.weights, groups, batch.num_bytes):
+            found.update(b"-" if values is None else np.ascontiguousarray(values).tobytes())
+    return found.hexdigest()
 
 
 def read_labels(

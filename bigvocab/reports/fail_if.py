@@ -8,7 +8,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from bigvocab.catalogue import METRICS_OF, SAMPLED
+from bigvocab.catalogue import LOSSES
 from bigvocab.errors import BigvocabError
 
 _OPERATORS = {
@@ -22,7 +22,6 @@ _OPERATORS = {
 _ALWAYS = ("mean", "sum", "weight", "stderr", "rows", "ignored_rows", "nonfinite_rows")
 _TIMES = ("seconds", "rows_per_second", "bytes_per_second")
 _LIKELIHOODS = ("perplexity", "perplexity_stderr", "bits_per_token")
-_LIKELIHOOD_LOSSES = ("sparse-softmax", "softmax", "sampled-softmax")
 _RANKS = ("mean_rank", "mrr", "tied_rows")
 _BIAS = ("exact_mean", "bias", "bias_stderr")
 _REDUCTIONS = ("sum", "mean", "sum_over_batch_size", "sum_by_nonzero_weights")
@@ -79,14 +78,14 @@ def check_name(name: str, loss: str, metrics: Collection[str], top_k: Sequence[i
     `loss`, `metrics` and `top_k` are what is asked for, `columns` those of "group", "bytes" and "exact" that are given.
     """
     head, _, rest = name.partition(".")
-    likelihoods = _LIKELIHOODS if loss in _LIKELIHOOD_LOSSES else ()
+    likelihoods = _LIKELIHOODS if LOSSES[loss].is_likelihood else ()
     single = [*_ALWAYS, *_TIMES, *likelihoods]
     single += [*_RANKS] if "rank" in metrics else []
     single += [*["entropy"] * ("entropy" in metrics), *["bits_per_byte"] * ("bytes" in columns and bool(likelihoods))]
     nested: dict[str, tuple[str, ...]] = {"reductions": _REDUCTIONS}
     if "accuracy" in metrics:
         nested["accuracy"] = tuple(str(k) for k in top_k)
-    if loss in SAMPLED:
+    if LOSSES[loss].sampled:
         nested["sampled"] = ("mean", *_BIAS) if "exact" in columns else ("mean",)
     if "logsumexp" in metrics:
         nested["logsumexp"] = ("mean", "min", "max")
@@ -111,13 +110,13 @@ def _check_group(name: str, rest: str, likelihood: bool) -> None:
 def _needed(name: str, head: str, loss: str, metrics: Collection[str], columns: Collection[str]) -> str | None:
     """The option that would bring a figure into the report; None where no option does for this loss."""
     metric = "rank" if head in _RANKS else head
-    if metric in METRICS_OF.get(loss, ()) and metric not in metrics:
+    if metric in LOSSES[loss].metrics and metric not in metrics:
         return f"{metric} in --metrics"
     if head == "groups" and "group" not in columns:
         return "--group-column"
-    if loss in SAMPLED and name.removeprefix("sampled.") in _BIAS and "exact" not in columns:
+    if LOSSES[loss].sampled and name.removeprefix("sampled.") in _BIAS and "exact" not in columns:
         return "--exact"
-    is_likelihood = loss in _LIKELIHOOD_LOSSES
+    is_likelihood = LOSSES[loss].is_likelihood
     return "--bytes-column" if head == "bits_per_byte" and is_likelihood and "bytes" not in columns else None
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+from bigvocab.errors import printable
+
 
 def fixed(number: float, decimals: int = 6) -> str:
     """A number with so many decimals; very large and very small ones in scientific notation.
@@ -76,15 +78,6 @@ def size(num_bytes: float) -> str:
         if num_bytes < 999.95:
             return f"{num_bytes:.1f} {unit}"
     return f"{num_bytes / 1000:,.1f} PB"
-
-
-def printable(text: str) -> str:
-    r"""Text from a file without what could move a terminal's cursor or break a line.
-
-    >>> printable("Song of Solomon"), printable("a\x1b[31m\n")
-    ('Song of Solomon', 'a\\x1b[31m\\n')
-    """
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def tail(path: str, width: int) -> str:

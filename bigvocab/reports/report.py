@@ -13,7 +13,8 @@ import numbers
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from bigvocab.reports.numerals import count, counted, fixed, printable, significant, size, tail, with_error
+from bigvocab.errors import printable
+from bigvocab.reports.numerals import count, counted, fixed, significant, size, tail, with_error
 
 _MOST_GROUPS = 20
 _MOST_FILES = 4
@@ -197,9 +198,19 @@ def _file(file: Mapping[str, Any]) -> str:
     if file.get("shape"):
         facts.append(" x ".join(f"{n:,}" for n in file["shape"]) + f" {file.get('dtype', '')}".rstrip())
     if "bytes" in file:
-        facts.append(size(file["bytes"]))
+        facts.append(size(_bytes_of(file)))
     facts_shown = ", ".join(facts)
     return f"{tail(str(file.get('path', '')), max(20, 58 - len(facts_shown)))}  {facts_shown}".rstrip()
+
+
+def _bytes_of(file: Mapping[str, Any]) -> int:
+    """Bytes of a file, or of the one tensor of it that is read."""
+    whole, element = int(file["bytes"]), _ELEMENTS.get(file.get("dtype", ""))
+    one_tensor = "::" in str(file.get("path", "")) and element is not None
+    return min(whole, math.prod(file["shape"]) * element) if one_tensor and element else whole
+
+
+_ELEMENTS = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}  # bytes
 
 
 # ---- tables of rich

@@ -272,6 +272,13 @@ class FileCandidates:
     def learned(self) -> None:
         """Nothing."""
 
+    def restore(self, learned: Any) -> None:
+        """These draws never change."""
+
+    def files(self) -> list[str]:
+        """The file, and the vocabulary it was drawn with, where that is read."""
+        return [self.path] if self.vocab_file is None else [self.path, os.fspath(self.vocab_file)]
+
     def _stored(self, classes: tuple[Ids, Ids], row: int, true: TrueClasses, kept: Ids) -> Ids:
         """Where the true classes of these rows stand in the file, which must have the same ones."""
         offsets, ids = classes

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -38,6 +38,42 @@ SAMPLERS = {
     "learned-unigram": LearnedUnigramSampler,
     "all": AllCandidateSampler,
 }
+
+
+class Draws(Protocol):
+    """Where the candidates of the rows of an evaluation come from: drawn block by block, or from a file."""
+
+    ordered: bool  # whether draws depend on the labels of all rows before
+
+    def draw(self, row: int, rows: int, true: TrueClasses, kept: Ids) -> Draw:
+        """The candidates for `rows` rows from `row` on; `kept` are those that have the true classes, from 0."""
+
+    def check(self, true: TrueClasses, row: int, kept: Ids) -> None:
+        """Raise if a true class of the rows from `row` on has no expected count; `kept` are those that have classes."""
+
+    def check_rows(self, rows: int) -> None:
+        """Raise unless the draws are for so many rows."""
+
+    def shown(self) -> dict[str, Any]:
+        """What a report says of them."""
+
+    def options(self) -> dict[str, Any]:
+        """What tells draws apart."""
+
+    def files(self) -> list[str]:
+        """The files that are read."""
+
+    def mark(self) -> Any:
+        """What was learned so far: for `reset`, where a batch fails."""
+
+    def reset(self, mark: Any) -> None:
+        """Forget what came after `mark`."""
+
+    def learned(self) -> dict[str, Any] | None:
+        """What was learned, as numbers and arrays for a state; None where nothing is."""
+
+    def restore(self, learned: Mapping[str, Any]) -> None:
+        """Go on from what `learned` said."""
 
 
 def make_sampler(
@@ -96,10 +132,7 @@ class DrawBlocks:
         self.num_sampled = integer("num_sampled", num_sampled, 1, 2**31 - 1)
         self.seed = seed_pair(seed)
         self.sampler = make_sampler(sampler, num_classes, vocab_file, distortion)
-        self._options = {
-            "distortion": distortion,
-            "vocab_file": None if vocab_file is None else os.path.abspath(vocab_file),
-        }
+        self._distortion, self._vocab_file = distortion, None if vocab_file is None else os.path.abspath(vocab_file)
         self.ordered = sampler == "learned-unigram"  # its draws depend on the labels of all rows before
         self._step, self._values = 0, self._drawn(0)
         self._next_row, self._unlearned = 0, [np.zeros(0, np.int64)]
@@ -114,7 +147,8 @@ class DrawBlocks:
 
     def options(self) -> dict[str, Any]:
         """What tells draws apart."""
-        return {"sampler": self.name, "num_sampled": self.num_sampled, "seed": self.seed, **self._options}
+        drawn = {"sampler": self.name, "num_sampled": self.num_sampled, "seed": self.seed}
+        return drawn | {"distortion": self._distortion, "vocab_file": self._vocab_file}
 
     def _drawn(self, step: int) -> SampledValues:
         nothing: Ids = np.zeros((0, 1), np.int64)
@@ -131,6 +165,10 @@ class DrawBlocks:
         if self.ordered:
             self._unlearned.append(true.ids)
         return Draw(self._values.sampled_candidates, np.log(counts), np.log(self._values.sampled_expected_count))
+
+    def files(self) -> list[str]:
+        """The vocabulary, where there is one."""
+        return [] if self._vocab_file is None else [self._vocab_file]
 
     def mark(self) -> Any:
         """What draws that learn have learned so far: for `reset`, where a batch fails."""

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all: the per-row losses as Parquet, reports as JSON."""
+"""Files that appear whole or not at all."""
 
 from __future__ import annotations
 
@@ -12,17 +12,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from bigvocab import arguments
 from bigvocab.errors import BigvocabError
-from bigvocab.evaluation.tally import RowResult
 
 _temporaries: set[Path] = set()  # of files that are being written
 _STREAMS = ("/dev/stdin", "/dev/stdout", "/dev/stderr")
-_GROUP_ROWS = 65_536  # rows of a row group: fixed, so that the file does not depend on the size of the batches
 
 
 def refuse_overwriting(outputs: Mapping[str, Any], inputs: Iterable[Any]) -> None:
@@ -188,83 +182,3 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write `text` to `path`, whole or not at all."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-
-
-_KINDS = {"rank": pa.int64(), "predicted": pa.int64(), "logsumexp": pa.float64(), "entropy": pa.float64()}
-
-
-def loss_schema(columns: tuple[str, ...], *, weight: bool, group: bool) -> pa.Schema:
-    """The columns of losses.parquet: those that are always there, and `columns` as asked for."""
-    fields = [pa.field("row", pa.int64(), nullable=False), pa.field("loss", pa.float64())]
-    fields += [pa.field("weight", pa.float64())] * weight + [pa.field("group", pa.string())] * group
-    return pa.schema(fields + [pa.field(name, _KINDS[name]) for name in _KINDS if name in columns])
-
-
-def loss_lines(
-    schema: pa.Schema, first_row: int, rows: RowResult, weights: Any = None, groups: Any = None
-) -> pa.RecordBatch:
-    """One line for every row of a block; figures of ignored and skipped rows are null."""
-    null = ~rows.counted
-    columns: dict[str, Any] = {"row": np.arange(first_row, first_row + len(rows)), "loss": rows.loss, **rows.figures}
-    columns["weight"] = weights if weights is not None else np.ones(len(rows))
-    if "group" in schema.names:
-        columns["group"] = group_names(groups)
-    arrays = []
-    for field in schema:
-        mask = null if field.name in _KINDS or field.name == "loss" else None
-        values = columns[field.name]
-        if field.name == "predicted":
-            mask = null | (values < 0)
-        arrays.append(values if isinstance(values, pa.Array) else pa.array(values, field.type, mask=mask))
-    return pa.record_batch(arrays, schema=schema)
-
-
-def group_names(groups: tuple[Any, list[str]]) -> pa.Array:
-    """The name of each row's group, from codes and names."""
-    codes, names = groups
-    return pa.DictionaryArray.from_arrays(codes, pa.array(names, pa.string())).cast(pa.string())
-
-
-class LineGroups:
-    """Lines in batches of any size go in, batches of 65,536 come out: files do not show how they were computed."""
-
-    def __init__(self) -> None:
-        self._held: list[pa.RecordBatch] = []
-        self._rows = 0
-
-    def add(self, batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
-        """The batches that are full now."""
-        self._held.append(batch)
-        self._rows += len(batch)
-        if self._rows >= _GROUP_ROWS:
-            table = pa.Table.from_batches(self._held)
-            whole = self._rows // _GROUP_ROWS * _GROUP_ROWS
-            self._held, self._rows = table.slice(whole).to_batches(), self._rows - whole
-            for start in range(0, whole, _GROUP_ROWS):
-                yield from table.slice(start, _GROUP_ROWS).combine_chunks().to_batches()
-
-    def rest(self) -> Iterator[pa.RecordBatch]:
-        """The last batch."""
-        if self._rows:
-            yield from pa.Table.from_batches(self._held).combine_chunks().to_batches()
-
-
-class LossWriter:
-    """Writes losses.parquet from lines in the order of the data."""
-
-    def __init__(self, path: Path, schema: pa.Schema) -> None:
-        self._file = pa.OSFile(os.fsencode(path), "wb")
-        self._writer = pq.ParquetWriter(self._file, schema, compression="zstd")
-        self._groups = LineGroups()
-
-    def append(self, batch: pa.RecordBatch) -> None:
-        """Add lines."""
-        for full in self._groups.add(batch):
-            self._writer.write_batch(full, row_group_size=_GROUP_ROWS)
-
-    def close(self) -> None:
-        """Write what is left and the footer."""
-        for last in self._groups.rest():
-            self._writer.write_batch(last, row_group_size=_GROUP_ROWS)
-        self._writer.close()
-        self._file.close()

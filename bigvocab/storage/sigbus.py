@@ -17,8 +17,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-from bigvocab.errors import FormatError
-from bigvocab.reports.numerals import printable
+from bigvocab.errors import FormatError, printable
 
 _UNKNOWN = "a file was cut short, or its disk failed, while it was read"
 _watched: weakref.WeakSet[Any] = weakref.WeakSet()

@@ -18,25 +18,25 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 from bigvocab.errors import BigvocabError, Keyword
-from bigvocab.jobs.work import Job, Piece
-from bigvocab.jobs.workers import as_piece, do_task, order_of, task_ranges, threads_each
+from bigvocab.jobs.task import Piece, RowTask
+from bigvocab.jobs.workers.orders import as_piece, do_task, order_of, task_ranges, threads_each
 from bigvocab.kernels.jit import announce_compilation
 
 _DEATHS = 3  # of processes in a row, without any work done between them
 _GUARD = 'if __name__ == "__main__":'
 
 
-def pool_pieces(job: Job, start: int, workers: int) -> Iterator[Piece]:
-    """The rows of a job from `start` on, in order, worked by a pool of processes."""
+def pool_pieces(task: RowTask, start: int, workers: int) -> Iterator[Piece]:
+    """The rows of a task from `start` on, in order, worked by a pool of processes."""
     announce_compilation()
-    order = order_of(job, threads_each(job, workers))
-    todo = deque(task_ranges(job, start, workers))
+    order = order_of(task, threads_each(task, workers))
+    todo = deque(task_ranges(task, start, workers))
     deaths = 0
     while todo:
         try:
             for first, stop, done in _pool(order, todo, workers, cautious=deaths > 0):
                 deaths = 0
-                yield as_piece(job, first, stop, done)
+                yield as_piece(task, first, stop, done)
         except BrokenProcessPool:
             deaths += 1
             if deaths >= _DEATHS:

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 import bigvocab
 from bigvocab.errors import BigvocabError, Keyword
-from bigvocab.jobs.work import Job, Piece
-from bigvocab.jobs.workers import as_piece, do_task, order_of, task_ranges, threads_asked, threads_each
+from bigvocab.jobs.task import Piece, RowTask
+from bigvocab.jobs.workers.orders import as_piece, do_task, order_of, task_ranges, threads_each
 from bigvocab.kernels.jit import announce_compilation
 from bigvocab.threads import usable_cores
 
@@ -63,7 +63,7 @@ def share_of(nodes: list[float], workers: int | None, threads: int | None) -> Sh
     )
 
 
-def ray_pieces(job: Job, start: int, workers: int | None, address: str | None) -> Iterator[Piece]:
+def ray_pieces(job: RowTask, start: int, workers: int | None, address: str | None) -> Iterator[Piece]:
     """The rows of a job from `start` on, in order, worked by tasks of Ray."""
     ray = _import_ray()
     announce_compilation()
@@ -72,7 +72,7 @@ def ray_pieces(job: Job, start: int, workers: int | None, address: str | None) -
             count = workers or usable_cores()
             share = Share(count, threads_each(job, count), 1)
         else:
-            share = share_of(_node_cpus(ray), workers, threads_asked(job))
+            share = share_of(_node_cpus(ray), workers, job.threads_asked)
         task = ray.remote(num_cpus=share.cpus, max_retries=5)(do_task)
         order = ray.put(order_of(job, share.threads))
         waiting = iter(task_ranges(job, start, share.workers))

@@ -1,8 +1,8 @@
 """What a worker must share with the process that sends the work: bigvocab, its kernels, the content of each file.
 
 A sealed order is one line of JSON and the order itself. The line is read first, so that a worker with another bigvocab
-or with other files says so before it unpickles anything. Files are compared as `fingerprints` has it, and whole rows
-of matrices beside that: a column that differs is in every row, but perhaps in no block.
+or with other files says so before it unpickles anything. Files are compared as `storage.fingerprints` has it, and whole
+rows of matrices beside that: a column that differs is in every row, but perhaps in no block.
 """
 
 from __future__ import annotations
@@ -19,12 +19,9 @@ import numpy as np
 
 import bigvocab
 from bigvocab.errors import BigvocabError, FormatError, Keyword
-from bigvocab.heads.linear_rows import LinearMatrix
-from bigvocab.jobs.work import Job
+from bigvocab.jobs.task import RowTask
 from bigvocab.kernels import jit
-from bigvocab.labels.label_sources import MatrixLabels
-from bigvocab.matrices import fingerprints
-from bigvocab.matrices.matrix import Matrix
+from bigvocab.storage.fingerprints import of_file
 
 _WHOLE = 64 << 20  # of the files of a matrix together: hashed in some 0.1 s, by every worker
 _WHOLE_LABELS = 256 << 20
@@ -32,14 +29,14 @@ _ROWS = 16  # of a matrix, and the first one of each file
 _FEW_COLUMNS = 16 << 10  # of a file in Fortran order, where each element of a row is in a page of its own
 
 
-def seal(job: Job, order: bytes) -> bytes:
+def seal(task: RowTask, order: bytes) -> bytes:
     """The order behind a line of what its worker must find.
 
     Raises:
         BigvocabError: a file is a pipe or a device, which no other process can open.
     """
-    files = {path: {"whole": whole, **_look(path, whole)} for path, whole in _files(job)}
-    found = {"machine": socket.gethostname(), **_versions(), "files": files, "rows": list(_rows(job))}
+    files = {path: {"whole": whole, **_look(path, whole)} for path, whole in _files(task)}
+    found = {"machine": socket.gethostname(), **_versions(), "files": files, "rows": list(_rows(task))}
     return json.dumps(found).encode() + b"\n" + order
 
 
@@ -67,10 +64,10 @@ def unseal(sealed: bytes) -> bytes:
     return order
 
 
-def check_rows(job: Job, sealed: bytes) -> None:
+def check_rows(task: RowTask, sealed: bytes) -> None:
     """Raise FormatError unless the rows of the opened matrices that were looked at have the content they had."""
     theirs = json.loads(sealed.partition(b"\n")[0])["rows"]
-    for (name, row, found), (_, _, expected) in zip(_rows(job), theirs, strict=True):
+    for (name, row, found), (_, _, expected) in zip(_rows(task), theirs, strict=True):
         if found != expected:
             raise _other_content(name, f"in row {row} {_here(sealed)}")
 
@@ -101,39 +98,27 @@ def _look(path: str, whole: int) -> dict[str, Any]:
         raise BigvocabError(f"{path}: cannot be read: {error.strerror}") from None
     if not stat.S_ISREG(status.st_mode):
         raise BigvocabError(f"{path}: not a regular file, expected one that other processes can open")
-    return {"bytes": status.st_size, "fingerprint": fingerprints.of_file(path, whole)}
+    return {"bytes": status.st_size, "fingerprint": of_file(path, whole)}
 
 
-def _matrices(job: Job) -> Iterator[Matrix]:
-    """All that a worker opens as matrices; those in memory travel whole."""
-    yield job.matrix.inputs if isinstance(job.matrix, LinearMatrix) else job.matrix
-    if job.evaluator.layer is not None:
-        yield from job.evaluator.layer.matrices()
-    if isinstance(job.labels, MatrixLabels):
-        yield job.labels.matrix
-
-
-def _files(job: Job) -> Iterator[tuple[str, int]]:
+def _files(task: RowTask) -> Iterator[tuple[str, int]]:
     """(absolute path, bytes up to which it is hashed whole) of each file that a worker opens."""
-    for matrix in _matrices(job):
+    for matrix in task.matrices():
         paths = [path for path, _, _ in matrix.fingerprints]
         yield from ((path, max(1 << 20, _WHOLE // len(paths))) for path in paths)
-    if not isinstance(job.labels, MatrixLabels):
-        yield from ((os.path.abspath(path), _WHOLE_LABELS) for path in job.labels.paths)
-    draws = {} if job.evaluator.draws is None else job.evaluator.draws.options()
-    yield from (
-        (os.path.abspath(draws[name]), _WHOLE_LABELS) for name in ("vocab_file", "candidates") if draws.get(name)
-    )
+    held = {path for matrix in task.matrices() for path, _, _ in matrix.fingerprints}
+    others = map(os.path.abspath, [*task.data.labels.paths, *task.worker_files()])
+    yield from ((path, _WHOLE_LABELS) for path in others if path not in held)
 
 
-def _rows(job: Job) -> Iterator[tuple[str, int, str]]:
+def _rows(task: RowTask) -> Iterator[tuple[str, int, str]]:
     """(file, row, hash) of whole rows, spread over each matrix of files."""
-    for matrix in _matrices(job):
+    for matrix in task.matrices():
         if not matrix.fingerprints or matrix.ndim == 1 or not len(matrix):
             continue
         starts = dict(matrix.row_files())
         rows = {int(row) for row in np.linspace(0, len(matrix) - 1, _ROWS)} | starts.keys()
-        if not matrix.lies_row_by_row():
+        if not matrix.row_by_row:
             rows = {0} if matrix.shape[1] <= _FEW_COLUMNS else set()
         name = matrix.files[0]["path"]
         for row in sorted(rows):

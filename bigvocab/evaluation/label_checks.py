@@ -1,0 +1,152 @@
+"""Labels of a block of rows as the losses take them, and what can be known to be wrong with labels before any work."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bigvocab import arguments
+from bigvocab.errors import BigvocabError, Keyword
+from bigvocab.evaluation.context import RowContext
+from bigvocab.labels.id_sets import IdSets, check_ids, in_rising_order
+from bigvocab.labels.label_sources import LabelSource, errors_of_files
+from bigvocab.labels.labels import LabelBatch
+from bigvocab.labels.true_classes import TrueClasses
+
+
+def id_sets(asked: RowContext, batch: LabelBatch, num_classes: int) -> IdSets:
+    """The sets of ids of a batch, in range; of positive classes, rising and each once."""
+    sets = IdSets(*batch.labels)
+    check_ids(asked.names.labels, sets, num_classes, batch.first_row)
+    if batch.probabilities is None:
+        return in_rising_order(asked.names.labels, sets, batch.first_row)
+    return sets
+
+
+def dense_labels(asked: RowContext, batch: LabelBatch, num_classes: int) -> npt.NDArray[Any]:
+    """The labels of a batch as (n, V) numbers."""
+    name, first, labels = asked.names.labels, batch.first_row, batch.labels
+    if isinstance(labels, tuple):
+        labels = _filled(name, IdSets(*labels), batch, num_classes)
+    elif labels.ndim == 1:
+        labels = labels[:, None]
+    if labels.shape[1] != num_classes:
+        hint = "; ids of positive classes are for sparse-sigmoid" if labels.dtype.kind in "iu" else ""
+        raise BigvocabError.of_row(
+            name, first, f" has {labels.shape[1]} labels, expected {num_classes}, one for each class{hint}"
+        )
+    return labels
+
+
+def _filled(name: str, sets: IdSets, batch: LabelBatch, num_classes: int) -> npt.NDArray[Any]:
+    """Lists of V integers 0 and 1 as (n, V); zeros where the row is ignored."""
+    whole = np.diff(sets.offsets) == num_classes
+    wrong = ~whole if batch.ignored is None else ~whole & ~batch.ignored
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        raise BigvocabError.of_row(
+            name,
+            batch.first_row + row,
+            f" has {sets.offsets[row + 1] - sets.offsets[row]} labels, expected "
+            f"{num_classes}, one for each class; ids of positive classes are for sparse-sigmoid",
+        )
+    bad = (sets.ids < 0) | (sets.ids > 1)
+    if bad.any():
+        at = int(np.argmax(bad))
+        row = batch.first_row + sets.row_of(at)
+        raise BigvocabError.of_row(name, row, f" has the label {sets.ids[at]}, expected 0 or 1 for each class")
+    out = np.zeros((len(whole), num_classes), np.float32)
+    out[whole] = sets.ids.reshape(-1, num_classes)
+    return out
+
+
+def true_classes(
+    asked: RowContext, batch: LabelBatch, num_classes: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+    """Offsets and ids of the true classes of each row, checked, none where it is ignored; and which rows are."""
+    name, first = asked.names.labels, batch.first_row
+    ignored = np.zeros(len(batch), bool) if batch.ignored is None else batch.ignored.astype(bool)
+    if isinstance(batch.labels, tuple):
+        if asked.loss.ignore_index is not None:
+            raise BigvocabError(
+                Keyword("ignore_index"), f": goes with one label a row, but {name} has lists; a null list is ignored"
+            )
+        offsets, ids = batch.labels
+    else:
+        ids = np.asarray(batch.labels, np.int64)
+        offsets = np.arange(len(ids) + 1, dtype=np.int64)
+        if asked.loss.ignore_index is not None:
+            ignored |= ids == asked.loss.ignore_index
+    counts = np.diff(offsets)
+    ids, counts = ids[np.repeat(~ignored, counts)], np.where(ignored, 0, counts)
+    expected = asked.loss.num_true
+    wrong = (counts != expected) if expected is not None else (counts == 0) & (asked.loss.name == "sampled-softmax")
+    if (wrong := wrong & ~ignored).any():
+        row = int(np.argmax(wrong))
+        what = "at least one" if expected is None else f"{expected}, as num_true says"
+        raise BigvocabError.of_row(name, first + row, f" has {counts[row]} true classes, expected {what}")
+    sets = IdSets(np.concatenate([[0], np.cumsum(counts)]), ids)
+    if ids.size and (ids.min() < 0 or ids.max() >= num_classes):
+        at = int(np.argmax((ids < 0) | (ids >= num_classes)))
+        raise BigvocabError.of_row(
+            name, first + sets.row_of(at), f" is {ids[at]}, expected a class in [0, {num_classes})"
+        )
+    return sets.offsets, ids, ignored
+
+
+def check_labels(asked: RowContext, labels: LabelSource, num_classes: int) -> None:
+    """All that can be known to be wrong with labels before any work; dense labels are looked at when their row is."""
+    with errors_of_files(labels, asked.names.labels):
+        _check_labels(asked, labels, num_classes)
+
+
+def _check_labels(asked: RowContext, labels: LabelSource, num_classes: int) -> None:
+    name, spec = asked.names.labels, asked.loss.spec
+    if labels.kind not in spec.labels:
+        raise BigvocabError(f"{name}: got {_SHOWN[labels.kind]}, expected {spec.wanted} for {spec.name}")
+    if labels.kind == "dense":
+        if labels.num_classes != num_classes:
+            raise BigvocabError(
+                f"{name}: {labels.num_classes} labels a row, expected {num_classes}, one for each class"
+            )
+        return
+    kept = 0
+    if asked.draws is not None:
+        asked.draws.check_rows(labels.num_rows)
+    for batch in labels:
+        if labels.kind == "id" and spec.labels == ("id",):
+            ids = arguments.labels_in_range(
+                batch.labels,
+                num_classes,
+                ignore_index=asked.loss.ignore_index,
+                ignored=batch.ignored,
+                name=name,
+                first_row=batch.first_row,
+            )
+            kept += int(np.count_nonzero(ids >= 0))
+            continue
+        if spec.labels == ("id", "list"):
+            offsets, ids, ignored = true_classes(asked, batch, num_classes)
+            if asked.draws is not None:
+                there = np.flatnonzero(~ignored)
+                own = np.concatenate([[0], np.cumsum(np.diff(offsets)[there])])  # ignored rows have no classes
+                asked.draws.check(TrueClasses((own, ids), name), batch.first_row, there)
+            kept += int(np.count_nonzero(~ignored))
+            continue
+        kept += len(batch) if batch.ignored is None else int(np.count_nonzero(~batch.ignored))
+        if "dense" in spec.labels and labels.kind != "sparse":
+            dense_labels(asked, batch, num_classes)
+        else:
+            id_sets(asked, batch, num_classes)
+    if not kept:
+        raise BigvocabError(f"{name}: all {labels.num_rows} rows are ignored, so there is nothing to evaluate")
+
+
+_SHOWN = {
+    "id": "one integer a row",
+    "list": "lists of integers",
+    "dense": "floats",
+    "sparse": "lists of ids and probabilities",
+}
