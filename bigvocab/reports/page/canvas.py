@@ -9,10 +9,10 @@ from contextlib import contextmanager
 from typing import Any
 
 from bigvocab.reports.page.shown import Html, plain_name
-from bigvocab.reports.page.svg import GRID, INK, MUTED, PAPER, inline
+from bigvocab.reports.page.svg import GRID, INK, MUTED, PAPER, SERIES, inline
 
 WIDTH, HEIGHT = 400, 250  # units of the picture; its text is 11 of them high, and can be read on a phone
-_STYLE = {
+_STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "bigvocab",
     "font.size": 11,
@@ -44,10 +44,11 @@ _STYLE = {
 def style() -> Iterator[None]:
     """Our style alone, whatever the user's matplotlibrc says."""
     import matplotlib
+    from cycler import cycler
 
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
-        matplotlib.rcParams.update(_STYLE)
+        matplotlib.rcParams.update(_STYLE | {"axes.prop_cycle": cycler(color=SERIES)})
         yield
 
 
@@ -55,7 +56,13 @@ class Canvas:
     """A figure that is being drawn, with one row of axes per height in `rows`; margins are in units."""
 
     def __init__(
-        self, height: float = HEIGHT, *, rows: Sequence[float] = (1,), left: float = 58, top: float = 14, bottom: float = 42
+        self,
+        height: float = HEIGHT,
+        *,
+        rows: Sequence[float] = (1,),
+        left: float = 58,
+        top: float = 14,
+        bottom: float = 42,
     ) -> None:
         from matplotlib.backends.backend_svg import FigureCanvasSVG
         from matplotlib.figure import Figure
@@ -69,17 +76,16 @@ class Canvas:
             "top": 1 - top / height,
             "hspace": 0.12,
         }
-        axes = self._figure.subplots(
-            len(rows), 1, sharex=True, squeeze=False, height_ratios=rows, gridspec_kw=margins
-        )
+        axes = self._figure.subplots(len(rows), 1, sharex=True, squeeze=False, height_ratios=rows, gridspec_kw=margins)
         self.panels: list[Any] = [row[0] for row in axes]
         self.axes = self.panels[0]
         self._texts: dict[str, str] = {}
 
     def placeholder(self, name: str, most: int) -> str:
         """What to draw in place of a name from data."""
-        mark = f"name-{len(self._texts)}"
-        self._texts[mark] = plain_name(name, most)
+        shown = plain_name(name, most)
+        mark = f"name-{len(self._texts)}-".ljust(len(shown), "n")  # as wide, for what is laid out around it
+        self._texts[mark] = shown
         return mark
 
     def svg(self, key: str, title: str, description: str) -> Html:

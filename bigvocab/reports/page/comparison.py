@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from bigvocab.reports.page import pictures
-from bigvocab.reports.page.evaluation import worst_section
+from bigvocab.reports.page.evaluation import WORST_BUDGET, top, worst_section
 from bigvocab.reports.page.groups import BUDGET, group_section
 from bigvocab.reports.page.shown import (
     Html,
@@ -20,6 +20,7 @@ from bigvocab.reports.page.shown import (
     named,
     number,
     percent,
+    plain_name,
     whole,
 )
 
@@ -58,7 +59,7 @@ def tiles(report: _Report) -> list[Tile]:
     if "candidate" in block and "perplexity" in block["candidate"]:
         side = block["candidate"]
         shown = erring(digits(side["perplexity"]), error_of(side, "perplexity_stderr"))
-        base = block.get("reference", report.get("reference", {})).get("perplexity")
+        base = (block.get("reference") or report.get("reference") or {}).get("perplexity")
         found.append(Tile("Perplexity", shown, "" if base is None else f"the reference: {digits(base)}"))
     if "perplexity_ratio" in block.get("difference", {}):
         found.append(Tile("Its ratio to the reference", _ratio(block)))
@@ -209,7 +210,9 @@ def _confidence_section(sides: _Sides) -> Section | None:
             for item in bins
         ]
     title = "KL by confidence of the reference"
-    text = "Where the reference is sure, a difference costs; where it is not, the two may differ and no one will notice."
+    text = (
+        "Where the reference is sure, a difference costs; where it is not, the two may differ and no one will notice."
+    )
     what = f"Mean KL in {len(places)} classes of the probability of the reference's top class."
     axes = ("probability of the reference's top class", "KL (nats)")
     picture = pictures.steps("confidence", title, places, series, axes, what, log=True)
@@ -251,10 +254,14 @@ def _between(pairs: list[_Report]) -> Section:
         shown = [erring(number(side["mean"]), error_of(side)) if side else "" for side in sides]
         lower = percent(pair["lower_share"]) if "lower_share" in pair else ""
         rows.append((Html(f"{named(pair['a'], 40)} − {named(pair['b'], 40)}"), *shown, lower))
-    text = "Paired differences on the same rows: an error here is that of the difference, smaller than those of the means."
+    text = (
+        "Paired differences on the same rows: an error here is that of the difference, smaller than those of the means."
+    )
     left = len(pairs) - MOST_PAIRS
     table = Table(("a − b", "KL (nats)", "loss (nats)", "a has the lower KL"), rows)
-    return Section("between", "Between candidates", text, table=table, after=f"{left:,} more pairs." if left > 0 else "")
+    return Section(
+        "between", "Between candidates", text, table=table, after=f"{left:,} more pairs." if left > 0 else ""
+    )
 
 
 def _in_full(i: int, name: str, report: _Report, block: _Report, sides: int) -> list[Section]:
@@ -278,6 +285,7 @@ def _in_full(i: int, name: str, report: _Report, block: _Report, sides: int) -> 
                     )
                     if any(key in row for row in block["worst"])
                 },
+                WORST_BUDGET // min(sides, MOST_IN_FULL),
             )
         )
     return found
@@ -288,13 +296,16 @@ def _figures(report: _Report, block: _Report) -> Table:
 
 
 def _lines(report: _Report, block: _Report) -> Iterator[tuple[str, str, str]]:
-    for title, side in (("reference", block.get("reference", report.get("reference"))), ("candidate", block.get("candidate"))):
+    for title, side in (
+        ("reference", block.get("reference", report.get("reference"))),
+        ("candidate", block.get("candidate")),
+    ):
         if side and "mean" in side:
             yield f"loss of {title}", f"{erring(number(side['mean']), error_of(side))} nats", ""
         if side and "perplexity" in side:
             yield f"perplexity of {title}", erring(digits(side["perplexity"]), error_of(side, "perplexity_stderr")), ""
         for k, share in (side or {}).get("accuracy", {}).items():
-            yield f"top-{k[:8]} accuracy of {title}", percent(share), ""
+            yield f"{top(k)} accuracy of {title}", percent(share), ""
     difference = block.get("difference", {})
     if "mean" in difference:
         shown = f"{erring(number(difference['mean']), error_of(difference))} nats"
@@ -325,7 +336,7 @@ def _shares(block: _Report) -> Iterator[tuple[str, str, str]]:
         ("overlap", "of the two lists of the k highest"),
     ):
         for k, share in block.get(key, {}).items():
-            yield f"{key.replace('_', ' ')}, k = {k[:8]}", percent(share), meaning
+            yield f"{key.replace('_', ' ')}, k = {plain_name(k, 12)}", percent(share), meaning
 
 
 def _group_section(key: str, title: Html, block: _Report, budget: int) -> Section:

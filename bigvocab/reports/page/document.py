@@ -7,12 +7,12 @@ from importlib import resources
 from typing import Any
 
 from bigvocab.errors import BigvocabError
-from bigvocab.numerals import significant, size
+from bigvocab.numerals import counted, significant, size
 from bigvocab.reports.page import comparison, evaluation
 from bigvocab.reports.page.schema import check_report, is_comparison, with_infinities
-from bigvocab.reports.page.shown import TEXT, Html, Section, Table, named, text_of, whole
+from bigvocab.reports.page.shown import TEXT, Html, Section, Table, named, plain_name, text_of, whole, within
 
-_MOST_NOTES, _MOST_FILES, _MOST_LISTED, _MOST_FIGURES = 50, 20, 500, 1500
+_MOST_NOTES, _MOST_FILES, _MOST_BYTES = 50, 20, 150_000
 # What has a table of its own, and is not listed again among all figures.
 _TABLED = {
     "groups",
@@ -59,7 +59,7 @@ def page_of(report: dict[str, Any]) -> str:
         files=[_file_cells(file) for file in files[:3]],
         more_files=len(files) - 3,
         tiles=kind.tiles(report),
-        notes=[named(note["text"], 1000) for note in report.get("notes", [])[:_MOST_NOTES]],
+        notes=[named(note["text"], 500) for note in report.get("notes", [])[:_MOST_NOTES]],
         sections=[*sections, *_made(report), _all_figures(report)],
     )
     return text
@@ -91,7 +91,7 @@ def _title(report: dict[str, Any]) -> str:
     files = report.get("inputs", [])
     what = "comparison" if is_comparison(report) else report["loss"]
     first = str(files[0].get("path", "")).rstrip("/").rpartition("/")[2] if files else ""
-    return named(f"{what}: {first}" if first else what, 80).removeprefix("<bdi>").removesuffix("</bdi>")
+    return plain_name(f"{what}: {first}" if first else what, 80)
 
 
 def _subject(report: dict[str, Any]) -> str:
@@ -100,7 +100,9 @@ def _subject(report: dict[str, Any]) -> str:
         if report.get(name):
             parts.append(f"{whole(report[name])} {word}")
     if "progress" in report:
-        parts.append(f"not finished: {whole(report['progress']['rows_done'])} of {whole(report['progress']['rows_total'])}")
+        parts.append(
+            f"not finished: {whole(report['progress']['rows_done'])} of {whole(report['progress']['rows_total'])}"
+        )
     return ", ".join(parts)
 
 
@@ -117,17 +119,20 @@ def _made(report: dict[str, Any]) -> Iterator[Section]:
     files = [_file_cells(file) for file in report.get("inputs", [])]
     columns, texts = ("file", "shape", "type", "size"), frozenset({0, 2})
     if files:
-        folded = [(f"{len(files) - _MOST_FILES:,} more files", Table(columns, files[_MOST_FILES:_MOST_LISTED], texts))]
+        more = within(files[_MOST_FILES:], _MOST_BYTES)
+        left = len(files) - len(more) - _MOST_FILES
         yield Section(
             "files",
             "Files",
             table=Table(columns, files[:_MOST_FILES], texts),
-            folded=folded if len(files) > _MOST_FILES else (),
-            after=f"{len(files) - _MOST_LISTED:,} more are in the report." if len(files) > _MOST_LISTED else "",
+            folded=[(counted(len(more), "more file"), Table(columns, more, texts))] if more else (),
+            after=f"{left:,} more are in the report." if left > 0 else "",
         )
     lines = [*_block(report.get("options", {}), ""), *_block(report.get("model", {}), "model ")]
     if lines:
-        yield Section("options", "Options", table=Table(("option", "value"), lines, frozenset({0, 1})))
+        yield Section(
+            "options", "Options", table=Table(("option", "value"), within(lines, _MOST_BYTES), frozenset({0, 1}))
+        )
     made = list(_block(report.get("versions", {}), ""))
     if "seconds" in report:
         made.append(("time", f"{significant(report['seconds'], 3)} s"))
@@ -136,11 +141,15 @@ def _made(report: dict[str, Any]) -> Iterator[Section]:
     if "bytes_per_second" in report:
         made.append(("reading", f"{size(report['bytes_per_second'])}/s"))
     if made:
-        yield Section("versions", "Versions and time", table=Table(("what", "value"), made, frozenset({0, 1})))
+        yield Section(
+            "versions",
+            "Versions and time",
+            table=Table(("what", "value"), within(made, _MOST_BYTES), frozenset({0, 1})),
+        )
 
 
 def _block(block: dict[str, Any], prefix: str) -> Iterator[tuple[str, str]]:
-    for name, value in list(block.items())[:_MOST_LISTED]:
+    for name, value in block.items():
         yield named(prefix + name), text_of(value, TEXT)
 
 
@@ -148,10 +157,16 @@ def _all_figures(report: dict[str, Any]) -> Section:
     """Every number by its dotted name, all digits: what `--fail-if` and a program see."""
     found = list(_leaves(report, ""))
     text = "By the names of report.json and --fail-if, with all digits."
-    left = len(found) - _MOST_FIGURES
-    table = Table(("name", "value"), found[:_MOST_FIGURES], frozenset({0}))
+    shown = within(found, _MOST_BYTES)
+    left = len(found) - len(shown)
     after = f"{left:,} more are in the report." if left > 0 else ""
-    return Section("all", "Every figure", text, folded=[(f"{len(found):,} figures", table)], after=after)
+    return Section(
+        "all",
+        "Every figure",
+        text,
+        folded=[(counted(len(shown), "figure"), Table(("name", "value"), shown))],
+        after=after,
+    )
 
 
 def _leaves(block: dict[str, Any], prefix: str) -> Iterator[tuple[str, str]]:

@@ -19,13 +19,15 @@ from bigvocab.reports.page.shown import (
     named,
     number,
     percent,
+    plain_name,
     span,
     text_of,
     whole,
+    within,
 )
 
 _Report = dict[str, Any]
-MOST_WORST = 100
+WORST_BUDGET = 150_000  # bytes of HTML
 
 
 def tiles(report: _Report) -> list[Tile]:
@@ -39,8 +41,8 @@ def tiles(report: _Report) -> list[Tile]:
         found.append(Tile("Perplexity", shown, "of the loss without smoothing" if "nll" in report else ""))
     if report.get("accuracy"):
         (k, share), *rest = report["accuracy"].items()
-        detail = ", ".join(f"{percent(other)} top-{k}" for k, other in rest[:4])
-        found.append(Tile("Accuracy", f"{percent(share)} top-{k}", detail))
+        detail = ", ".join(f"{percent(other)} {top(k)}" for k, other in rest[:4])
+        found.append(Tile("Accuracy", f"{percent(share)} {top(k)}", detail))
     if "bits_per_byte" in report:
         found.append(Tile("Bits per byte", number(report["bits_per_byte"])))
     return found
@@ -87,7 +89,7 @@ def _figures(report: _Report) -> Iterator[tuple[str, str, str]]:
     if report.get("weight", report["rows"]) != report["rows"]:
         yield "weight", whole(report["weight"]), "sum over the rows that count"
     for k, share in report.get("accuracy", {}).items():
-        yield _top(k), percent(share), _ties(report, k)
+        yield f"{top(k)} accuracy", percent(share), _ties(report, k)
     for name, (title, show, meaning) in _PLAIN.items():
         if name in report:
             yield title, show(report[name]), meaning
@@ -104,14 +106,15 @@ def _figures(report: _Report) -> Iterator[tuple[str, str, str]]:
         yield from _macro(report["macro"])
 
 
-def _top(k: str) -> str:
-    return f"top-{k if k.isdecimal() and len(k) < 10 else '?'} accuracy"
+def top(k: str) -> str:
+    """The k of an accuracy, which is a key of the report and may be anything."""
+    return f"top-{plain_name(k, 12)}"
 
 
 def _ties(report: _Report, k: str) -> str:
     bounds = report.get("accuracy_ties", {}).get(k, [])
     if len(bounds) != 2:
-        return f"the label is among the {k if len(k) < 10 else 'k'} highest classes"
+        return f"the label is among the {plain_name(k, 12)} highest classes"
     return f"{percent(bounds[0])} if ties count against, {percent(bounds[1])} if for"
 
 
@@ -199,7 +202,9 @@ def _ranks(report: _Report) -> Section | None:
     if report.get("weight", report["rows"]) != report["rows"]:
         text += " Rows are counted here, not weighted."
     table = Table(("k", "rows of rank above the last k, up to this", "so far", "share"), rows)
-    return Section("rank", title, text, pictures.rank_curve("rank", title, ks, shares, what), folded=[("Numbers", table)])
+    return Section(
+        "rank", title, text, pictures.rank_curve("rank", title, ks, shares, what), folded=[("Numbers", table)]
+    )
 
 
 def _calibration(report: _Report) -> Section | None:
@@ -225,7 +230,9 @@ def _calibration(report: _Report) -> Section | None:
 
 
 def _frequency(report: _Report) -> Section:
-    text = "The loss by how often the label occurs in the training text: rare classes are where large vocabularies fail."
+    text = (
+        "The loss by how often the label occurs in the training text: rare classes are where large vocabularies fail."
+    )
     return _breakdown(report, "by_frequency", "Loss by frequency of the label", "count of the label", text)
 
 
@@ -237,7 +244,9 @@ def _position(report: _Report) -> Section:
 def _breakdown(report: _Report, name: str, title: str, label: str, text: str) -> Section:
     bins = report[name]
     columns = [label, "rows", "mean (nats)"]
-    extra = [(key, show) for key, show in (("perplexity", digits), ("accuracy", percent)) if any(key in b for b in bins)]
+    extra = [
+        (key, show) for key, show in (("perplexity", digits), ("accuracy", percent)) if any(key in b for b in bins)
+    ]
     rows = [
         (
             span(item),
@@ -268,7 +277,12 @@ def _groups(report: _Report) -> Section:
     def cells(item: tuple[str, _Report]) -> Sequence[str]:
         name, group = item
         mean = erring(number(group["mean"]), error_of(group))
-        return named(name), whole(group["rows"]), mean, *(show(group[key]) if key in group else "" for key, show in used)
+        return (
+            named(name),
+            whole(group["rows"]),
+            mean,
+            *(show(group[key]) if key in group else "" for key, show in used),
+        )
 
     columns = ("group", "rows", "mean (nats)", *(key.replace("_", " ") for key, _ in used))
     return group_section(
@@ -278,7 +292,7 @@ def _groups(report: _Report) -> Section:
 
 def _sampled(report: _Report) -> Section:
     block = report["sampled"]
-    rows = [("sampler", named(str(block.get("sampler", "?"))))]
+    rows: list[tuple[str, str]] = [("sampler", named(str(block.get("sampler", "?"))))]
     if "num_sampled" in block:
         rows.append(("candidates", whole(block["num_sampled"])))
     if "seed" in block:
@@ -303,23 +317,27 @@ def _worst(report: _Report) -> Section:
     return worst_section("worst", "Worst rows", report["worst"], {"loss": "loss (nats)"})
 
 
-def worst_section(key: str, title: str, rows: list[_Report], losses: dict[str, str]) -> Section:
+def worst_section(
+    key: str, title: str, rows: list[_Report], losses: dict[str, str], budget: int = WORST_BUDGET
+) -> Section:
     """The rows of the highest loss, or divergence, with what is known of them."""
     others = [name for name in ("label", "predicted", "predicted_reference", "predicted_candidate", "group", "text")]
     used = [name for name in others if any(row.get(name) is not None for row in rows)]
-    shown = [
+    lines = (
         (
             str(row["row"]),
             *(number(row.get(name)) for name in losses),
             *(_worst_cell(row.get(name), TEXT if name == "text" else 64) for name in used),
         )
-        for row in rows[:MOST_WORST]
-    ]
+        for row in rows
+    )
+    shown = within(lines, budget)
     columns = ("row", *losses.values(), *(name.replace("_", " ") for name in used))
     texts = frozenset(i for i, name in enumerate(columns) if name in ("group", "text"))
     text = "Where it fails most. Look here first: broken rows, wrong labels and hard cases look different."
-    after = f"{len(rows) - MOST_WORST:,} more are in the report." if len(rows) > MOST_WORST else ""
-    return Section(key, title, text, table=Table(columns, shown, texts), after=after)
+    left = len(rows) - len(shown)
+    after = f"{left:,} more are in the report." if left else ""
+    return Section(key, title, text, table=Table(columns, shown, texts, "texts"), after=after)
 
 
 def _worst_cell(value: Any, most: int) -> str:

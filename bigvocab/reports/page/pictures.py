@@ -35,7 +35,9 @@ class Series:
     errors: Sequence[float | None] = ()
 
 
-def histogram(key: str, title: str, edges: Sequence[float], counts: Sequence[int], mean: float | None, what: str) -> Html:
+def histogram(
+    key: str, title: str, edges: Sequence[float], counts: Sequence[int], mean: float | None, what: str
+) -> Html:
     """Bars of rows between finite `edges`; a logarithmic axis where the bins widen."""
     canvas = Canvas()
     axes, starts = canvas.axes, list(edges)
@@ -166,9 +168,7 @@ def _series(axes: Any, i: int, item: Series, offset: float, name: str | None, lo
     """Draw one series and say which values it reaches."""
     points = [
         (place, value, error if error is not None and drawable(error) else 0.0)
-        for place, (value, error) in enumerate(
-            zip(item.values, item.errors or [None] * len(item.values), strict=True)
-        )
+        for place, (value, error) in enumerate(zip(item.values, item.errors or [None] * len(item.values), strict=True))
         if value is not None and drawable(value) and (value > 0 or not log)
     ]
     at = [place + offset for place, _, _ in points]

@@ -187,7 +187,9 @@ def _bins(known: Mapping[str, Check]) -> Check:
         listed(value, name)
         for i, item in enumerate(value):
             start, end = item["from"], item["to"]
-            if start is None or not math.isfinite(start) or (end is not None and not end >= start):
+            if start is None or not math.isfinite(start):
+                raise _wrong(f"{name}.{i}.from", start, "a number")
+            if end is not None and not end >= start:
                 raise _wrong(f"{name}.{i}.to", end, f"no less than from ({start})")
 
     return check
@@ -201,7 +203,8 @@ def _histogram(extra: int, open_ended: bool) -> Check:
         record(value, name)
         edges, counts = value["edges"], value["counts"]
         if not counts or len(edges) != len(counts) + extra:
-            raise _wrong(f"{name}.edges", f"{len(edges)} edges", f"{len(counts) + extra} for {len(counts)} counts")
+            expected = f"expected {len(counts) + extra} for {len(counts)} counts"
+            raise BigvocabError(f"{name}.edges: got {len(edges)} edges, {expected}")
         finite = edges[:-1] if open_ended and (edges[-1] is None or math.isinf(edges[-1])) else edges
         rising = all(a < b for a, b in zip(finite, finite[1:], strict=False)) if None not in finite else False
         if not rising or not all(math.isfinite(edge) and abs(edge) < 1e100 for edge in finite):
@@ -236,7 +239,13 @@ _COMMON: dict[str, Check] = {
     "bytes_per_second": _magnitude,
     "progress": _record({"rows_done": _whole, "rows_total": _whole}, "rows_done", "rows_total"),
 }
-_WORST: dict[str, Check] = {"row": _whole, "loss": _number, "kl": _number, "group": _maybe(_text), "text": _maybe(_text)}
+_WORST: dict[str, Check] = {
+    "row": _whole,
+    "loss": _number,
+    "kl": _number,
+    "group": _maybe(_text),
+    "text": _maybe(_text),
+}
 _EVALUATION = _record(
     _COMMON
     | _LIKELIHOOD

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import math
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 from bigvocab.numerals import count, fixed, printable, significant, with_error
 
 NAME, TEXT = 64, 300  # characters shown of a name and of a text
-_CELL = 9  # bytes of the marks around a cell
+_CELL, _ROW = 9, 26  # bytes of the marks around a cell, and around a row
 
 
 class Html(str):
@@ -28,7 +29,7 @@ class Table:
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     texts: frozenset[int] = frozenset({0})
-    kind: str = ""  # "meanings": the third column explains
+    kind: str = ""  # "meanings": the third column explains; "texts": columns of text get lines of their own on a phone
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,9 @@ def named(text: str, most: int = NAME) -> Html:
 
 
 def plain_name(text: str, most: int) -> str:
-    """The same for a picture: no markup, and no longer than `most`."""
+    """The same for a picture: no markup, no longer than `most`, and shorter where letters are wide."""
+    if any(unicodedata.east_asian_width(c) in "WF" for c in text[:most]):
+        most = most // 2 + 1
     return cut(printable(cut(text, most)), most)
 
 
@@ -162,7 +165,7 @@ def within(rows: Iterable[Sequence[str]], budget: int) -> list[Sequence[str]]:
     """The first rows of a table that fit in so many bytes of HTML."""
     found = []
     for cells in rows:
-        budget -= 9 + sum(_CELL + len(str(cell).encode()) for cell in cells)
+        budget -= _ROW + sum(_CELL + len(str(cell).encode()) for cell in cells)
         if budget < 0:
             break
         found.append(cells)
