@@ -114,7 +114,7 @@ def top(k: str) -> str:
 def _ties(report: _Report, k: str) -> str:
     bounds = report.get("accuracy_ties", {}).get(k, [])
     if len(bounds) != 2:
-        return f"the label is among the {plain_name(k, 12)} highest classes"
+        return "no class is higher" if k == "1" else f"the label is among the {plain_name(k, 12)} highest classes"
     return f"{percent(bounds[0])} if ties count against, {percent(bounds[1])} if for"
 
 
