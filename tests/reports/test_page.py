@@ -13,7 +13,7 @@ import example_report
 import pytest
 
 from bigvocab import BigvocabError
-from bigvocab.numerals import size
+from bigvocab.reports.numerals import size
 from bigvocab.reports.page import page_of
 
 VOID = {"meta", "br", "img", "input", "link", "hr"}

@@ -7,7 +7,7 @@ from importlib import resources
 from typing import Any
 
 from bigvocab.errors import BigvocabError
-from bigvocab.numerals import counted, significant, size
+from bigvocab.reports.numerals import counted, significant, size
 from bigvocab.reports.page import comparison, evaluation
 from bigvocab.reports.page.schema import check_report, is_comparison, with_infinities
 from bigvocab.reports.page.shown import TEXT, Html, Section, Table, named, plain_name, text_of, whole, within

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from bigvocab.numerals import counted
+from bigvocab.reports.numerals import counted
 from bigvocab.reports.page import pictures
 from bigvocab.reports.page.shown import Section, Table, error_of, within
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from bigvocab.errors import BigvocabError
-from bigvocab.numerals import printable
+from bigvocab.reports.numerals import printable
 
 SCHEMA_VERSION = 1
 MOST_BINS = 1000  # of a histogram or a breakdown: more would be a page that no browser likes

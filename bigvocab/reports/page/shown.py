@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from bigvocab.numerals import count, fixed, printable, significant, with_error
+from bigvocab.reports.numerals import count, fixed, printable, significant, with_error
 
 NAME, TEXT = 64, 300  # characters shown of a name and of a text
 _CELL, _ROW = 9, 26  # bytes of the marks around a cell, and around a row
