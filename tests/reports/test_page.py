@@ -220,7 +220,11 @@ def widen(name):
     report["groups"] = example_report.groups([f"{name}{i}" for i in range(40)])
     for row in report["worst"]:
         row |= {"text": name, "group": name}
-    report |= {"loss": name, "notes": [{"code": name, "text": name}], name: {name: 1.5, "list": [name] * 20}}
+    report |= {
+        "loss": name,
+        "notes": [{"code": name, "text": name}],
+        name: {name: 1.5, "list": [name] * 20, "records": [{name: name}] * 2},
+    }
     report["inputs"][0] |= {"path": name, "dtype": name}
     report["options"] = report["model"] = report["versions"] = {name: name}
     report["accuracy"] |= {name: 0.25}

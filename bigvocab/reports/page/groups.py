@@ -33,7 +33,7 @@ def group_section(
     items = [(name, group[value], error_of(group, error)) for name, group in worst]
     errors = " with standard errors" if any(error is not None for _, _, error in items) else ""
     what = f"The {len(worst)} worst of {len(groups):,} groups{errors}, beside {line[0]}."
-    picture = pictures.forest(key, title, items, label, what, line=line)
+    picture = pictures.forest(key, "Groups", items, label, what, line=line)
     shown = within((cells(item) for item in rest), budget)
     left = len(rest) - len(shown)
     folded = [(f"{counted(len(shown), 'more group')}", Table(columns, shown))] if shown else []

@@ -7,11 +7,13 @@ import math
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 from bigvocab.reports.numerals import count, fixed, printable, significant, with_error
 
 NAME, TEXT = 64, 300  # characters shown of a name and of a text
+_FEW = 8  # entries shown of a list
 _CELL, _ROW = 9, 26  # bytes of the marks around a cell, and around a row
 
 
@@ -99,20 +101,27 @@ def plain_name(text: str, most: int) -> str:
     return cut(printable(cut(text, most)), most)
 
 
-def text_of(value: Any, most: int = NAME) -> str:
-    """Any value of a report, as it stands in JSON but for texts."""
+def text_of(value: Any, most: int = NAME) -> Html:
+    """Any value of a report: texts as they are, all else as in JSON, the first few of what there is many of.
+
+    >>> text_of("Ruth"), text_of([1, 2.5, None]), text_of({"a<b": ["c"]})
+    ('<bdi>Ruth</bdi>', '<bdi>1, 2.5, null</bdi>', '<bdi>a&lt;b c</bdi>')
+    """
+    return named(_written(value), most if isinstance(value, str) else max(most, TEXT))
+
+
+def _written(value: Any) -> str:
     if isinstance(value, str):
-        return named(value, most)
+        return value
     if isinstance(value, bool):
         return "true" if value else "false"
     if value is None:
         return "null"
     if isinstance(value, list):
-        parts = [item if isinstance(item, str) else text_of(item) for item in value[:8]]
-        more = f", … ({len(value):,} in all)" if len(value) > 8 else ""
-        return named(", ".join(parts) + more, TEXT)
+        more = f", … ({len(value):,} in all)" if len(value) > _FEW else ""
+        return ", ".join(_written(item) for item in value[:_FEW]) + more
     if isinstance(value, dict):
-        return named(", ".join(f"{key} {text_of(item)}" for key, item in list(value.items())[:8]), TEXT)
+        return ", ".join(f"{key} {_written(item)}" for key, item in islice(value.items(), _FEW))
     return repr(value)
 
 
