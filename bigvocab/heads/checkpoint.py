@@ -147,7 +147,7 @@ class Checkpoint:
         return entries[tensor]
 
     def find(self, candidates: Iterable[str]) -> str | None:
-        """The tensor that one of some names means, in their order, with any of PREFIXES before it; None if there is none.
+        """The tensor that the first of some names means, with any of PREFIXES before it; None if there is none.
 
         Raises FormatError where two tensors could be meant.
         """
@@ -185,7 +185,8 @@ def _weight_map(path: str) -> dict[str, str]:
     for tensor, name in weight_map.items():
         if not isinstance(name, str):
             raise FormatError(
-                f"{path}: weight_map gives a JSON {type(name).__name__} for {tensor!r:.200}, expected the name of a file"
+                f"{path}: weight_map gives a JSON {type(name).__name__} for {tensor!r:.200}, "
+                "expected the name of a file"
             )
         if not name.endswith(".safetensors") or "/" in name or "\\" in name or "\0" in name or name.startswith("."):
             raise FormatError(

@@ -37,7 +37,7 @@ class Family:
     """The head and final norm of models that share their `model_type`.
 
     `norm_kind` is rms, layer or none; with `norms` empty the norm has no weights. The norm multiplies by norm_offset +
-    weight. `scale_rule` says what `scale_key` does to logits: multiply, divide, or width (dim_model_base / hidden_size).
+    weight. `scale_rule` says what `scale_key` does to logits: multiply, divide, or width (over hidden_size).
     `refuse_key` is a key of config.json whose presence with a true value means `refusal`; without it, all are refused.
     """
 
@@ -70,13 +70,36 @@ def _rms(*types: str, epsilon: float = 1e-6, tied: bool = False) -> Family:
     return Family(types, epsilon=epsilon, tied=tied)
 
 
+def _layer(
+    *types: str,
+    norm: str = "ln_f.weight",
+    embedding: str = "embed_tokens.weight",
+    key: str | None = "layer_norm_epsilon",
+    tied: bool = False,
+    epsilon: float = 1e-5,
+) -> Family:
+    """A layer norm with weights and biases, and a head that is a plain layer."""
+    return Family(
+        types,
+        embeddings=(embedding,),
+        tied=tied,
+        norms=(norm,),
+        norm_kind="layer",
+        norm_has_biases=True,
+        epsilon_key=key,
+        epsilon=epsilon,
+    )
+
+
 FAMILIES = (
     _rms("llama", "exaone4_5_text", "aquila", "internlm", "yi"),
     _rms("llama4", "llama4_text", "afmoe", "apertus", "apertus1p5_text", "arcee", "cwm", "diffllama", epsilon=1e-5),
     _rms("mistral", "ministral"),
-    _rms("mixtral", "ministral3", "mistral3", "exaone4", "internlm3", "iquestcoder", "exaone_moe", "mimo_v2_flash", "longcat_flash", "bitnet", epsilon=1e-5),
+    _rms("mixtral", "ministral3", "mistral3", "exaone4", "internlm3", epsilon=1e-5),
+    _rms("iquestcoder", "exaone_moe", "mimo_v2_flash", "longcat_flash", "bitnet", epsilon=1e-5),
     _rms("qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "qwen2_vl", "qwen2_vl_text", "qwen2_5_vl", "qwen2_5_vl_text"),
-    _rms("qwen3_vl", "qwen3_vl_text", "qwen3_vl_moe", "qwen3_vl_moe_text", "seed_oss", "minimax_m2", "laguna", "mellum"),
+    _rms("qwen3_vl", "qwen3_vl_text", "qwen3_vl_moe", "qwen3_vl_moe_text"),
+    _rms("seed_oss", "minimax_m2", "laguna", "mellum"),
     Family(("qwen",), epsilon_key="layer_norm_epsilon", norms=("ln_f.weight",), embeddings=("wte.weight",)),
     Family(("qwen3_next",), norm_offset=1),
     Family(("qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text"), norm_offset=1),
@@ -103,14 +126,7 @@ FAMILIES = (
         softcap_key="logits_soft_cap",
         softcap=30.0,
     ),
-    Family(
-        ("phi",),
-        norms=("final_layernorm.weight",),
-        norm_kind="layer",
-        norm_has_biases=True,
-        epsilon_key="layer_norm_eps",
-        epsilon=1e-5,
-    ),
+    _layer("phi", norm="final_layernorm.weight", key="layer_norm_eps"),
     _rms("phi3", "phi4mm", "phi4_multimodal", epsilon=1e-5),
     Family(
         ("phi3small",),
@@ -126,26 +142,9 @@ FAMILIES = (
         refuse_key="dummy_token_indices",
         refusal="the logits of some classes (dummy_token_indices) are masked",
     ),
-    Family(("phimoe",), norm_kind="layer", norm_has_biases=True, epsilon=1e-5),
-    Family(
-        ("gpt2", "gpt-sw3", "gpt_bigcode", "gpt_neo"),
-        embeddings=("wte.weight",),
-        tied=True,
-        norms=("ln_f.weight",),
-        norm_kind="layer",
-        norm_has_biases=True,
-        epsilon_key="layer_norm_epsilon",
-        epsilon=1e-5,
-    ),
-    Family(
-        ("gptj", "codegen"),
-        embeddings=("wte.weight",),
-        norms=("ln_f.weight",),
-        norm_kind="layer",
-        norm_has_biases=True,
-        epsilon_key="layer_norm_epsilon",
-        epsilon=1e-5,
-    ),
+    _layer("phimoe", norm="norm.weight", key="rms_norm_eps"),
+    _layer("gpt2", "gpt-sw3", "gpt_bigcode", "gpt_neo", embedding="wte.weight", tied=True),
+    _layer("gptj", "codegen", embedding="wte.weight"),
     Family(
         ("gpt_neox",),
         heads=("embed_out.weight", "lm_head.weight"),
@@ -177,16 +176,7 @@ FAMILIES = (
         epsilon_key=None,
         epsilon=1e-5,
     ),
-    Family(
-        ("bloom", "falcon"),
-        embeddings=("word_embeddings.weight",),
-        tied=True,
-        norms=("ln_f.weight",),
-        norm_kind="layer",
-        norm_has_biases=True,
-        epsilon_key="layer_norm_epsilon",
-        epsilon=1e-5,
-    ),
+    _layer("bloom", "falcon", embedding="word_embeddings.weight", tied=True),
     Family(
         ("falcon_h1",),
         norms=("final_layernorm.weight",),
@@ -257,29 +247,9 @@ FAMILIES = (
     ),
     Family(("minicpm",), epsilon=1e-6, scale_key="dim_model_base", scale_rule="width"),
     Family(("minicpm3",), tied=True, epsilon=1e-5, scale_key="dim_model_base", scale_rule="width"),
-    Family(
-        ("starcoder2",),
-        tied=True,
-        norm_kind="layer",
-        norm_has_biases=True,
-        epsilon_key="norm_epsilon",
-        epsilon=1e-5,
-    ),
-    Family(
-        ("stablelm", "jais2"),
-        norm_kind="layer",
-        norm_has_biases=True,
-        epsilon_key="layer_norm_eps",
-        epsilon=1e-5,
-    ),
-    Family(
-        ("persimmon", "fuyu"),
-        norms=("final_layernorm.weight",),
-        norm_kind="layer",
-        norm_has_biases=True,
-        epsilon_key="layer_norm_eps",
-        epsilon=1e-5,
-    ),
+    _layer("starcoder2", norm="norm.weight", key="norm_epsilon", tied=True),
+    _layer("stablelm", "jais2", norm="norm.weight", key="layer_norm_eps"),
+    _layer("persimmon", "fuyu", norm="final_layernorm.weight", key="layer_norm_eps"),
     Family(
         ("mamba", "falcon_mamba"),
         embeddings=("embeddings.weight",),
@@ -327,8 +297,20 @@ FAMILIES = (
     _rms("helium", "moshi", epsilon=1e-8),
     _rms("doge", "flint", "kolibri1"),
     Family(("internlm2",), heads=("output.weight",), embeddings=("tok_embeddings.weight",)),
-    Family(("exaone",), embeddings=("wte.weight",), norms=("ln_f.weight",), epsilon_key="layer_norm_epsilon", epsilon=1e-5),
-    Family(("lfm2", "lfm2_moe", "lfm3"), tied=True, norms=("embedding_norm.weight",), epsilon_key="norm_eps", epsilon=1e-5),
+    Family(
+        ("exaone",),
+        embeddings=("wte.weight",),
+        norms=("ln_f.weight",),
+        epsilon_key="layer_norm_epsilon",
+        epsilon=1e-5,
+    ),
+    Family(
+        ("lfm2", "lfm2_moe", "lfm3"),
+        tied=True,
+        norms=("embedding_norm.weight",),
+        epsilon_key="norm_eps",
+        epsilon=1e-5,
+    ),
     Family(
         ("bailing_moe", "bailing_hybrid"),
         embeddings=("word_embeddings.weight",),
@@ -350,16 +332,7 @@ FAMILIES = (
         classes_key="unpadded_vocab_size",
     ),
     Family(("hy_v4",), epsilon=1e-5, after_norm_only=STREAMS),
-    Family(
-        ("ctrl",),
-        embeddings=("w.weight",),
-        tied=True,
-        norms=("layernorm.weight",),
-        norm_kind="layer",
-        norm_has_biases=True,
-        epsilon_key="layer_norm_epsilon",
-        epsilon=1e-6,
-    ),
+    _layer("ctrl", norm="layernorm.weight", embedding="w.weight", tied=True, epsilon=1e-6),
     Family(
         ("openai-gpt",),
         embeddings=("tokens_embed.weight",),
@@ -369,14 +342,16 @@ FAMILIES = (
         epsilon_key=None,
         epsilon=0.0,
     ),
-)  # fmt: skip
+)
 
 # A transform lies between states and classes, or the states are scaled in ways of their own.
 ENCODERS = frozenset(
-    "albert bert big_bird camembert convbert data2vec-text deberta deberta-v2 distilbert electra ernie esm flaubert fnet "
-    "funnel ibert layoutlm longformer luke mega megatron-bert mobilebert modernbert modernbert-decoder mpnet mra nezha "
-    "nystromformer qdqbert rembert roberta roberta-prelayernorm roc_bert roformer squeezebert tapas xlm xlm-roberta "
-    "xlm-roberta-xl xmod yoso".split()
+    (
+        "albert bert big_bird camembert convbert data2vec-text deberta deberta-v2 distilbert electra ernie esm "
+        "flaubert fnet funnel ibert layoutlm longformer luke mega megatron-bert mobilebert modernbert "
+        "modernbert-decoder mpnet mra nezha nystromformer qdqbert rembert roberta roberta-prelayernorm roc_bert "
+        "roformer squeezebert tapas xlm xlm-roberta xlm-roberta-xl xmod yoso"
+    ).split()
 )
 ENCODER_DECODERS = frozenset(
     "bart bigbird_pegasus blenderbot blenderbot-small fsmt led longt5 m2m_100 marian mbart mt5 mvp nllb-moe pegasus "

@@ -22,7 +22,7 @@ BEFORE, AFTER = "before-norm", "after-norm"
 _ROUNDING = 2.0**-8  # relative, of an element: twice bfloat16's, since models round before the weights and after
 _SLACK = 0.03  # for epsilon, where it is not small beside the variance of a row
 _MOST_ROUNDING = 0.3  # beyond it, rounding hides what is looked for
-_WORKS = 'say which they are: hidden_states="before-norm" or "after-norm"'
+_HINT = 'say which they are: hidden_states="before-norm" or "after-norm"'
 
 
 class _Norm(NamedTuple):
@@ -46,15 +46,14 @@ def tell_states(states: npt.NDArray[Any], found: FoundModel) -> str:
     rows = np.asarray(states).astype(np.float64)
     if rows.ndim != 2 or rows.shape[1] != found.hidden_size:
         raise BigvocabError(
-            f"hidden states: got shape {rows.shape}, expected (rows, {found.hidden_size}), the hidden size of {found.path}"
+            f"hidden states: got shape {rows.shape}, expected (rows, {found.hidden_size}), "
+            f"the hidden size of {found.path}"
         )
     if found.norm_kind == "none":
         return AFTER
     kept = np.flatnonzero(np.isfinite(rows).all(axis=1) & rows.any(axis=1))
     if not len(kept):
-        raise BigvocabError(
-            f"hidden states: no row is finite and other than zero, so that nothing tells them; {_WORKS}"
-        )
+        raise BigvocabError(f"hidden states: every row is zero or not finite, so nothing tells them apart; {_HINT}")
     rows = rows[kept]
     if found.norm_kind == "unknown":
         return _tell_unknown(rows, found)
@@ -68,7 +67,7 @@ def tell_states(states: npt.NDArray[Any], found: FoundModel) -> str:
         raise BigvocabError.of_row(
             "hidden states",
             bad,
-            f" looks as before the final norm, but {int(fits.sum())} of {len(rows)} rows as after it; {_WORKS}",
+            f" looks as before the final norm, but {int(fits.sum())} of {len(rows)} rows as after it; {_HINT}",
         )
     if found.after_norm_only:
         raise BigvocabError(
@@ -126,13 +125,13 @@ def _refuse_others(rows: Floats, found: FoundModel, norm: _Norm, weights: Floats
         others.append((other, f"after a norm that multiplies by {untold}, but that of this model by {told}"))
     for candidate, what in others:
         if _fits(rows, candidate).all():
-            raise BigvocabError(f"hidden states: look as {what}; are they of {found.path}? Else {_WORKS}")
+            raise BigvocabError(f"hidden states: look as {what}; are they of {found.path}? Else {_HINT}")
     mean, square, _, _ = _moments(rows, norm)
     variance = square - mean**2 if norm.kind == "layer" else square
     if variance.min() > 0 and np.ptp(variance) <= 0.01 * variance.mean():
         raise BigvocabError(
             f"hidden states: look as after the final norm, times {np.sqrt(variance.mean()):.4g}; "
-            f"undo the factor, or {_WORKS}"
+            f"undo the factor, or {_HINT}"
         )
 
 
@@ -147,5 +146,5 @@ def _tell_unknown(rows: Floats, found: FoundModel) -> str:
                 if _fits(rows, _Norm(kind, weights + offset, biases)).all():
                     return AFTER
     raise BigvocabError(
-        f"hidden states: cannot tell whether they come from after the final norm ({found.after_norm_only}); {_WORKS}"
+        f"hidden states: cannot tell whether they come from after the final norm ({found.after_norm_only}); {_HINT}"
     )

@@ -30,7 +30,8 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForImage
 CLASSES, COLUMNS, ROWS = 53, 32, 12
 EPSILON = 3e-3
 COMMON = {
-    "vocab_size": CLASSES, "hidden_size": COLUMNS, "n_embd": COLUMNS, "d_model": COLUMNS, "word_embed_proj_dim": COLUMNS,
+    "vocab_size": CLASSES, "hidden_size": COLUMNS, "n_embd": COLUMNS, "d_model": COLUMNS,
+    "word_embed_proj_dim": COLUMNS,
     "intermediate_size": 48, "n_inner": 48, "ffn_dim": 48, "ffn_hidden_size": 48, "moe_intermediate_size": 16,
     "shared_expert_intermediate_size": 16, "moe_ffn_hidden_size": 16,
     "num_hidden_layers": 2, "n_layer": 2, "n_layers": 2, "num_layers": 2,
@@ -45,7 +46,8 @@ COMMON = {
     "norm_epsilon": EPSILON,
 }  # fmt: skip
 MAMBA = {
-    "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_d_ssm": 64, "mamba_n_groups": 1, "mamba_expand": 2,
+    "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_d_ssm": 64, "mamba_n_groups": 1,
+    "mamba_expand": 2,
 }  # fmt: skip
 FULL = ["full_attention", "full_attention"]
 PER_LAYER = {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": CLASSES, "num_kv_shared_layers": 0}
@@ -59,7 +61,8 @@ FAMILIES: dict[str, dict] = {
     "gemma4_text": PER_LAYER | {"global_head_dim": 8, "layer_types": FULL, "final_logit_softcapping": 30.0},
     "recurrent_gemma": {"lru_width": 32}, "phi": {}, "phi3": {}, "phimoe": {}, "gpt2": {}, "gpt_bigcode": {},
     "gpt_neo": {"attention_types": [[["global"], 2]]}, "gpt_neox": {}, "gptj": {}, "codegen": {"n_ctx": 64}, "opt": {},
-    "opt_350m": {"do_layer_norm_before": False, "word_embed_proj_dim": 16}, "bloom": {}, "falcon": {"head_dim": None},
+    "opt_350m": {"do_layer_norm_before": False, "word_embed_proj_dim": 16},
+    "bloom": {"initializer_range": 0.4}, "falcon": {"head_dim": None},
     "falcon_h1": MAMBA | {"lm_head_multiplier": 0.4}, "mpt": {}, "cohere": {}, "cohere2": {},
     "cohere2_moe": {"rms_norm_eps": None}, "cohere2_moe_rms": {}, "olmo": {}, "olmo2": {}, "olmo3": {}, "olmoe": {},
     "granite": {"logits_scaling": 5.0}, "granitemoe": {"logits_scaling": 5.0},
@@ -67,10 +70,12 @@ FAMILIES: dict[str, dict] = {
     "jamba": MAMBA, "deepseek_v2": LATENT, "deepseek_v3": LATENT, "deepseek_v4": {}, "glm": {}, "glm4": {},
     "glm4_moe": {}, "minicpm3": LATENT | {"dim_model_base": 8}, "starcoder2": {}, "stablelm": {}, "persimmon": {},
     "mamba": {}, "falcon_mamba": {}, "mamba2": {"num_heads": 8, "expand": 2, "n_groups": 1}, "gpt_oss": {},
-    "nemotron": {}, "smollm3": {}, "exaone4": {}, "lfm2": {}, "nanochat": {}, "minimax_m2": {}, "minimax_m3_vl_text": {},
+    "nemotron": {}, "smollm3": {}, "exaone4": {}, "lfm2": {},
+    "nanochat": {"initializer_range": 0.4}, "minimax_m2": {}, "minimax_m3_vl_text": {},
     "nemotron_h": {"mamba_num_heads": 8, "mamba_head_dim": 8, "ssm_state_size": 8, "n_groups": 1, "expand": 2},
     "ernie4_5": {}, "hunyuan_v1_dense": {}, "seed_oss": {}, "helium": {}, "apertus": {}, "xglm": {}, "biogpt": {},
-    "rwkv": {"attention_hidden_size": COLUMNS, "context_length": 64}, "xlstm": {}, "ctrl": {}, "beam": {},
+    "rwkv": {"attention_hidden_size": COLUMNS, "context_length": 64}, "xlstm": {}, "ctrl": {},
+    "beam": {"initializer_range": 0.4},
     "inkling_text": {"unpadded_vocab_size": 47}, "bailing_hybrid": {},
     "qwen3_5_vl": {}, "gemma3_vl": {}, "mistral3_vl": {},
 }  # fmt: skip
@@ -78,10 +83,12 @@ VARIANTS = ("_tied", "_rms", "_350m")
 SHARDED = ("llama", "gemma3_vl", "qwen3_5_vl", "gpt_neox")
 VISION = {
     "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28,
-    "patch_size": 14, "depth": 1, "num_heads": 2, "out_hidden_size": COLUMNS, "num_position_embeddings": 16, "head_dim": 8,
+    "patch_size": 14, "depth": 1, "num_heads": 2, "out_hidden_size": COLUMNS, "num_position_embeddings": 16,
+    "head_dim": 8,
 }  # fmt: skip
 NORMS = (
-    "model.norm", "model.final_layernorm", "model.final_norm", "model.norm_f", "model.embedding_norm", "model.layer_norm",
+    "model.norm", "model.final_layernorm", "model.final_norm", "model.norm_f", "model.embedding_norm",
+    "model.layer_norm",
     "model.decoder.final_layer_norm", "model.language_model.norm", "transformer.ln_f", "transformer.norm_f",
     "transformer.layernorm", "backbone.norm_f", "backbone.out_norm", "gpt_neox.final_layer_norm", "rwkv.ln_out",
     "biogpt.layer_norm",
@@ -183,7 +190,7 @@ def make(name: str, root: Path) -> None:
     kind = AutoModelForImageTextToText if hasattr(config, "vision_config") else AutoModelForCausalLM
     model = kind.from_config(config, dtype=torch.float32, attn_implementation="eager").eval()
     with torch.no_grad():  # states of ordinary size, or the epsilon would be most of their variance
-        model.get_input_embeddings().weight.normal_(0, 0.5)
+        model.get_input_embeddings().weight.normal_(0, 2)
     arrays = run(model, torch.Generator().manual_seed(seed))
     save_needed(model, root / name, sharded=name in SHARDED)
     versions = {
