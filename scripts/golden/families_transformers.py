@@ -198,8 +198,8 @@ def make(name: str, root: Path) -> None:
         "transformers": transformers.__version__, "safetensors": safetensors.__version__,
     }  # fmt: skip
     about = {"made_by": "scripts/golden/families_transformers.py", "seed": seed, "versions": versions}
-    metadata = {key: json.dumps(value) for key, value in (about | {"defaults": defaults(config)}).items()}
-    save_file(arrays, root / f"{name}.safetensors", metadata)
+    about["defaults"] = defaults(config)
+    save_file(arrays, root / f"{name}.safetensors", {"about": json.dumps(about)})  # one key: their order is not kept
 
 
 def main() -> None:

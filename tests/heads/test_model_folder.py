@@ -31,7 +31,7 @@ def answers(name):
 
 def about(name):
     with safetensors.safe_open(GOLDEN / f"{name}.safetensors", "np") as file:
-        return {key: json.loads(value) for key, value in file.metadata().items()}
+        return json.loads(file.metadata()["about"])
 
 
 def values(place):
