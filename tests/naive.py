@@ -167,6 +167,18 @@ def linear_logits(inputs, weights, biases=None, logit_scale=1.0, softcap=None, n
     ).reshape(-1, len(layer))
 
 
+def final_norm(states, kind, weight=None, bias=None, epsilon=1e-6):
+    """(h - m) / sqrt(mean (h - m)^2 + epsilon) * weight + bias for each row; m is 0 for rms, the mean for layer."""
+    rows = []
+    for row in floats(states):
+        mean = total(row) / len(row) if kind == "layer" else 0.0
+        size = math.sqrt(total((x - mean) ** 2 for x in row) / len(row) + epsilon)
+        g = [1.0] * len(row) if weight is None else floats(weight)
+        b = [0.0] * len(row) if bias is None else floats(bias)
+        rows.append([(x - mean) / size * gi + bi for x, gi, bi in zip(row, g, b, strict=True)])
+    return np.array(rows)
+
+
 def layer_row(weights, class_id, partition_strategy="div"):
     """The output layer's row of one class, from a whole layer or from its list of shards."""
     if not isinstance(weights, list):
