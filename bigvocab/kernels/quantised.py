@@ -15,9 +15,9 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, overload
 
-from bigvocab.kernels import _lanes as v
-from bigvocab.kernels import _memory as m
-from bigvocab.kernels._jit import inline, jit
+from bigvocab.kernels import lanes as v
+from bigvocab.kernels import memory as m
+from bigvocab.kernels.jit import inline, jit
 from bigvocab.kernels.panels import ask_for_rows, pack_panel, picked, transpose
 
 Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K = 2, 3, 6, 7, 8, 12, 13, 14  # the numbers GGUF gives them
@@ -77,9 +77,7 @@ def _bits16(typingctx, row, at, first):
         word = builder.load(builder.bitcast(pointer, v.I32.as_pointer()), align=1)
         word = v._splat(builder, builder.lshr(word, builder.trunc(args[2], v.I32)), 16)
         kind = word.type
-        return builder.and_(
-            builder.lshr(word, ir.Constant(kind, list(range(16)))), ir.Constant(kind, [1] * 16)
-        )
+        return builder.and_(builder.lshr(word, ir.Constant(kind, list(range(16)))), ir.Constant(kind, [1] * 16))
 
     return lanes(row, types.intp, types.intp), codegen
 
@@ -297,7 +295,5 @@ def ask_for_weights(weights, ids, first, stop, depth):
 @overload(ask_for_weights)
 def _ask_for_weights(weights, ids, first, stop, depth):
     if isinstance(weights, types.BaseTuple):
-        return lambda weights, ids, first, stop, depth: ask_for_rows(
-            weights[0], ids, first, stop, weights[0].shape[1]
-        )
+        return lambda weights, ids, first, stop, depth: ask_for_rows(weights[0], ids, first, stop, weights[0].shape[1])
     return lambda weights, ids, first, stop, depth: ask_for_rows(weights, ids, first, stop, depth)
