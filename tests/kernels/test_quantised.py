@@ -94,8 +94,8 @@ def test_sampled_losses_of_a_quantised_layer(layer):
     inputs, labels = rng.standard_normal((40, 256)).astype(np.float32), rng.integers(0, 600, 40)
 
     def losses(weights):
-        candidates = bv.log_uniform_candidate_sampler(labels[:, None], 100, 600, seed=3)
-        return bv.sampled_softmax_loss(weights, np.zeros(600, np.float32), labels[:, None], inputs, candidates, 600)
+        given = {"biases": np.zeros(600, np.float32), "labels": labels[:, None], "inputs": inputs}
+        return bv.sampled_softmax_loss(weights=weights, **given, num_sampled=100, num_classes=600, seed=3)
 
     np.testing.assert_array_equal(losses(matrix), losses(decoded))
 
