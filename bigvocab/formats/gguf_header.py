@@ -108,6 +108,8 @@ class _Parser:
         start = self.file.buffer[:4]
         if start == MAGIC[::-1]:
             self._fail("a big-endian GGUF file, expected a little-endian one: convert it anew")
+        if start != MAGIC and MAGIC.startswith(start):
+            self._fail(f"truncated: has {self.file.size} bytes, expected a header of at least 24")
         if start != MAGIC:
             pointer = ": a pointer of git-lfs, fetch the file itself" if start == b"vers" else ""
             self._fail(f"begins with {start!r}, expected {MAGIC!r}{pointer}")
