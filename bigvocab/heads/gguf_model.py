@@ -17,7 +17,7 @@ import numpy as np
 from bigvocab.errors import BigvocabError, FormatError
 from bigvocab.formats.gguf import EMBEDDING, OUTPUT, GGUFFile, output_layer_of, read_gguf, tensor_layout
 from bigvocab.formats.gguf_header import GGUFArray
-from bigvocab.heads.found_model import FoundModel
+from bigvocab.heads.found_model import FoundModel, TensorPlace
 
 _MULTIPLIED = ("command-r", "cohere2", "cohere2moe", "grok")
 _DIVIDED = ("granite", "granitemoe", "granitehybrid", "minicpm")
@@ -26,7 +26,7 @@ _NEED_SCALE = ("command-r", "cohere2", "cohere2moe", "minicpm")
 _CAPPED_BY_DEFAULT = {"gemma2": 30.0, "gemma3n": 30.0}
 _NORM_IN_EMBEDDING_SLOT = ("lfm2", "lfm2moe")
 _CENTRED = ("command-r", "cohere2", "cohere2moe")  # LayerNorm without biases, also where there is an RMS epsilon
-_AFTER_NORM_ONLY = ("gemma3n", "deepseek4")  # several streams of states are merged before the norm
+_STREAMS = ("gemma3n", "deepseek4")  # several streams of states are merged before the norm
 _REFUSED = {
     "minicpm3": "the divisor of its states is not in the file",
     "clip": "an encoder of images has no output layer",
@@ -47,14 +47,18 @@ _REFUSED = {
 _UNUSED_TOKEN = 5
 
 
-def find_gguf_model(path: str | os.PathLike[str]) -> FoundModel:
-    """The output layer of a GGUF file, or of a set of which any part is named.
+def find_gguf_model(path: str | os.PathLike[str], *, tokenizer: bool = False) -> FoundModel:
+    """Find head, final norm, scale, softcap and number of classes of a model in GGUF.
+
+    Args:
+        path: a file, or any part of a set.
+        tokenizer: leave out the tokens behind the last one that is not marked unused.
 
     Raises:
         FormatError: the file is not what it says, or its keys and tensors do not fit together.
         BigvocabError: an architecture or a type of tensor that is not evaluated, with the reason; no output layer.
     """
-    return _Search(read_gguf(path)).found()
+    return _Search(read_gguf(path)).found(tokenizer)
 
 
 class _Search:
@@ -71,27 +75,30 @@ class _Search:
         if self.type in _REFUSED:
             raise BigvocabError(f"{self.shown}: architecture {self.type}: {_REFUSED[self.type]}")
 
-    def found(self) -> FoundModel:
+    def found(self, tokenizer: bool) -> FoundModel:
         head, (rows, columns) = self._head()
         norm, norm_biases, kind, epsilon = self._norm(columns)
+        after_norm_only = "its several streams of states are merged before the norm" if self.type in _STREAMS else ""
+        if kind == "unknown":
+            after_norm_only = "the file has no epsilon of a norm"
         biases = self._vector("output.bias", rows, "biases")
         return FoundModel(
             path=self.shown,
             model_type=self.type,
-            head=self._named(head),
+            head=self._place(head),
             biases=biases,
             norm=norm,
             norm_biases=norm_biases,
             norm_kind=kind,
             norm_epsilon=epsilon,
-            norm_offset=0.0,
+            norm_offset=0,
             logit_scale=self._logit_scale(),
             softcap=self._softcap(),
-            num_classes=self._num_classes(rows),
+            num_classes=self._num_classes(rows, tokenizer),
             rows=rows,
             hidden_size=columns,
             tied=head == EMBEDDING,
-            after_norm_only=self.type in _AFTER_NORM_ONLY,
+            after_norm_only=after_norm_only,
             notes=tuple(self.notes),
             sources=self.sources,
         )
@@ -102,8 +109,8 @@ class _Search:
             raise FormatError(f"{self.shown}: {key} is {value!r:.80}, expected a name")
         return value
 
-    def _named(self, tensor: str) -> str:
-        return f"{self.shown}::{tensor}"
+    def _place(self, tensor: str) -> TensorPlace:
+        return TensorPlace(self.shown, tensor)
 
     def _number(self, name: str, *, positive: bool = True) -> float | None:
         """A number among the keys of the architecture; 0 is what writers put where there is none."""
@@ -130,26 +137,28 @@ class _Search:
             raise BigvocabError(f"{self.shown}: {OUTPUT} has a scale of its own (output.scale), expected none")
         shape = tensor_layout(self.shown, tensors[name]).shape
         if len(shape) != 2:
-            raise FormatError(f"{self._named(name)}: has shape {shape}, expected (classes, hidden size)")
+            raise FormatError(f"{self._place(name)}: has shape {shape}, expected (classes, hidden size)")
         columns = self._count("embedding_length")
         if columns not in (None, shape[1]):
             raise FormatError(
-                f"{self._named(name)}: has {shape[1]} columns, but {self.type}.embedding_length is {columns}"
+                f"{self._place(name)}: has {shape[1]} columns, but {self.type}.embedding_length is {columns}"
             )
-        self.sources["head"] = name + (", the embedding, as there is no output.weight" if name == EMBEDDING else "")
+        self.sources["head"] = str(self._place(name))
+        if name == EMBEDDING:
+            self.notes.append(f"no {OUTPUT} in the file: the embedding, {EMBEDDING}, is the head")
         return name, (shape[0], shape[1])
 
-    def _vector(self, name: str, size: int, field: str) -> str | None:
+    def _vector(self, name: str, size: int, field: str) -> TensorPlace | None:
         """A tensor (size,), where there is one."""
         if name not in self.model.tensors:
             return None
         shape = tensor_layout(self.shown, self.model.tensors[name]).shape
         if shape != (size,):
-            raise FormatError(f"{self._named(name)}: has shape {shape}, expected ({size},)")
-        self.sources[field] = name
-        return self._named(name)
+            raise FormatError(f"{self._place(name)}: has shape {shape}, expected ({size},)")
+        self.sources[field] = str(self._place(name))
+        return self._place(name)
 
-    def _norm(self, columns: int) -> tuple[str | None, str | None, str | None, float]:
+    def _norm(self, columns: int) -> tuple[TensorPlace | None, TensorPlace | None, str, float]:
         """Weights, biases, kind and epsilon of the final norm."""
         slot = "token_embd_norm" if self.type in _NORM_IN_EMBEDDING_SLOT else "output_norm"
         slot = slot if f"{slot}.weight" in self.model.tensors else "output_norm"
@@ -158,8 +167,8 @@ class _Search:
         rms = self._number("attention.layer_norm_rms_epsilon")
         centred = self._number("attention.layer_norm_epsilon")
         if rms is None and centred is None:
-            self.notes.append("no epsilon of a norm in the file: states are taken as they are after the final norm")
-            return weights, biases, None, 0.0
+            self.notes.append("no epsilon of a norm in the file: hidden states must come from after the final norm")
+            return weights, biases, "unknown", 0.0
         is_layer = rms is None or (centred is not None and (biases is not None or self.type in _CENTRED))
         kind = "layer" if is_layer else "rms"
         if rms is not None and centred is not None:
@@ -205,22 +214,24 @@ class _Search:
             )
         return value
 
-    def _num_classes(self, rows: int) -> int:
-        """Classes by the keys, else all rows; tokens that are marked unused still count."""
+    def _num_classes(self, rows: int, tokenizer: bool) -> int:
+        """Classes by the keys, else all rows; tokens that are marked unused count, unless `tokenizer`."""
         tokens: Any = self.model.keys.get("tokenizer.ggml.tokens")
         count, key = self._count("vocab_size"), f"{self.type}.vocab_size"
-        if count is None and isinstance(tokens, GGUFArray):
+        if (not count or tokenizer) and isinstance(tokens, GGUFArray):
             count, key = tokens.count, "tokenizer.ggml.tokens"
-        if count is None or count == 0:
+        if not count:
             self.sources["num_classes"] = "the rows of the head"
             return rows
         if count > rows:
             raise FormatError(f"{self.shown}: {key} says {count} classes, but the head has {rows} rows")
-        if count < rows:
-            self.notes.append(f"the head has {rows} rows, of which the first {count} count, as {key} says")
-        self.sources["num_classes"] = key
         types = self.model.array("tokenizer.ggml.token_type")
-        unused = 0 if types is None else int(np.count_nonzero(types[:count] == _UNUSED_TOKEN))
-        if unused:
-            self.notes.append(f"{unused} of {count} tokens are marked unused, and count as classes")
+        used = np.ones(count, bool) if types is None else types[:count] != _UNUSED_TOKEN
+        if tokenizer and used.any():
+            count, key = int(np.flatnonzero(used)[-1]) + 1, f"{key} that are not marked unused"
+        elif not used.all():
+            self.notes.append(f"{len(used) - np.count_nonzero(used)} of {count} tokens are marked unused; they count")
+        if count < rows:
+            self.notes.append(f"the head has {rows} rows, of which {key} makes {count} classes; the rest is left out")
+        self.sources["num_classes"] = key
         return count
