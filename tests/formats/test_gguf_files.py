@@ -2,6 +2,7 @@
 
 import os
 import struct
+import sys
 
 import gguf
 import numpy as np
@@ -278,8 +279,13 @@ def test_inserted_and_deleted_bytes(file):
             assert "\n" not in (refusal(file(data)) or "")
 
 
-@pytest.mark.parametrize("count", [1000, 2**20 + 5])  # in Python, and by a kernel
-def test_arrays_of_strings_are_stepped_over(file, count):
+@pytest.mark.parametrize(("count", "kernels"), [(1000, True), (10_000, False), (10_000, True), (2**20 + 5, True)])
+def test_arrays_of_strings_are_stepped_over(file, count, kernels, monkeypatch):
+    """In Python, or by a kernel where Numba is there already or there are very many."""
+    if kernels:
+        import numba  # noqa: F401
+    else:
+        monkeypatch.delitem(sys.modules, "numba", raising=False)
     lengths = np.arange(count) % 3
     strings = b"".join(struct.pack("<Q", n) + b"xyz"[:n] for n in lengths.tolist())
     keys = {"tokens": (ARRAY, struct.pack("<IQ", TEXT, count) + strings), "after": 7}

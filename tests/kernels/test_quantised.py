@@ -1,12 +1,17 @@
 """Quantised rows: decoded to the bit as the package `gguf` does, and multiplied as the decoded layer is."""
 
+import os
+import pickle
+
 import gguf
 import ml_dtypes
 import numpy as np
 import pytest
 from gguf_files import BLOCKS, gguf_bytes, random_blocks
+from jobs import figures
 
 import bigvocab as bv
+from bigvocab.jobs.merging import merge_states
 
 TYPES = sorted(BLOCKS)
 ALL_DEPTHS = [(name, depth) for name in TYPES for depth in ((256, 768) if BLOCKS[name][1] == 256 else (32, 96, 576))]
@@ -100,17 +105,27 @@ def test_sampled_losses_of_a_quantised_layer(layer):
     np.testing.assert_array_equal(losses(matrix), losses(decoded))
 
 
-def test_an_evaluation_in_shards_of_classes_decodes_too(layer, tmp_path):
+def test_evaluations_by_ranges_of_classes_and_by_workers(layer, tmp_path):
     matrix, decoded = layer("Q5_K", 90, 256)
     rng = np.random.default_rng(4)
     np.save(tmp_path / "x.npy", rng.standard_normal((12, 256)).astype(np.float32))
     np.save(tmp_path / "y.npy", rng.integers(0, 90, 12))
-    given = {"inputs": tmp_path / "x.npy", "labels": tmp_path / "y.npy"}
-    found = bv.evaluate(**given, weights=matrix.files[0]["path"])
     np.save(tmp_path / "w.npy", decoded)
+    given = {"inputs": tmp_path / "x.npy", "labels": tmp_path / "y.npy"}
+    path = matrix.files[0]["path"]
+
+    def merged(weights):
+        states = [tmp_path / f"{os.path.basename(weights)}-{i}" for i in range(2)]
+        for i, state in enumerate(states):
+            bv.evaluate(**given, weights=weights, vocab_shard=(i + 1, 2), state=state)
+        return merge_states(states)
+
     expected = bv.evaluate(**given, weights=tmp_path / "w.npy")
-    assert found["mean"] == expected["mean"]
-    assert found["accuracy"] == expected["accuracy"]
+    assert figures(bv.evaluate(**given, weights=path)) == figures(expected)
+    assert figures(bv.evaluate(**given, weights=path, workers=2)) == figures(expected)
+    assert figures(merged(path)) == figures(merged(str(tmp_path / "w.npy")))
+    copy = pickle.loads(pickle.dumps(matrix))
+    same_bits(np.asarray(copy), decoded)
 
 
 @pytest.mark.parametrize("name", ["Q8_0", "Q4_1", "Q6_K"])
