@@ -11,6 +11,7 @@ from gguf_files import BLOCKS, gguf_bytes, random_blocks
 from jobs import figures
 
 import bigvocab as bv
+from bigvocab.heads.products import Packed, lanes, product
 from bigvocab.jobs.merging import merge_states
 
 TYPES = sorted(BLOCKS)
@@ -91,6 +92,19 @@ def test_losses_of_every_type_and_odd_numbers_of_classes(layer, name):
         inputs, labels = rng.standard_normal((13, depth)).astype(np.float32), rng.integers(0, classes, 13)
         found = bv.linear_cross_entropy(inputs, matrix, labels)
         np.testing.assert_array_equal(found, bv.linear_cross_entropy(inputs, decoded, labels))
+
+
+@pytest.mark.parametrize("name", ["Q8_0", "Q6_K"])
+def test_products_with_rows_picked_where_they_lie(layer, name):
+    matrix, decoded = layer(name, 50, 256)
+    rng = np.random.default_rng(6)
+    ids, inputs = rng.integers(0, 50, 70), rng.standard_normal((14, 256)).astype(np.float32)
+    packed, zeros = Packed.of(inputs, np.float32), np.zeros(70 + lanes(np.float32), np.float32)
+    tile = packed.tile(70)
+    (_, rows), *others = matrix.stored_parts(0, 50)
+    assert not others
+    packed.multiply_stored(rows, zeros, packed.panel(), tile, ids=ids)
+    np.testing.assert_array_equal(tile[:14, :70], product(inputs, decoded[ids]))
 
 
 def test_sampled_losses_of_a_quantised_layer(layer):
