@@ -28,7 +28,7 @@ _SAMPLE_ROWS = 64
 _SAMPLE_BYTES = 64 << 20
 _SAMPLE_CLASSES = 4096  # of a matrix in Fortran order, where a row is spread over as many pages as there are classes
 _MOST_SHOWN = 100
-_FORMATS = {"npy": ".npy", "safetensors": ".safetensors", "arrow": "Arrow IPC", "parquet": "Parquet"}
+_FORMATS = {"npy": ".npy", "safetensors": ".safetensors", "arrow": "Arrow IPC", "parquet": "Parquet", "gguf": "GGUF"}
 
 
 def inspect(

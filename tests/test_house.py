@@ -41,6 +41,8 @@ HOMES = {
     "numba": {"kernels"},
     "llvmlite": {"kernels"},
     "click": {"command"},
+    "jinja2": {"reports"},
+    "matplotlib": {"reports"},
     "rich": {"command", "reports"},
 }
 # pyarrow belongs to readers and writers; what computes works on arrays.

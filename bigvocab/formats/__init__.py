@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from bigvocab.errors import BigvocabError, FormatError
 from bigvocab.formats.arrow import arrow_layout
+from bigvocab.formats.gguf import gguf_layout
 from bigvocab.formats.layout import Layout, Stored
 from bigvocab.formats.npy import npy_layout
 from bigvocab.formats.safetensors import safetensors_layout
@@ -15,7 +16,15 @@ from bigvocab.storage.mapped import MappedFile
 from bigvocab.storage.paths import SUFFIXES
 
 _MAPPABLE = ".npy, .safetensors, Arrow IPC (.arrow, .ipc, .feather) or raw binary"
-_MAGIC = {b"\x93NUMPY": "npy", b"ARROW1": "arrow", b"PAR1": "parquet", b"PK\x03\x04": "zip", b"FEA1": "feather"}
+_MAGIC = {
+    b"\x93NUMPY": "npy",
+    b"ARROW1": "arrow",
+    b"PAR1": "parquet",
+    b"PK\x03\x04": "zip",
+    b"FEA1": "feather",
+    b"GGUF": "gguf",
+    b"FUGG": "gguf",
+}
 _REFUSED = {
     "parquet": f"Parquet is compressed in pages and cannot be memory-mapped; write it as {_MAPPABLE}",
     "zip": f"a zip archive (.npz, .pt) cannot be memory-mapped; write its array as {_MAPPABLE}",
@@ -41,6 +50,8 @@ def read_layout(file: MappedFile, wanted: Stored | None) -> Layout:
         return safetensors_layout(file, wanted)
     if kind == "arrow":
         return arrow_layout(file, wanted)
+    if kind == "gguf":
+        return gguf_layout(file, wanted)
     if kind == "npy":
         refuse_selector(file)
         return npy_layout(file, wanted)
@@ -54,8 +65,8 @@ def refuse_selector(file: MappedFile) -> None:
     """Refuse `::name` on a file that holds one array."""
     if file.selector is not None:
         raise BigvocabError(
-            f"{file.shown}: '::{file.selector}' names a tensor of a .safetensors file or a column of an Arrow IPC "
-            "file, and this is neither"
+            f"{file.shown}: '::{file.selector}' names a tensor of a .safetensors or .gguf file or a column of an Arrow "
+            "IPC file, and this is none of them"
         )
 
 

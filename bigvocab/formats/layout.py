@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -26,14 +26,41 @@ class Stored:
     raw: np.dtype[Any]
 
 
+class Blocks(NamedTuple):
+    """A way to store rows of numbers in blocks: its name and code in the format, numbers and bytes of a block."""
+
+    name: str
+    code: int
+    values: int
+    num_bytes: int
+
+    def row_bytes(self, columns: int) -> int:
+        """Bytes of a row of so many numbers, a whole number of blocks."""
+        return columns // self.values * self.num_bytes
+
+
 @dataclass(frozen=True)
 class Layout:
-    """Where a matrix lies in its file: `parts` are (byte offset, rows), in order; Fortran order has one part."""
+    """Where a matrix lies in its file: `parts` are (byte offset, rows), in order; Fortran order has one part.
+
+    Quantised rows lie in `blocks` and decode to `stored.dtype`.
+    """
 
     shape: tuple[int, ...]
     stored: Stored
     parts: tuple[tuple[int, int], ...]
     fortran: bool = False
+    blocks: Blocks | None = None
+
+    @property
+    def stored_columns(self) -> tuple[int, ...]:
+        """The shape of a row as it lies in the file, in elements of `stored.raw`."""
+        return self.shape[1:] if self.blocks is None else (self.blocks.row_bytes(self.shape[1]),)
+
+    @property
+    def type_name(self) -> str:
+        """What the elements are, as reports name it."""
+        return self.stored.dtype.name if self.blocks is None else self.blocks.name
 
 
 def refuse_second(shown: str, behind: bytes, end: int, magic: bytes, what: str) -> None:

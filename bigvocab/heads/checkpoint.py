@@ -14,6 +14,7 @@ import numpy.typing as npt
 from bigvocab.errors import BigvocabError, FormatError
 from bigvocab.formats.layout import check_shape, num_bytes
 from bigvocab.formats.safetensors import check_offsets, check_whole, read_header
+from bigvocab.heads.found_model import TensorPlace
 from bigvocab.heads.model_config import read_json_object
 from bigvocab.storage.mapped import MappedFile
 from bigvocab.storage.paths import Source, natural_key
@@ -54,16 +55,6 @@ PREFIXES = (
 _NOT_THE_BODY = re.compile(
     r"(^|\.)(layers|h|blocks|block)\.\d+\.|mtp|visual|vision|audio|per_layer|lora", re.IGNORECASE
 )
-
-
-class TensorPlace(NamedTuple):
-    """One tensor: the path of its file, and its name there."""
-
-    file: str
-    tensor: str
-
-    def __str__(self) -> str:
-        return f"{self.file}::{self.tensor}"
 
 
 class Entry(NamedTuple):

@@ -10,7 +10,8 @@ import numpy as np
 
 from bigvocab.errors import BigvocabError, FormatError
 from bigvocab.heads import families
-from bigvocab.heads.checkpoint import FLOATS, Entry, TensorPlace, check_floats, tensor_names
+from bigvocab.heads.checkpoint import FLOATS, Entry, check_floats, tensor_names
+from bigvocab.heads.found_model import TensorPlace
 from bigvocab.heads.model_config import HIDDEN_SIZES, read_json_object
 from bigvocab.heads.model_files import ModelFiles
 

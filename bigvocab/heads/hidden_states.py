@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from bigvocab.errors import BigvocabError
 from bigvocab.heads.checkpoint import read_vector
-from bigvocab.heads.model_folder import FoundModel
+from bigvocab.heads.found_model import FoundModel
 
 Floats = npt.NDArray[np.float64]
 

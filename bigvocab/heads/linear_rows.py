@@ -126,7 +126,7 @@ class LinearRows:
             for first in range(group * GROUP, min((group + 1) * GROUP, layer.num_classes), TILE):
                 stop = min(first + TILE, layer.num_classes)
                 for at, weights in layer.parts(first, stop):
-                    fault = rows.multiply(weights, biases[at:], panel, tile, at - first)
+                    fault = rows.multiply_stored(weights, biases[at:], panel, tile, at - first)
                     if fault >= 0:
                         with lock:
                             faults.append(at + fault)

@@ -6,61 +6,14 @@ Only headers and JSON are read; of the head and the embedding, where both are th
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
 
 from bigvocab.errors import FormatError
-from bigvocab.heads.checkpoint import Entry, TensorPlace
+from bigvocab.heads.checkpoint import Entry
+from bigvocab.heads.found_model import FoundModel
 from bigvocab.heads.head_rule import find_head, refuse_adapter
 from bigvocab.heads.model_config import count_tokens
 from bigvocab.heads.model_files import ModelFiles
 from bigvocab.heads.norm_rule import find_norm
-
-
-@dataclass(frozen=True)
-class FoundModel:
-    """What lies between the hidden states of a model and its logits, and where each part of it came from.
-
-    logits = softcap(logit_scale * (norm(states) . head + biases)), over the first num_classes of the head's rows.
-    norm_kind is rms, layer, none (the states go into the head as they are) or unknown (only states from after the norm
-    can be used); it multiplies by norm_offset + the values at `norm`, which is None where the norm has no weights.
-    `after_norm_only` says why states from before the norm cannot be used; it is empty where they can.
-    """
-
-    path: str
-    model_type: str
-    head: TensorPlace
-    biases: TensorPlace | None
-    norm: TensorPlace | None
-    norm_biases: TensorPlace | None
-    norm_kind: str
-    norm_epsilon: float
-    norm_offset: int
-    logit_scale: float
-    softcap: float | None
-    num_classes: int
-    rows: int
-    hidden_size: int
-    tied: bool
-    after_norm_only: str
-    notes: tuple[str, ...]
-    sources: Mapping[str, str]
-
-    def describe(self) -> str:
-        """One line for a person."""
-        norm = self.norm_kind
-        if norm in ("rms", "layer"):
-            weights = "no weights" if self.norm is None else f"{'1 + ' * self.norm_offset}{self.norm.tensor}"
-            norm = f"{norm} norm ({weights}, epsilon {self.norm_epsilon:g})"
-        elif norm == "none":
-            norm = "no norm"
-        else:
-            norm = "norm unknown"
-        parts = [f"{self.model_type}: {self.head.tensor} ({self.num_classes} x {self.hidden_size})", norm]
-        parts += [f"biases {self.biases.tensor}"] if self.biases else []
-        parts += [f"logit scale {self.logit_scale:g}"] if self.logit_scale != 1 else []
-        parts += [f"softcap {self.softcap:g}"] if self.softcap is not None else []
-        return ", ".join(parts)
 
 
 def find_model(path: str | os.PathLike[str], *, tokenizer: bool = False) -> FoundModel:

@@ -6,8 +6,9 @@ from typing import NamedTuple
 
 from bigvocab.errors import FormatError
 from bigvocab.heads import families
-from bigvocab.heads.checkpoint import TensorPlace, check_floats
+from bigvocab.heads.checkpoint import check_floats
 from bigvocab.heads.families import Family
+from bigvocab.heads.found_model import TensorPlace
 from bigvocab.heads.model_files import ModelFiles
 
 

@@ -12,8 +12,8 @@ from bigvocab import arguments
 from bigvocab.errors import BigvocabError, Keyword
 from bigvocab.heads.products import converted, lanes
 from bigvocab.matrices.matrix import Matrix, as_matrix
-from bigvocab.matrices.parts import Part, make_shard
 from bigvocab.matrices.tiles import kernel_view
+from bigvocab.matrices.weight_rows import WeightRows
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float64]
@@ -193,24 +193,23 @@ class OutputLayer:
 
     def classes(self, first: int, stop: int) -> OutputLayer:
         """Classes `first` to `stop` as a layer of its own, counted from 0, of views; what it reads is counted apart."""
-        parts = [Part(at - first, at - first + len(rows), rows, None, 0) for at, rows in self.parts(first, stop)]
-        weights = Matrix([make_shard(0, parts)], (stop - first, self.shape[1]), self.weights.dtype, self.weights.files)
+        weights = self.weights.rows_between(first, stop)
         found = OutputLayer(weights, None if self.biases is None else self.biases[first:stop])
         found.strict, found.norm, found.block_bytes = self.strict, self.norm, self.block_bytes
         return found
 
-    def parts(self, first: int, stop: int) -> Iterator[tuple[int, Array]]:
+    def parts(self, first: int, stop: int) -> Iterator[tuple[int, WeightRows]]:
         """Classes `first` to `stop` as (first class, rows of the layer), as they lie in its files."""
-        for start, tiles in self.weights.row_parts(first, stop):
-            yield start, tiles[0][1]
+        return self.weights.weight_rows(first, stop)
 
     def refuse_nonfinite(self, first: int, stop: int) -> None:
         """Raise for the first class of a range that holds a NaN or an infinity."""
-        for start, rows in self.parts(first, stop):
-            finite = np.isfinite(converted(rows))
+        for start, tiles in self.weights.row_parts(first, stop):
+            rows = converted(tiles[0][1])
+            finite = np.isfinite(rows)
             if not finite.all():
                 row, column = (int(i) for i in np.argwhere(~finite)[0])
-                value = converted(rows[row : row + 1])[0, column]
+                value = rows[row, column]
                 raise BigvocabError(
                     f"{self.name}: class {start + row} has {value} in column {column}, expected finite weights"
                 )

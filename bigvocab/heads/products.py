@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from bigvocab.arguments import BFLOAT16
 from bigvocab.matrices.tiles import kernel_view
+from bigvocab.matrices.weight_rows import WeightRows
 from bigvocab.threads import run_threads
 
 Array = npt.NDArray[Any]
@@ -124,11 +125,18 @@ class Packed:
         Columns behind are overwritten up to the padding. Returns the first row of weights of a panel that holds a NaN
         or an infinity, or -1.
         """
+        rows = WeightRows(len(weights), kernel_view(weights))
+        return self.multiply_stored(rows, biases, panel, out, column, ids)
+
+    def multiply_stored(
+        self, weights: WeightRows, biases: Array, panel: Array, out: Array, column: int = 0, ids: Ids | None = None
+    ) -> int:
+        """As `multiply`, of rows as they lie in a file."""
         from bigvocab.kernels.products import tile_product
 
-        span = (0, len(weights if ids is None else ids), column)
+        span = (0, weights.num_rows if ids is None else len(ids), column)
         packed = self.panels.reshape(-1)
-        found: int = tile_product(packed, self.depth, kernel_view(weights), ids, span, biases, panel, out)
+        found: int = tile_product(packed, self.depth, weights.kernel, ids, span, biases, panel, out)
         return found
 
 

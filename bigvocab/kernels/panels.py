@@ -141,7 +141,7 @@ def _check_step(typingctx, step):
 
 
 @inline
-def _picked(ids, i):
+def picked(ids, i):
     """Where row i of the weights lies: they are the first ones, or those of `ids`."""
     return i if ids is None else ids[i]
 
@@ -228,7 +228,7 @@ def _transpose_inputs(typingctx, inputs, first, column, packed, at):
 
 
 @intrinsic
-def _transpose(typingctx, rows, ids, first, stop, column, panel, at):
+def transpose(typingctx, rows, ids, first, stop, column, panel, at):
     """panel[at + k * width + i] = step column + k of the row picked for first + i, for a square of half a width.
 
     Rows from `stop` on repeat the last one. Returns the sum of 0 x: NaN where an x is not finite.
@@ -280,9 +280,9 @@ def pack_panel(rows, ids, first, stop, depth, panel):
     whole = depth // square * side
     for half in range(0, width, side):
         for k in range(0, whole, side):
-            check += _transpose(rows, ids, first + half, stop, k, panel, k * width + half)
+            check += transpose(rows, ids, first + half, stop, k, panel, k * width + half)
     for i in range(width):
-        row = rows[_picked(ids, min(first + i, stop - 1))]
+        row = rows[picked(ids, min(first + i, stop - 1))]
         for k in range(whole, num_steps(panel, depth)):
             step = _step_at(row, k, depth, panel)
             check += _check_step(step)

@@ -25,17 +25,16 @@ from bigvocab.kernels import memory as m
 from bigvocab.kernels.jit import inline, jit
 from bigvocab.kernels.panels import (
     ROWS,
-    ask_for_rows,
     constant,
     data_of,
     element_type,
     num_steps,
     of_pairs,
-    pack_panel,
     pointer_at,
     stored_type,
     width_of,
 )
+from bigvocab.kernels.quantised import ask_for_weights, pack_weights
 
 DEPTH = 128  # of one block of k: its sum is accumulated in registers
 _REGISTER = 16  # float32 in a register of AVX-512
@@ -166,11 +165,11 @@ def tile_product(packed, depth, weights, ids, span, biases, panel, out):
     panels = packed.size // (num_steps(packed, depth) * ROWS)
     fault = -1
     if ids is not None:
-        ask_for_rows(weights, ids, first, min(stop, first + width), depth)
+        ask_for_weights(weights, ids, first, min(stop, first + width), depth)
     for c in range(first, stop, width):
-        check = pack_panel(weights, ids, c, min(stop, c + width), depth, panel)
+        check = pack_weights(weights, ids, c, min(stop, c + width), depth, panel)
         if ids is not None:
-            ask_for_rows(weights, ids, c + width, min(stop, c + 2 * width), depth)
+            ask_for_weights(weights, ids, c + width, min(stop, c + 2 * width), depth)
         if check != check and fault < 0:
             fault = c
         for p in range(panels):
@@ -189,9 +188,9 @@ def paired_products(packed, depth, weights, ids, biases, panel, square, out):
     flat, stride = square.reshape(-1), square.shape[1]
     for first in range(0, out.size, ROWS):
         stop = min(out.size, first + ROWS)
-        pack_panel(weights, ids, first, stop, depth, panel)
+        pack_weights(weights, ids, first, stop, depth, panel)
         if ids is not None:
-            ask_for_rows(weights, ids, stop, min(out.size, stop + ROWS), depth)
+            ask_for_weights(weights, ids, stop, min(out.size, stop + ROWS), depth)
         _multiply_panel(packed, first // ROWS, depth, panel, biases, first, flat, 0, stride)
         for r in range(stop - first):
             out[first + r] = square[r, r]

@@ -21,10 +21,12 @@ import numpy as np
 from bigvocab.arguments import as_array
 from bigvocab.errors import BigvocabError, FormatError, Keyword
 from bigvocab.formats import read_layout, refuse_header, refuse_selector
+from bigvocab.formats.gguf import locate
 from bigvocab.formats.layout import SUPPORTED, Layout, dtype_label, is_supported, parse_dtype, parse_shape
 from bigvocab.formats.raw import raw_layouts
 from bigvocab.matrices.parts import Array, Part, Shard, fetch_rows, make_parts, make_shard, native, release_rows
-from bigvocab.matrices.tiles import StoredRows, rows_in_one_piece
+from bigvocab.matrices.tiles import StoredRows, kernel_view, rows_in_one_piece
+from bigvocab.matrices.weight_rows import WeightRows
 from bigvocab.storage.mapped import MappedFile
 from bigvocab.storage.paths import Source, expand
 from bigvocab.storage.reading import Behind
@@ -247,6 +249,19 @@ class Matrix:
         for first, tiles in self.row_parts(start, stop):
             yield first, StoredRows(tiles)
 
+    def weight_rows(self, start: int, stop: int) -> Iterator[tuple[int, WeightRows]]:
+        """Rows start to stop as (first row, rows as they lie), for products; not of vocab shards."""
+        for first, tiles in self.row_parts(start, stop):
+            yield first, WeightRows(len(tiles[0][1]), kernel_view(tiles[0][1]))
+
+    def rows_between(self, start: int, stop: int) -> Matrix:
+        """Rows start to stop as a matrix of views, without the files they are of; not of vocab shards."""
+        parts = [
+            Part(at - start, at - start + len(tiles[0][1]), tiles[0][1], None, 0)
+            for at, tiles in self.row_parts(start, stop)
+        ]
+        return Matrix([make_shard(0, parts)], (stop - start, *self.shape[1:]), self.dtype, self.files)
+
     def block_rows(self, rows: int) -> int:
         """How many of so many rows should be worked at a time: all, because reading is quick."""
         return rows
@@ -325,11 +340,13 @@ def _check_alike(maps: list[MappedFile], layouts: list[Layout], vocab_shards: bo
             raise BigvocabError(f"{both} {first.shape[axis]} and {layout.shape[axis]} {word}, expected the same number")
         if layout.stored.dtype != first.stored.dtype:
             raise BigvocabError(f"{both} {dtype_label(first.stored.dtype)} and {dtype_label(layout.stored.dtype)}")
+        if layout.blocks != first.blocks:
+            raise BigvocabError(f"{both} {first.type_name} and {layout.type_name}, expected the same type")
 
 
 def _open(sources: list[Source], options: _Options) -> Matrix:
     stored = parse_dtype(options.dtype)
-    maps = [MappedFile(source) for source in sources]
+    maps = [MappedFile(source if options.shape else locate(source)) for source in sources]
     if options.shape is None:
         layouts = [read_layout(file, stored) for file in maps]
     else:
@@ -354,7 +371,14 @@ def _open(sources: list[Source], options: _Options) -> Matrix:
     rest = layouts[0].shape[1:]
     shape = (layouts[0].shape[0], at) if by_class else (at, *rest)
     files = [_entry(file, layout) for file, layout in zip(maps, layouts, strict=True)]
-    matrix = Matrix(shards or [make_shard(0, parts)], shape, layouts[0].stored.dtype, files)
+    if layouts[0].blocks is None:
+        matrix = Matrix(shards or [make_shard(0, parts)], shape, layouts[0].stored.dtype, files)
+    else:
+        from bigvocab.matrices.quantised_matrix import QuantisedMatrix
+
+        if by_class:
+            raise BigvocabError(f"{maps[0].shown}: quantised rows cannot be vocab shards, expected one layer")
+        matrix = QuantisedMatrix([make_shard(0, parts)], shape, layouts[0].blocks, files)
     matrix.maps, matrix._spec = maps, (sources, options)
     return matrix
 
@@ -363,7 +387,7 @@ def _entry(file: MappedFile, layout: Layout) -> dict[str, Any]:
     return {
         "path": file.shown_whole,
         "shape": list(layout.shape),
-        "dtype": layout.stored.dtype.name,
+        "dtype": layout.type_name,
         "bytes": file.size,
     }
 

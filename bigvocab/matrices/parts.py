@@ -75,7 +75,7 @@ def make_parts(file: MappedFile, layout: Layout, first: int) -> list[Part]:
     """Views of the map for each part of a layout, from row `first` of the matrix on; empty parts are left out."""
     parts = []
     for offset, rows in layout.parts:
-        shape = (rows, *layout.shape[1:])
+        shape = (rows, *layout.stored_columns)
         if rows:
             raw = layout.stored.raw
             array: Array = np.ndarray(shape, raw, file.buffer, offset, order="F" if layout.fortran else "C")

@@ -19,6 +19,7 @@ SUFFIXES = {
     ".ipc": "arrow",
     ".parquet": "parquet",
     ".pq": "parquet",
+    ".gguf": "gguf",
 }
 FOLDER_SUFFIXES = (".npy", ".safetensors", ".arrow", ".arrows", ".feather", ".ipc")
 RAW_SUFFIXES = (".bin", ".dat", ".raw")
