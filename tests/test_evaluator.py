@@ -333,7 +333,7 @@ def test_bad_data_leaves_no_output(files, job):
         for read in ("logits.npy", "labels.parquet", "class_weights.npy"):
             weights = {"class_weights": files / "class_weights.npy"}
             fails("is one of the files that are read", **weights, **{name: files / read})
-    fails("output: and report are the same file", output=files / "o", report=files / "o")
+    fails("output: is the same file as report", output=files / "o", report=files / "o")
     fails("is the output as well; choose another report", output=files / "o", report=files / "." / "p" / ".." / "o")
     fails(r"expected 2 dimensions, \(rows, classes\), got shape \(300,\)", logits=job["logits"][:, 0])
     fails("max_memory: got '12Q'", max_memory="12Q")

@@ -136,3 +136,10 @@ def test_scripts_say_which_environment_they_want():
             for line in script.read_text().splitlines():
                 if line.startswith(". "):
                     assert re.search(r"_venv\"? (\"\"|dev)$", line), (script, line)
+
+
+def test_nothing_below_the_evaluator_knows_it():
+    """Jobs do not import it either: they share with it what it is made of."""
+    for path in SOURCES:
+        if room(path) != "__init__":
+            assert "bigvocab.evaluation.evaluator" not in imports(path), path

@@ -497,7 +497,7 @@ def test_faults_of_dense_labels_with_an_output_layer():
             bv.evaluate(**layer, labels=labels, loss=loss)
     with pytest.raises(bv.BigvocabError, match=r"labels: 7 labels a row, expected 16684, one for each class"):
         bv.evaluate(**layer, labels=labels[:, :7], loss="softmax")
-    with pytest.raises(bv.BigvocabError, match="weights: log-loss takes probabilities"):
+    with pytest.raises(bv.BigvocabError, match='"log-loss": takes probabilities'):
         bv.evaluate(**layer, labels=labels, loss="log-loss")
 
 
@@ -656,11 +656,15 @@ def test_what_is_not_finite_in_files_is_named(files, tmp_path):
 @pytest.mark.parametrize(
     ("change", "kind", "message"),
     [
-        ({"weights": None}, bv.BigvocabError, "biases: belongs to an output layer, expected weights"),
-        ({"weights": None, "biases": None}, bv.BigvocabError, "inputs: hidden states need an output layer"),
-        ({"logits": np.zeros((2, 2))}, TypeError, "logits: expected them or inputs"),
-        ({"inputs": None}, TypeError, "logits: expected them or inputs"),
-        ({"inputs": None, "logits": np.zeros((2, 2))}, bv.BigvocabError, "needs hidden states, expected inputs"),
+        ({"weights": None}, bv.BigvocabError, "biases: belongs to an output layer, which needs weights"),
+        ({"weights": None, "biases": None}, bv.BigvocabError, "inputs: needs weights, the output layer"),
+        ({"logits": np.zeros((2, 2))}, TypeError, "logits: excludes inputs, expected one of them"),
+        ({"inputs": None}, TypeError, "logits: expected them, or inputs"),
+        (
+            {"inputs": None, "logits": np.zeros((2, 2))},
+            bv.BigvocabError,
+            "weights: belongs to an output layer, which needs inputs",
+        ),
         (
             {"inputs": np.zeros((120, 23), np.float32)},
             bv.BigvocabError,
@@ -762,14 +766,18 @@ def test_the_real_layer_gives_the_perplexity_of_its_stored_logits():
 
 def test_blocks_of_a_head_are_seconds_of_work():
     """Progress and checkpoints come between blocks; sampled losses do not multiply with the whole layer."""
+    from bigvocab.evaluation.scoring import Scorer
+    from bigvocab.evaluation.specification import specify
     from bigvocab.jobs.blocks import block_rows
 
     layer, inputs = np.zeros((1 << 18, 64), np.float16), np.zeros((2, 64), np.float16)
+
+    def rows(**options):
+        scorer = Scorer(specify(weights=layer, **options))
+        return block_rows(scorer.specification, scorer.source(inputs), inputs[0].nbytes)
+
     for options, expected in (({}, 59_520), ({"loss": "sampled-softmax", "num_sampled": 5}, 4_194_304)):
-        evaluator = bv.Evaluator(weights=layer, **options)
-        matrix = evaluator.source(inputs)
-        assert block_rows(evaluator, matrix, None, None) == expected
-        assert block_rows(evaluator, matrix, None, "1M") == 3072
-        assert block_rows(evaluator, matrix, 77, None) == 77
-    exact = bv.Evaluator(weights=layer, loss="nce", num_sampled=5, exact=True)
-    assert block_rows(exact, exact.source(inputs), None, None) == 59_520
+        assert rows(**options) == expected
+        assert rows(**options, max_memory="1M") == 3072
+        assert rows(**options, chunk_rows=77) == 77
+    assert rows(loss="nce", num_sampled=5, exact=True) == 59_520

@@ -53,9 +53,7 @@ def _data_faults(options: Mapping[str, Any], given: Collection[str]) -> Iterator
                 Keyword("logits"), ": expected them, or ", Keyword("inputs"), " and ", Keyword("weights")
             )
         if len(both) == 2:
-            yield OptionsError(
-                Keyword("logits"), ": and ", Keyword("inputs"), " exclude each other, expected one of them"
-            )
+            yield OptionsError(Keyword("logits"), ": excludes ", Keyword("inputs"), ", expected one of them")
         if "inputs" in both and not _there(options["weights"]):
             yield _fault("inputs", "needs ", Keyword("weights"), ", the output layer")
     for name in ("weights", "biases"):
@@ -69,7 +67,7 @@ def _data_faults(options: Mapping[str, Any], given: Collection[str]) -> Iterator
     if norm and "final_norm" not in given:
         yield _fault(norm[0], "needs ", Keyword("final_norm"), ", rms or layer")
     if options.get("output") is not None and options.get("output") == options.get("report"):
-        yield _fault("output", "and ", Keyword("report"), " are the same file")
+        yield _fault("output", "is the same file as ", Keyword("report"))
 
 
 def _there(value: Any) -> bool:

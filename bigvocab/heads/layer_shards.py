@@ -6,7 +6,7 @@ import contextlib
 import mmap
 import os
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -14,9 +14,30 @@ import numpy.typing as npt
 from bigvocab.arguments import as_matrix_of_floats
 from bigvocab.errors import BigvocabError
 from bigvocab.matrices.matrix import Matrix, open_matrix
-from bigvocab.matrices.tiles import kernel_view, rows_in_one_piece
 
 STRATEGIES = ("div", "mod")
+
+
+class LayerRows(Protocol):
+    """A layer of which rows are picked by class id: a `Matrix`, or shards of one."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(V, D), or (V,) of biases."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The type of an element."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, ids: Any) -> Any: ...
+
+    def one_array(self) -> npt.NDArray[Any] | None:
+        """All rows as kernels read them where they lie; None where they do not lie together."""
+
+    def buffers(self) -> list[mmap.mmap]:
+        """The memory maps behind the rows."""
 
 
 class LayerShards:
@@ -67,42 +88,26 @@ class LayerShards:
             out[here] = self._shards[i][rows[here]]
         return out
 
+    def one_array(self) -> npt.NDArray[Any] | None:
+        """None: shards lie apart."""
+        return None
 
-def as_one_array(layer: Any) -> npt.NDArray[Any] | None:
-    """A layer whose rows a kernel can read where they lie, all in one part; None for others."""
-    if isinstance(layer, Matrix) and layer.dtype.isnative and len(layer):
-        _, tiles = next(layer.row_parts(0, len(layer)))
-        layer = tiles[0][1] if len(tiles) == 1 and len(tiles[0][1]) == len(layer) else None
-    if isinstance(layer, np.ndarray) and layer.size and rows_in_one_piece(layer):
-        return kernel_view(layer)
-    return None
+    def buffers(self) -> list[mmap.mmap]:
+        """Those of all shards."""
+        return [buffer for shard in self._shards for buffer in shard.buffers()]
 
 
 @contextlib.contextmanager
-def picked_at_random(layer: Any) -> Iterator[None]:
+def picked_at_random(layer: LayerRows) -> Iterator[None]:
     """While rows are picked, tell the system not to read ahead in mapped files: it would read 128 KiB for each row."""
-    maps = list(_maps_of(layer)) if hasattr(mmap, "MADV_RANDOM") else []
-    for found in maps:
-        found.madvise(mmap.MADV_RANDOM)
+    buffers = layer.buffers() if hasattr(mmap, "MADV_RANDOM") else []
+    for buffer in buffers:
+        buffer.madvise(mmap.MADV_RANDOM)
     try:
         yield
     finally:
-        for found in maps:
-            found.madvise(mmap.MADV_NORMAL)
-
-
-def _maps_of(layer: Any) -> Iterator[mmap.mmap]:
-    """The memory maps behind an array, a Matrix or shards of these."""
-    if isinstance(layer, LayerShards):
-        for shard in layer._shards:
-            yield from _maps_of(shard)
-    elif isinstance(layer, Matrix):
-        yield from (file.buffer for file in layer.maps)
-    else:
-        while isinstance(layer, np.ndarray):
-            layer = layer.base
-        if isinstance(layer, mmap.mmap):
-            yield layer
+        for buffer in buffers:
+            buffer.madvise(mmap.MADV_NORMAL)
 
 
 def _listed(sizes: npt.NDArray[Any]) -> str:
@@ -110,18 +115,18 @@ def _listed(sizes: npt.NDArray[Any]) -> str:
     return shown + (", ..." if len(sizes) > 6 else "")
 
 
-def _opened(name: str, value: Any, ndim: int) -> Any:
-    """An array, a Matrix or a path as something whose rows can be picked."""
+def _opened(name: str, value: Any, ndim: int) -> Matrix:
+    """An array, a Matrix or a path as a matrix."""
     if isinstance(value, str | os.PathLike):
         value = open_matrix(value)
     if not isinstance(value, Matrix):
-        return as_matrix_of_floats(name, value, ndim)
+        return Matrix.from_array(as_matrix_of_floats(name, value, ndim), name=name, allow_empty=True)
     if value.ndim != ndim:
         raise BigvocabError(f"{name}: expected {ndim} dimensions, got shape {value.shape}")
     return value
 
 
-def open_layer(name: str, value: Any, ndim: int, strategy: str) -> Any:
+def open_layer(name: str, value: Any, ndim: int, strategy: str) -> LayerRows:
     """A layer, or biases, given whole or as a list of shards; `value[ids]` picks rows."""
     if isinstance(value, list | tuple) and value and all(_is_shard(part, ndim) for part in value):
         return LayerShards(name, value, ndim, strategy) if len(value) > 1 else _opened(name, value[0], ndim)

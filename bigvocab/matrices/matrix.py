@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import mmap
 import operator
 import os
 import threading
@@ -72,9 +73,9 @@ class Matrix:
         self._spec: tuple[list[Source], _Options] | None = None
 
     @classmethod
-    def from_array(cls, array: Array, *, name: str = "array") -> Matrix:
+    def from_array(cls, array: Array, *, name: str = "array", allow_empty: bool = False) -> Matrix:
         """Wrap an array (N, V) or (V,) of float16, bfloat16, float32 or float64, of any strides, without a copy;
-        messages call it by its `name`.
+        messages call it by its `name`. A vector may be empty where that is said to be allowed.
         """
         if not isinstance(array, np.ndarray):
             raise TypeError(f"{name}: expected a NumPy array, got {type(array).__name__}")
@@ -83,7 +84,7 @@ class Matrix:
         if not is_supported(array.dtype):
             hint = "; are logits and labels swapped?" if array.dtype.kind in "iu" and name == "logits" else ""
             raise TypeError(f"{name}: expected one of {SUPPORTED}, got {array.dtype}{hint}")
-        if array.ndim not in (1, 2) or array.shape[-1] == 0:
+        if array.ndim not in (1, 2) or array.shape[-1] == 0 and not allow_empty:
             raise BigvocabError(f"{name}: expected shape (N, V) or (V,) with V >= 1, got {array.shape}")
         view = array.view()
         view.flags.writeable = False
@@ -261,6 +262,22 @@ class Matrix:
             for at, tiles in self.row_parts(start, stop)
         ]
         return Matrix([make_shard(0, parts)], (stop - start, *self.shape[1:]), self.dtype, self.files)
+
+    def one_array(self) -> Array | None:
+        """All rows as kernels read them where they lie; None where they do not lie together, or must be converted."""
+        if len(self.shards) > 1 or len(self.shards[0].parts) != 1:
+            return None
+        array = self.shards[0].parts[0].array
+        together = self.ndim == 2 and array.dtype == self.dtype and array.size and rows_in_one_piece(array)
+        return kernel_view(array) if together else None
+
+    def buffers(self) -> list[mmap.mmap]:
+        """The memory maps behind the rows, those of arrays that were given among them."""
+        found: list[mmap.mmap] = [file.buffer for file in self.maps]
+        base: Any = None if found else self.shards[0].parts[0].array
+        while isinstance(base, np.ndarray):
+            base = base.base
+        return [base] if isinstance(base, mmap.mmap) else found
 
     def block_rows(self, rows: int) -> int:
         """How many of so many rows should be worked at a time: all, because reading is quick."""

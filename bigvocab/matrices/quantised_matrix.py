@@ -57,6 +57,10 @@ class QuantisedMatrix(Matrix):
             for first in range(0, len(tiles[0][1]), step):
                 yield at + first, [(0, self._decoded(tiles[0][1][first : first + step]))]
 
+    def one_array(self) -> Array | None:
+        """None: rows are decoded when they are read."""
+        return None
+
     def weight_rows(self, start: int, stop: int) -> Iterator[tuple[int, WeightRows]]:
         """Rows start to stop as (first row, rows as they lie), for products."""
         for at, tiles in self._raw.row_parts(start, stop):

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bigvocab.heads.layer_shards import as_one_array, picked_at_random
+from bigvocab.heads.layer_shards import picked_at_random
 from bigvocab.heads.products import Packed, accumulator, converted, lanes, paired
 from bigvocab.kernels import random as random_kernels
 from bigvocab.labels.true_classes import TrueClasses
@@ -92,7 +92,7 @@ class SampledRows:
         self.head, self.inputs, self.true, self.draw = head, inputs, true, draw
         self.num_threads = num_threads
         self.dtype = accumulator(inputs.dtype, head.weights.dtype)
-        self._one_array = as_one_array(head.weights)
+        self._one_array = head.weights.one_array()
         self.tiles = -(-len(draw.candidates) // TILE)
         self._hits = self._found_hits() if remove_hits else None
         self.logits_of_true = np.empty(len(true.ids))
