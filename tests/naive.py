@@ -359,6 +359,97 @@ def bits_per_byte(losses, num_bytes):
     return total(floats(losses)) / total(floats(num_bytes)) / math.log(2)
 
 
+# Two models
+
+
+def log_softmax(logits):
+    """x - log sum exp x of each row, in long doubles."""
+    x = np.asarray(logits).astype(np.longdouble)
+    with np.errstate(invalid="ignore"):
+        x = x - x.max(axis=1, keepdims=True)
+        return x - np.log(np.exp(x).sum(axis=1, keepdims=True))
+
+
+def _kl(log_p, log_q):
+    """Sum of p (ln p - ln q) + (q - p) over the classes that one side has; the second part sums to 0."""
+    p, q = np.exp(log_p), np.exp(log_q)
+    with np.errstate(invalid="ignore", over="ignore"):
+        r = log_q - log_p
+        small = r * r * (np.longdouble(0.5) + r / 6 + r * r / 24 + r**3 / 120 + r**4 / 720)
+        term = np.where(np.abs(r) < 1e-3, p * small, np.where(np.abs(r) < 1, p * (np.expm1(r) - r), q - p - p * r))
+    term = np.where(np.isneginf(log_q), np.inf, np.where(np.isneginf(log_p), q, term))
+    return np.where(np.isneginf(log_p) & np.isneginf(log_q), np.longdouble(0), term).sum(axis=1)
+
+
+def kl_divergence(reference, candidate, reverse=False):
+    """KL(P, Q) of the softmaxes of two arrays of logits; KL(Q, P) with reverse."""
+    log_p, log_q = log_softmax(reference), log_softmax(candidate)
+    return _kl(log_q, log_p) if reverse else _kl(log_p, log_q)
+
+
+def js_divergence(reference, candidate):
+    """The mean of the divergences of both from their middle."""
+    log_p, log_q = log_softmax(reference), log_softmax(candidate)
+    with np.errstate(invalid="ignore"):
+        r = log_q - log_p
+        near = np.abs(r) < 1  # ln m - ln p = log((1 + q / p) / 2)
+        to_p = np.where(
+            near, np.log1p(np.expm1(np.where(near, r, 0)) / 2), np.logaddexp(0, r) - np.log(np.longdouble(2))
+        )
+        to_q = np.where(
+            near, np.log1p(np.expm1(np.where(near, -r, 0)) / 2), np.logaddexp(0, -r) - np.log(np.longdouble(2))
+        )
+        middle_of_p = np.where(np.isnan(to_p), -np.inf, np.where(np.isneginf(log_p), log_q - np.log(2), log_p + to_p))
+        middle_of_q = np.where(np.isnan(to_q), -np.inf, np.where(np.isneginf(log_q), log_p - np.log(2), log_q + to_q))
+    return (_kl(log_p, middle_of_p) + _kl(log_q, middle_of_q)) / 2
+
+
+def total_variation(reference, candidate):
+    """Half the sum of |p - q|."""
+    log_p, log_q = log_softmax(reference), log_softmax(candidate)
+    p, q = np.exp(log_p), np.exp(log_q)
+    with np.errstate(invalid="ignore", over="ignore"):
+        r = log_q - log_p
+        near = np.abs(r) < 1
+        return np.where(near, p * np.abs(np.expm1(np.where(near, r, 0))), np.abs(p - q)).sum(axis=1) / 2
+
+
+def logit_difference(reference, candidate):
+    """The mean of |ln p - ln q| over the classes that both sides have."""
+    log_p, log_q = log_softmax(reference), log_softmax(candidate)
+    both = np.isfinite(log_p) & np.isfinite(log_q)
+    return np.array([np.abs(q[m] - p[m]).mean() for p, q, m in zip(log_p, log_q, both, strict=True)])
+
+
+def top_rank(logits, others):
+    """The rank that `others` gives to the top class of `logits`, row by row."""
+    return rank(others, argmax(logits))
+
+
+def percentile(values, percent):
+    """Linear between neighbours at the position percent / 100 (n - 1), infinities last."""
+    ordered = sorted(floats(values))
+    place = percent / 100 * (len(ordered) - 1)
+    low = math.floor(place)
+    share = place - low
+    return ordered[low] if share == 0 else ordered[low] + share * (ordered[low + 1] - ordered[low])
+
+
+def cluster_stderr(values, clusters):
+    """sqrt(C / (C - 1) sum_c (sum_{i in c} (v_i - mean))^2) / n."""
+    values, names = floats(values), sorted(set(clusters))
+    mean = total(values) / len(values)
+    sums = [total(v - mean for v, c in zip(values, clusters, strict=True) if c == name) for name in names]
+    return math.sqrt(len(names) / (len(names) - 1) * total(s * s for s in sums)) / len(values)
+
+
+def mcnemar_p(to_wrong, to_right):
+    """Two-sided p-value of the exact binomial test that both flips are as likely."""
+    flips = to_wrong + to_right
+    tail = sum(math.comb(flips, k) for k in range(min(to_wrong, to_right) + 1))
+    return min(1.0, 2 * tail / 2**flips) if flips else 1.0
+
+
 # The public functions' own arguments
 
 

@@ -188,4 +188,4 @@ def classes_of(reference: tuple[int, ...], candidate: tuple[int, ...], num_class
 
 
 def _reduced(values: npt.NDArray[np.float64], reduction: str) -> Any:
-    return reduce_losses(values, np.float64(1.0), reduction)
+    return reduce_losses(values, np.array(1.0), reduction)

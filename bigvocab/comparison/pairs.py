@@ -1,6 +1,6 @@
 """Pairs of rows of logits: what both sides say of themselves, and what lies between them.
 
-Rows come as tiles, a list of (first class, 2-D array), on either side; how a side is split into tiles is its own matter.
+Rows come as tiles, a list of (first class, 2-D array), on either side; the two sides may be split differently.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ class PairRows:
         if self.asked.spread:
             found |= {"js": self.js, "tv": self.tv, "logit_difference": self.logit_difference}
         found |= {"predicted_reference": p.predicted, "predicted_candidate": q.predicted}
-        found["same_top"] = p.predicted == q.predicted
+        found["same_top"] = np.equal(p.predicted, q.predicted)
         if self.asked.tops:
             found["top_rank_in_candidate"] = 1 + self.top_counts[:, 0]
             found["top_rank_in_reference"] = 1 + self.top_counts[:, 1]
@@ -237,6 +237,7 @@ def compare_tiles(
         transform: of the reference's logits.
         transforms: of the candidates'; as the reference's where there is none.
         asked: what is wanted beside kl and kl_reverse.
+        num_threads: None is all usable cores; no result depends on it.
     """
     from bigvocab.kernels.row_statistics import SKIP
 

@@ -10,7 +10,7 @@ from bigvocab.kernels import lanes as v
 from bigvocab.kernels.exp import LOG2E, exp2_normal
 from bigvocab.kernels.jit import inline, jit
 from bigvocab.kernels.row_statistics import MAX, SUM
-from bigvocab.kernels.softmax_wide import transformed, transformed_lanes
+from bigvocab.kernels.softmax_wide import transformed_lanes
 
 _LEAST = -1022.0
 

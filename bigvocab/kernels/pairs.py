@@ -21,8 +21,8 @@ def rows_compared(
 
     logits and others (n, at least classes); labels (n,), SKIP leaves a row out; label_logits (2, n); transforms as in
     `rows_divergence`; want as in `rows_softmax`; asked = FULL | WIDE | TOPS | TWO_TYPES | KNOWN, where KNOWN says that
-    `stats` is there already; span = (0, classes); stats, other_stats (n, row_statistics.COLUMNS), at_top (2, n), out (n,
-    divergence.COLUMNS) and tops (n, 4) are written, the last two added to.
+    `stats` is there already; span = (0, classes); stats, other_stats (n, row_statistics.COLUMNS), at_top (2, n), out
+    (n, divergence.COLUMNS) and tops (n, 4) are written, the last two added to.
     """
     for r in range(labels.size):
         if labels[r] == SKIP:
