@@ -48,6 +48,9 @@ class Asked:
     tops: bool = False
 
 
+UNCHANGED, KL_ALONE = Transform(), Asked()
+
+
 @dataclass
 class PairRows:
     """What rows of two sides have: statistics of each, `divergences` and `top_counts` of the pair (n rows)."""
@@ -101,7 +104,7 @@ class PairRows:
         if self.asked.spread:
             found |= {"js": self.js, "tv": self.tv, "logit_difference": self.logit_difference}
         found |= {"predicted_reference": p.predicted, "predicted_candidate": q.predicted}
-        found["same_top"] = np.equal(p.predicted, q.predicted)
+        found["same_top"] = np.asarray(p.predicted == q.predicted)
         if self.asked.tops:
             found["top_rank_in_candidate"] = 1 + self.top_counts[:, 0]
             found["top_rank_in_reference"] = 1 + self.top_counts[:, 1]
@@ -222,9 +225,9 @@ def compare_tiles(
     labels: Integers,
     num_classes: int,
     *,
-    transform: Transform = Transform(),
+    transform: Transform = UNCHANGED,
     transforms: Mapping[str, Transform] | None = None,
-    asked: Asked = Asked(),
+    asked: Asked = KL_ALONE,
     num_threads: int | None = None,
 ) -> dict[str, PairRows]:
     """What lies between a reference and each candidate, row by row; the reference is read once for all.

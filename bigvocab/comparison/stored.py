@@ -1,0 +1,239 @@
+"""Rows of which a side is a llama.cpp logits file: divergences given the classes that are stored.
+
+Such a file has no probabilities below its floor, and its rows do not sum to 1. K being the classes stored above the
+floor, on both sides where both are such files,
+
+    kl = min(1, P_K) KL(P given K, Q given K)
+
+with both sides normalised over K. By the chain rule it is a lower bound of the true divergence, but for the rounding to
+16 bits (about step / 3.5 * sqrt(2 kl) a row, of either sign). js and tv are those given K.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bigvocab.comparison.pairs import KL_ALONE, UNCHANGED, Asked, PairBlock, Transform, delta_p
+from bigvocab.formats.llama_logits import LlamaLogits
+from bigvocab.matrices.rows import RowStatistics, in_one_piece, kernel_view, softmax_rows, wanted
+from bigvocab.threads import resolve_threads, run_threads
+
+Floats = npt.NDArray[np.float64]
+Integers = npt.NDArray[np.int64]
+
+_DECODED_BYTES = 4 << 20  # of a side, at a time and thread
+
+
+@dataclass
+class _Own:
+    """What a side says of itself, from all of its classes; `within` is the mass of its stored classes."""
+
+    loss: Floats
+    rank: Integers
+    predicted: Integers
+    entropy: Floats
+    confidence: Floats
+    within: Floats
+
+
+@dataclass
+class StoredRows:
+    """Columns of rows, by the name they have in records, and what the floor hides.
+
+    Args:
+        columns: as `PairRows.columns` has them; kl and kl_reverse are lower bounds.
+        mass: (n,) of the reference that lies in classes left out.
+        floored_labels: (n,) whether the label's loss is only known to be at least what is given.
+    """
+
+    columns: dict[str, npt.NDArray[Any]]
+    mass: Floats
+    floored_labels: npt.NDArray[np.bool_]
+
+
+class _LlamaSide:
+    """Rows of a llama.cpp file, decoded a block at a time."""
+
+    def __init__(self, file: LlamaLogits) -> None:
+        self._file = file
+
+    def decode(self, start: int, stop: int) -> npt.NDArray[Any]:
+        """Log probabilities (n, V) less those of the top; -inf below the floor."""
+        from bigvocab.kernels import stored_logits
+
+        file, out = self._file, np.empty((stop - start, self._file.shape[1]), np.float32)
+        stored_logits.decode_rows(file.rows(start, stop), file.scales(start, stop), file.floored(start, stop), out)
+        return out
+
+    def own(self, start: int, stop: int, labels: Integers, given: RowStatistics) -> _Own:
+        from bigvocab.kernels import stored_logits
+
+        file, rows = self._file, stop - start
+        stored, scales, lowest = file.rows(start, stop), file.scales(start, stop), file.lowest(start, stop)
+        loss, rank, top = np.empty(rows), np.empty(rows, np.int64), np.empty(rows, np.int64)
+        counts = np.empty((rows, 2), np.int64)
+        nobody = np.full(rows, -1)
+        stored_logits.stored_losses(stored, scales, lowest, labels, loss)
+        stored_logits.stored_tops(stored, file.floored(start, stop), labels, nobody, top, counts, rank)
+        highest = scales.astype(np.float64) * 65535 + lowest.astype(np.float64)
+        within = np.minimum(np.exp(given.logsumexp + highest), 1.0)
+        return _Own(loss, rank, top, given.entropy, np.exp(np.minimum(highest, 0.0)), within)
+
+    def tops(self, start: int, stop: int, others: Integers) -> tuple[Integers, npt.NDArray[np.bool_]]:
+        """(rank of the other side's top class, whether the top is shared)."""
+        from bigvocab.kernels import stored_logits
+
+        rows = stop - start
+        top, rank, counts = np.empty(rows, np.int64), np.empty(rows, np.int64), np.empty((rows, 2), np.int64)
+        nobody = np.full(rows, -1)
+        stored = self._file.rows(start, stop)
+        stored_logits.stored_tops(stored, self._file.floored(start, stop), nobody, others, top, counts, rank)
+        return 1 + counts[:, 0], counts[:, 1] > 1
+
+    def floored_labels(self, start: int, stop: int, labels: Integers) -> npt.NDArray[np.bool_]:
+        q = self._file.rows(start, stop)[np.arange(stop - start), np.maximum(labels, 0)]
+        return (labels >= 0) & (q == 0) & self._file.floored(start, stop)
+
+
+class _ExactSide:
+    """Rows of exact logits, one tile (n, V) or more."""
+
+    def __init__(self, logits: npt.NDArray[Any], transform: Transform, which: Integers | None) -> None:
+        self._logits, self._transform, self._which = logits, transform, which
+
+    def _rows(self, start: int, stop: int) -> npt.NDArray[Any]:
+        rows = self._logits[start:stop] if self._which is None else self._logits[self._which[start:stop]]
+        return in_one_piece(np.asarray(rows))
+
+    def decode(self, start: int, stop: int) -> npt.NDArray[Any]:
+        """Logits (n, V), transformed, in float32, or float64 where they are or are transformed."""
+        from bigvocab.kernels import convert
+
+        rows, (scale, softcap) = self._rows(start, stop), self._transform
+        plain = scale == 1.0 and not softcap
+        wide = rows.dtype.itemsize == 8 or not plain
+        out = np.empty(rows.shape, np.float64 if wide else np.float32)
+        convert.widen_rows(kernel_view(rows), rows.shape[1], out)
+        if not plain:
+            stats = RowStatistics(np.empty((0, 0)), np.empty(0), scale, softcap)
+            out = stats.transformed(out)
+        return out
+
+    def own(self, start: int, stop: int, labels: Integers, given: RowStatistics) -> _Own:
+        scale, softcap = self._transform
+        want = wanted(rank=True, entropy=True, predicted=True)
+        rows = [(0, self._rows(start, stop))]
+        whole = softmax_rows(rows, labels, want=want, scale=scale, softcap=softcap, num_threads=1)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            within = np.minimum(np.exp(given.logsumexp - whole.logsumexp), 1.0)
+            confidence = 1.0 / whole.columns[:, 1]
+        return _Own(whole.label_loss, whole.rank, whole.predicted, whole.entropy, confidence, within)
+
+    def tops(self, start: int, stop: int, others: Integers) -> tuple[Integers, npt.NDArray[np.bool_]]:
+        """(rank of the other side's top class, whether the top is shared)."""
+        rows = self._rows(start, stop)
+        ranks, shared = np.empty(len(rows), np.int64), np.empty(len(rows), bool)
+        for r, row in enumerate(rows):  # no label: as many comparisons as the kernel would make
+            values = row.astype(np.float64)
+            ranks[r] = 1 + np.count_nonzero(values > values[max(others[r], 0)])
+            shared[r] = np.count_nonzero(values == values.max(initial=-np.inf)) > 1
+        return ranks, shared
+
+    def floored_labels(self, start: int, stop: int, labels: Integers) -> npt.NDArray[np.bool_]:
+        return np.zeros(stop - start, bool)
+
+
+Side = LlamaLogits | npt.NDArray[Any]
+
+
+def compare_stored(
+    reference: Side,
+    candidate: Side,
+    labels: Integers,
+    *,
+    transforms: tuple[Transform, Transform] = (UNCHANGED, UNCHANGED),
+    which: Integers | None = None,
+    asked: Asked = KL_ALONE,
+    num_threads: int | None = None,
+    start: int = 0,
+    stop: int | None = None,
+) -> StoredRows:
+    """What lies between rows `start` to `stop` of two sides, at least one of them a llama.cpp file.
+
+    Args:
+        reference: a file, or logits (n, V) of its rows.
+        candidate: as `reference`.
+        labels: (stop - start,); row_statistics.SKIP leaves a row out, NO_LABEL reads a row without a label.
+        transforms: of the logits of each side; a file has none.
+        which: (rows of the file,) rows of the logits that belong to the file's; all in order where None.
+        asked: what is wanted beside kl and kl_reverse.
+        num_threads: None is all usable cores; no result depends on it.
+        start: the first row of the file.
+        stop: the row after the last one; all where None.
+    """
+    file = reference if isinstance(reference, LlamaLogits) else candidate
+    stop = len(file) if stop is None else stop
+    sides = [
+        _LlamaSide(side) if isinstance(side, LlamaLogits) else _ExactSide(side, transform, which)
+        for side, transform in zip((reference, candidate), transforms, strict=True)
+    ]
+    labels = np.ascontiguousarray(labels)
+    parts: dict[int, StoredRows] = {}
+
+    def work(a: int, b: int) -> None:
+        parts[a] = _block(sides, start + a, start + b, labels[a:b], asked)
+
+    threads = resolve_threads(num_threads)
+    rows = stop - start
+    step = max(1, min(_DECODED_BYTES // (4 * file.shape[1]), -(-rows // threads)))
+    run_threads(work, rows, step, threads, step)
+    ordered = [parts[a] for a in sorted(parts)] or [_block(sides, start, start, labels[:0], asked)]
+    columns = {name: np.concatenate([part.columns[name] for part in ordered]) for name in ordered[0].columns}
+    mass = np.concatenate([part.mass for part in ordered])
+    return StoredRows(columns, mass, np.concatenate([part.floored_labels for part in ordered]))
+
+
+def _block(sides: list[Any], start: int, stop: int, labels: Integers, asked: Asked) -> StoredRows:
+    from bigvocab.kernels import stored_logits
+    from bigvocab.kernels.row_statistics import NO_LABEL
+
+    x, y = (side.decode(start, stop) for side in sides)
+    for side, mine, other in ((sides[0], x, y), (sides[1], y, x)):
+        if isinstance(side, _LlamaSide):  # a class that the logits have masked is the other side's own affair
+            stored_logits.mask_rows(other, mine)
+    rows = stop - start
+    unlabelled = np.where(labels >= 0, NO_LABEL, labels)
+    block = PairBlock(unlabelled, np.full((2, rows), np.nan), (UNCHANGED, UNCHANGED), x.shape[1], asked)
+    block.asked = Asked(asked.spread, False)
+    block.whole(kernel_view(x), kernel_view(y), slice(0, rows))
+    given = block.result()
+    mine, theirs = (
+        side.own(start, stop, labels, stats)
+        for side, stats in zip(sides, (given.reference, given.candidate), strict=True)
+    )
+    columns = _columns(given.columns(labelled=False), mine, theirs, (labels != NO_LABEL).any())
+    if asked.tops:
+        columns["top_rank_in_candidate"], shared = sides[1].tops(start, stop, mine.predicted)
+        columns["top_rank_in_reference"], tied = sides[0].tops(start, stop, theirs.predicted)
+        columns["tied"] = shared | tied
+    floored = sides[0].floored_labels(start, stop, labels) | sides[1].floored_labels(start, stop, labels)
+    return StoredRows(columns, 1.0 - mine.within, floored)
+
+
+def _columns(given: dict[str, npt.NDArray[Any]], mine: _Own, theirs: _Own, labelled: bool) -> dict[str, Any]:
+    """What is known given the stored classes, and what each side says of itself, in the order of records."""
+    columns: dict[str, npt.NDArray[Any]] = {}
+    with np.errstate(invalid="ignore"):
+        if labelled:
+            columns |= {"loss_reference": mine.loss, "loss_candidate": theirs.loss}
+            columns |= {"loss_difference": theirs.loss - mine.loss, "delta_p": delta_p(mine.loss, theirs.loss)}
+            columns |= {"rank_reference": mine.rank, "rank_candidate": theirs.rank}
+        columns |= {"kl": mine.within * given["kl"], "kl_reverse": theirs.within * given["kl_reverse"]}
+    columns |= {name: given[name] for name in ("js", "tv", "logit_difference") if name in given}
+    columns |= {"predicted_reference": mine.predicted, "predicted_candidate": theirs.predicted}
+    columns |= {"same_top": np.asarray(mine.predicted == theirs.predicted), "confidence": mine.confidence}
+    return columns | {"entropy_reference": mine.entropy, "entropy_candidate": theirs.entropy}

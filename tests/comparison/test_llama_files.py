@@ -1,0 +1,343 @@
+"""llama.cpp's logits files: real ones and their printed tables, made ones in three dialects, damaged ones."""
+
+import json
+import re
+import struct
+from pathlib import Path
+
+import ml_dtypes
+import naive
+import numpy as np
+import pytest
+
+from bigvocab.comparison.llama_table import LlamaTable, format_table, llama_table
+from bigvocab.comparison.pairs import Asked, Transform
+from bigvocab.comparison.stored import compare_stored
+from bigvocab.errors import FormatError
+from bigvocab.formats.llama_logits import check_same_tokens, is_llama_logits, open_llama_logits
+
+DATA = Path(__file__).parents[1] / "data/llama/kjv-751"
+ALL = Asked(spread=True, tops=True)
+
+
+def opened(name):
+    return open_llama_logits(str(DATA / name))
+
+
+@pytest.fixture(scope="module")
+def logits():
+    with np.load(DATA / "logits.npz") as file:
+        return {name: file[name] for name in file.files}
+
+
+@pytest.fixture(scope="module")
+def exact():
+    with np.load(DATA / "rows.npz") as file:
+        return {name: file[name] for name in file.files}
+
+
+def encode(logits, nats=16.0):
+    """Rows as llama.cpp writes them (its steps are in COMPARE's table 1.1)."""
+    x = logits.astype(np.float32)
+    highest = x.max(1, keepdims=True)
+    low = np.maximum(x.min(1, keepdims=True), highest - np.float32(nats))
+    total = np.log(np.exp((x - highest).astype(np.float64)).sum(1, keepdims=True)).astype(np.float32)
+    scale = ((highest - low) / np.float32(65535)).astype(np.float32)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        q = np.where((x > low) & (scale > 0), np.rint((x - low) * (np.float32(1) / scale)), 0).astype("<u2")
+    floats = np.hstack([scale, low - highest - total]).astype("<f4").view("<u2")
+    return np.hstack([floats, q, np.zeros((len(x), x.shape[1] % 2), "<u2")]).astype("<u2")
+
+
+def write(path, logits, context, *, nats=16.0, version=1, tokens=None, seed=0):
+    """A file of `logits` (rows, classes), whose context must fit the number of rows."""
+    classes = logits.shape[1]
+    if version == 1:
+        windows = len(logits) // (context - 1 - context // 2)
+        count = windows * context
+        head = b"_logits_" + struct.pack("<3i", context, classes, windows)
+    else:
+        stride = max(1, context // 4)
+        windows = len(logits) // (context - 1)
+        count = (windows - 1) * stride + context
+        head = b"_logits_v2" + struct.pack("<5i", context, classes, stride, context, windows)
+    if tokens is None:
+        tokens = np.random.default_rng(seed).integers(0, classes, count)
+    path.write_bytes(head + tokens.astype("<i4").tobytes() + encode(logits, nats).tobytes())
+    return open_llama_logits(str(path))
+
+
+def made(rows, classes, seed=0, spread=3.0):
+    return (np.random.default_rng(seed).standard_normal((rows, classes)) * spread).astype(np.float32)
+
+
+# Real files
+
+
+def test_a_real_file(logits, exact):
+    base = opened("base.kld")
+    assert is_llama_logits((DATA / "base.kld").read_bytes()[:16])
+    assert (base.dialect, base.nats, base.shape) == ("llama.cpp", 16.0, (200, 751))
+    assert base.describe()["floor"] == "16 nats or less"
+    np.testing.assert_array_equal(base.labels, exact["label"])
+    assert base.windows.tolist() == [w for w in range(10) for _ in range(20)]
+    assert base.positions[:21].tolist() == [*range(22, 42), 22]
+    assert (encode(logits["base"]) == base._words).all()
+    expected = np.maximum(naive.log_softmax(logits["base"]).astype(float), base.lowest(0, 200)[:, None])
+    np.testing.assert_allclose(base.log_probabilities(0, 200), expected, atol=1.3e-4)
+    assert base.floored(0, 200).sum() == json.loads((DATA / "expected.json").read_text())["file"]["floored_rows"]
+
+
+TABLES = (("printed.txt", "base.kld", "candidate"), ("printed_self.txt", "base.kld", "base"))
+TABLES += (("printed_reverse.txt", "candidate.kld", "base"),)
+
+
+@pytest.mark.parametrize(("printed", "file", "live"), TABLES)
+def test_the_printed_table_to_the_last_digit(printed, file, live, logits):
+    text = (DATA / printed).read_text()
+    table = llama_table(opened(file), logits[live])
+    assert format_table(table.figures()).rstrip() == text[text.index("====== Perp") :].rstrip()
+    running = re.findall(r"^ +(\d+) +(.*)$", text, re.MULTILINE)
+    assert len(running) == 10
+    names = ("mean_ppl_q", "mean_ln_ratio", "mean_kld", "rms_dp", "same_top_p")
+    for window, line in running:
+        found = table.window_figures(20 * int(window))
+        numbers = re.findall(r"-?(?:nan|\d+\.\d+)", line)
+        digits = (4, 4, 5, 5, 5, 5, 3, 3, 3, 3)
+        mine = [value for name in names for value in (found[name]["value"], found[name]["error"])]
+        for value, number, places in zip(mine, numbers, digits, strict=True):
+            assert f"{value:.{places}f}".replace("nan", "-nan") == number, (window, line)
+
+
+def test_the_table_with_all_digits(logits):
+    expected = json.loads((DATA / "expected.json").read_text())["llama_cpp_unrounded"]
+    found = llama_table(opened("base.kld"), logits["candidate"]).figures()
+    assert found["mean_kld"]["value"] == pytest.approx(expected["Mean KLD"][0], rel=1e-9)
+    assert found["kld"]["99.9"] == pytest.approx(expected["99.9% KLD"][0], rel=1e-9)
+    assert found["dp"]["min"] == pytest.approx(expected["Minimum Δp"][0], rel=1e-9)
+    assert found["mean_difference"]["error"] == pytest.approx(expected["Mean PPL(Q)-PPL(base)"][1], rel=1e-6)
+
+
+def test_the_table_merges_and_is_kept(logits):
+    base = opened("base.kld")
+    whole, parts = llama_table(base, logits["candidate"]), [LlamaTable() for _ in range(3)]
+    rows = whole.state()
+    for k in range(3):
+        part = {name: column[rows["row"] % 3 == k] for name, column in rows.items()}
+        parts[k] = LlamaTable.from_state(part)
+    parts[2].merge(parts[0])
+    parts[2].merge(parts[1])
+    assert parts[2].figures() == whole.figures()
+
+
+def test_figures_from_a_file_and_live_logits(logits, exact):
+    """25 times nearer to the truth than the printed table's rows are on large vocabularies; 4 times here."""
+    base, candidate = opened("base.kld"), opened("candidate.kld")
+    lines = json.loads((DATA / "expected.json").read_text())["kl_mean_and_error"]
+    for other, line in ((logits["candidate"], "kept classes, live candidate"), (candidate, "kept classes, both files")):
+        rows = compare_stored(base, other, base.labels, asked=ALL)
+        error = rows.columns["kl"] - exact["kl"]
+        assert np.sqrt((error**2).mean()) == pytest.approx(lines[line][1]["rms"], rel=0.01)
+        assert rows.columns["kl"].mean() == pytest.approx(lines[line][0], abs=5e-8)
+        np.testing.assert_allclose(rows.columns["kl_reverse"], exact["kl_reverse"], atol=1e-4)
+        for name in ("js", "tv"):
+            np.testing.assert_allclose(rows.columns[name], exact[name], atol=2e-4)
+        for side in ("reference", "candidate"):
+            np.testing.assert_allclose(rows.columns[f"loss_{side}"], exact[f"loss_{side}"], atol=1.3e-4)
+            np.testing.assert_array_equal(rows.columns[f"predicted_{side}"], exact[f"predicted_{side}"])
+        assert not rows.floored_labels.any()
+        assert 0 <= rows.mass.min() <= rows.mass.max() < 3e-4
+    np.testing.assert_array_equal(rows.columns["rank_reference"], exact["rank_reference"])
+
+
+def test_a_file_with_itself_is_0_exactly():
+    base = opened("base.kld")
+    rows = compare_stored(base, opened("base.kld"), base.labels, asked=ALL)
+    for name in ("kl", "kl_reverse", "js", "tv", "logit_difference", "loss_difference", "delta_p"):
+        assert (rows.columns[name] == 0).all(), name
+    assert rows.columns["same_top"].all()
+    assert (rows.columns["top_rank_in_candidate"] == 1).all()
+
+
+def test_a_file_as_candidate(logits, exact):
+    candidate = opened("candidate.kld")
+    rows = compare_stored(logits["base"], candidate, candidate.labels)
+    np.testing.assert_allclose(rows.columns["kl"], exact["kl"], atol=3e-5)
+    swapped = compare_stored(candidate, logits["base"], candidate.labels)
+    assert (swapped.columns["kl"] == rows.columns["kl_reverse"]).all()
+    assert (swapped.columns["kl_reverse"] == rows.columns["kl"]).all()
+
+
+def test_ranges_of_rows_and_threads_change_no_bit(logits):
+    base = opened("base.kld")
+    whole = compare_stored(base, logits["candidate"], base.labels, asked=ALL)
+    for start, stop in ((0, 70), (70, 71), (71, 200)):
+        part = compare_stored(
+            base, logits["candidate"], base.labels[start:stop], asked=ALL, start=start, stop=stop, num_threads=1
+        )
+        for name, column in whole.columns.items():
+            assert (part.columns[name] == column[start:stop]).all(), name
+
+
+def test_other_types_of_logits(logits):
+    base, exact = opened("base.kld"), compare_stored(opened("base.kld"), logits["candidate"], opened("base.kld").labels)
+    for dtype in (np.float16, ml_dtypes.bfloat16, np.float64, ">f4"):
+        rows = compare_stored(base, logits["candidate"].astype(dtype), base.labels)
+        atol = 1e-6 if np.dtype(dtype).itemsize > 2 else 0.05
+        np.testing.assert_allclose(rows.columns["kl"], exact.columns["kl"], atol=atol)
+    scaled = compare_stored(base, logits["candidate"] * 2, base.labels, transforms=(Transform(), Transform(0.5)))
+    np.testing.assert_allclose(scaled.columns["kl"], exact.columns["kl"], rtol=1e-6)
+
+
+def test_the_bound_holds_where_much_lies_below_the_floor(tmp_path):
+    x, y = made(40, 3001, spread=8.0), made(40, 3001, 1, spread=8.0)
+    x[:, 0] = y[:, 1] = 25.0
+    file = write(tmp_path / "f", x, 42)
+    rows = compare_stored(file, y, file.labels)
+    true = naive.kl_divergence(x, y).astype(float)
+    slack = 1e-4 * np.sqrt(2 * true)
+    assert (rows.columns["kl"] <= true + slack).all()
+    assert (rows.mass >= 0).all()
+    assert file.floored(0, 40).all()
+    at_the_floor = file.rows(0, 40)[np.arange(40), file.labels] == 0
+    assert at_the_floor.any()
+    assert (rows.floored_labels == at_the_floor).all()
+
+
+def test_shared_tops_and_masks(tmp_path):
+    x = made(20, 50)
+    x[:, 7], x[:, 3] = 20.00005, 20.0  # half a step apart: both are 65535
+    x[4, 30:] = -np.inf
+    y = x.copy()
+    y[5, 3] = -np.inf
+    file = write(tmp_path / "f", x, 42)
+    rows = compare_stored(file, y, file.labels, asked=ALL)
+    assert rows.columns["tied"].all()
+    assert (rows.columns["predicted_reference"] == 3).all()
+    assert np.isinf(rows.columns["kl"]).tolist() == [row == 5 for row in range(20)]
+    assert rows.columns["kl"][4] < 1e-7
+
+
+# Dialects
+
+
+def test_three_dialects(tmp_path):
+    x = made(40, 301, spread=3.3)
+    plain = write(tmp_path / "a", x, 42)
+    wide = write(tmp_path / "b", x, 42, nats=24.0)
+    second = write(tmp_path / "c", x, 21, version=2)
+    assert [file.dialect for file in (plain, wide, second)] == ["llama.cpp", "ik_llama.cpp", "v2"]
+    assert [file.nats for file in (plain, wide, second)] == [16.0, 24.0, 16.0]
+    assert second.shape == (40, 301)
+    assert second.windows.tolist() == [0] * 20 + [1] * 20
+    assert second.labels.tolist() == [*second.tokens[1:21], *second.tokens[6:26]]
+    np.testing.assert_allclose(second.log_probabilities(0, 40), plain.log_probabilities(0, 40))
+    assert wide.floored(0, 40).sum() < plain.floored(0, 40).sum()
+    rows = compare_stored(wide, x, wide.labels)
+    assert (rows.columns["kl"] < 1e-8).all()
+    odd = write(tmp_path / "d", made(2, 5), 4)  # T = 4: one row a window
+    assert odd.positions.tolist() == [3, 3]
+    assert write(tmp_path / "e", made(4, 5), 5).positions.tolist() == [3, 4, 3, 4]
+
+
+def test_a_first_version_whose_context_reads_v2(tmp_path):
+    file = write(tmp_path / "f", made(12918 - 1 - 6459, 2), 12918)
+    assert (tmp_path / "f").read_bytes()[:10] == b"_logits_v2"
+    assert (file.header.version, file.header.context) == (1, 12918)
+
+
+def test_equal_logits_have_no_scale(tmp_path):
+    file = write(tmp_path / "f", np.zeros((20, 8), np.float32), 42)
+    rows = compare_stored(file, np.zeros((20, 8), np.float32), file.labels)
+    assert (rows.columns["kl"] == 0).all()
+    np.testing.assert_allclose(rows.columns["loss_reference"], np.log(8), rtol=1e-6)
+
+
+def test_rows_of_every_position():
+    base = opened("base.kld")
+    assert base.rows_of(200, "c.npy").tolist() == list(range(200))
+    every = base.rows_of(420, "c.npy")
+    assert every[:2].tolist() == [21, 22]
+    assert every[20] == 42 + 21
+    assert base.rows_of(410, "c.npy")[20] == 41 + 21
+    with pytest.raises(FormatError, match=r"c\.npy: got 199 rows, expected 200 .*420 .*410"):
+        base.rows_of(199, "c.npy")
+
+
+# Damage
+
+GOOD = (DATA / "base.kld").read_bytes()
+
+
+def patched(at, data):
+    return GOOD[:at] + data + GOOD[at + len(data) :]
+
+
+DAMAGED = {
+    "another file": (b"\x93NUMPY" + GOOD[6:], "expected b'_logits_'"),
+    "8 bytes": (GOOD[:8], "header is cut short"),
+    "header": (GOOD[:16], "context of 42 tokens and nothing more"),
+    "tokens": (GOOD[:1000], "end within the tokens, which reach to byte 1700"),
+    "killed": (GOOD[:-1512], "199 whole rows, expected 200.*whole windows: 9 of 10"),
+    "half a row": (GOOD[:-100], "199 whole rows, expected 200"),
+    "doubled": (GOOD + GOOD, "second file begins there"),
+    "longer": (GOOD + b"\0\0", "expected 304100 by its header"),
+    "no classes": (patched(12, struct.pack("<i", 0)), "0 classes"),
+    "negative": (patched(8, struct.pack("<i", -42)), "context of -42 tokens"),
+    "two tokens": (patched(8, struct.pack("<i", 2)), "context of 2 tokens"),
+    "no windows": (patched(16, struct.pack("<i", 0)), "0 windows"),
+    "huge": (patched(8, struct.pack("<3i", *[2**31 - 1] * 3)), "end within the tokens"),
+    "overflowed": (patched(8, struct.pack("<3i", 32768, 151936, 1)), "past 32 bits"),
+    "a token": (patched(20, struct.pack("<i", 751)), r"token 0 is 751, expected an id in \[0, 751\)"),
+    "a negative token": (patched(24, struct.pack("<i", -1)), "token 1 is -1"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_damaged_files(name, tmp_path):
+    data, message = DAMAGED[name]
+    (tmp_path / "f.kld").write_bytes(data)
+    with pytest.raises(FormatError, match=message) as caught:
+        open_llama_logits(str(tmp_path / "f.kld"))
+    assert str(caught.value).startswith(str(tmp_path / "f.kld"))
+
+
+def test_an_overflow_of_the_writer_is_named(tmp_path):
+    with (tmp_path / "f.kld").open("wb") as file:
+        file.write(b"_logits_" + struct.pack("<3i", 32768, 151936, 1))
+        file.truncate(20 + 4 * 32768 + 100 * 2 * 151940)
+    with pytest.raises(FormatError, match="past 32 bits.*smaller context"):
+        open_llama_logits(str(tmp_path / "f.kld"))
+
+
+@pytest.mark.parametrize("values", [(np.nan, -9.0), (-1e-4, -9.0), (1e-3, -40.0), (1e-4, np.inf), (2e-4, -1.0)])
+def test_rows_whose_constants_cannot_be(values, tmp_path):
+    (tmp_path / "f.kld").write_bytes(patched(1700 + 3 * 1512, struct.pack("<2f", *values)))
+    with pytest.raises(FormatError, match="row 3 has scale"):
+        open_llama_logits(str(tmp_path / "f.kld")).floored(0, 1)
+
+
+def test_rows_without_a_top(tmp_path):
+    (tmp_path / "f.kld").write_bytes(patched(1700 + 5 * 1512 + 8, bytes(1502)))
+    file = open_llama_logits(str(tmp_path / "f.kld"))
+    file.rows(0, 5)
+    with pytest.raises(FormatError, match="row 5 has 0 for its top, expected 65535"):
+        file.rows(3, 9)
+
+
+def test_a_file_of_a_run_that_found_too_few_tokens():
+    with pytest.raises(FormatError, match="12 bytes.*too few tokens"):
+        opened("too_few_tokens.kld")
+
+
+def test_files_of_different_texts(tmp_path):
+    x = made(40, 30)
+    a = write(tmp_path / "a", x, 42)
+    tokens = a.tokens.copy()
+    tokens[50] = (tokens[50] + 1) % 30
+    b = write(tmp_path / "b", x, 42, tokens=tokens)
+    with pytest.raises(FormatError, match=rf"b: token 50 \(window 1\) is {tokens[50]}, expected {a.tokens[50]} as in"):
+        check_same_tokens(a, b)
+    with pytest.raises(FormatError, match="got num classes 31, expected 30"):
+        check_same_tokens(a, write(tmp_path / "c", made(40, 31), 42))
+    check_same_tokens(a, write(tmp_path / "d", made(40, 30, 5), 42, tokens=a.tokens))
