@@ -108,7 +108,7 @@ class PairRows:
         if self.asked.tops:
             found["top_rank_in_candidate"] = 1 + self.top_counts[:, 0]
             found["top_rank_in_reference"] = 1 + self.top_counts[:, 1]
-            found["tied"] = (self.top_counts[:, 2:] > 1).any(axis=1)
+            found["tied"] = np.asarray((self.top_counts[:, 2:] > 1).any(axis=1))
         if labelled:
             found |= {"rank_reference": p.rank, "rank_candidate": q.rank}
         with np.errstate(divide="ignore"):
