@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from bigvocab.comparison.moments import Lines, Moments
 from bigvocab.comparison.statistics import ComparedRows, PairTally
-from bigvocab.losses.reductions import divide
+from bigvocab.losses.exact_sums import divide
 
 Floats = npt.NDArray[np.float64]
 # Differences by their names in reports: a less b of this column.

@@ -8,7 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from bigvocab import arguments
-from bigvocab.comparison.pairs import Asked, PairRows, Transform, compare_tiles
+from bigvocab.comparison.pairs import Asked, PairRows, Transform
+from bigvocab.comparison.tile_pairs import compare_tiles
 from bigvocab.errors import BigvocabError
 from bigvocab.losses.reductions import check_reduction, reduce_losses
 from bigvocab.threads import resolve_threads

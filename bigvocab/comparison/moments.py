@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bigvocab.losses.reductions import ExactSums, divide, to_float
+from bigvocab.losses.exact_sums import ExactSums, divide, to_float
 
 Floats = npt.NDArray[np.float64]
 _SPLIT = 134217729.0  # 2**27 + 1

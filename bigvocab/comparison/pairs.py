@@ -1,27 +1,21 @@
 """Pairs of rows of logits: what both sides say of themselves, and what lies between them.
 
-Rows come as tiles, a list of (first class, 2-D array), on either side; the two sides may be split differently.
+A range of classes of all rows is added at a time, in order of class; what drives it is `tile_pairs` for stored rows and
+`made_rows` for those that a layer makes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from bigvocab.matrices.rows import RowStatistics, Tiles, kernel_view, share_rows, streamed, wanted
+from bigvocab.losses.row_statistics import RowStatistics, wanted
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
-Piece = tuple[tuple[int, int], npt.NDArray[Any]]
-
-# Classes of a row that are worked at a time; more are merged by the chain rule. Part of what a bit depends on.
-SEGMENT = 1 << 18
-_CACHED_BYTES = 1 << 20  # of rows of all sides, where several candidates are held against one reference
 
 
 @dataclass(frozen=True)
@@ -42,10 +36,12 @@ class Asked:
     Args:
         spread: js, tv and logit_difference, which take a second look at rows of several tiles.
         tops: the ranks that each side gives to the other's top class, and ties; another look as well.
+        overlap: the k for which the share of common classes among the k highest is wanted; at most 64.
     """
 
     spread: bool = False
     tops: bool = False
+    overlap: tuple[int, ...] = ()
 
 
 UNCHANGED, KL_ALONE = Transform(), Asked()
@@ -53,12 +49,15 @@ UNCHANGED, KL_ALONE = Transform(), Asked()
 
 @dataclass
 class PairRows:
-    """What rows of two sides have: statistics of each, `divergences` and `top_counts` of the pair (n rows)."""
+    """What rows of two sides have: statistics of each, and of the pair `divergences`, `top_counts` and the
+    `top_classes` of both (2, n, k).
+    """
 
     reference: RowStatistics
     candidate: RowStatistics
     divergences: Floats
     top_counts: Integers
+    top_classes: Integers
     asked: Asked
 
     def _column(self, index: int) -> Floats:
@@ -90,6 +89,16 @@ class PairRows:
         with np.errstate(invalid="ignore", divide="ignore"):
             return self._column(4) / self._column(5)
 
+    @property
+    def nonfinite(self) -> npt.NDArray[np.bool_]:
+        """(2, n) rows without finite sums, of the reference and of the candidate.
+
+        A label that both have masked has no difference of losses, and counts for both.
+        """
+        with np.errstate(invalid="ignore"):
+            masked = (self.reference.label_loss == np.inf) & (self.candidate.label_loss == np.inf)
+        return ~np.stack([self.reference.finite, self.candidate.finite]) | masked
+
     def columns(self, *, labelled: bool = True) -> dict[str, npt.NDArray[Any]]:
         """Every value of a row, by the name it has in records; `labelled` for those that need a label."""
         p, q = self.reference, self.candidate
@@ -112,8 +121,17 @@ class PairRows:
         if labelled:
             found |= {"rank_reference": p.rank, "rank_candidate": q.rank}
         with np.errstate(divide="ignore"):
-            found["confidence"] = 1.0 / p.columns[:, 1]
-        return found | {"entropy_reference": p.entropy, "entropy_candidate": q.entropy}
+            found["confidence"] = 1.0 / p.exp_sum
+        found |= {"entropy_reference": p.entropy, "entropy_candidate": q.entropy}
+        return found | {f"overlap.{k}": self.overlap(k) for k in self.asked.overlap}
+
+    def overlap(self, k: int) -> Floats:
+        """The share of common classes among the k highest of each side."""
+        from bigvocab.kernels import top_classes
+
+        shared = np.empty(len(self.divergences), np.int64)
+        top_classes.rows_shared(self.top_classes[0], self.top_classes[1], k, shared)
+        return shared / k
 
 
 def delta_p(loss_reference: Floats, loss_candidate: Floats) -> Floats:
@@ -159,6 +177,8 @@ class PairBlock:
         self.out = np.zeros((rows, divergence.COLUMNS))
         self.tops = np.zeros((rows, 4), np.int64)
         self.at_top = np.full((2, rows), np.nan)
+        most = max(asked.overlap, default=0)
+        self.top_ids, self.top_values = np.full((2, rows, most), -1), np.full((2, rows, most), -np.inf)
         self._want = wanted(rank=True, entropy=True, predicted=True)
 
     def whole(self, x: npt.NDArray[Any], y: npt.NDArray[Any], rows: slice, known: bool = False) -> None:
@@ -172,6 +192,15 @@ class PairBlock:
             (0, self.num_classes), self.stats[0, rows], self.stats[1, rows], self.at_top[:, rows], self.out[rows],
             self.tops[rows],
         )  # fmt: skip
+        self._add_top_classes((0, self.num_classes), x, y, rows)
+
+    def _add_top_classes(self, span: tuple[int, int], x: npt.NDArray[Any], y: npt.NDArray[Any], rows: slice) -> None:
+        from bigvocab.kernels import top_classes
+
+        if self.asked.overlap:
+            for side, values in enumerate((x, y)):
+                ids, best = self.top_ids[side, rows], self.top_values[side, rows]
+                top_classes.rows_top_classes(values, self.labels[rows], span, ids, best)
 
     def add(self, span: tuple[int, int], x: npt.NDArray[Any], y: npt.NDArray[Any], rows: slice) -> None:
         """Add a range of classes, span = (first class, classes), of `rows`."""
@@ -188,14 +217,20 @@ class PairBlock:
         divergence.rows_divergence(x, y, labels, self.transforms, span, self.wide, False, *tiles, found)
         stats, others = self.stats[0, rows], self.stats[1, rows]
         divergence_merge.rows_chain(*tiles, found, self.transforms, stats, others, self.out[rows])
+        self._add_top_classes(span, x, y, rows)
+
+    def top_of(self, side: int) -> Integers:
+        """The top class of each row of the reference (0) or the candidate (1); -1 where there is none."""
+        from bigvocab.kernels import row_statistics
+
+        return self.stats[side, :, row_statistics.ARGMAX].astype(np.int64)
 
     def find_tops(self, span: tuple[int, int], x: npt.NDArray[Any], y: npt.NDArray[Any], rows: slice) -> None:
         """Take what each side has at the other's top class from a range of classes, before `revisit` counts."""
-        from bigvocab.kernels import row_statistics, softmax
+        from bigvocab.kernels import softmax
 
         for side, values in enumerate((x, y)):
-            top = self.stats[1 - side, rows, row_statistics.ARGMAX].astype(np.int64)
-            softmax.rows_gather(values, top, span, self.at_top[side, rows])
+            softmax.rows_gather(values, self.top_of(1 - side)[rows], span, self.at_top[side, rows])
 
     def revisit(self, span: tuple[int, int], x: npt.NDArray[Any], y: npt.NDArray[Any], rows: slice) -> None:
         """Look at a range of classes again, with the sums of whole rows known."""
@@ -216,111 +251,4 @@ class PairBlock:
             for stats, logits, (scale, softcap) in zip(self.stats, self.label_logits, self.transforms, strict=True)
         ]
         self.out[~(sides[0].finite & sides[1].finite)] = np.nan
-        return PairRows(sides[0], sides[1], self.out, self.tops, self.asked)
-
-
-def compare_tiles(
-    reference: Tiles,
-    candidates: Mapping[str, Tiles],
-    labels: Integers,
-    num_classes: int,
-    *,
-    transform: Transform = UNCHANGED,
-    transforms: Mapping[str, Transform] | None = None,
-    asked: Asked = KL_ALONE,
-    num_threads: int | None = None,
-) -> dict[str, PairRows]:
-    """What lies between a reference and each candidate, row by row; the reference is read once for all.
-
-    Args:
-        reference: tiles of the rows (n, classes).
-        candidates: tiles of the same rows by name of the candidate.
-        labels: (n,); row_statistics.SKIP leaves a row out, NO_LABEL reads a row without a label.
-        num_classes: classes from this one on do not exist on any side.
-        transform: of the reference's logits.
-        transforms: of the candidates'; as the reference's where there is none.
-        asked: what is wanted beside kl and kl_reverse.
-        num_threads: None is all usable cores; no result depends on it.
-    """
-    from bigvocab.kernels.row_statistics import SKIP
-
-    labels, rows = np.ascontiguousarray(labels), len(labels)
-    blocks = {
-        name: PairBlock(
-            labels, np.full((2, rows), np.nan), (transform, (transforms or {}).get(name, transform)), num_classes, asked
-        )
-        for name in candidates
-    }
-    sides = [reference, *candidates.values()]
-    tiles = [tile for side in sides for tile in side]
-
-    def work(start: int, stop: int) -> None:
-        read = (streamed([tile], start, stop, labels[start:stop] == SKIP) for tile in tiles)
-        for pieces in zip(*read, strict=True):
-            parts = iter(pieces)
-            mine, *others = [[next(parts) for _ in side] for side in sides]
-            _work_rows(mine, dict(zip(candidates, others, strict=True)), blocks, slice(start, stop))
-
-    share_rows(work, tiles, rows, num_threads)
-    return {name: block.result() for name, block in blocks.items()}
-
-
-def _work_rows(
-    mine: Sequence[Piece], others: Mapping[str, Sequence[Piece]], blocks: Mapping[str, PairBlock], rows: slice
-) -> None:
-    """Do all of a turn's rows: at once for one candidate, else as many as the cache holds."""
-    num_rows = rows.stop - rows.start
-    row_bytes = sum(piece.shape[1] * piece.itemsize for side in (mine, *others.values()) for _, piece in side)
-    step = num_rows if len(blocks) == 1 and _is_whole(mine) else max(1, _CACHED_BYTES // max(1, row_bytes))
-    for at in range(0, num_rows, max(1, step)):
-        part = slice(at, min(at + step, num_rows))
-        known: PairBlock | None = None  # where the reference's own sums stand already
-        for name, block in blocks.items():
-            here = slice(rows.start + part.start, rows.start + part.stop)
-            known = _work_block(block, mine, others[name], part, here, known)
-
-
-def _is_whole(pieces: Sequence[Piece]) -> bool:
-    return len(pieces) == 1
-
-
-def _work_block(
-    block: PairBlock, mine: Sequence[Piece], theirs: Sequence[Piece], part: slice, rows: slice, known: PairBlock | None
-) -> PairBlock | None:
-    """Do rows of one pair of sides; the block whose sums of the reference the next candidate may take."""
-    from bigvocab.kernels import softmax
-
-    for side, pieces in enumerate((mine, theirs)):
-        for span, piece in pieces:
-            softmax.rows_gather(piece[part], block.labels[rows], span, block.label_logits[side, rows])
-    cuts = _cuts(mine, theirs, block.num_classes)
-    ranges = [((a, b - a), _cut(mine, a, b, part), _cut(theirs, a, b, part)) for a, b in pairwise(cuts)]
-    if len(ranges) == 1:
-        _, x, y = ranges[0]
-        if known is not None:
-            block.stats[0, rows] = known.stats[0, rows]
-        block.whole(x, y, rows, known is not None)
-        return block
-    for span, x, y in ranges:
-        block.add(span, x, y, rows)
-    if block.asked.tops:
-        for span, x, y in ranges:
-            block.find_tops(span, x, y, rows)
-    if block.asked.tops or block.asked.spread:
-        for span, x, y in ranges:
-            block.revisit(span, x, y, rows)
-    return known
-
-
-def _cuts(mine: Sequence[Piece], theirs: Sequence[Piece], num_classes: int) -> list[int]:
-    """Where ranges of classes begin, and the last ends: at every tile of both sides, and every segment."""
-    firsts = {first for (first, _), _ in (*mine, *theirs)} | set(range(0, num_classes, SEGMENT))
-    return [*sorted(first for first in firsts if first < num_classes), num_classes]
-
-
-def _cut(pieces: Sequence[Piece], start: int, stop: int, rows: slice) -> npt.NDArray[Any]:
-    """Classes `start` to `stop`, which lie in one piece, of `rows`."""
-    for (first, classes), piece in pieces:
-        if first <= start and stop <= first + classes:
-            return kernel_view(piece[rows, start - first : stop - first])
-    raise IndexError(f"classes {start} to {stop} lie in no tile")
+        return PairRows(sides[0], sides[1], self.out, self.tops, self.top_ids, self.asked)

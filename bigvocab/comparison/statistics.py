@@ -17,7 +17,7 @@ import numpy.typing as npt
 from bigvocab.comparison.extremes import Worst, percentiles, spread_of
 from bigvocab.comparison.flips import mcnemar_p
 from bigvocab.comparison.moments import Lines, Moments, exact_product, spread, stderr
-from bigvocab.losses.reductions import ExactSums, divide, to_float
+from bigvocab.losses.exact_sums import ExactSums, divide, to_float
 
 Floats = npt.NDArray[np.float64]
 Names = tuple[npt.NDArray[Any], list[str]]  # the line of each row, and what the lines are called
@@ -28,6 +28,7 @@ CONFIDENCES = (0.0, 0.25, 0.5, 0.75, 0.95, 1.0)
 KEPT = ("kl", "kl_reverse", "js", "tv", "delta_p")
 # Values of which only a mean is reported.
 AVERAGED = ("logit_difference", "entropy_reference", "entropy_candidate")
+_SUMMED = ("loss_reference", "loss_candidate", "loss_difference", *KEPT, *AVERAGED)
 _COUNTS = ("rows", "ignored_rows", "nonfinite_reference", "nonfinite_candidate", "same_top", "tied_rows")
 _FLIPS = ("both_right", "to_wrong", "to_right", "both_wrong")
 
@@ -101,8 +102,8 @@ class PairTally:
             self._add_floor(rows.mass[kept], rows.floored_labels[kept])
 
     def _add_sums(self, columns: dict[str, npt.NDArray[Any]]) -> None:
-        for name in ("loss_reference", "loss_candidate", "loss_difference", *KEPT, *AVERAGED):
-            if name in columns:
+        for name in columns:
+            if name in _SUMMED or name.startswith("overlap."):
                 self._moments(name).add(columns[name])
         if "delta_p" in columns:
             self._moments("delta_p_squared").add(columns["delta_p"] ** 2)
@@ -226,6 +227,9 @@ class PairTally:
         for name in AVERAGED:
             if name in self.moments:
                 found[name] = {"mean": self.moments[name].mean(n)}
+        overlaps = {name.split(".")[1]: moments.mean(n) for name, moments in self.moments.items() if "overlap." in name}
+        if overlaps:
+            found["overlap"] = overlaps
         found["by_confidence"] = self._by_confidence()
         if len(self.groups):
             found["groups"] = groups = self._groups()

@@ -18,8 +18,10 @@ import numpy as np
 import numpy.typing as npt
 
 from bigvocab.comparison.pairs import KL_ALONE, UNCHANGED, Asked, PairBlock, Transform, delta_p
+from bigvocab.errors import BigvocabError
 from bigvocab.formats.llama_logits import LlamaLogits
-from bigvocab.matrices.rows import RowStatistics, in_one_piece, kernel_view, softmax_rows, wanted
+from bigvocab.losses.row_statistics import RowStatistics, softmax_rows, wanted
+from bigvocab.matrices.tiles import StoredRows, in_one_piece, kernel_view
 from bigvocab.threads import resolve_threads, run_threads
 
 Floats = npt.NDArray[np.float64]
@@ -38,28 +40,33 @@ class _Own:
     entropy: Floats
     confidence: Floats
     within: Floats
+    finite: npt.NDArray[np.bool_]
 
 
 @dataclass
-class StoredRows:
+class StoredPairs:
     """Columns of rows, by the name they have in records, and what the floor hides.
 
     Args:
         columns: as `PairRows.columns` has them; kl and kl_reverse are lower bounds.
+        nonfinite: (2, n) rows without finite sums, of the reference and of the candidate.
         mass: (n,) of the reference that lies in classes left out.
         floored_labels: (n,) whether the label's loss is only known to be at least what is given.
     """
 
     columns: dict[str, npt.NDArray[Any]]
+    nonfinite: npt.NDArray[np.bool_]
     mass: Floats
     floored_labels: npt.NDArray[np.bool_]
 
 
-class _LlamaSide:
-    """Rows of a llama.cpp file, decoded a block at a time."""
+class LlamaSide:
+    """Rows of a llama.cpp file as a side, decoded a block at a time."""
+
+    masks = True
 
     def __init__(self, file: LlamaLogits) -> None:
-        self._file = file
+        self._file, self.num_classes = file, file.shape[1]
 
     def decode(self, start: int, stop: int) -> npt.NDArray[Any]:
         """Log probabilities (n, V) less those of the top; -inf below the floor."""
@@ -70,6 +77,7 @@ class _LlamaSide:
         return out
 
     def own(self, start: int, stop: int, labels: Integers, given: RowStatistics) -> _Own:
+        """What the side says of itself; `given` are its statistics over the classes that are compared."""
         from bigvocab.kernels import stored_logits
 
         file, rows = self._file, stop - start
@@ -81,7 +89,7 @@ class _LlamaSide:
         stored_logits.stored_tops(stored, file.floored(start, stop), labels, nobody, top, counts, rank)
         highest = scales.astype(np.float64) * 65535 + lowest.astype(np.float64)
         within = np.minimum(np.exp(given.logsumexp + highest), 1.0)
-        return _Own(loss, rank, top, given.entropy, np.exp(np.minimum(highest, 0.0)), within)
+        return _Own(loss, rank, top, given.entropy, np.exp(np.minimum(highest, 0.0)), within, np.ones(rows, bool))
 
     def tops(self, start: int, stop: int, others: Integers) -> tuple[Integers, npt.NDArray[np.bool_]]:
         """(rank of the other side's top class, whether the top is shared)."""
@@ -95,15 +103,25 @@ class _LlamaSide:
         return 1 + counts[:, 0], counts[:, 1] > 1
 
     def floored_labels(self, start: int, stop: int, labels: Integers) -> npt.NDArray[np.bool_]:
+        """Whether the label lies under the floor."""
         q = self._file.rows(start, stop)[np.arange(stop - start), np.maximum(labels, 0)]
         return (labels >= 0) & (q == 0) & self._file.floored(start, stop)
 
 
-class _ExactSide:
-    """Rows of exact logits, one tile (n, V) or more."""
+class ExactSide:
+    """Logits as a side.
 
-    def __init__(self, logits: npt.NDArray[Any], transform: Transform, which: Integers | None) -> None:
+    Args:
+        logits: an array or `Matrix` (N, V).
+        transform: of its logits.
+        which: the row here of each row of the other side's file (`LlamaLogits.rows_of`); all in order where None.
+    """
+
+    masks = False
+
+    def __init__(self, logits: Any, transform: Transform = UNCHANGED, which: Integers | None = None) -> None:
         self._logits, self._transform, self._which = logits, transform, which
+        self.num_classes = logits.shape[1]
 
     def _rows(self, start: int, stop: int) -> npt.NDArray[Any]:
         rows = self._logits[start:stop] if self._which is None else self._logits[self._which[start:stop]]
@@ -124,14 +142,15 @@ class _ExactSide:
         return out
 
     def own(self, start: int, stop: int, labels: Integers, given: RowStatistics) -> _Own:
+        """What the side says of itself; `given` are its statistics over the classes that are compared."""
         scale, softcap = self._transform
         want = wanted(rank=True, entropy=True, predicted=True)
-        rows = [(0, self._rows(start, stop))]
+        rows = StoredRows.of(self._rows(start, stop))
         whole = softmax_rows(rows, labels, want=want, scale=scale, softcap=softcap, num_threads=1)
         with np.errstate(divide="ignore", invalid="ignore"):
             within = np.minimum(np.exp(given.logsumexp - whole.logsumexp), 1.0)
-            confidence = 1.0 / whole.columns[:, 1]
-        return _Own(whole.label_loss, whole.rank, whole.predicted, whole.entropy, confidence, within)
+            confidence = 1.0 / whole.exp_sum
+        return _Own(whole.label_loss, whole.rank, whole.predicted, whole.entropy, confidence, within, whole.finite)
 
     def tops(self, start: int, stop: int, others: Integers) -> tuple[Integers, npt.NDArray[np.bool_]]:
         """(rank of the other side's top class, whether the top is shared)."""
@@ -144,84 +163,82 @@ class _ExactSide:
         return ranks, shared
 
     def floored_labels(self, start: int, stop: int, labels: Integers) -> npt.NDArray[np.bool_]:
+        """None is hidden."""
         return np.zeros(stop - start, bool)
 
 
-Side = LlamaLogits | npt.NDArray[Any]
+Side = LlamaSide | ExactSide
 
 
 def compare_stored(
     reference: Side,
     candidate: Side,
     labels: Integers,
+    start: int,
     *,
-    transforms: tuple[Transform, Transform] = (UNCHANGED, UNCHANGED),
-    which: Integers | None = None,
     asked: Asked = KL_ALONE,
     num_threads: int | None = None,
-    start: int = 0,
-    stop: int | None = None,
-) -> StoredRows:
-    """What lies between rows `start` to `stop` of two sides, at least one of them a llama.cpp file.
+) -> StoredPairs:
+    """What lies between rows of two sides, at least one of them a llama.cpp file, from row `start` of the file on.
 
     Args:
-        reference: a file, or logits (n, V) of its rows.
-        candidate: as `reference`.
-        labels: (stop - start,); row_statistics.SKIP leaves a row out, NO_LABEL reads a row without a label.
-        transforms: of the logits of each side; a file has none.
-        which: (rows of the file,) rows of the logits that belong to the file's; all in order where None.
+        reference: P.
+        candidate: Q.
+        labels: of the rows (n,); row_statistics.SKIP leaves a row out, NO_LABEL reads a row without a label.
+        start: the first row.
         asked: what is wanted beside kl and kl_reverse.
         num_threads: None is all usable cores; no result depends on it.
-        start: the first row of the file.
-        stop: the row after the last one; all where None.
+
+    Raises:
+        BigvocabError: numbers of classes that differ.
+        FormatError: a row of a file that is damaged.
     """
-    file = reference if isinstance(reference, LlamaLogits) else candidate
-    stop = len(file) if stop is None else stop
-    sides = [
-        _LlamaSide(side) if isinstance(side, LlamaLogits) else _ExactSide(side, transform, which)
-        for side, transform in zip((reference, candidate), transforms, strict=True)
-    ]
-    labels = np.ascontiguousarray(labels)
-    parts: dict[int, StoredRows] = {}
+    if reference.num_classes != candidate.num_classes:
+        both = f"{candidate.num_classes} classes of the candidate and {reference.num_classes} of the reference"
+        raise BigvocabError(f"candidate: got {both}, expected the same")
+    labels, rows = np.ascontiguousarray(labels), len(labels)
+    parts: dict[int, StoredPairs] = {}
 
     def work(a: int, b: int) -> None:
-        parts[a] = _block(sides, start + a, start + b, labels[a:b], asked)
+        parts[a] = _block(reference, candidate, start + a, labels[a:b], asked)
 
     threads = resolve_threads(num_threads)
-    rows = stop - start
-    step = max(1, min(_DECODED_BYTES // (4 * file.shape[1]), -(-rows // threads)))
+    step = max(1, min(_DECODED_BYTES // (4 * reference.num_classes), -(-rows // threads)))
     run_threads(work, rows, step, threads, step)
-    ordered = [parts[a] for a in sorted(parts)] or [_block(sides, start, start, labels[:0], asked)]
-    columns = {name: np.concatenate([part.columns[name] for part in ordered]) for name in ordered[0].columns}
-    mass = np.concatenate([part.mass for part in ordered])
-    return StoredRows(columns, mass, np.concatenate([part.floored_labels for part in ordered]))
+    ordered = [parts[a] for a in sorted(parts)] or [_block(reference, candidate, start, labels, asked)]
+    return StoredPairs(
+        {name: np.concatenate([part.columns[name] for part in ordered]) for name in ordered[0].columns},
+        np.concatenate([part.nonfinite for part in ordered], axis=1),
+        np.concatenate([part.mass for part in ordered]),
+        np.concatenate([part.floored_labels for part in ordered]),
+    )
 
 
-def _block(sides: list[Any], start: int, stop: int, labels: Integers, asked: Asked) -> StoredRows:
+def _block(reference: Side, candidate: Side, start: int, labels: Integers, asked: Asked) -> StoredPairs:
     from bigvocab.kernels import stored_logits
     from bigvocab.kernels.row_statistics import NO_LABEL
 
-    x, y = (side.decode(start, stop) for side in sides)
-    for side, mine, other in ((sides[0], x, y), (sides[1], y, x)):
-        if isinstance(side, _LlamaSide):  # a class that the logits have masked is the other side's own affair
-            stored_logits.mask_rows(other, mine)
-    rows = stop - start
+    rows, stop = len(labels), start + len(labels)
+    x, y = reference.decode(start, stop), candidate.decode(start, stop)
+    if reference.masks:  # a class that exact logits have masked is the other side's own affair
+        stored_logits.mask_rows(y, x)
+    if candidate.masks:
+        stored_logits.mask_rows(x, y)
     unlabelled = np.where(labels >= 0, NO_LABEL, labels)
-    block = PairBlock(unlabelled, np.full((2, rows), np.nan), (UNCHANGED, UNCHANGED), x.shape[1], asked)
-    block.asked = Asked(asked.spread, False)
+    within = Asked(asked.spread, tops=False)
+    block = PairBlock(unlabelled, np.full((2, rows), np.nan), (UNCHANGED, UNCHANGED), x.shape[1], within)
     block.whole(kernel_view(x), kernel_view(y), slice(0, rows))
     given = block.result()
-    mine, theirs = (
-        side.own(start, stop, labels, stats)
-        for side, stats in zip(sides, (given.reference, given.candidate), strict=True)
-    )
-    columns = _columns(given.columns(labelled=False), mine, theirs, (labels != NO_LABEL).any())
+    mine = reference.own(start, stop, labels, given.reference)
+    theirs = candidate.own(start, stop, labels, given.candidate)
+    columns = _columns(given.columns(labelled=False), mine, theirs, bool((labels != NO_LABEL).any()))
     if asked.tops:
-        columns["top_rank_in_candidate"], shared = sides[1].tops(start, stop, mine.predicted)
-        columns["top_rank_in_reference"], tied = sides[0].tops(start, stop, theirs.predicted)
+        columns["top_rank_in_candidate"], shared = candidate.tops(start, stop, mine.predicted)
+        columns["top_rank_in_reference"], tied = reference.tops(start, stop, theirs.predicted)
         columns["tied"] = shared | tied
-    floored = sides[0].floored_labels(start, stop, labels) | sides[1].floored_labels(start, stop, labels)
-    return StoredRows(columns, 1.0 - mine.within, floored)
+    floored = reference.floored_labels(start, stop, labels) | candidate.floored_labels(start, stop, labels)
+    nonfinite = ~np.stack([mine.finite, theirs.finite])
+    return StoredPairs(columns, nonfinite, 1.0 - mine.within, floored)
 
 
 def _columns(given: dict[str, npt.NDArray[Any]], mine: _Own, theirs: _Own, labelled: bool) -> dict[str, Any]:

@@ -11,8 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bigvocab.comparison import tile_pairs
 from bigvocab.comparison.divergence import js_divergence, kl_divergence, total_variation
-from bigvocab.comparison.pairs import Asked, Transform, compare_tiles
+from bigvocab.comparison.pairs import Asked, Transform
+from bigvocab.comparison.tile_pairs import compare_tiles
 from bigvocab.errors import BigvocabError
 from bigvocab.kernels.row_statistics import NO_LABEL
 
@@ -178,11 +180,21 @@ def test_ranges_of_classes_merge_by_the_chain_rule(dtype, monkeypatch):
         for name, column in whole.columns(labelled=False).items():
             if column.dtype.kind in "bi":
                 np.testing.assert_array_equal(rows.columns(labelled=False)[name], column, name)
-    monkeypatch.setattr("bigvocab.comparison.pairs.SEGMENT", 1024)
+    monkeypatch.setattr("bigvocab.comparison.tile_pairs.SEGMENT", 1024)
     parts = compare(x, y)
     np.testing.assert_allclose(parts.kl, whole.kl, rtol=1e-6)
     swapped = compare(y, x)
     assert (parts.kl[:5] == swapped.kl_reverse[:5]).all()
+
+
+def test_rows_longer_than_a_segment():
+    x, y = pair(3, tile_pairs.SEGMENT + 4097, (HALF,), 0.2)
+    y[1, -3] = -np.inf
+    rows = compare(x, y)
+    assert close(rows.kl[[0, 2]], naive.kl_divergence(x, y)[[0, 2]], (HALF,))
+    assert np.isinf(rows.kl).tolist() == [False, True, False]
+    np.testing.assert_allclose(rows.js, naive.js_divergence(x, y).astype(float), rtol=1e-6)
+    np.testing.assert_array_equal(rows.columns(labelled=False)["top_rank_in_candidate"], naive.top_rank(x, y))
 
 
 def test_bits_depend_on_no_split_of_rows_and_no_thread():

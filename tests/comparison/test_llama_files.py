@@ -12,9 +12,9 @@ import pytest
 
 from bigvocab.comparison.llama_table import LlamaTable, format_table, llama_table
 from bigvocab.comparison.pairs import Asked, Transform
-from bigvocab.comparison.stored import compare_stored
-from bigvocab.errors import FormatError
-from bigvocab.formats.llama_logits import check_same_tokens, is_llama_logits, open_llama_logits
+from bigvocab.comparison.stored import ExactSide, LlamaSide, compare_stored
+from bigvocab.errors import BigvocabError, FormatError
+from bigvocab.formats.llama_logits import LlamaLogits, check_same_tokens, is_llama_logits, open_llama_logits
 
 DATA = Path(__file__).parents[1] / "data/llama/kjv-751"
 ALL = Asked(spread=True, tops=True)
@@ -22,6 +22,16 @@ ALL = Asked(spread=True, tops=True)
 
 def opened(name):
     return open_llama_logits(str(DATA / name))
+
+
+def compare(reference, candidate, *, rows=slice(None), transform=None, which=None, **options):
+    """What lies between two sides, files or arrays, on rows of the file."""
+    file = reference if isinstance(reference, LlamaLogits) else candidate
+    sides = [
+        LlamaSide(side) if isinstance(side, LlamaLogits) else ExactSide(side, transform or Transform(), which)
+        for side in (reference, candidate)
+    ]
+    return compare_stored(*sides, file.labels[rows], rows.start or 0, **options)
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +145,7 @@ def test_figures_from_a_file_and_live_logits(logits, exact):
     base, candidate = opened("base.kld"), opened("candidate.kld")
     lines = json.loads((DATA / "expected.json").read_text())["kl_mean_and_error"]
     for other, line in ((logits["candidate"], "kept classes, live candidate"), (candidate, "kept classes, both files")):
-        rows = compare_stored(base, other, base.labels, asked=ALL)
+        rows = compare(base, other, asked=ALL)
         error = rows.columns["kl"] - exact["kl"]
         assert np.sqrt((error**2).mean()) == pytest.approx(lines[line][1]["rms"], rel=0.01)
         assert rows.columns["kl"].mean() == pytest.approx(lines[line][0], abs=5e-8)
@@ -152,7 +162,7 @@ def test_figures_from_a_file_and_live_logits(logits, exact):
 
 def test_a_file_with_itself_is_0_exactly():
     base = opened("base.kld")
-    rows = compare_stored(base, opened("base.kld"), base.labels, asked=ALL)
+    rows = compare(base, opened("base.kld"), asked=ALL)
     for name in ("kl", "kl_reverse", "js", "tv", "logit_difference", "loss_difference", "delta_p"):
         assert (rows.columns[name] == 0).all(), name
     assert rows.columns["same_top"].all()
@@ -161,31 +171,31 @@ def test_a_file_with_itself_is_0_exactly():
 
 def test_a_file_as_candidate(logits, exact):
     candidate = opened("candidate.kld")
-    rows = compare_stored(logits["base"], candidate, candidate.labels)
+    rows = compare(logits["base"], candidate)
     np.testing.assert_allclose(rows.columns["kl"], exact["kl"], atol=3e-5)
-    swapped = compare_stored(candidate, logits["base"], candidate.labels)
+    swapped = compare(candidate, logits["base"])
     assert (swapped.columns["kl"] == rows.columns["kl_reverse"]).all()
     assert (swapped.columns["kl_reverse"] == rows.columns["kl"]).all()
 
 
 def test_ranges_of_rows_and_threads_change_no_bit(logits):
     base = opened("base.kld")
-    whole = compare_stored(base, logits["candidate"], base.labels, asked=ALL)
+    whole = compare(base, logits["candidate"], asked=ALL)
     for start, stop in ((0, 70), (70, 71), (71, 200)):
-        part = compare_stored(
-            base, logits["candidate"], base.labels[start:stop], asked=ALL, start=start, stop=stop, num_threads=1
-        )
+        rows = slice(start, stop)
+        part = compare(base, logits["candidate"], asked=ALL, rows=rows, num_threads=1)
         for name, column in whole.columns.items():
             assert (part.columns[name] == column[start:stop]).all(), name
 
 
 def test_other_types_of_logits(logits):
-    base, exact = opened("base.kld"), compare_stored(opened("base.kld"), logits["candidate"], opened("base.kld").labels)
+    base = opened("base.kld")
+    exact = compare(base, logits["candidate"])
     for dtype in (np.float16, ml_dtypes.bfloat16, np.float64, ">f4"):
-        rows = compare_stored(base, logits["candidate"].astype(dtype), base.labels)
+        rows = compare(base, logits["candidate"].astype(dtype))
         atol = 1e-6 if np.dtype(dtype).itemsize > 2 else 0.05
         np.testing.assert_allclose(rows.columns["kl"], exact.columns["kl"], atol=atol)
-    scaled = compare_stored(base, logits["candidate"] * 2, base.labels, transforms=(Transform(), Transform(0.5)))
+    scaled = compare(base, logits["candidate"] * 2, transform=Transform(0.5))
     np.testing.assert_allclose(scaled.columns["kl"], exact.columns["kl"], rtol=1e-6)
 
 
@@ -193,7 +203,7 @@ def test_the_bound_holds_where_much_lies_below_the_floor(tmp_path):
     x, y = made(40, 3001, spread=8.0), made(40, 3001, 1, spread=8.0)
     x[:, 0] = y[:, 1] = 25.0
     file = write(tmp_path / "f", x, 42)
-    rows = compare_stored(file, y, file.labels)
+    rows = compare(file, y)
     true = naive.kl_divergence(x, y).astype(float)
     slack = 1e-4 * np.sqrt(2 * true)
     assert (rows.columns["kl"] <= true + slack).all()
@@ -211,7 +221,7 @@ def test_shared_tops_and_masks(tmp_path):
     y = x.copy()
     y[5, 3] = -np.inf
     file = write(tmp_path / "f", x, 42)
-    rows = compare_stored(file, y, file.labels, asked=ALL)
+    rows = compare(file, y, asked=ALL)
     assert rows.columns["tied"].all()
     assert (rows.columns["predicted_reference"] == 3).all()
     assert np.isinf(rows.columns["kl"]).tolist() == [row == 5 for row in range(20)]
@@ -233,7 +243,7 @@ def test_three_dialects(tmp_path):
     assert second.labels.tolist() == [*second.tokens[1:21], *second.tokens[6:26]]
     np.testing.assert_allclose(second.log_probabilities(0, 40), plain.log_probabilities(0, 40))
     assert wide.floored(0, 40).sum() < plain.floored(0, 40).sum()
-    rows = compare_stored(wide, x, wide.labels)
+    rows = compare(wide, x)
     assert (rows.columns["kl"] < 1e-8).all()
     odd = write(tmp_path / "d", made(2, 5), 4)  # T = 4: one row a window
     assert odd.positions.tolist() == [3, 3]
@@ -248,7 +258,7 @@ def test_a_first_version_whose_context_reads_v2(tmp_path):
 
 def test_equal_logits_have_no_scale(tmp_path):
     file = write(tmp_path / "f", np.zeros((20, 8), np.float32), 42)
-    rows = compare_stored(file, np.zeros((20, 8), np.float32), file.labels)
+    rows = compare(file, np.zeros((20, 8), np.float32))
     assert (rows.columns["kl"] == 0).all()
     np.testing.assert_allclose(rows.columns["loss_reference"], np.log(8), rtol=1e-6)
 
@@ -262,6 +272,25 @@ def test_rows_of_every_position():
     assert base.rows_of(410, "c.npy")[20] == 41 + 21
     with pytest.raises(FormatError, match=r"c\.npy: got 199 rows, expected 200 .*420 .*410"):
         base.rows_of(199, "c.npy")
+
+
+def test_logits_of_every_position(logits):
+    base = opened("base.kld")
+    every = np.full((420, 751), np.nan, np.float32)
+    which = base.rows_of(420, "every.npy")
+    every[which] = logits["candidate"]
+    rows = compare(base, every, which=which)
+    assert (rows.columns["kl"] == compare(base, logits["candidate"]).columns["kl"]).all()
+    assert not rows.nonfinite.any()
+    assert compare(base, every).nonfinite.sum(axis=1).tolist() == [0, 200 - np.isin(np.arange(200), which).sum()]
+    table = llama_table(base, every, which)
+    assert table.figures() == llama_table(base, logits["candidate"]).figures()
+
+
+def test_classes_that_differ():
+    base = opened("base.kld")
+    with pytest.raises(BigvocabError, match="750 classes of the candidate and 751 of the reference"):
+        compare(base, np.zeros((200, 750), np.float32))
 
 
 # Damage

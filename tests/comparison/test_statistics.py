@@ -11,8 +11,9 @@ from bigvocab.comparison.between import BetweenTally, ComparisonTally, is_within
 from bigvocab.comparison.extremes import PERCENTS
 from bigvocab.comparison.flips import mcnemar_p
 from bigvocab.comparison.moments import Moments, exact_product
-from bigvocab.comparison.pairs import Asked, compare_tiles
+from bigvocab.comparison.pairs import Asked
 from bigvocab.comparison.statistics import ComparedRows, PairTally
+from bigvocab.comparison.tile_pairs import compare_tiles
 
 ROWS, CLASSES = 700, 90
 EVERYTHING = Asked(spread=True, tops=True)
