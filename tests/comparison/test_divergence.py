@@ -1,6 +1,7 @@
 """Divergences of arrays: every pair of types, every edge of a block, masks, distances from 1e-9 to infinity."""
 
 import os
+import platform
 import subprocess
 import sys
 
@@ -340,3 +341,33 @@ def test_the_hot_loops_are_vectorised(tmp_path):
         scalar = [line for line in lines if "vfmadd" in line and f"s{letter}\t" in line]
         assert len(packed) >= 60
         assert len(scalar) < len(packed) / 4
+
+
+BITS = """
+import hashlib, numpy as np
+from bigvocab.comparison.pairs import Asked
+from bigvocab.comparison.tile_pairs import compare_tiles
+digest, rng = hashlib.sha256(), np.random.default_rng(0)
+for distance, shift in ((0.01, 0.0), (1.0, 0.0), (0.1, 5.0)):
+    x = (rng.standard_normal((6, 3001)) * 4).astype(np.float32)
+    y = (x + shift + distance * rng.standard_normal(x.shape)).astype(np.float32)
+    x[1, 5] = y[2, :100] = y[3, 7] = x[3, 7] = -np.inf
+    for tiles in ([(0, y)], [(0, y[:, :999]), (999, y[:, 999:])], [(0, y[:, :40])]):
+        classes = sum(tile.shape[1] for _, tile in tiles)
+        mine = [(0, x[:, :classes])]
+        rows = compare_tiles(mine, {"": tiles}, np.full(6, -2), classes, asked=Asked(True, True))[""]
+        digest.update(rows.divergences.tobytes())
+print(digest.hexdigest())
+"""
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="names x86 processors")
+def test_older_processors_return_the_same_bits(tmp_path):
+    older = {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "+avx,+avx2,+fma,+f16c,+bmi,+bmi2,+popcnt,+sse4.2"}
+
+    def run(**variables):
+        environment = {**os.environ, "BIGVOCAB_CACHE_DIR": str(tmp_path), **variables}
+        code = [sys.executable, "-c", BITS]
+        return subprocess.run(code, env=environment, capture_output=True, text=True, check=True).stdout
+
+    assert run() == run(**older)
