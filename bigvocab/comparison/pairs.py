@@ -113,7 +113,7 @@ class PairRows:
         if self.asked.spread:
             found |= {"js": self.js, "tv": self.tv, "logit_difference": self.logit_difference}
         found |= {"predicted_reference": p.predicted, "predicted_candidate": q.predicted}
-        found["same_top"] = np.asarray(p.predicted == q.predicted)
+        found["same_top"] = np.asarray((p.predicted == q.predicted) & (p.predicted >= 0))
         if self.asked.tops:
             found["top_rank_in_candidate"] = 1 + self.top_counts[:, 0]
             found["top_rank_in_reference"] = 1 + self.top_counts[:, 1]

@@ -284,7 +284,8 @@ class PairTally:
         found |= spread_of(values)
         if name in ("kl", "kl_reverse"):
             finite = Fraction(moments.total.integer(), 1 << 1074)
-            found |= {"infinite_rows": infinite, "finite_mean": divide(finite, n - infinite)}
+            known = not math.isnan(found["mean"])
+            found |= {"infinite_rows": infinite, "finite_mean": divide(finite, n - infinite) if known else math.nan}
         return found
 
     def _delta_p(self, n: int) -> dict[str, Any]:

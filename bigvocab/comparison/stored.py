@@ -252,5 +252,8 @@ def _columns(given: dict[str, npt.NDArray[Any]], mine: _Own, theirs: _Own, label
         columns |= {"kl": mine.within * given["kl"], "kl_reverse": theirs.within * given["kl_reverse"]}
     columns |= {name: given[name] for name in ("js", "tv", "logit_difference") if name in given}
     columns |= {"predicted_reference": mine.predicted, "predicted_candidate": theirs.predicted}
-    columns |= {"same_top": np.asarray(mine.predicted == theirs.predicted), "confidence": mine.confidence}
+    columns |= {
+        "same_top": np.asarray((mine.predicted == theirs.predicted) & (mine.predicted >= 0)),
+        "confidence": mine.confidence,
+    }
     return columns | {"entropy_reference": mine.entropy, "entropy_candidate": theirs.entropy}

@@ -258,6 +258,38 @@ def test_between_candidates():
     assert same(parts[2].to_dict(), found)
 
 
+def test_candidates_that_are_the_same():
+    x, y, labels = data()
+    tally = ComparisonTally(["a", "b"])
+    tally.add({"a": rows_of(x, y, labels), "b": rows_of(x, y, labels)})
+    (pair,) = tally.to_dict()["between"]
+    assert pair["lower_share"] == 0
+    for name in ("kl_difference", "loss_difference"):
+        assert pair[name] == {"mean": 0, "stderr": 0, "cluster_stderr": 0}
+
+
+def test_rows_that_are_kept_although_not_finite():
+    """One bad value poisons the mean, and is not silently left out of it."""
+    x, y, labels = data()
+    x[5, 3] = y[5, 3] = y[8, 0] = np.nan
+    block = rows_of(x, y, labels)
+    assert np.flatnonzero(np.isnan(block.columns["kl"])).tolist() == [5, 8]
+    assert not block.columns["same_top"][5]
+    found = tally_of(block).to_dict()
+    assert all(math.isnan(found[name]["mean"]) for name in ("kl", "js", "delta_p", "difference"))
+    assert math.isnan(found["kl"]["finite_mean"])
+    assert {5, 8}.isdisjoint(line["row"] for line in found["worst"])
+    assert len(found["worst"]) == 20
+
+
+def test_which_side_is_not_finite():
+    x, y, labels = data()
+    x[1], y[2, 5], y[3] = np.nan, np.inf, -np.inf
+    x[4, labels[4]] = y[4, labels[4]] = -np.inf  # a label that both have masked
+    found = compare_tiles([(0, x)], {"q": [(0, y)]}, labels, CLASSES)["q"].nonfinite
+    assert [np.flatnonzero(side).tolist() for side in found] == [[1, 4], [2, 3, 4]]
+
+
 def test_between_candidates_without_clusters_or_with_infinite_rows():
     x, y, labels = data()
     z = (x + (y - x) / 2).astype(np.float32)
