@@ -43,7 +43,7 @@ def compare(x, y, *, spread=True, tops=True, labels=None, **options):
 
 
 def close(found, expected, dtypes, exact=False):
-    """The issue's bar: 1e-6 and 1e-10 nats for float32 and half types, 1e-12 where both sides are float64."""
+    """The bar: 1e-6 and 1e-10 nats for float32 and half types, 1e-12 where both sides are float64."""
     wide = all(dtype == np.float64 for dtype in dtypes)
     allowed = 1e-12 * expected if wide else 1e-6 * expected + 1e-10
     return (np.abs(found - expected) <= allowed).all()

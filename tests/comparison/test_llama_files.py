@@ -47,7 +47,7 @@ def exact():
 
 
 def encode(logits, nats=16.0):
-    """Rows as llama.cpp writes them (its steps are in COMPARE's table 1.1)."""
+    """Rows as llama.cpp writes them, step by step in float32."""
     x = logits.astype(np.float32)
     highest = x.max(1, keepdims=True)
     low = np.maximum(x.min(1, keepdims=True), highest - np.float32(nats))
