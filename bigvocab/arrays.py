@@ -1,27 +1,25 @@
 """The one door for arrays of other libraries: whatever a caller holds becomes NumPy, by a view wherever one exists.
 
 No library is imported for it: an object of PyTorch can only be there if PyTorch is, so its module is taken from
-`sys.modules`. What lies on an accelerator comes to the host block by block of rows (`as_row_source`), and whole only
-where the whole is needed (`as_host_array`: labels, biases, a layer).
+`sys.modules`. What lies on an accelerator comes to the host block by block of rows (`matrices.row_source`), and
+whole only where the whole is needed (`as_host_array`: labels, biases, a layer).
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from bigvocab.errors import BigvocabError
-
 Array = npt.NDArray[Any]
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 BLOCK_BYTES = 64 << 20  # copied to the host, or gathered, at a time
-_SMALL_PIECE = 4 << 20  # pieces below this are gathered into blocks
+_OWN = (np.ndarray, np.generic, list, tuple, int, float, str, bytes)
 _HOST_DEVICES = (1, 3, 11)  # DLPack's kDLCPU, kDLCUDAHost, kDLROCMHost
 _PLAIN = {"bool", "float16", "bfloat16", "float32", "float64", "complex64", "complex128"}
 _PLAIN |= {f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
@@ -133,9 +131,9 @@ def _from_dlpack(value: Any, name: str) -> Array | None:
 _SPARSE = ("scipy.sparse", "cupyx.scipy.sparse", "sparse")
 
 
-def _foreign(value: Any, name: str) -> ForeignArray | None:
+def foreign_array(value: Any, name: str) -> ForeignArray | None:
     """What is known of an array of another library; None for NumPy's own, lists, numbers and all else."""
-    if isinstance(value, np.ndarray | np.generic | list | tuple | int | float | str | bytes) or value is None:
+    if isinstance(value, _OWN) or value is None:
         return None
     if _is_of(value, "torch", "Tensor"):
         return _from_torch(value, name)
@@ -157,51 +155,41 @@ def _own_bfloat16(array: Array) -> Array:
     return array
 
 
-def _to_numpy(found: ForeignArray, piece: Any, name: str) -> Array:
+def to_host(found: ForeignArray, piece: Any, name: str) -> Array:
     """One piece on the host, without the library's own words for what cannot be."""
     try:
         return _own_bfloat16(found.to_numpy(piece))
     except (TypeError, RuntimeError, ValueError, BufferError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        kind = f"{type(found.value).__module__.split('.')[0]}'s {type(found.value).__name__}"
-        raise TypeError(f"{name}: got {kind}, which gives no NumPy array: {reason}") from error
+        raise _no_view(found.value, name, error) from error
+
+
+def _no_view(value: Any, name: str, error: Exception) -> TypeError:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    kind = f"{type(value).__module__.split('.')[0]}.{type(value).__name__}"
+    return TypeError(f"{name}: got {kind}, which gives no NumPy array: {reason}")
 
 
 # ---- doors
-
-
-def is_array(value: Any) -> bool:
-    """Whether `value` is an array of any library: a number, a list, a path or a table is none."""
-    foreign = any(
-        _is_of(value, library, *kinds)
-        for library, kinds in {
-            "torch": ("Tensor",),
-            "jax": ("Array",),
-            "tensorflow": ("Tensor", "Variable"),
-            "cupy": ("ndarray",),
-        }.items()
-    )
-    return foreign or isinstance(value, np.ndarray) or hasattr(value, "__array__") or hasattr(value, "__dlpack__")
 
 
 def as_host_array(value: Any, name: str) -> Any:
     """An array of another library as NumPy's; a column of a table library as well; anything else as it came.
 
     A view where the elements are in host memory: bfloat16 of PyTorch too. What lies on an accelerator is copied, block
-    by block of rows: matrices of logits go through `as_row_source` and are never copied whole. A column with nulls
+    by block of rows: rows of logits go through
+    `matrices.row_source` and are never copied whole. A column with nulls
     stays Arrow's, which knows where they are.
 
     Raises:
         TypeError: float8, quantised, sparse, nested, ragged, traced, distributed and meta arrays; with what to do.
     """
-    if (found := _foreign(value, name)) is not None:
+    if (found := foreign_array(value, name)) is not None:
         return _whole(found, name)
-    if isinstance(value, np.ndarray | np.generic | list | tuple | int | float | str | bytes) or value is None:
+    if isinstance(value, _OWN) or value is None:
         return _own_bfloat16(value) if isinstance(value, np.ndarray) else value
-    from bigvocab.tables import as_column  # pyarrow is loaded for tables alone
-
-    if (column := as_column(value, name)) is not None:
-        return column if column.null_count else column.to_numpy()
+    value = _as_column(value)
+    if first_null(value) is not None:
+        return value
     if hasattr(value, "__dlpack__") and hasattr(value, "__dlpack_device__"):
         array = _from_dlpack(value, name)
         if array is not None:
@@ -211,141 +199,39 @@ def as_host_array(value: Any, name: str) -> Any:
     try:
         return _own_bfloat16(np.asarray(value))
     except (TypeError, RuntimeError, BufferError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise TypeError(f"{name}: got {type(value).__name__}, which gives no NumPy array: {reason}") from error
+        raise _no_view(value, name, error) from error
+
+
+def _as_column(value: Any) -> Any:
+    """A column of Polars or of Hugging Face's `datasets` as Arrow's; anything else as it is."""
+    if _is_of(value, "polars", "Series"):
+        return value.to_arrow()
+    if _is_of(value, "datasets.arrow_dataset", "Column") and _is_of(value.source, "datasets.arrow_dataset", "Dataset"):
+        return value.source.select_columns([value.column_name]).with_format("arrow")[:].column(value.column_name)
+    return value
+
+
+def first_null(value: Any) -> int | None:
+    """The place of the first null of a list or a column; None where there is none, or where `value` knows no nulls."""
+    if isinstance(value, list | tuple):
+        return next((at for at, item in enumerate(value) if item is None), None)
+    if _is_of(value, "pyarrow", "Array", "ChunkedArray"):
+        return int(np.argmax(np.asarray(value.is_null()))) if value.null_count else None
+    if _is_of(value, "pandas", "Series", "Index") and (not isinstance(value.dtype, np.dtype) or value.dtype == object):
+        return _first_true(value.isna())  # of numbers with a mask, of Arrow's, of objects
+    return None
+
+
+def _first_true(flags: Any) -> int | None:
+    where = np.asarray(flags)
+    return int(np.argmax(where)) if where.any() else None
 
 
 def _whole(found: ForeignArray, name: str) -> Array:
     if found.on_host or not found.shape or 0 in found.shape:
-        return _to_numpy(found, found.value, name)
+        return to_host(found, found.value, name)
     out = np.empty(found.shape, found.dtype)
     step = max(1, BLOCK_BYTES * len(out) // max(1, out.nbytes))
     for start in range(0, len(out), step):
-        out[start : start + step] = _to_numpy(found, found.value[start : start + step], name)
+        out[start : start + step] = to_host(found, found.value[start : start + step], name)
     return out
-
-
-class RowSource:
-    """Rows (N, V) of an array (..., V) of any library, in C order of its leading dimensions, as NumPy arrays.
-
-    Rows in host memory are views. A copy is made of a few rows at a time, and only where they lie on an accelerator or
-    not evenly spaced, as those of `x[:, :-1]` do.
-
-    Attributes: `shape` (N, V), `leading` (the shape without V), `dtype`.
-    """
-
-    def __init__(
-        self, pieces: list[Any], leading: tuple[int, ...], width: int, dtype: Any, to_numpy: Callable[[Any], Array]
-    ) -> None:
-        self._pieces, self._to_numpy = pieces, to_numpy
-        self._firsts = np.concatenate([[0], np.cumsum([piece.shape[0] for piece in pieces], dtype=np.int64)])
-        self.leading, self.dtype = leading, np.dtype(dtype)
-        self.shape = (int(self._firsts[-1]), width)
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    @property
-    def is_one_piece(self) -> bool:
-        """Whether `rows` of any range is a view of the same host array."""
-        return len(self._pieces) == 1 and isinstance(self._pieces[0], np.ndarray)
-
-    def rows(self, start: int, stop: int) -> Array:
-        """Rows `start` to `stop` as (stop - start, V): a view where they lie evenly in host memory."""
-        if not 0 <= start <= stop <= len(self):
-            raise BigvocabError(f"rows: got {start} to {stop}, expected a range within {len(self)} rows")
-        found = [self._to_numpy(piece[a:b]) for piece, a, b in self._spans(start, stop)]
-        if len(found) == 1:
-            return found[0]
-        return np.concatenate(found) if found else np.empty((0, self.shape[1]), self.dtype)
-
-    def _spans(self, start: int, stop: int) -> Iterator[tuple[Any, int, int]]:
-        at = int(np.searchsorted(self._firsts, start, side="right")) - 1
-        while start < stop:
-            first, end = int(self._firsts[at]), min(stop, int(self._firsts[at + 1]))
-            if end > start:
-                yield self._pieces[at], start - first, end - first
-                start = end
-            at += 1
-
-    def blocks(self, max_bytes: int = BLOCK_BYTES) -> Iterator[tuple[int, Array]]:
-        """(first row, rows) for all rows in order: whole host arrays as they are, others `max_bytes` at a time."""
-        if self.is_one_piece:
-            yield 0, self._pieces[0]
-            return
-        row_bytes = max(1, self.shape[1] * self.dtype.itemsize)
-        step, start = max(1, max_bytes // row_bytes), 0
-        for first, piece in zip(self._firsts[:-1], self._pieces, strict=True):
-            first, stop = int(first), int(first) + int(piece.shape[0])
-            if isinstance(piece, np.ndarray) and piece.nbytes >= _SMALL_PIECE:
-                yield from self._cut(start, first, step)
-                yield first, piece
-                start = stop
-        yield from self._cut(start, len(self), step)
-
-    def _cut(self, start: int, stop: int, step: int) -> Iterator[tuple[int, Array]]:
-        return ((row, self.rows(row, min(stop, row + step))) for row in range(start, stop, step))
-
-
-def as_row_source(value: Any, name: str) -> RowSource:
-    """The rows of an array (..., V), V >= 1, of any library.
-
-    Raises:
-        TypeError: no array, or one without plain elements, as `as_host_array` says.
-        BigvocabError: fewer than 2 dimensions, or no columns.
-    """
-    found = _foreign(value, name)
-    array: Any = None
-    if found is None:
-        array = as_host_array(value, name)
-        if isinstance(array, list | tuple):
-            array = np.asarray(array)
-        if not isinstance(array, np.ndarray):
-            raise TypeError(f"{name}: expected an array, got {type(value).__name__}")
-    elif found.on_host:
-        array = _to_numpy(found, found.value, name)
-    shape = array.shape if array is not None else found.shape  # type: ignore[union-attr]
-    if len(shape) < 2 or shape[-1] == 0:
-        raise BigvocabError(f"{name}: expected rows (..., V) with V >= 1, got shape {shape}")
-    if array is not None:
-        return RowSource(_even_pieces(array), shape[:-1], shape[-1], array.dtype, lambda piece: piece)
-    assert found is not None
-    here: ForeignArray = found
-    pieces = [here.value[index] for index in np.ndindex(shape[:-2])]
-    return RowSource(pieces, shape[:-1], shape[-1], here.dtype, lambda piece: _to_numpy(here, piece, name))
-
-
-def _even_pieces(array: Array) -> list[Array]:
-    """Views (n, V) that hold the rows in order, as few as its strides allow."""
-    keep = array.ndim - 2  # the outermost dimension that one view can reach
-    while keep > 0 and _evenly_spaced(array, keep - 1):
-        keep -= 1
-    if 0 in array.shape:
-        return [array.reshape(-1, array.shape[-1]) if 0 not in array.shape[:-1] else array.reshape(0, array.shape[-1])]
-    return [array[index].reshape(-1, array.shape[-1]) for index in np.ndindex(array.shape[:keep])]
-
-
-def _evenly_spaced(array: Array, axis: int) -> bool:
-    """Whether a step along `axis` is as long as all those of the next leading dimension together."""
-    shape, strides = array.shape, array.strides
-    inner = next((i for i in range(axis + 1, array.ndim - 1) if shape[i] != 1), None)
-    return shape[axis] == 1 or inner is None or strides[axis] == shape[inner] * strides[inner]
-
-
-def flat_labels(labels: Array, leading: tuple[int, ...], name: str = "labels", of: str = "logits") -> Array:
-    """Labels, or weights, of the shape of the leading dimensions of the logits, as one for each row.
-
-    Dimensions of size 1 may be missing or more, so that (N, 1) goes with N rows.
-
-    Raises:
-        BigvocabError: any other shape; both are named.
-    """
-    if labels.shape == leading:
-        return labels.reshape(-1)
-    if [size for size in labels.shape if size != 1] != [size for size in leading if size != 1]:
-        if len(leading) == 1:
-            raise BigvocabError(
-                f"{name}: got shape {labels.shape}, expected ({leading[0]},), one for each row of {of}"
-            )
-        raise BigvocabError(f"{name}: got shape {labels.shape}, expected {leading}, as the {of} before their columns")
-    return labels.reshape(-1)

@@ -17,8 +17,8 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 ROOMS = [
     "errors",
     "catalogue",
-    "arguments",
     "arrays",
+    "arguments",
     "threads",
     "kernels",
     "storage",
