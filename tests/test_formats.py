@@ -505,12 +505,12 @@ def test_formats_that_cannot_be_mapped(file, tmp_path):
     import pyarrow.parquet as pq
 
     pq.write_table(pa.table({"x": [1.0]}), tmp_path / "x.parquet")
-    np.savez(tmp_path / "x.npz", a=VALUES)
+    np.savez_compressed(tmp_path / "x.npz", a=VALUES)
     with pytest.raises(FormatError, match=r"Parquet .* cannot be memory-mapped; write it as .npy"):
         open_matrix(tmp_path / "x.parquet")
     with pytest.raises(FormatError, match=r"Parquet .* cannot be memory-mapped"):
         open_matrix(file("x.npy", (tmp_path / "x.parquet").read_bytes()))
-    with pytest.raises(FormatError, match="zip archive"):
+    with pytest.raises(FormatError, match="compressed .* np.savez"):
         open_matrix(tmp_path / "x.npz")
     with pytest.raises(FormatError, match="Feather version 1"):
         open_matrix(file("x.feather", b"FEA1" + bytes(100)))

@@ -1,7 +1,7 @@
 """What a file holds and where: which parser reads a file, by its suffix and first bytes.
 
 Every parser returns a `Layout`: shape, dtype, order, and the byte offsets of the rows. The data are looked at by
-`bigvocab.matrix` alone, through a memory map, so a parser never holds more than a header.
+`bigvocab.matrices` alone, through a memory map, so a parser never holds more than a header.
 """
 
 from __future__ import annotations
@@ -10,10 +10,14 @@ from bigvocab.errors import BigvocabError, FormatError
 from bigvocab.formats.arrow import arrow_layout
 from bigvocab.formats.gguf import gguf_layout
 from bigvocab.formats.layout import Layout, Stored
-from bigvocab.formats.npy import npy_layout
-from bigvocab.formats.safetensors import safetensors_layout
+from bigvocab.formats.npy import npy_array, npy_layout
+from bigvocab.formats.npz import npz_array, npz_names
+from bigvocab.formats.safetensors import safetensors_array, safetensors_layout
+from bigvocab.formats.stored_array import StoredArray
+from bigvocab.formats.torch_file import pickle_member, torch_array
+from bigvocab.formats.zip_members import ZipMembers
 from bigvocab.storage.mapped import MappedFile
-from bigvocab.storage.paths import SUFFIXES
+from bigvocab.storage.paths import LFS_ADVICE, LFS_POINTER, SUFFIXES
 
 _MAPPABLE = ".npy, .safetensors, Arrow IPC (.arrow, .ipc, .feather) or raw binary"
 _MAGIC = {
@@ -24,12 +28,17 @@ _MAGIC = {
     b"FEA1": "feather",
     b"GGUF": "gguf",
     b"FUGG": "gguf",
+    LFS_POINTER: "git-lfs",
 }
 _REFUSED = {
     "parquet": f"Parquet is compressed in pages and cannot be memory-mapped; write it as {_MAPPABLE}",
-    "zip": f"a zip archive (.npz, .pt) cannot be memory-mapped; write its array as {_MAPPABLE}",
     "feather": "Feather version 1 cannot hold a matrix; write version 2 (pyarrow.feather.write_feather), uncompressed",
+    "git-lfs": LFS_ADVICE,
 }
+_OLD_TORCH = (
+    "no zip archive, as torch.save writes since PyTorch 1.6: an old format, whose pickle would have to be run; load "
+    "it with torch and save it again"
+)
 
 
 def _magic(file: MappedFile) -> str | None:
@@ -41,11 +50,7 @@ def _magic(file: MappedFile) -> str | None:
 
 def read_layout(file: MappedFile, wanted: Stored | None) -> Layout:
     """Parse the header of one file that describes itself; `wanted` is the caller's dtype, which must agree with it."""
-    kind = _magic(file)
-    if kind not in _REFUSED:
-        kind = SUFFIXES.get(file.suffix, kind)
-    if kind in _REFUSED:
-        raise FormatError(f"{file.shown}: {_REFUSED[kind]}")
+    kind = _kind(file)
     if kind == "safetensors":
         return safetensors_layout(file, wanted)
     if kind == "arrow":
@@ -55,10 +60,47 @@ def read_layout(file: MappedFile, wanted: Stored | None) -> Layout:
     if kind == "npy":
         refuse_selector(file)
         return npy_layout(file, wanted)
+    if kind == "zip":
+        return _zipped(file).layout(wanted)
     raise FormatError(
         f"{file.shown}: unknown format (known suffixes: {', '.join(SUFFIXES)}); raw binary needs shape=(N, V) "
         "and dtype= (--shape N,V --dtype T on the command line)"
     )
+
+
+def read_array(file: MappedFile) -> StoredArray:
+    """The array of any plain type and shape in a .npy, .npz, .pt or .safetensors file."""
+    kind = _kind(file)
+    if kind == "safetensors":
+        return safetensors_array(file)
+    if kind == "npy":
+        refuse_selector(file)
+        return npy_array(file, file.shown, 0, file.size)
+    if kind == "zip":
+        return _zipped(file)
+    raise FormatError(f"{file.shown}: expected .npy, .npz, .pt or .safetensors")
+
+
+def _kind(file: MappedFile) -> str | None:
+    """The format of a file by its first bytes where they refuse it or are a zip archive's, else by its suffix."""
+    kind = _magic(file)
+    if kind not in _REFUSED and kind != "zip":
+        kind = SUFFIXES.get(file.suffix, kind)
+    if kind in _REFUSED:
+        raise FormatError(f"{file.shown}: {_REFUSED[kind]}")
+    if kind in ("npz", "torch"):
+        raise FormatError(f"{file.shown}: {'no zip archive, as .npz files are' if kind == 'npz' else _OLD_TORCH}")
+    return kind
+
+
+def _zipped(file: MappedFile) -> StoredArray:
+    """An array of a .npz, or of what torch.save writes: the archive itself says which it is."""
+    archive = ZipMembers(file)
+    if pickle_member(archive) is not None:
+        return torch_array(file, archive)
+    if npz_names(archive):
+        return npz_array(file, archive)
+    raise FormatError(f"{file.shown}: a zip archive, but neither .npz nor .pt; write its array as {_MAPPABLE}")
 
 
 def refuse_selector(file: MappedFile) -> None:

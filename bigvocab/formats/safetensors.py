@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from bigvocab.errors import BigvocabError, FormatError
-from bigvocab.formats.layout import BFLOAT16, Layout, Stored, check_shape, num_bytes, resolve_dtype
+from bigvocab.formats.layout import BFLOAT16, Layout, Stored, check_shape, num_bytes
+from bigvocab.formats.stored_array import StoredArray
 from bigvocab.storage.mapped import MappedFile
 
 _DTYPES = {"F64": np.dtype("<f8"), "F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": BFLOAT16}
+_INTEGERS = {f"{kind}{bits}": np.dtype(f"<{kind.lower()}{bits // 8}") for kind in "IU" for bits in (8, 16, 32, 64)}
+_INTEGERS["BOOL"] = np.dtype("bool")
 _MOST_HEADER = 100_000_000  # the format's own limit
 
 
@@ -20,22 +24,38 @@ def safetensors_layout(file: MappedFile, wanted: Stored | None) -> Layout:
 
     Source: https://huggingface.co/docs/safetensors/index#format
     """
+    return _tensor(file, _DTYPES, check_shape).layout(wanted)
+
+
+def safetensors_array(file: MappedFile) -> StoredArray:
+    """One tensor of a .safetensors file, of any plain type."""
+    return _tensor(file, _DTYPES | _INTEGERS, _any_shape)
+
+
+def _any_shape(shown: str, shape: Any) -> tuple[int, ...]:
+    if not isinstance(shape, list) or any(type(size) is not int or size < 0 for size in shape):
+        raise FormatError(f"{shown}: the header gives shape {shape!r:.200}, expected non-negative integers")
+    return tuple(shape)
+
+
+def _tensor(
+    file: MappedFile, dtypes: dict[str, np.dtype[Any]], shape_of: Callable[[str, Any], tuple[int, ...]]
+) -> StoredArray:
     header, start = read_header(file)
     entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
     check_offsets(file, entries, file.size - start)
     name = _choose(file, entries)
     shown = f"{file.shown}::{name}"
     code = entries[name].get("dtype")
-    if not isinstance(code, str) or code not in _DTYPES:
-        raise FormatError(f"{shown}: holds {code!r:.200}, expected one of {', '.join(_DTYPES)}")
-    stored = resolve_dtype(shown, _DTYPES[code], wanted)
-    shape = check_shape(shown, entries[name].get("shape"))
+    if not isinstance(code, str) or code not in dtypes:
+        raise FormatError(f"{shown}: holds {code!r:.200}, expected one of {', '.join(dtypes)}")
+    shape = shape_of(shown, entries[name].get("shape"))
     begin, end = entries[name]["data_offsets"]
-    needed = num_bytes(shape, stored.raw.itemsize)
+    needed = num_bytes(shape, dtypes[code].itemsize)
     if end - begin != needed:
         raise FormatError(f"{shown}: shape {shape} of {code} needs {needed} bytes, but data_offsets give {end - begin}")
     check_whole(file, entries, file.size - start)
-    return Layout(shape, stored, ((start + begin, shape[0]),))
+    return StoredArray(shown, shape, dtypes[code], start + begin)
 
 
 def read_header(file: MappedFile) -> tuple[dict[str, Any], int]:

@@ -20,8 +20,14 @@ SUFFIXES = {
     ".parquet": "parquet",
     ".pq": "parquet",
     ".gguf": "gguf",
+    ".npz": "npz",
+    ".pt": "torch",
+    ".pth": "torch",
 }
 FOLDER_SUFFIXES = (".npy", ".safetensors", ".arrow", ".arrows", ".feather", ".ipc")
+ARCHIVE_SUFFIXES = (".npz", ".pt", ".pth")  # in a folder only where nothing else is there
+LFS_POINTER = b"version https://git-lfs"
+LFS_ADVICE = "a git-lfs pointer, which stands for the file itself; fetch that with `git lfs pull`"
 RAW_SUFFIXES = (".bin", ".dat", ".raw")
 
 
@@ -76,7 +82,10 @@ def _folder(path: str, suffixes: tuple[str, ...]) -> list[str]:
             names = [e.name for e in entries if not _hidden(e.name) and not os.path.isdir(e.path)]
     except OSError as error:
         raise BigvocabError(f"{path}: cannot list the folder: {error.strerror}") from error
-    names = [name for name in names if os.path.splitext(name)[1].lower() in suffixes]
+    known = [name for name in names if os.path.splitext(name)[1].lower() in suffixes]
+    if not known and suffixes == FOLDER_SUFFIXES:
+        known = [name for name in names if os.path.splitext(name)[1].lower() in ARCHIVE_SUFFIXES]
+    names = known
     if not names:
         raise BigvocabError(f"{path}: no file with a known suffix in this folder (looked for {', '.join(suffixes)})")
     return [os.path.join(path, name) for name in sorted(names, key=natural_key)]
