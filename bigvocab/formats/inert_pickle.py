@@ -79,7 +79,13 @@ _FAULTY = {
     "torch._utils._rebuild_device_tensor_from_cpu_tensor": "of another device; call .cpu() on it",
     "torch.distributed.tensor.DTensor": "distributed; call .full_tensor() on it",
 }
-_MAPPINGS = {"collections.defaultdict", "collections.OrderedDict", "collections.Counter", "builtins.dict", "__builtin__.dict"}
+_MAPPINGS = {
+    "collections.defaultdict",
+    "collections.OrderedDict",
+    "collections.Counter",
+    "builtins.dict",
+    "__builtin__.dict",
+}
 _EMPTY = {
     "torch.device",
     "torch.Tensor",

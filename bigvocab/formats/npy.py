@@ -54,6 +54,10 @@ def read_npy_header(head: bytes) -> NpyHeader:
         version = npy.read_magic(stream)
         if version not in _READERS:
             raise ValueError(f"version {version} of the format is unknown")
+        if version == (3, 0):
+            plain[12 : 12 + int.from_bytes(plain[8:12], "little")].decode(
+                "utf-8"
+            )  # NumPy's public reader takes any byte
         shape, fortran, dtype = _READERS[version](stream)
     # np.dtype(">V2") forgets the order, and that is how a big-endian machine writes bfloat16
     swapped = b"'>V2'" in head[: stream.tell()]

@@ -1,4 +1,4 @@
-"""Files of labels, and arrays in memory, as parts: Arrow IPC files and streams, Parquet, .npy, tables.
+"""Files of labels, and arrays in memory, as parts: Arrow IPC, Parquet, text, mapped arrays, tables.
 
 A part has a schema and an exact number of rows, known without reading data, and a function that yields record batches
 of a range of its rows.
@@ -10,7 +10,6 @@ import contextlib
 import glob
 import itertools
 import os
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -21,15 +20,20 @@ import pyarrow.parquet as pq
 from numpy.lib.format import MAGIC_PREFIX
 
 from bigvocab.errors import BigvocabError, FormatError, Keyword
+from bigvocab.formats import read_array
 from bigvocab.formats.arrow import STREAM_START
-from bigvocab.formats.layout import refuse_second
-from bigvocab.formats.npy import reason_of
 from bigvocab.labels import columns as _columns
+from bigvocab.labels.ipc_files import open_ipc
+from bigvocab.labels.tables import as_table_source
+from bigvocab.labels.text_files import TEXT_SUFFIXES, open_text, text_kind
 from bigvocab.storage import paths
 from bigvocab.storage.file_identity import FileIdentity
+from bigvocab.storage.folders import dataset_files, partitioned_files, partitions
+from bigvocab.storage.mapped import MappedFile
 
 _SUFFIXES = tuple(suffix for suffix, form in paths.SUFFIXES.items() if form in ("npy", "arrow", "parquet"))
-_SUPPORTED = "an Arrow IPC file or stream, Parquet, or .npy"
+_LESS = (*TEXT_SUFFIXES, ".npz", ".pt", ".pth", ".safetensors")  # in a folder where there are none of those above
+_SUPPORTED = "an Arrow IPC file or stream, Parquet, or .npy; by name also .csv, .tsv, .jsonl, .npz, .pt, .safetensors"
 
 # (names of columns, start, stop) -> (first row, record batch): all with rows in the range, and perhaps more
 _Batches = Callable[[list[str], int, int], Iterator[tuple[int, pa.RecordBatch]]]
@@ -46,6 +50,13 @@ class LabelPart(NamedTuple):
     batches: _Batches
     num_bytes: int
     identity: FileIdentity | None = None  # None in memory
+    selector: str | None = None  # the array of an archive
+
+    @property
+    def source(self) -> str:
+        """What opens it again, in any folder."""
+        path = os.path.abspath(self.path)
+        return path if self.selector is None else f"{path}::{self.selector}"
 
     def columns(self) -> list[tuple[str, str]]:
         """Name and type of every column."""
@@ -105,62 +116,26 @@ def _open_parquet(path: str, form: str) -> _Opened:
     return schema, metadata.num_rows, batches
 
 
-def _open_ipc(path: str, form: str) -> _Opened:
-    stream = _ipc_stream(path, form)
-    # without fields nothing is decompressed: only the metadata of each message is read
-    messages = (m for m in pa.ipc.MessageReader.open_stream(stream) if m.type == "record batch")
-    counts = [pa.ipc.read_record_batch(message, pa.schema([])).num_rows for message in messages]
-    if form == "Arrow IPC stream":
-        end = stream.tell()
-        refuse_second(path, stream.read(len(STREAM_START)), end, STREAM_START, "stream")
-    stream.seek(0)
-    schema = pa.ipc.open_stream(stream).schema
-    promised = len(counts)
-    if form == "Arrow IPC file":
-        promised = pa.ipc.open_file(pa.memory_map(os.fsencode(path))).num_record_batches
-    if min(counts, default=0) < 0 or promised != len(counts):
-        raise FormatError(f"{path}: corrupt {form}: footer of {promised} record batches, got {len(counts)}")
-
-    def batches(names: list[str], start: int, stop: int) -> Iterator[tuple[int, pa.RecordBatch]]:
-        options = pa.ipc.IpcReadOptions(included_fields=[schema.get_field_index(name) for name in names])
-        row = 0
-        for batch in pa.ipc.open_stream(_ipc_stream(path, form), options=options):
-            if row >= stop:
-                break
-            yield row, batch.select(names)
-            row += len(batch)
-
-    return schema, sum(counts), batches
+def _open_mapped(path: str, column: str | None) -> _Opened:
+    """An array of any integer or float type in a file that is mapped."""
+    file = MappedFile(paths.Source(path, path, column))
+    array = read_array(file)
+    return _open_array(array.view(file), path, column or "labels")
 
 
-def _ipc_stream(path: str, form: str) -> pa.BufferReader:
-    """The mapped stream; in a file it lies between magic and footer (the file reader would copy whole batches)."""
-    with pa.memory_map(os.fsencode(path)) as source:
-        whole = source.read_buffer()
-    if form == "Arrow IPC file":
-        footer = int.from_bytes(whole[-10:-6].to_pybytes(), "little")
-        whole = whole[8 : max(8, whole.size - 10 - footer)]
-    return pa.BufferReader(whole)
-
-
-def _open_npy(path: str, form: str) -> _Opened:
+def _open_npy(path: str) -> _Opened:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about headers written by Python 2, and sizes that overflow in lying ones
-            array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except Exception as error:  # NumPy evaluates the header as Python: a bad one raises almost anything
-        if "Python objects" in str(error):
-            raise FormatError(f"{path}: holds pickled Python objects, which are refused; expected integers") from None
-        raise FormatError(f"{path}: truncated or corrupt .npy: {reason_of(error)}") from error
-    if isinstance(array, np.memmap):
-        end = array.offset + array.nbytes
-        with open(path, "rb") as file:
-            file.seek(end)
-            refuse_second(path, file.read(len(MAGIC_PREFIX)), end, MAGIC_PREFIX, "array")
-    return _open_array(array, path)
+        return _open_mapped(path, None)
+    except FormatError as error:
+        reason = (
+            str(error).removeprefix(f"{path}: ").removeprefix("not a valid .npy header: ").removeprefix("truncated: ")
+        )
+        if reason.startswith(("a second", "holds pickled")):
+            raise
+        raise FormatError(f"{path}: truncated or corrupt .npy: {reason}") from error
 
 
-def _open_array(array: np.ndarray, path: str) -> _Opened:
+def _open_array(array: np.ndarray, path: str, name: str = "labels") -> _Opened:
     if isinstance(array, np.ma.MaskedArray):
         raise TypeError(f"{path}: expected a plain array, got a masked one; fill it with a value for ignore_index")
     if array.ndim not in (1, 2):
@@ -173,7 +148,7 @@ def _open_array(array: np.ndarray, path: str) -> _Opened:
     except pa.ArrowException as error:
         raise BigvocabError(f"{path}: expected integers, got {array.dtype}") from error
     kind = value_type if array.ndim == 1 else pa.list_(value_type, array.shape[1])
-    schema = pa.schema([("labels", kind)])
+    schema = pa.schema([(name, kind)])
 
     def batches(names: list[str], start: int, stop: int) -> Iterator[tuple[int, pa.RecordBatch]]:
         step = _columns.batch_rows(len(array), array.nbytes)
@@ -198,30 +173,73 @@ def _open_table(table: pa.Table) -> _Opened:
 
 
 _OPENERS = {
-    b"ARROW1": ("Arrow IPC file", _open_ipc),
-    STREAM_START: ("Arrow IPC stream", _open_ipc),
+    b"ARROW1": ("Arrow IPC file", open_ipc),
+    STREAM_START: ("Arrow IPC stream", open_ipc),
     b"PAR1": ("Parquet", _open_parquet),
-    MAGIC_PREFIX: (".npy", _open_npy),
 }
+_ARRAYS = {".npz", ".pt", ".pth", ".safetensors"}
 
 
-def _open_file(path: str) -> LabelPart:
+def _open_file(path: str, column: str | None) -> LabelPart:
     try:
         if not os.path.isfile(path) and os.path.exists(path) and not os.path.isdir(path):
             raise BigvocabError(f"{path}: not a regular file, so it cannot be read in parts; expected {_SUPPORTED}")
         with open(path, "rb") as file:
-            head, stat = file.read(8), os.fstat(file.fileno())
+            head, stat = file.read(32), os.fstat(file.fileno())
     except OSError as error:
         raise BigvocabError(f"{path}: cannot be read: {error.strerror}") from error
     if not head:
         raise FormatError(f"{path}: the file is empty; expected {_SUPPORTED}")
-    for magic, (form, opener) in _OPENERS.items():
+    if head.startswith(paths.LFS_POINTER):
+        raise FormatError(f"{path}: {paths.LFS_ADVICE}")
+    form, selector = _form(path, head), None
+    with reading(path, form):
+        if form == ".npy":
+            opened = _open_npy(path)
+        elif form in _ARRAYS:
+            opened, selector = _open_mapped(path, column), column
+        elif form in ("csv", "tsv", "jsonl"):
+            opened = open_text(path, form)
+        else:
+            opened = next(opener for magic, (_, opener) in _OPENERS.items() if head.startswith(magic))(path, form)
+        opened = _with_partitions(path, opened)
+        part = LabelPart(path, form, *opened, stat.st_size, FileIdentity.of(stat), selector)
+        part.columns()  # names that are no text fail here
+        return part
+
+
+def _form(path: str, head: bytes) -> str:
+    """The format of a file by its first bytes, else by its name: text and archives are not known by theirs."""
+    for magic, (form, _) in _OPENERS.items():
         if head.startswith(magic):
-            with reading(path, form):
-                part = LabelPart(path, form, *opener(path, form), stat.st_size, FileIdentity.of(stat))
-                part.columns()  # names that are no text fail here
-                return part
-    raise FormatError(f"{path}: begins with {head!r}; expected {_SUPPORTED}")
+            return form
+    if head.startswith(MAGIC_PREFIX):
+        return ".npy"
+    suffix = os.path.splitext(path)[1].lower()
+    form = suffix if suffix in _ARRAYS else text_kind(path) or ""
+    if not form:
+        raise FormatError(f"{path}: begins with {head[:8]!r}; expected {_SUPPORTED}")
+    return form
+
+
+def _with_partitions(path: str, opened: _Opened) -> _Opened:
+    """What the folders of a file say of all its rows (book=Ruth) as columns of text behind its own."""
+    schema, rows, batches = opened
+    values = {name: value for name, value in partitions(path).items() if name not in schema.names}
+    if not values:
+        return opened
+
+    def with_values(names: list[str], start: int, stop: int) -> Iterator[tuple[int, pa.RecordBatch]]:
+        for first, batch in batches([name for name in names if name not in values], start, stop):
+            columns = [
+                pa.repeat(pa.scalar(values[name], pa.string()), len(batch)) if name in values else batch.column(name)
+                for name in names
+            ]
+            yield first, pa.record_batch(columns, names=names)
+
+    for name in values:
+        schema = schema.append(pa.field(name, pa.string()))
+    return schema, rows, with_values
 
 
 def _find_files(path: Any) -> tuple[list[str], str | None]:
@@ -230,20 +248,36 @@ def _find_files(path: Any) -> tuple[list[str], str | None]:
     if not text or "\0" in text:
         raise BigvocabError(Keyword("labels"), f": expected the name of a file, got {text!r}")
     if os.path.isdir(text):
-        found = [f for f in glob.glob(os.path.join(glob.escape(text), "[!._]*")) if f.lower().endswith(_SUFFIXES)]
+        if (listed := dataset_files(text)) is not None:
+            return listed, column
+        found = _in_folder(text)
     elif os.path.exists(text) or not glob.has_magic(text):
         return [text], column
     else:
-        found = glob.glob(text, recursive=True)
+        hidden = os.path.basename(text).startswith((".", "_"))  # where the pattern itself asks for them
+        found = [f for f in glob.glob(text, recursive=True) if hidden or not os.path.basename(f).startswith((".", "_"))]
     found = [name for name in found if os.path.isfile(name) or os.path.islink(name) and not os.path.isdir(name)]
     if not found:
         paths.check_listing(text)
-        raise BigvocabError(f"{text}: no file of labels there (in a folder: {', '.join(_SUFFIXES)})")
+        raise BigvocabError(f"{text}: no file of labels there (in a folder: {', '.join(_SUFFIXES + _LESS)})")
     return sorted(found, key=paths.natural_key), column
+
+
+def _in_folder(folder: str) -> list[str]:
+    """Files of labels in a folder, or in its partitions; text and archives where there are none of the usual."""
+    found = glob.glob(os.path.join(glob.escape(folder), "[!._]*"))
+    for suffixes in (_SUFFIXES, _LESS):
+        if some := [name for name in found if name.lower().endswith(suffixes)]:
+            return some
+        if some := partitioned_files(folder, suffixes):
+            return some
+    return []
 
 
 def open_source(source: Any) -> tuple[list[LabelPart], str | None]:
     """The parts of whatever was given for labels, and the column named behind `::`."""
+    with reading("labels", "table"):
+        source = as_table_source(source, "labels")
     if isinstance(source, np.ndarray):
         return [LabelPart("labels", "array", *_open_array(source, "labels"), source.nbytes)], None
     with reading("labels", "table"):
@@ -263,4 +297,5 @@ def open_source(source: Any) -> tuple[list[LabelPart], str | None]:
     columns = {column for _, column in found}
     if len(columns) > 1:
         raise BigvocabError(Keyword("labels"), f": expected one column for all files, got {sorted(map(str, columns))}")
-    return [_open_file(name) for names, _ in found for name in names], columns.pop()
+    column = columns.pop()
+    return [_open_file(name, column) for names, _ in found for name in names], column

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import operator
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -130,7 +129,7 @@ class Labels:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Files travel by absolute path and are opened anew; arrays travel whole."""
-        source = [os.path.abspath(part.path) for part in self._parts] if self._parts[0].identity else self._source
+        source = [part.source for part in self._parts] if self._parts[0].identity else self._source
         return Labels, (source, {**self._options, "label": self.chosen.label})
 
     def __iter__(self) -> Iterator[LabelBatch]:

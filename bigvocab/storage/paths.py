@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from bigvocab.errors import BigvocabError
+from bigvocab.storage.folders import dataset_files
 
 SUFFIXES = {
     ".npy": "npy",
@@ -76,6 +77,8 @@ def check_listing(path: str) -> None:
 
 
 def _folder(path: str, suffixes: tuple[str, ...]) -> list[str]:
+    if (listed := dataset_files(path)) is not None:
+        return listed
     try:
         with os.scandir(path) as entries:
             # a link that leads nowhere is kept: opening says so, else its rows would go missing
