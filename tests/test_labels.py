@@ -1044,21 +1044,13 @@ def test_files_joined_end_to_end_are_refused(tmp_path, name):
     assert bv.read_labels(path).num_rows == 5
 
 
-def test_what_numpy_says_of_a_file_is_told_whole(tmp_path, monkeypatch):
+def test_what_numpy_says_of_a_file_is_told_whole(tmp_path):
     path = tmp_path / "labels.npy"
     header = b"{'descr': '<i8', 'fortran_order': False, 'shape': (10,), '\xff': 1}\n"
     path.write_bytes(b"\x93NUMPY\x03\x00" + len(header).to_bytes(4, "little") + header + bytes(80))
     with pytest.raises(
         FormatError, match="labels.npy: truncated or corrupt .npy: 'utf-8' codec can't decode byte 0xff"
     ):
-        bv.read_labels(path)
-
-    def load(*_, **__):
-        raise OSError(12, "Cannot allocate memory")
-
-    np.save(path, np.zeros(3, int))
-    monkeypatch.setattr(np, "load", load)
-    with pytest.raises(FormatError, match="Cannot allocate memory"):
         bv.read_labels(path)
 
 

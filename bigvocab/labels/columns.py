@@ -47,6 +47,8 @@ def plain(array: pa.Array) -> pa.Array:
     """The same values without extension type or dictionary (each batch may bring its own)."""
     if isinstance(array, pa.ExtensionArray):
         array = array.storage
+    if types.is_dictionary(array.type) and types.is_string_view(array.type.value_type):  # Arrow cannot decode these
+        array = pa.DictionaryArray.from_arrays(array.indices, array.dictionary.cast(pa.string()))
     return array.dictionary_decode() if types.is_dictionary(array.type) else array
 
 

@@ -25,7 +25,7 @@ def open_ipc(path: str, form: str) -> _Opened:
         return _open_stream(path, form)
     try:
         return _open_stream(path, form)
-    except pa.ArrowInvalid:
+    except (pa.ArrowException, OSError):  # Arrow says so of a message that is none
         return _open_by_footer(path)
 
 

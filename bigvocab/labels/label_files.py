@@ -132,6 +132,7 @@ def _open_npy(path: str) -> _Opened:
         )
         if reason.startswith(("a second", "holds pickled")):
             raise
+        reason = reason.removeprefix("not a valid .npy header: ").removeprefix("truncated: ")
         raise FormatError(f"{path}: truncated or corrupt .npy: {reason}") from error
 
 

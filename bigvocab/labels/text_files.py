@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import io
+import re
 import zlib
 from collections.abc import Callable, Iterator
 from typing import IO, Any, NamedTuple
@@ -22,6 +23,7 @@ _BLOCK = 4 << 20
 _MOST_RECORD = 64 << 20
 _SUFFIXES = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
 TEXT_SUFFIXES = tuple(suffix + end for suffix in _SUFFIXES for end in ("", ".gz"))
+_OWN_PLACES = re.compile(r"^In CSV column #\d+: |Row #\d+: | in row \d+$")  # of pyarrow, in the piece it was given
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -131,7 +133,7 @@ class _Text:
             self._parse(records[low - 1], schema)
         except pa.ArrowException as own:
             error = own
-        reason = str(error).splitlines()[0][:300]
+        reason = _OWN_PLACES.sub("", str(error).splitlines()[0])[:300]
         return FormatError(f"{self._path}: row {first_row + low - 1}: {reason}")
 
     # ---- of each kind
