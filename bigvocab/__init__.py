@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from bigvocab.errors import FormatError as FormatError
     from bigvocab.evaluation.evaluator import Evaluator as Evaluator
     from bigvocab.heads.linear import linear_cross_entropy as linear_cross_entropy
+    from bigvocab.heads.recording import record_inputs as record_inputs
     from bigvocab.inspection import inspect as inspect
     from bigvocab.jobs.evaluation import evaluate as evaluate
     from bigvocab.jobs.evaluation import write_label_logits as write_label_logits
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from bigvocab.losses.softmax import sparse_softmax_cross_entropy as sparse_softmax_cross_entropy
     from bigvocab.losses.softmax import weighted_sigmoid_cross_entropy as weighted_sigmoid_cross_entropy
     from bigvocab.matrices.matrix import open_matrix as open_matrix
+    from bigvocab.matrices.writer import MatrixWriter as MatrixWriter
     from bigvocab.reports.report import Report as Report
     from bigvocab.sampling.candidates import write_candidates as write_candidates
     from bigvocab.sampling.losses import nce_loss as nce_loss
@@ -44,6 +46,7 @@ _HOMES = {
     "errors": ["BigvocabError", "FormatError"],
     "evaluation.evaluator": ["Evaluator"],
     "heads.linear": ["linear_cross_entropy"],
+    "heads.recording": ["record_inputs"],
     "inspection": ["inspect"],
     "jobs.evaluation": ["evaluate", "write_label_logits"],
     "jobs.merging": ["merge"],
@@ -58,6 +61,7 @@ _HOMES = {
         "weighted_sigmoid_cross_entropy",
     ],
     "matrices.matrix": ["open_matrix"],
+    "matrices.writer": ["MatrixWriter"],
     "reports.report": ["Report"],
     "sampling.candidates": ["write_candidates"],
     "sampling.losses": ["nce_loss", "sampled_softmax_loss"],

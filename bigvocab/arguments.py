@@ -14,6 +14,7 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
+from bigvocab.arrays import as_host_array, first_null
 from bigvocab.errors import BigvocabError, Keyword
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
@@ -24,6 +25,7 @@ def as_array(name: str, values: Any) -> npt.NDArray[Any]:
     """`values` as an array; an error for nested lists of different lengths, and for masked arrays."""
     if isinstance(values, np.ma.MaskedArray):
         raise TypeError(f"{name}: expected a plain array, got a masked one; fill it, or take the rows that count")
+    values = as_host_array(values, name)
     try:
         return np.asarray(values)
     except ValueError as error:
@@ -48,9 +50,7 @@ def _first_uneven(values: Any) -> str:
 def as_matrix_of_floats(name: str, values: Any, ndim: int = 2) -> npt.NDArray[Any]:
     """`values` as an array of one of the four float types, not copied where it is one already."""
     array = as_array(name, values)
-    if array.dtype.name not in FLOATS:
-        hint = "; are logits and labels swapped?" if array.dtype.kind in "iu" and name == "logits" else ""
-        raise TypeError(f"{name}: expected one of {', '.join(FLOATS)}, got {array.dtype}{hint}")
+    refuse_other_floats(name, array.dtype)
     if array.ndim != ndim:
         raise BigvocabError(Keyword(name), f": expected {ndim} dimensions, got shape {array.shape}")
     if array.ndim == 2 and array.shape[1] == 0:
@@ -58,15 +58,23 @@ def as_matrix_of_floats(name: str, values: Any, ndim: int = 2) -> npt.NDArray[An
     return array
 
 
+def refuse_other_floats(name: str, dtype: np.dtype[Any]) -> None:
+    """Raise unless a dtype is one of the four float types."""
+    if dtype.name not in FLOATS:
+        hint = "; are logits and labels swapped?" if dtype.kind in "iu" and name == "logits" else ""
+        raise TypeError(f"{name}: expected one of {', '.join(FLOATS)}, got {dtype}{hint}")
+
+
 def as_integers(name: str, values: Any) -> npt.NDArray[np.int64]:
     """`values` as int64; a TypeError where they are no integers, an error where one does not fit."""
+    values = as_host_array(values, name)
     array = as_array(name, values)
     if array.dtype.kind not in "iu":
         if array.size == 0 and array.dtype.kind == "f" and not isinstance(values, np.ndarray):
             return array.astype(np.int64)  # an empty list has no type of its own
         if not isinstance(values, np.ndarray) and (at := _past_int64(values)) is not None:
             raise BigvocabError.of_row(name, at, f" is {values[at]}, which is past the largest 64-bit integer")
-        if (at := _first_null(values)) is not None:
+        if (at := first_null(values)) is not None:
             hint = "; ignore_index is what stands for an ignored row" if name == "labels" else ""
             raise BigvocabError.of_row(name, at, f" is null, expected integers{hint}")
         raise TypeError(f"{name}: expected integers, got {array.dtype}")
@@ -75,15 +83,6 @@ def as_integers(name: str, values: Any) -> npt.NDArray[np.int64]:
         row = place // (array.size // max(1, len(array))) if array.ndim else 0
         raise BigvocabError.of_row(name, row, f" is {array.flat[place]}, which is past the largest 64-bit integer")
     return array.astype(np.int64, copy=False)
-
-
-def _first_null(values: Any) -> int | None:
-    """The place of the first None of a list, or null of an Arrow array."""
-    if isinstance(values, list | tuple):
-        return next((at for at, value in enumerate(values) if value is None), None)
-    if isinstance(nulls := getattr(values, "null_count", 0), int) and nulls:  # a method of it is another library's
-        return int(np.argmax(np.asarray(values.is_null())))
-    return None
 
 
 def _past_int64(values: Any) -> int | None:

@@ -10,10 +10,12 @@ import numpy.typing as npt
 from bigvocab import arguments
 from bigvocab.heads.linear_rows import LinearRows
 from bigvocab.heads.output_layer import OutputLayer
-from bigvocab.losses.reductions import broadcast_weights, check_reduction
+from bigvocab.losses.leading import Floats, by_block, flat_weights, float_rows, shaped
+from bigvocab.losses.reductions import check_reduction
 from bigvocab.losses.row_statistics import softmax_rows, wanted
 from bigvocab.losses.softmax import reduce_rows, sparse_softmax_formula
 from bigvocab.matrices.matrix import Matrix
+from bigvocab.matrices.row_source import flat_labels
 from bigvocab.threads import resolve_threads
 
 
@@ -38,9 +40,9 @@ def linear_cross_entropy(
     are float64.
 
     Args:
-        inputs: (N, D) hidden states, float16, bfloat16, float32 or float64.
+        inputs: (..., D) hidden states of any library, float16, bfloat16, float32 or float64.
         weights: (V, D) output layer, of any of these types: an array, or what `open_matrix` returns.
-        labels: (N,) integers in [0, num_classes), or `ignore_index`.
+        labels: (...) integers in [0, num_classes), or `ignore_index`.
         biases: (V,), of any of these types; -inf masks a class.
         ignore_index: rows with this label count in no figure and are not computed; their loss is 0.
         label_smoothing: e in [0, 1].
@@ -51,7 +53,8 @@ def linear_cross_entropy(
         num_threads: None is all usable cores; no result depends on it.
 
     Returns:
-        float64 losses (N,) in nats, or one float. What is not finite propagates: a NaN in a class makes all losses NaN.
+        float64 losses (...) in nats, or one float. What is not finite propagates: a NaN in a class makes all losses
+        NaN.
 
     Raises:
         BigvocabError: shapes that differ, a label out of range (with its row), an option outside its range.
@@ -66,15 +69,16 @@ def linear_cross_entropy(
     array([0.313262, 2.126928])
     """
     check_reduction(reduction)
-    x = arguments.as_matrix_of_floats("inputs", inputs)
+    x = float_rows("inputs", inputs)
     layer = OutputLayer(
         _floats("weights", weights),
         _floats("biases", biases),
         num_classes=arguments.index_or_none("num_classes", num_classes),
     )
-    rows = LinearRows(layer, x)
+    LinearRows(layer, x.rows(0, 0))  # an error where they do not fit
     y = arguments.as_integers("labels", labels)
-    arguments.one_per_row("labels", y, len(x), "inputs")
+    shape = y.shape
+    y = flat_labels(y, x.leading, of="inputs")
     y = arguments.labels_in_range(
         y, layer.num_classes, ignore_index=arguments.index_or_none("ignore_index", ignore_index)
     )
@@ -83,8 +87,13 @@ def linear_cross_entropy(
     cap = 0.0 if softcap is None else arguments.positive("softcap", softcap)
     threads = resolve_threads(num_threads)
     want = wanted(logit_sum=formula.needs_logit_sum)
-    stats = softmax_rows(rows, y, want=want, scale=scale, softcap=cap, num_threads=threads)
-    return reduce_rows(formula.losses(stats), broadcast_weights(1.0, y.shape), None, y >= 0, reduction)
+
+    def of_block(start: int, block: npt.NDArray[Any]) -> Floats:
+        rows, here = LinearRows(layer, block), y[start : start + len(block)]
+        return formula.losses(softmax_rows(rows, here, want=want, scale=scale, softcap=cap, num_threads=threads))
+
+    losses = by_block(x, of_block)
+    return shaped(reduce_rows(losses, flat_weights(None, shape), None, y >= 0, reduction), shape, reduction)
 
 
 def _floats(name: str, values: Any) -> Any:

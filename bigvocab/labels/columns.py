@@ -17,6 +17,7 @@ from pyarrow import types
 
 from bigvocab.errors import BigvocabError, FormatError, Place
 from bigvocab.labels.column_choice import is_any_list, is_group, numpy_name, plain_type
+from bigvocab.labels.tables import as_table_source
 
 MAX_ROWS = 65_536  # of a batch
 MAX_BYTES = 32 << 20  # of labels in a batch: soft labels and long lists make batches of fewer rows
@@ -235,6 +236,7 @@ def groups(array: pa.Array) -> tuple[np.ndarray, list[str]]:
 
 def groups_of(values: Any) -> tuple[np.ndarray, list[str]]:
     """The same of a sequence of strings, integers, booleans or None; anything else goes by its `str`."""
+    values = as_table_source(values, "groups")
     if isinstance(values, str | bytes) or not hasattr(values, "__len__"):
         raise TypeError(f"groups: expected a sequence of names, got {type(values).__name__}")
     try:

@@ -21,6 +21,7 @@ from bigvocab import arguments
 from bigvocab.errors import BigvocabError, FormatError, Keyword
 from bigvocab.labels.id_sets import IdSets, as_id_sets
 from bigvocab.labels.labels import LabelBatch, Labels, read_labels
+from bigvocab.labels.tables import as_table_source
 from bigvocab.matrices.fingerprints import of_matrix
 from bigvocab.matrices.matrix import Matrix, as_matrix
 from bigvocab.storage.paths import expand
@@ -122,6 +123,7 @@ def open_labels(source: Any, kinds: tuple[str, ...], columns: dict[str, str | No
     """Labels of files or arrays, of one of the kinds that a loss takes; `columns` as keywords of `read_labels`."""
     if isinstance(source, Labels | MatrixLabels):
         return source
+    source = as_table_source(source, "labels")
     named = dict(columns)
     if isinstance(source, tuple) and not _are_paths(source) and (kinds == ("list",) or "sparse" in kinds):
         source, named = _table(source, "sparse" in kinds, named)
@@ -169,9 +171,7 @@ def _as_label_matrix(source: Any) -> MatrixLabels | None:
         suffixes = {os.path.splitext(file.path)[1].lower() for file in expand(source)}
     except BigvocabError:
         return None  # `read_labels` says what is wrong, or finds Parquet there
-    if suffixes == {".safetensors"}:
-        return MatrixLabels(as_matrix(source, "labels"))
-    if suffixes == {".npy"}:
+    if len(suffixes) == 1 and suffixes <= {".npy", ".safetensors", ".npz", ".pt", ".pth"}:
         try:
             return MatrixLabels(as_matrix(source, "labels"))
         except FormatError:

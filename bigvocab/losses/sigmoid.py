@@ -15,6 +15,7 @@ import numpy.typing as npt
 from bigvocab import arguments
 from bigvocab.labels.id_sets import as_id_sets, check_ids, in_rising_order
 from bigvocab.losses.exact_sums import ExactSums
+from bigvocab.losses.leading import by_block, flat_elements, flat_ids, flat_weights, float_rows, shaped
 from bigvocab.losses.reductions import broadcast_weights, check_reduction, reduce_losses, reduced
 from bigvocab.losses.sigmoid_rows import (
     log_loss_elements,
@@ -23,6 +24,7 @@ from bigvocab.losses.sigmoid_rows import (
     sparse_sigmoid_rows,
 )
 from bigvocab.losses.soft_rows import as_soft_labels
+from bigvocab.matrices.row_source import as_row_source
 from bigvocab.matrices.tiles import StoredRows
 from bigvocab.threads import resolve_threads, run_threads
 
@@ -45,15 +47,16 @@ def sigmoid_cross_entropy(
     L = max(x, 0) - x z + log1p(exp(-|x|)), with z (1 - e) + e / 2 in place of z under smoothing e.
 
     Args:
-        logits: x, (N, V) float16, bfloat16, float32 or float64, in any layout; infinite ones take their limits.
-        labels: z, (N, V) floats, integers or booleans: 0 and 1, or probabilities.
-        weights: a scalar, or (N, V) with any dimension 1; a weight per example is (N, 1).
+        logits: x, (..., V) float16, bfloat16, float32 or float64, in any layout and of any library; infinite ones take
+            their limits.
+        labels: z, (..., V) floats, integers or booleans: 0 and 1, or probabilities.
+        weights: a scalar, or (..., V) with any dimension 1; a weight per example is (N, 1).
         label_smoothing: e in [0, 1].
         reduction: see `compute_weighted_loss`; the unit is the element.
         num_threads: None is all usable cores; no result depends on it.
 
     Returns:
-        float64 losses (N, V) in nats, or one float. A NaN logit gives NaN there.
+        float64 losses (..., V) in nats, or one float. A NaN logit gives NaN there.
 
     Raises:
         BigvocabError: shapes that differ, a label that is not finite (with its row), an option outside its range.
@@ -83,15 +86,16 @@ def weighted_sigmoid_cross_entropy(
     L = (1 - z) x + (1 + (q - 1) z) (log1p(exp(-|x|)) + max(-x, 0)), which is q z softplus(-x) + (1 - z) softplus(x).
 
     Args:
-        logits: x, (N, V) float16, bfloat16, float32 or float64, in any layout; infinite ones take their limits.
-        labels: z, (N, V) floats, integers or booleans: 0 and 1, or probabilities.
+        logits: x, (..., V) float16, bfloat16, float32 or float64, in any layout and of any library; infinite ones take
+            their limits.
+        labels: z, (..., V) floats, integers or booleans: 0 and 1, or probabilities.
         pos_weight: q, a scalar or (V,); above 1 it favours recall, below 1 precision.
-        weights: a scalar, or (N, V) with any dimension 1; a weight per example is (N, 1).
+        weights: a scalar, or (..., V) with any dimension 1; a weight per example is (N, 1).
         reduction: see `compute_weighted_loss`; the unit is the element.
         num_threads: None is all usable cores; no result depends on it.
 
     Returns:
-        float64 losses (N, V) in nats, or one float. A NaN logit gives NaN there.
+        float64 losses (..., V) in nats, or one float. A NaN logit gives NaN there.
 
     Raises:
         BigvocabError: shapes that differ, a label or a weight that is not finite.
@@ -102,7 +106,7 @@ def weighted_sigmoid_cross_entropy(
     >>> weighted_sigmoid_cross_entropy([[1.5, -0.1, -10.0]], [[1, 0.5, 0]], pos_weight=1.5).round(6)
     array([[3.02120e-01, 8.80496e-01, 4.50000e-05]])
     """
-    x = arguments.as_matrix_of_floats("logits", logits)
+    x = float_rows("logits", logits)
     if pos_weight is None:
         raise TypeError("pos_weight: expected a number or one for each class, got None")
     return _sigmoid(x, labels, pos_weight_vector(pos_weight, x.shape[1]), 0.0, weights, reduction, num_threads)
@@ -118,18 +122,21 @@ def _sigmoid(
     num_threads: int | None,
 ) -> Any:
     check_reduction(reduction)
-    x = arguments.as_matrix_of_floats("logits", logits)
+    x = float_rows("logits", logits)
+    shape = (*x.leading, x.shape[1])
     hint = "ids of positive classes are for sparse_sigmoid_cross_entropy"
-    z = as_soft_labels("labels", labels, x.shape, hint)
-    spread = broadcast_weights(1.0 if weights is None else weights, x.shape)
+    z = as_row_source(as_soft_labels("labels", labels, shape, hint), "labels")
+    spread = flat_elements(weights, shape)
     threads = resolve_threads(num_threads)
 
     def fill(start: int, stop: int, out: Floats) -> None:
-        rows = slice(start, stop)
-        options: dict[str, Any] = {"label_smoothing": smoothing, "num_threads": threads, "first_row": start}
-        sigmoid_elements(x[rows], z[rows], out, pos_weight=pos_weight, **options)
+        for first, rows in x.blocks(start, stop):
+            here = slice(first - start, first - start + len(rows))
+            options: dict[str, Any] = {"label_smoothing": smoothing, "num_threads": threads, "first_row": first}
+            beside = z.rows(first, first + len(rows))
+            sigmoid_elements(rows, beside, out[here], pos_weight=pos_weight, **options)
 
-    return _elements(fill, x.shape, spread, reduction)
+    return shaped(_elements(fill, x.shape, spread, reduction), shape, reduction)
 
 
 def _elements(fill: Callable[[int, int, Floats], None], shape: tuple[int, ...], weights: Floats, reduction: str) -> Any:
@@ -200,16 +207,17 @@ def sparse_sigmoid_cross_entropy(
     labels ever exists, and the error is at most 1e-6 of the loss, also where a million terms of 1e-7 add up.
 
     Args:
-        logits: x, (N, V) float16, bfloat16, float32 or float64, in any layout; infinite ones take their limits.
-        labels: ids of the positive classes, (N, T) integers, or a pair (offsets (N + 1,), ids) where row i has
+        logits: x, (..., V) float16, bfloat16, float32 or float64, in any layout and of any library; infinite ones take
+            their limits.
+        labels: ids of the positive classes, (..., T) integers, or a pair (offsets (N + 1,), ids) where row i has
             ids[offsets[i] : offsets[i + 1]]; a row may have none, and no id twice.
         pos_weight: q, a scalar or (V,); None is 1.
-        weights: a scalar or (N,), weight of each row.
+        weights: a scalar or (...), weight of each row.
         reduction: see `compute_weighted_loss`; the unit is the row.
         num_threads: None is all usable cores; no result depends on it.
 
     Returns:
-        float64 losses (N,) in nats, or one float. A NaN in a row gives NaN there.
+        float64 losses (...) in nats, or one float. A NaN in a row gives NaN there.
 
     Raises:
         BigvocabError: shapes that differ, offsets that fall or pass the end, an id out of range or repeated in its row.
@@ -223,15 +231,19 @@ def sparse_sigmoid_cross_entropy(
     array([2.079442, 0.914267])
     """
     check_reduction(reduction)
-    x = arguments.as_matrix_of_floats("logits", logits)
-    sets = as_id_sets("labels", labels, len(x))
+    x = float_rows("logits", logits)
+    sets = as_id_sets("labels", flat_ids("labels", labels, x.leading), len(x))
     check_ids("labels", sets, x.shape[1])
     sets = in_rising_order("labels", sets)
-    spread = broadcast_weights(1.0 if weights is None else weights, (len(x),))
+    spread = flat_weights(weights, x.leading)
     q = pos_weight_vector(pos_weight, x.shape[1])
-    skip = np.zeros(len(x), bool)
-    losses = sparse_sigmoid_rows(StoredRows.of(x), sets, skip, pos_weight=q, num_threads=resolve_threads(num_threads))
-    return reduce_losses(losses, spread, reduction)
+    threads = resolve_threads(num_threads)
+
+    def of_block(start: int, block: npt.NDArray[Any]) -> Floats:
+        here, skip = sets.of_rows(slice(start, start + len(block))), np.zeros(len(block), bool)
+        return sparse_sigmoid_rows(StoredRows.of(block), here, skip, pos_weight=q, num_threads=threads)
+
+    return shaped(reduce_losses(by_block(x, of_block), spread, reduction), x.leading, reduction)
 
 
 def log_loss(

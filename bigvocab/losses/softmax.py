@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from bigvocab import arguments
+from bigvocab.losses.leading import by_block, flat_weights, float_rows, shaped
 from bigvocab.losses.reductions import (
-    broadcast_weights,
     check_reduction,
     compute_weighted_loss,
     reduce_losses,
@@ -27,6 +27,7 @@ from bigvocab.losses.sigmoid import (
 )
 from bigvocab.losses.soft_rows import as_soft_labels, dense_label_rows
 from bigvocab.matrices.logit_rows import Floats, Ids, LogitRows
+from bigvocab.matrices.row_source import as_row_source, flat_labels
 from bigvocab.matrices.tiles import StoredRows
 from bigvocab.threads import resolve_threads
 
@@ -114,9 +115,10 @@ def sparse_softmax_cross_entropy(
     PyTorch, (1 - e) c_y (lse - x_y) + (e / V) S_j c_j (lse - x_j).
 
     Args:
-        logits: (N, V) float16, bfloat16, float32 or float64, in any layout; -inf is a masked class.
-        labels: (N,) integers in [0, V), or `ignore_index`.
-        weights: a scalar or (N,), weight of each row.
+        logits: (..., V) float16, bfloat16, float32 or float64, in any layout and of any library; -inf is a masked
+            class.
+        labels: (...) integers in [0, V), or `ignore_index`.
+        weights: a scalar or (...), weight of each row.
         class_weights: (V,), weight of each class; under "mean" the denominator is the sum of the weights of the labels
             seen.
         label_smoothing: e in [0, 1].
@@ -125,8 +127,8 @@ def sparse_softmax_cross_entropy(
         num_threads: None is all usable cores; no result depends on it.
 
     Returns:
-        float64 losses (N,) in nats, or one float. A NaN in a row, or +inf at its label, gives NaN there; +inf elsewhere
-        gives inf.
+        float64 losses (...) in nats, or one float. A NaN in a row, or +inf at its label, gives NaN there; +inf
+        elsewhere gives inf.
 
     Raises:
         BigvocabError: shapes that differ, a label out of range (with its row), an option outside its range.
@@ -141,17 +143,22 @@ def sparse_softmax_cross_entropy(
     array([1.386294, 3.44019 ])
     """
     check_reduction(reduction)
-    x = arguments.as_matrix_of_floats("logits", logits)
+    x = float_rows("logits", logits)
     y = arguments.as_integers("labels", labels)
-    arguments.one_per_row("labels", y, len(x))
+    shape = y.shape
+    y = flat_labels(y, x.leading)
     y = arguments.labels_in_range(y, x.shape[1], ignore_index=arguments.index_or_none("ignore_index", ignore_index))
     formula = sparse_softmax_formula(x.shape[1], label_smoothing, class_weights)
-    row_weights = broadcast_weights(1.0 if weights is None else weights, y.shape)
+    row_weights = flat_weights(weights, shape)
     threads = resolve_threads(num_threads)
-    rows = StoredRows.of(x)
-    found = softmax_rows(rows, y, want=wanted(logit_sum=formula.needs_logit_sum), num_threads=threads)
-    losses = formula.weighted_losses(found, y, formula.weighted_sums(rows, y, PLAIN, threads))
-    return reduce_rows(losses, row_weights, formula.label_weights(y), y >= 0, reduction)
+
+    def of_block(start: int, block: npt.NDArray[Any]) -> Floats:
+        rows, labels_here = StoredRows.of(block), y[start : start + len(block)]
+        found = softmax_rows(rows, labels_here, want=wanted(logit_sum=formula.needs_logit_sum), num_threads=threads)
+        return formula.weighted_losses(found, labels_here, formula.weighted_sums(rows, labels_here, PLAIN, threads))
+
+    losses = by_block(x, of_block)
+    return shaped(reduce_rows(losses, row_weights, formula.label_weights(y), y >= 0, reduction), shape, reduction)
 
 
 def sparse_softmax_formula(num_classes: int, label_smoothing: Any, class_weights: Any) -> SparseSoftmax:
@@ -189,15 +196,16 @@ def softmax_cross_entropy(
     (1 - e) z_j + e / V in place of z_j. Rows of labels need not sum to 1: a row of zeros gives 0.
 
     Args:
-        logits: x, (N, V) float16, bfloat16, float32 or float64, in any layout; -inf is a masked class.
-        labels: z, (N, V) floats, integers or booleans.
-        weights: a scalar or (N,), weight of each row.
+        logits: x, (..., V) float16, bfloat16, float32 or float64, in any layout and of any library; -inf is a masked
+            class.
+        labels: z, (..., V) floats, integers or booleans.
+        weights: a scalar or (...), weight of each row.
         label_smoothing: e in [0, 1].
         reduction: see `compute_weighted_loss`.
         num_threads: None is all usable cores; no result depends on it.
 
     Returns:
-        float64 losses (N,) in nats, or one float. A NaN in a row, or +inf where z is not 0, gives NaN there; +inf
+        float64 losses (...) in nats, or one float. A NaN in a row, or +inf where z is not 0, gives NaN there; +inf
         elsewhere gives inf.
 
     Raises:
@@ -211,13 +219,19 @@ def softmax_cross_entropy(
     array([1.386294, 1.94019 ])
     """
     check_reduction(reduction)
-    x = arguments.as_matrix_of_floats("logits", logits)
-    z = as_soft_labels("labels", labels, x.shape, "one id per row is for sparse_softmax_cross_entropy")
+    x = float_rows("logits", logits)
+    hint = "one id per row is for sparse_softmax_cross_entropy"
+    z = as_row_source(as_soft_labels("labels", labels, (*x.leading, x.shape[1]), hint), "labels")
     e = arguments.in_unit_interval("label_smoothing", label_smoothing)
-    spread = broadcast_weights(1.0 if weights is None else weights, (len(x),))
-    skip = np.zeros(len(x), bool)
-    rows = dense_label_rows(StoredRows.of(x), z, skip, label_smoothing=e, num_threads=resolve_threads(num_threads))
-    return reduce_losses(rows.losses(e), spread, reduction)
+    spread = flat_weights(weights, x.leading)
+    threads = resolve_threads(num_threads)
+
+    def of_block(start: int, block: npt.NDArray[Any]) -> Floats:
+        rows, beside = StoredRows.of(block), z.rows(start, start + len(block))
+        skip = np.zeros(len(block), bool)
+        return dense_label_rows(rows, beside, skip, label_smoothing=e, num_threads=threads, first_row=start).losses(e)
+
+    return shaped(reduce_losses(by_block(x, of_block), spread, reduction), x.leading, reduction)
 
 
 # Every loss of arrays by the name it has in reports and on the command line.

@@ -20,12 +20,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bigvocab.arguments import as_array
+from bigvocab.arrays import as_host_array, foreign_array
 from bigvocab.errors import BigvocabError, FormatError, Keyword
 from bigvocab.formats import read_layout, refuse_header, refuse_selector
 from bigvocab.formats.gguf import locate
 from bigvocab.formats.layout import SUPPORTED, Layout, dtype_label, is_supported, parse_dtype, parse_shape
 from bigvocab.formats.raw import raw_layouts
 from bigvocab.matrices.parts import Array, Part, Shard, fetch_rows, make_parts, make_shard, native, release_rows
+from bigvocab.matrices.row_source import RowSource, as_row_source
 from bigvocab.matrices.tiles import StoredRows, kernel_view, rows_in_one_piece
 from bigvocab.matrices.weight_rows import WeightRows
 from bigvocab.storage.mapped import MappedFile
@@ -68,6 +70,7 @@ class Matrix:
         self.shape = shape
         self.dtype = dtype
         self.files = files
+        self.leading = shape[:-1]  # of the array that the rows came as
         self.maps: list[MappedFile] = []
         self._lock, self._readers = threading.Lock(), 0
         self._spec: tuple[list[Source], _Options] | None = None
@@ -91,6 +94,21 @@ class Matrix:
         part = Part(0, len(view), view, None, 0)
         entry = {"path": "<array>", "shape": list(view.shape), "dtype": view.dtype.name, "bytes": view.nbytes}
         return cls([make_shard(0, [part])], view.shape, view.dtype, [entry])
+
+    @classmethod
+    def from_rows(cls, source: RowSource, *, name: str = "array") -> Matrix:
+        """Wrap the rows of an array (..., V) of any library: without a copy where they lie evenly on the host, else
+        made of blocks, on an accelerator when they are asked for.
+        """
+        if source.is_one_piece:
+            matrix = cls.from_array(source.rows(0, len(source)), name=name)
+        else:
+            matrix = cls.from_array(np.empty((0, source.shape[1]), source.dtype), name=name)
+            parts = _parts_in_memory(source)
+            matrix.shards, matrix.shape = [make_shard(0, parts)], source.shape
+            matrix.files[0].update(shape=list(source.shape), bytes=matrix.nbytes)
+        matrix.leading = source.leading
+        return matrix
 
     @property
     def ndim(self) -> int:
@@ -222,7 +240,7 @@ class Matrix:
             for begin, end in pairwise(edges):
                 places = order[begin:end]
                 part = shard.parts[owner[places[0]]]
-                taken = native(part.array[rows[places] - part.first], self.dtype)
+                taken = native(part.take(rows[places]), self.dtype)
                 if self.ndim == 1:
                     out[places] = taken
                 else:
@@ -239,9 +257,9 @@ class Matrix:
         while start < stop:
             parts = [shard.part_of(start) for shard in self.shards]
             end = min(stop, *(part.stop for part in parts))
-            if any(part.array.dtype != self.dtype for part in parts):  # `native` makes a copy
+            if any(part.array.dtype != self.dtype or part.device for part in parts):  # which makes a copy
                 end = min(end, start + max(1, _COPIED_BYTES * len(self) // max(1, self.nbytes)))
-            tiles = [part.array[start - part.first : end - part.first] for part in parts]
+            tiles = [part.rows(start, end) for part in parts]
             yield start, [(s.first_class, native(t, self.dtype)) for s, t in zip(self.shards, tiles, strict=True)]
             start = end
 
@@ -286,8 +304,8 @@ class Matrix:
     @property
     def in_one_piece(self) -> bool:
         """Whether kernels can read all rows where they lie, without a copy."""
-        arrays = [part.array for shard in self.shards for part in shard.parts]
-        return all(array.dtype == self.dtype and rows_in_one_piece(array) for array in arrays)
+        parts = [part for shard in self.shards for part in shard.parts]
+        return all(p.array.dtype == self.dtype and rows_in_one_piece(p.array) and p.device is None for p in parts)
 
     @property
     def row_by_row(self) -> bool:
@@ -343,6 +361,13 @@ class Matrix:
         if self._spec is None:
             return Matrix.from_array, (np.asarray(self),)
         return _reopen, (*self._spec, self.files)
+
+
+def _parts_in_memory(source: RowSource) -> list[Part]:
+    """The blocks of rows on the host, or the one part that stands for rows elsewhere."""
+    if source.on_device:
+        return [Part(0, len(source), np.empty((0, source.shape[1]), source.dtype), None, 0, source)]
+    return [Part(first, first + len(rows), rows, None, 0) for first, rows in source.blocks() if len(rows)]
 
 
 def _check_alike(maps: list[MappedFile], layouts: list[Layout], vocab_shards: bool) -> None:
@@ -463,9 +488,9 @@ def open_matrix(
     return _open(expand(path, raw=sizes is not None), _Options(dtype, sizes, int(offset), bool(vocab_shards)))
 
 
-def as_matrix(value: Any, name: str = "array", **options: Any) -> Matrix:
-    """A Matrix from a Matrix, from an array, or from a path, with `options` as `open_matrix` takes them; messages call
-    it by its `name`.
+def as_matrix(value: Any, name: str = "array", *, any_leading: bool = False, **options: Any) -> Matrix:
+    """A Matrix from a Matrix, from an array of any library, or from a path, with `options` as `open_matrix` takes them;
+    messages call it by its `name`. With `any_leading`, an array (..., V) counts as its rows.
     """
     if isinstance(value, Matrix):
         return value
@@ -477,6 +502,12 @@ def as_matrix(value: Any, name: str = "array", **options: Any) -> Matrix:
         return open_matrix(value, **options)
     if isinstance(value, list | tuple) and value:
         value = as_array(name, value)
-    if hasattr(value, "__array__"):
-        return Matrix.from_array(value if isinstance(value, np.ma.MaskedArray) else np.asarray(value), name=name)
+    found = foreign_array(value, name)
+    if found is not None and not found.on_host and len(found.shape) > 1 and (any_leading or len(found.shape) == 2):
+        return Matrix.from_rows(as_row_source(value, name), name=name)
+    array = value if isinstance(value, np.ma.MaskedArray) else as_host_array(value, name)
+    if isinstance(array, np.ndarray) and array.ndim > 2 and any_leading:
+        return Matrix.from_rows(as_row_source(array, name), name=name)
+    if isinstance(array, np.ndarray):
+        return Matrix.from_array(array, name=name)
     raise TypeError(f"{name}: expected an array, a path or a Matrix, got {type(value).__name__}")

@@ -10,19 +10,36 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bigvocab.formats.layout import Layout
+from bigvocab.matrices.row_source import RowSource
 from bigvocab.storage.mapped import MappedFile
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
 class Part(NamedTuple):
-    """Consecutive rows that lie together; `file` is None for an array in memory."""
+    """Consecutive rows that lie together; `file` is None for an array in memory.
+
+    Rows on an accelerator are in `device`, and copied when they are asked for; `array` has none of them then.
+    """
 
     first: int
     stop: int
     array: Array
     file: MappedFile | None
     offset: int
+    device: RowSource | None = None
+
+    def rows(self, start: int, stop: int) -> Array:
+        """Rows start to stop of the matrix."""
+        if self.device is not None:
+            return self.device.rows(start - self.first, stop - self.first)
+        return self.array[start - self.first : stop - self.first]
+
+    def take(self, rows: Array) -> Array:
+        """A copy of some rows of the matrix."""
+        if self.device is not None:
+            return np.concatenate([self.rows(int(row), int(row) + 1) for row in rows])
+        return self.array[rows - self.first]
 
 
 @dataclass

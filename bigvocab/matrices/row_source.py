@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from bigvocab.arguments import as_array
 from bigvocab.arrays import BLOCK_BYTES, Array, ForeignArray, as_host_array, foreign_array, to_host
 from bigvocab.errors import BigvocabError
 
-_SMALL_PIECE = 4 << 20  # pieces below this are gathered into blocks
+_SMALL_PIECE = 256 << 10  # pieces below this are gathered into blocks
 
 
 class RowSource:
@@ -38,6 +39,11 @@ class RowSource:
         """Whether `rows` of any range is a view of the same host array."""
         return len(self._pieces) == 1 and isinstance(self._pieces[0], np.ndarray)
 
+    @property
+    def on_device(self) -> bool:
+        """Whether the rows lie elsewhere than in host memory."""
+        return not all(isinstance(piece, np.ndarray) for piece in self._pieces)
+
     def rows(self, start: int, stop: int) -> Array:
         """Rows `start` to `stop` as (stop - start, V): a view where they lie evenly in host memory."""
         if not 0 <= start <= stop <= len(self):
@@ -56,20 +62,23 @@ class RowSource:
                 start = end
             at += 1
 
-    def blocks(self, max_bytes: int = BLOCK_BYTES) -> Iterator[tuple[int, Array]]:
-        """(first row, rows) for all rows in order: whole host arrays as they are, others `max_bytes` at a time."""
+    def blocks(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, Array]]:
+        """(first row, rows) for all rows, or those from `start` to before `stop`, in order: views as large as they are,
+        copies of at most 64 MiB (or one row).
+        """
+        stop = len(self) if stop is None else stop
         if self.is_one_piece:
-            yield 0, self._pieces[0]
+            yield start, self.rows(start, stop)
             return
-        row_bytes = max(1, self.shape[1] * self.dtype.itemsize)
-        step, start = max(1, max_bytes // row_bytes), 0
-        for first, piece in zip(self._firsts[:-1], self._pieces, strict=True):
-            first, stop = int(first), int(first) + int(piece.shape[0])
+        step, held = max(1, BLOCK_BYTES // max(1, self.shape[1] * self.dtype.itemsize)), start
+        at = start
+        for piece, a, b in self._spans(start, stop):
             if isinstance(piece, np.ndarray) and piece.nbytes >= _SMALL_PIECE:
-                yield from self._cut(start, first, step)
-                yield first, piece
-                start = stop
-        yield from self._cut(start, len(self), step)
+                yield from self._cut(held, at, step)
+                yield at, piece[a:b]
+                held = at + b - a
+            at += b - a
+        yield from self._cut(held, stop, step)
 
     def _cut(self, start: int, stop: int, step: int) -> Iterator[tuple[int, Array]]:
         return ((row, self.rows(row, min(stop, row + step))) for row in range(start, stop, step))
@@ -86,15 +95,14 @@ def as_row_source(value: Any, name: str) -> RowSource:
     array: Any = None
     if found is None:
         array = as_host_array(value, name)
-        if isinstance(array, list | tuple):
-            array = np.asarray(array)
-        if not isinstance(array, np.ndarray):
-            raise TypeError(f"{name}: expected an array, got {type(value).__name__}")
+        array = as_array(name, array)
     elif found.on_host:
         array = to_host(found, found.value, name)
     shape = array.shape if array is not None else found.shape  # type: ignore[union-attr]
-    if len(shape) < 2 or shape[-1] == 0:
-        raise BigvocabError(f"{name}: expected rows (..., V) with V >= 1, got shape {shape}")
+    if len(shape) < 2:
+        raise BigvocabError(f"{name}: expected 2 dimensions, or more before the last, got shape {shape}")
+    if shape[-1] == 0:
+        raise BigvocabError(f"{name}: expected at least one column, got shape {shape}")
     if array is not None:
         return RowSource(_even_pieces(array), shape[:-1], shape[-1], array.dtype, lambda piece: piece)
     assert found is not None
