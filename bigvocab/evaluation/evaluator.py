@@ -24,6 +24,7 @@ from bigvocab.evaluation.state import State, read_state, state_bytes, write_stat
 from bigvocab.evaluation.stored_tally import restored, stored
 from bigvocab.evaluation.tally import Tally
 from bigvocab.labels.labels import LabelBatch
+from bigvocab.labels.leading import flat_batch
 from bigvocab.matrices.names import DataNames
 from bigvocab.reports.report import Report
 
@@ -101,15 +102,15 @@ class Evaluator:
         """Add a batch and return the loss of each row, unweighted; NaN where the row is ignored or skipped.
 
         Args:
-            logits: (N, V) of any type, layout or source of `open_matrix`; hidden states (N, D) where there is an output
-                layer.
-            labels: what the loss takes: (N,) integers; (N, V) soft labels; (N, T) ids or a pair (offsets, ids) for
+            logits: (..., V) of any type, layout, library or source of `open_matrix`; hidden states (..., D) where there
+                is an output layer.
+            labels: what the loss takes: (...) integers; (..., V) soft labels; (..., T) ids or a pair (offsets, ids) for
                 sparse-sigmoid; a triple (offsets, ids, probabilities) for softmax as well.
-            weights: (N,) weight of each row, finite.
-            groups: (N,) names; the report has figures for each.
+            weights: (...) weight of each row, finite.
+            groups: (...) names; the report has figures for each.
 
         Returns:
-            (N,) float64, in nats.
+            float64 in the shape of the labels (...), in nats.
 
         Raises:
             BigvocabError: shapes that differ, a label out of range, a row that is not finite, with its number in the
@@ -124,14 +125,16 @@ class Evaluator:
             opening.pop("vocab_shards", None)  # files of a layer are ranges of classes in any case
         source = self.scorer.source(logits, **opening)
         loss = self.specification.loss
-        batch = label_batch(loss.spec.labels, labels, weights, groups, rows=len(source), ignore_index=loss.ignore_index)
+        kinds, leading = loss.spec.labels, source.stored.leading
+        labels, weights, groups, shape = flat_batch(labels, weights, groups, leading, one_each=kinds == ("id",))
+        batch = label_batch(kinds, labels, weights, groups, rows=len(source), ignore_index=loss.ignore_index)
         with self._whole_or_not():
             results = list(self.scorer.evaluate_rows(source, batch, self.scorer.names_of(source), self.seen))
         losses = np.empty(len(source))
         for part, rows in results:
             losses[part.first_row : part.first_row + len(rows)] = np.where(rows.counted, rows.loss, np.nan)
         self._add(results, len(source))
-        return losses
+        return losses.reshape(shape)
 
     def update_batch(self, batch: Any) -> Any:
         """Add a pyarrow RecordBatch or Table and return the same kind with a column `loss` appended: for map_batches

@@ -57,7 +57,7 @@ class Scorer:
             values: an array, paths, or a Matrix.
             options: as `open_matrix` takes them.
         """
-        matrix = as_matrix(values, self.rows_name, **options)
+        matrix = as_matrix(values, self.rows_name, any_leading=True, **options)
         if self.head is not None:
             return LinearMatrix(matrix, self.head)
         if matrix.ndim != 2:
