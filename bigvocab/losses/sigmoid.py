@@ -24,7 +24,7 @@ from bigvocab.losses.sigmoid_rows import (
     sparse_sigmoid_rows,
 )
 from bigvocab.losses.soft_rows import as_soft_labels
-from bigvocab.matrices.row_source import as_row_source
+from bigvocab.matrices.row_source import RowSource, as_row_source
 from bigvocab.matrices.tiles import StoredRows
 from bigvocab.threads import resolve_threads, run_threads
 
@@ -69,7 +69,7 @@ def sigmoid_cross_entropy(
     array([[1.313262, 0.313262, 0.693147]])
     """
     e = arguments.in_unit_interval("label_smoothing", label_smoothing)
-    return _sigmoid(logits, labels, np.ones(1), e, weights, reduction, num_threads)
+    return _sigmoid(float_rows("logits", logits), labels, np.ones(1), e, weights, reduction, num_threads)
 
 
 def weighted_sigmoid_cross_entropy(
@@ -113,7 +113,7 @@ def weighted_sigmoid_cross_entropy(
 
 
 def _sigmoid(
-    logits: Any,
+    x: RowSource,
     labels: Any,
     pos_weight: Floats,
     smoothing: float,
@@ -122,7 +122,6 @@ def _sigmoid(
     num_threads: int | None,
 ) -> Any:
     check_reduction(reduction)
-    x = float_rows("logits", logits)
     shape = (*x.leading, x.shape[1])
     hint = "ids of positive classes are for sparse_sigmoid_cross_entropy"
     z = as_row_source(as_soft_labels("labels", labels, shape, hint), "labels")
