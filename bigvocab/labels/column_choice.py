@@ -11,6 +11,7 @@ from pyarrow import types
 from bigvocab.errors import BigvocabError, Keyword
 
 _FLOATS = {"halffloat": "float16", "float": "float32", "double": "float64"}  # Arrow's names and NumPy's
+ODD_ROW = b"bigvocab.odd_row"  # in the metadata of a field
 # Names that say "not the label", though nothing uses them unless asked for.
 _OTHER_ROLES = {"weight", "weights", "group", "bytes", "num_bytes"}
 
@@ -88,6 +89,12 @@ def shape_and_type(arrow_type: pa.DataType) -> tuple[list[int], str]:
     return [], str(kind)
 
 
+def odd_row(schema: pa.Schema, name: str) -> str:
+    """Of a column of text that begins with numbers, what its reader noted of the first row that is none."""
+    found = (schema.field(name).metadata or {}).get(ODD_ROW)
+    return "" if found is None else f"; {found.decode()}"
+
+
 def listing(schema: pa.Schema) -> str:
     """The columns of a schema in words, at most 20 of them."""
     shown = [f"{field.name!r} ({field.type})" for field in schema][:20]
@@ -142,7 +149,9 @@ def choose_columns(
     ]
     for option, name, fits, wanted in others:
         if name is not None and not fits(plain_type(kind := _check_column(schema, where, option, name))):
-            raise BigvocabError(f"{where}: column {name!r} ({option}): expected {wanted}, got {kind}")
+            raise BigvocabError(
+                f"{where}: column {name!r} ({option}): expected {wanted}, got {kind}{odd_row(schema, name)}"
+            )
     if label is None:
         label = _find_label(schema, where, {name for _, name, _, _ in others if name is not None})
     arrow_type = _check_column(schema, where, "label_column", label)
@@ -150,7 +159,8 @@ def choose_columns(
     if found is None:
         raise BigvocabError(
             f"{where}: column {label!r}: expected integers, got {arrow_type} "
-            "(labels are integers, lists of integers, or fixed-size lists of float16, float32 or float64)"
+            f"(labels are integers, lists of integers, or fixed-size lists of float16, float32 or float64)"
+            f"{odd_row(schema, label)}"
         )
     kind, dtype, num_classes = found
     if probability is not None:

@@ -15,9 +15,11 @@ from collections.abc import Callable, Iterator
 from typing import IO, Any, NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from pyarrow import types
 
 from bigvocab.errors import FormatError
+from bigvocab.labels.column_choice import ODD_ROW
 
 _BLOCK = 4 << 20
 _MOST_RECORD = 64 << 20
@@ -120,7 +122,7 @@ class _Text:
 
     def _fault(self, block: bytes, schema: pa.Schema, first_row: int, error: Exception) -> FormatError:
         """The error with the row that it is about: the last of the shortest run of records that cannot be parsed."""
-        records = self._records(block)
+        records = self._records(block) or [block]
         low, high = 1, len(records)
         while low < high:
             middle = (low + high) // 2
@@ -187,9 +189,11 @@ class _Csv(_Text):
                 "one above it, such as: label"
             )
         block = block[len(header) :]
-        found = self._parsed(block, pa.schema([]), 0).schema if block.strip() else None
-        kinds = [pa.int64()] * len(self._names) if found is None else found.types
+        found = self._parsed(block, pa.schema([]), 0) if block.strip() else None
+        kinds = [pa.int64()] * len(self._names) if found is None else [field.type for field in found.schema]
         self.schema = _settled(pa.schema(list(zip(self._names, kinds, strict=True))))
+        if found is not None:
+            self.schema = pa.schema([_with_odd_row(field, found.column(i)) for i, field in enumerate(self.schema)])
         return block
 
     def _count(self, block: bytes) -> int:
@@ -250,7 +254,8 @@ class _Jsonl(_Text):
         block = self._without_bom(block)
         if block.lstrip()[:1] == b"[":
             raise FormatError(f"{self._path}: a JSON array, expected one object a line, as in .jsonl")
-        self.schema = _settled(self._parsed(block, pa.schema([]), 0).schema)
+        if block.strip():
+            self.schema = _settled(self._parsed(block, pa.schema([]), 0).schema)
         return block
 
     def _count(self, block: bytes) -> int:
@@ -284,6 +289,16 @@ def _settled_type(kind: pa.DataType) -> pa.DataType:
         return pa.list_(_settled_type(kind.value_type))
     plain = types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind) or types.is_struct(kind)
     return kind if plain else pa.string()
+
+
+def _with_odd_row(field: pa.Field, column: pa.ChunkedArray) -> pa.Field:
+    """A field of text that begins with numbers, with a note of the first row that is none."""
+    if not types.is_string(field.type) or not types.is_string(column.type):
+        return field
+    number = pc.match_substring_regex(column, r"^\s*[-+]?[0-9.]+([eE][-+]?[0-9]+)?\s*$|^$")
+    if not len(number) or not number[0].as_py() or (at := pc.index(number, False).as_py()) < 1:
+        return field
+    return field.with_metadata({ODD_ROW: f"row {at} is {column[at].as_py()[:40]!r}"})
 
 
 def _is_number(text: str) -> bool:

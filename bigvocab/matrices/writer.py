@@ -48,6 +48,8 @@ class MatrixWriter:
     (5, 4)
     """
 
+    _closed = True  # until there is something to close
+
     def __init__(self, path: str | os.PathLike[str], *, dtype: Any = None) -> None:
         self.path = checked_path("path", path)
         suffix = os.path.splitext(self.path)[1].lower()
@@ -60,9 +62,10 @@ class MatrixWriter:
         self.num_rows = 0
         self.num_columns: int | None = None
         check_writable(self.path)
-        self._make, self._sink, self._closed = _SINKS[suffix], None, False
+        self._make, self._sink = _SINKS[suffix], None
         self._stack = contextlib.ExitStack()
         self._temporary = self._stack.enter_context(replacing(self.path))
+        self._closed = False
         if self.dtype is not None:
             self._check_type(suffix)
 
@@ -148,6 +151,9 @@ class MatrixWriter:
                 self._sink.abandon()
         with contextlib.suppress(_Abandoned), self._stack:
             raise _Abandoned
+
+    def __del__(self) -> None:
+        self._abandon()
 
     def __enter__(self) -> Self:
         return self
