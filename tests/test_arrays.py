@@ -331,3 +331,75 @@ def test_libraries_that_have_no_rows(monkeypatch):
         bv.read_labels(datasets.DatasetDict(train=1, test=2))
     with pytest.raises(TypeError, match="labels: got an IterableDataset"):
         bv.read_labels(datasets.IterableDataset())
+
+
+# ---- evaluators
+
+
+def reports(logits, labels, **options):
+    evaluator = bv.Evaluator(**options)
+    losses = evaluator.update(logits, labels)
+    return losses, evaluator.report().to_dict()
+
+
+SOFT = (RNG.random((2, 3, 17)) < 0.3).astype(np.float32)
+LAYER = RNG.normal(size=(17, 5)).astype(np.float32)
+STATES = RNG.normal(size=(2, 3, 5)).astype(np.float32)
+EVALUATED = [
+    (X, Y, {}),
+    (X, SOFT, {"loss": "softmax"}),
+    (X, SOFT, {"loss": "sigmoid"}),
+    (X, np.sort(np.argsort(RNG.random((2, 3, 17)))[..., :2]), {"loss": "sparse-sigmoid"}),
+    (STATES, Y, {"weights": LAYER}),
+    (STATES, Y[..., None], {"weights": LAYER, "loss": "nce", "num_sampled": 4, "seed": 3}),
+    (STATES, Y, {"weights": LAYER, "loss": "sampled-softmax", "num_sampled": 4, "seed": 3}),
+]
+
+
+@pytest.mark.parametrize(("logits", "labels", "options"), EVALUATED, ids=lambda value: str(value)[:30])
+def test_update_takes_leading_dimensions(monkeypatch, logits, labels, options):
+    flat = logits.reshape(6, -1), labels.reshape(6, *labels.shape[2:])
+    losses, report = reports(*flat, **options)
+    for same in (lambda a: a, lambda a: np.concatenate([a, a], 1)[:, :3]):
+        found, own = reports(same(logits), same(labels), **options)
+        assert found.shape == (2, 3)
+        assert np.array_equal(found.reshape(-1), losses)
+        assert own["mean"] == report["mean"]
+    for name, on_host, on_device in libraries(monkeypatch):
+        traffic = stand_ins.Traffic()
+        found, own = reports(on_device(logits, traffic), labels, **options)
+        assert np.array_equal(found.reshape(-1), losses), name
+        assert own["mean"] == report["mean"]
+        assert traffic.total >= logits.nbytes
+        if on_host is not None:
+            held = {k: on_host(v) if isinstance(v, np.ndarray) else v for k, v in options.items()}
+            assert np.array_equal(reports(on_host(logits), on_host(labels), **held)[0].reshape(-1), losses), name
+    job = {"inputs" if "weights" in options else "logits": logits}
+    assert bv.evaluate(labels=labels, **job, **options)["mean"] == report["mean"]
+
+
+def test_update_with_weights_and_groups():
+    w, g = RNG.random((2, 3)), np.array([["a", "b", "a"], ["c", "c", "c"]])
+    one, two = bv.Evaluator(), bv.Evaluator()
+    one.update(X, Y, weights=w, groups=g)
+    two.update(X.reshape(6, 17), Y.reshape(-1), weights=w.reshape(-1), groups=g.reshape(-1).tolist())
+    assert one.report()["mean"] == two.report()["mean"]
+    assert one.report()["groups"] == two.report()["groups"]
+    three = bv.Evaluator()
+    three.update(X, Y, weights=w, groups=g.tolist())
+    assert three.report()["groups"] == two.report()["groups"]
+    for bad in ({"weights": w.reshape(-1)}, {"groups": g.T}, {"weights": w.T}):
+        with pytest.raises(BigvocabError, match=r"(weights|groups): got shape .*, expected \(2, 3\)"):
+            bv.Evaluator().update(X, Y, **bad)
+    with pytest.raises(BigvocabError, match=r"labels: got shape \(3, 2\), expected \(2, 3\)"):
+        bv.Evaluator().update(X, Y.T)
+    assert bv.Evaluator().update(X.reshape(6, 17), Y.reshape(6, 1)).shape == (6, 1)
+
+
+def test_a_matrix_of_an_array(torch):
+    for array in (X, torch.Tensor(X)):
+        assert np.array_equal(np.asarray(bv.open_matrix(array)), X.reshape(6, 17))
+    with pytest.raises(TypeError, match="path: expected a str, an os.PathLike or a list of them, got int"):
+        bv.open_matrix(3)
+    with pytest.raises(BigvocabError, match=r"weights: expected shape|weights: expected 2 dim"):
+        bv.Evaluator(weights=torch.Tensor(X))

@@ -20,6 +20,7 @@ from bigvocab.jobs.label_logits_task import LabelLogitsTask, write_task
 from bigvocab.jobs.run import Progress, RunOptions, refuse_serial, run_task
 from bigvocab.jobs.workers.local import check_process
 from bigvocab.labels.label_sources import open_labels
+from bigvocab.labels.leading import flat_array
 from bigvocab.reports.report import Report
 
 
@@ -180,7 +181,9 @@ def open_data(scorer: Scorer, values: Any, labels: Any) -> JobData:
     if scorer.head is not None:
         opening.pop("vocab_shards", None)  # files of a layer are ranges of classes in any case
     source = scorer.source(values, **opening)
-    found = open_labels(labels, asked.loss.spec.labels, asked.columns.keywords())
+    kinds = asked.loss.spec.labels
+    labels = flat_array(labels, source.stored.leading, one_each=kinds == ("id",))
+    found = open_labels(labels, kinds, asked.columns.keywords())
     return JobData([source], found, scorer.names_of(source, found.path if found.files else "labels"))
 
 

@@ -11,6 +11,20 @@ from bigvocab.arrays import as_host_array
 from bigvocab.matrices.row_source import flat_labels
 
 
+def flat_array(labels: Any, leading: tuple[int, ...], *, one_each: bool) -> Any:
+    """Labels in memory that have the shape of logits (*leading, columns), as those of its rows; others as they are."""
+    found = as_host_array(labels, "labels")
+    if not isinstance(found, np.ndarray):
+        return labels
+    if found.shape == leading or one_each and found.ndim > 1 and _without_ones(found.shape) == _without_ones(leading):
+        return found.reshape(-1)
+    return found.reshape(-1, found.shape[-1]) if len(leading) > 1 and found.shape[:-1] == leading else found
+
+
+def _without_ones(shape: tuple[int, ...]) -> list[int]:
+    return [size for size in shape if size != 1]
+
+
 def flat_batch(
     labels: Any, weights: Any, groups: Any, leading: tuple[int, ...], *, one_each: bool
 ) -> tuple[Any, Any, Any, tuple[int, ...]]:

@@ -459,7 +459,8 @@ def open_matrix(
     Args:
         path: a file, a quoted glob, a folder (natural order) or a list of these. `.npy`; `.safetensors`, with
             `::tensor` after it where it holds several; Arrow IPC file or stream (`.arrow`, `.ipc`, `.feather`), with
-            `::column` where several fit; anything else is raw binary.
+            `::column` where several fit; `.npz` and `.pt` with `::key`; anything else is raw binary. Or an array of any
+            library.
         dtype: float16, bfloat16, float32 or float64, with `<` or `>` in front: for raw binary. "bfloat16" also says
             what files of uint16 are.
         shape: (N, V) of the whole matrix, (V,), or "N,V": for raw binary. N = -1 is as many rows as there are.
@@ -479,6 +480,9 @@ def open_matrix(
     ...     m.shape, float(m[4, 0])
     ((5, 4), 1.0)
     """
+    is_path = isinstance(path, str | os.PathLike | list | tuple)
+    if not is_path and (isinstance(path, np.ndarray) or foreign_array(path, "path") is not None):
+        return as_matrix(path, any_leading=True)
     if isinstance(offset, bool) or not isinstance(offset, int | np.integer):
         raise TypeError(f"offset: expected a number of bytes, got {type(offset).__name__}")
     if offset < 0 or (offset and shape is None):
