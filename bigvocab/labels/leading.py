@@ -18,7 +18,9 @@ def flat_array(labels: Any, leading: tuple[int, ...], *, one_each: bool) -> Any:
         return labels
     if found.shape == leading or one_each and found.ndim > 1 and _without_ones(found.shape) == _without_ones(leading):
         return found.reshape(-1)
-    return found.reshape(-1, found.shape[-1]) if len(leading) > 1 and found.shape[:-1] == leading else found
+    if len(leading) > 1 and found.shape[:-1] == leading:
+        return found.reshape(-1, found.shape[-1])
+    return labels
 
 
 def _without_ones(shape: tuple[int, ...]) -> list[int]:
@@ -34,8 +36,10 @@ def flat_batch(
     labels (B, T, V) do. What is no array, such as a pair (offsets, ids) or a path, stays as it is.
     """
     shape = leading
-    labels = as_host_array(labels, "labels")
-    if isinstance(labels, list) and (one_each or len(leading) > 1):
+    found = as_host_array(labels, "labels")
+    if isinstance(found, np.ndarray) and found.dtype != object:  # as columns of lists would be
+        labels = found
+    if isinstance(labels, list) and labels and isinstance(labels[0], list) and (one_each or len(leading) > 1):
         labels = arguments.as_array("labels", labels)
     if isinstance(labels, np.ndarray):
         if one_each and labels.shape != leading:
