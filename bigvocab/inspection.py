@@ -14,9 +14,11 @@ import numpy as np
 
 from bigvocab import arguments
 from bigvocab.errors import BigvocabError, FormatError, printable
+from bigvocab.formats import list_archive
 from bigvocab.formats.safetensors import check_offsets, check_whole, read_header
 from bigvocab.labels.label_files import open_source
 from bigvocab.labels.labels import read_labels
+from bigvocab.labels.text_files import text_kind
 from bigvocab.matrices.matrix import Matrix, open_matrix
 from bigvocab.matrices.parts import Array
 from bigvocab.reports.numerals import count, counted, fixed, size
@@ -29,6 +31,7 @@ _SAMPLE_BYTES = 64 << 20
 _SAMPLE_CLASSES = 4096  # of a matrix in Fortran order, where a row is spread over as many pages as there are classes
 _MOST_SHOWN = 100
 _FORMATS = {"npy": ".npy", "safetensors": ".safetensors", "arrow": "Arrow IPC", "parquet": "Parquet", "gguf": "GGUF"}
+_FORMATS |= {"npz": ".npz", "torch": ".pt"}
 
 
 def inspect(
@@ -94,6 +97,13 @@ def _inspect(path: str, shape: Any, dtype: str | None, offset: int) -> dict[str,
         tensors = _tensors(place)
         if len(tensors) > 1:
             return {"format": _FORMATS[kind], "tensors": tensors, "bytes": os.path.getsize(place)}
+    if kind in ("npz", "torch") and selector is None and os.path.isfile(place):
+        listed = list_archive(MappedFile(Source(os.path.abspath(place), place, None)))
+        if len(listed) > 1:
+            tensors = [{"name": name, "shape": list(sizes), "dtype": type_} for name, sizes, type_ in listed]
+            return {"format": _FORMATS[kind], "tensors": tensors, "bytes": os.path.getsize(place)}
+    if kind is None and text_kind(place) is not None:
+        return _table(path)
     if kind in ("parquet", "arrow") and selector is not None:
         names = [name for name, _ in open_source(place)[0][0].columns()]
         if selector not in names:
@@ -101,7 +111,7 @@ def _inspect(path: str, shape: Any, dtype: str | None, offset: int) -> dict[str,
     if kind == "parquet":
         return _table(path)
     found: dict[str, Any] = {}
-    if kind in ("npy", "arrow"):
+    if kind in ("npy", "arrow", "npz", "torch", "safetensors"):
         try:
             found = _table(path)
         except BigvocabError:

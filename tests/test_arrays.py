@@ -94,7 +94,7 @@ def test_what_lies_on_a_device_comes_in_blocks(monkeypatch):
 def test_a_matrix_over_a_device_copies_what_is_asked_for(torch):
     traffic = stand_ins.Traffic()
     flat = X.reshape(6, 17)
-    matrix = as_matrix(torch.Tensor(flat, device="cuda", traffic=traffic), "logits")
+    matrix = as_matrix(torch.Tensor(flat, device="cuda", traffic=traffic), "logits", any_leading=True)
     assert traffic.total == 0
     assert matrix.shape == (6, 17)
     assert np.array_equal(matrix[2:4], flat[2:4])
@@ -222,7 +222,7 @@ def test_shifted_logits_are_views():
 
 
 def test_every_loss_takes_leading_dimensions():
-    flat, z = X.reshape(6, 17), (RNG.random((2, 3, 17)) < 0.3).astype(np.float32)
+    z = (RNG.random((2, 3, 17)) < 0.3).astype(np.float32)
     ids = np.sort(np.argsort(RNG.random((2, 3, 17)))[..., :2])
     w = RNG.random((2, 3))
     layer, states = RNG.normal(size=(17, 5)).astype(np.float32), RNG.normal(size=(2, 3, 5)).astype(np.float32)
@@ -245,7 +245,16 @@ def test_every_loss_takes_leading_dimensions():
                 assert found.shape == shape, function
                 expected = expected.reshape(shape)
             assert np.array_equal(found, expected), function
-    assert flat.shape == (6, 17)
+    ids = np.arange(12).reshape(2, 3, 2)
+    draw = bv.LogUniformSampler(17).sample(ids.reshape(6, 2), 5, seed=1)
+    for function in (bv.sampled_softmax_loss, bv.nce_loss):
+        options = {"weights": layer, "biases": np.zeros(17), "num_sampled": 5, "num_classes": 17, "num_true": 2}
+        expected = function(labels=ids.reshape(6, 2), inputs=states.reshape(6, 5), sampled_values=draw, **options)
+        assert np.array_equal(
+            function(labels=ids, inputs=states, sampled_values=draw, **options), expected.reshape(2, 3)
+        )
+        with pytest.raises(BigvocabError, match=r"labels: got shape \(6, 2\), expected \(2, 3, T\)"):
+            function(labels=ids.reshape(6, 2), inputs=states, sampled_values=draw, **options)
 
 
 def test_shapes_that_do_not_fit_name_both():

@@ -11,10 +11,10 @@ from bigvocab.formats.arrow import arrow_layout
 from bigvocab.formats.gguf import gguf_layout
 from bigvocab.formats.layout import Layout, Stored
 from bigvocab.formats.npy import npy_array, npy_layout
-from bigvocab.formats.npz import npz_array, npz_names
+from bigvocab.formats.npz import npz_array, npz_arrays, npz_names
 from bigvocab.formats.safetensors import safetensors_array, safetensors_layout
 from bigvocab.formats.stored_array import StoredArray
-from bigvocab.formats.torch_file import pickle_member, torch_array
+from bigvocab.formats.torch_file import pickle_member, torch_array, torch_shapes
 from bigvocab.formats.zip_members import ZipMembers
 from bigvocab.storage.mapped import MappedFile
 from bigvocab.storage.paths import LFS_ADVICE, LFS_POINTER, SUFFIXES
@@ -79,6 +79,16 @@ def read_array(file: MappedFile) -> StoredArray:
     if kind == "zip":
         return _zipped(file)
     raise FormatError(f"{file.shown}: expected .npy, .npz, .pt or .safetensors")
+
+
+def list_archive(file: MappedFile) -> list[tuple[str, tuple[int, ...], str]]:
+    """(key, shape, type) of every array of a .npz or .pt file."""
+    if _kind(file) != "zip":
+        raise FormatError(f"{file.shown}: expected .npz or .pt")
+    archive = ZipMembers(file)
+    if pickle_member(archive) is not None:
+        return torch_shapes(file, archive)
+    return [(name, array.shape, str(array.dtype)) for name, array in npz_arrays(file, archive)]
 
 
 def _kind(file: MappedFile) -> str | None:

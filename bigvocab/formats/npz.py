@@ -13,6 +13,15 @@ def npz_names(archive: ZipMembers) -> list[str]:
     return [name.removesuffix(".npy") for name in archive.members if name.endswith(".npy")]
 
 
+def npz_arrays(file: MappedFile, archive: ZipMembers) -> list[tuple[str, StoredArray]]:
+    """Every array with its key."""
+    found = []
+    for name in npz_names(archive):
+        begin, size = archive.span(f"{name}.npy")
+        found.append((name, npy_array(file, f"{file.shown}::{name}", begin, begin + size)))
+    return found
+
+
 def npz_array(file: MappedFile, archive: ZipMembers) -> StoredArray:
     """The array `file.npz::key`; its key may be left out where there is one.
 

@@ -31,6 +31,19 @@ def torch_array(file: MappedFile, archive: ZipMembers) -> StoredArray:
 
     Source: https://docs.pytorch.org/docs/stable/notes/serialization.html
     """
+    tree, root = _tree(file, archive)
+    key, tensor = _choose(file, tree)
+    return _stored(f"{file.shown}::{key}" if key else file.shown, tensor, archive, root)
+
+
+def torch_shapes(file: MappedFile, archive: ZipMembers) -> list[tuple[str, tuple[int, ...], str]]:
+    """(key, shape, type) of every tensor, also of those that cannot be mapped."""
+    tree, _ = _tree(file, archive)
+    return [(key, tensor.shape, tensor.dtype or "no plain type") for key, tensor in _tensors(tree)]
+
+
+def _tree(file: MappedFile, archive: ZipMembers) -> tuple[Any, str]:
+    """What was saved, with records for tensors, and the folder of the archive that it is in."""
     name = pickle_member(archive)
     assert name is not None
     root = name.removesuffix("data.pkl")
@@ -38,16 +51,7 @@ def torch_array(file: MappedFile, archive: ZipMembers) -> StoredArray:
     order = f"{root}byteorder"
     if order in archive.members and (found := archive.content(order, 100).strip()) != b"little":
         raise FormatError(f"{file.shown}: its byte order is {found!r}, expected little")
-    key, tensor = _choose(file, tree)
-    shown = f"{file.shown}::{key}" if key else file.shown
-    return _stored(shown, tensor, archive, root)
-
-
-def torch_names(file: MappedFile, archive: ZipMembers) -> list[str]:
-    """The keys of the tensors, as a selector spells them."""
-    name = pickle_member(archive)
-    assert name is not None
-    return [key for key, _ in _tensors(read_pickle(archive.content(name, MOST_BYTES), file.shown))]
+    return tree, root
 
 
 def _tensors(tree: Any) -> Iterator[tuple[str, Tensor]]:

@@ -507,7 +507,7 @@ def as_matrix(value: Any, name: str = "array", *, any_leading: bool = False, **o
     if isinstance(value, list | tuple) and value:
         value = as_array(name, value)
     found = foreign_array(value, name)
-    if found is not None and not found.on_host and len(found.shape) > 1 and (any_leading or len(found.shape) == 2):
+    if found is not None and not found.on_host and len(found.shape) > 1 and any_leading:
         return Matrix.from_rows(as_row_source(value, name), name=name)
     array = value if isinstance(value, np.ma.MaskedArray) else as_host_array(value, name)
     if isinstance(array, np.ndarray) and array.ndim > 2 and any_leading:

@@ -14,6 +14,7 @@ from bigvocab.errors import BigvocabError, Keyword
 from bigvocab.heads.layer_shards import STRATEGIES, open_layer
 from bigvocab.labels.true_classes import TrueClasses
 from bigvocab.matrices.matrix import Matrix
+from bigvocab.matrices.row_source import as_row_source
 from bigvocab.sampling.sampled_rows import Draw, Head, SampledRows, nce_losses, softmax_losses
 from bigvocab.sampling.samplers import LogUniformSampler
 from bigvocab.threads import resolve_threads
@@ -51,8 +52,8 @@ def sampled_softmax_loss(
         weights: (V, D) output layer, float16, bfloat16, float32 or float64: an array, a path or what `open_matrix`
             returns, or a list of P shards of these. Only the rows of the true and the sampled classes are read.
         biases: (V,), or None for zeros.
-        labels: (N, T) integers in [0, num_classes), or ragged as a pair (offsets (N + 1,), ids), at least one a row.
-        inputs: (N, D) hidden states, of any of these types. Products are summed in float32, in float64 where the
+        labels: (..., T) integers in [0, num_classes), or ragged as a pair (offsets (N + 1,), ids), at least one a row.
+        inputs: (..., D) hidden states, of any of these types. Products are summed in float32, in float64 where the
             layer or the inputs are float64.
         num_sampled: S, classes to draw, one sample for the whole batch.
         num_classes: V.
@@ -70,7 +71,7 @@ def sampled_softmax_loss(
         num_threads: None is all usable cores; no result depends on it.
 
     Returns:
-        float64 losses (N,) in nats.
+        float64 losses (...) in nats.
 
     Raises:
         BigvocabError: shapes that disagree, a label or candidate out of range, an expected count that is not above 0,
@@ -86,6 +87,7 @@ def sampled_softmax_loss(
     ...     num_sampled=4, num_classes=4, sampled_values=([0, 1, 2, 3], [[1.0], [1.0]], [1.0] * 4)).round(6)
     array([0.743668, 0.139206])
     """
+    inputs, labels, leading = _as_rows(inputs, labels)
     rows = _sampled_rows(
         weights, biases, labels, inputs, num_sampled, num_classes, num_true, sampled_values, remove_accidental_hits,
         subtract_log_q, partition_strategy, seed, num_threads,
@@ -93,7 +95,8 @@ def sampled_softmax_loss(
     empty = np.diff(rows.true.offsets) == 0
     if empty.any():
         raise BigvocabError.of_row("labels", int(np.argmax(empty)), " has no true class, expected at least one")
-    return softmax_losses(rows)
+    losses = softmax_losses(rows)
+    return losses if leading is None else losses.reshape(leading)
 
 
 def nce_loss(
@@ -121,8 +124,8 @@ def nce_loss(
     Args:
         weights: (V, D) output layer; this and all arguments but true_label are as in `sampled_softmax_loss`.
         biases: (V,), or None for zeros.
-        labels: (N, T), or a pair (offsets (N + 1,), ids), of which a row may have none.
-        inputs: (N, D) hidden states.
+        labels: (..., T), or a pair (offsets (N + 1,), ids), of which a row may have none.
+        inputs: (..., D) hidden states.
         num_sampled: S.
         num_classes: V.
         num_true: T.
@@ -136,7 +139,7 @@ def nce_loss(
         num_threads: None is all usable cores.
 
     Returns:
-        float64 losses (N,) in nats. They are no log-likelihood: no perplexity comes of them.
+        float64 losses (...) in nats. They are no log-likelihood: no perplexity comes of them.
 
     Raises:
         BigvocabError, TypeError: as `sampled_softmax_loss`.
@@ -152,11 +155,27 @@ def nce_loss(
     """
     if true_label not in TRUE_LABELS:
         raise BigvocabError(Keyword("true_label"), f": got {true_label!r}, expected one of {', '.join(TRUE_LABELS)}")
+    inputs, labels, leading = _as_rows(inputs, labels)
     rows = _sampled_rows(
         weights, biases, labels, inputs, num_sampled, num_classes, num_true, sampled_values, remove_accidental_hits,
         subtract_log_q, partition_strategy, seed, num_threads,
     )  # fmt: skip
-    return nce_losses(rows, true_label)
+    losses = nce_losses(rows, true_label)
+    return losses if leading is None else losses.reshape(leading)
+
+
+def _as_rows(inputs: Any, labels: Any) -> tuple[Any, Any, tuple[int, ...] | None]:
+    """Inputs (..., D) and ids (..., T) of more than two dimensions as rows, and the shape before the last one."""
+    if isinstance(inputs, Matrix | list | tuple) or np.ndim(inputs) <= 2:
+        return inputs, labels, None
+    source = as_row_source(inputs, "inputs")
+    if not isinstance(labels, tuple):
+        labels = arguments.as_integers("labels", labels)
+        if labels.ndim != len(source.leading) + 1 or labels.shape[:-1] != source.leading:
+            wanted = f"({', '.join(map(str, source.leading))}, T)"
+            raise BigvocabError(Keyword("labels"), f": got shape {labels.shape}, expected {wanted}, as the inputs")
+        labels = labels.reshape(-1, labels.shape[-1])
+    return source.rows(0, len(source)), labels, source.leading
 
 
 def _sampled_rows(

@@ -485,3 +485,27 @@ def test_pointers_of_git_lfs(tmp_path):
         refused(tmp_path / name, "a git-lfs pointer.*git lfs pull")
         with pytest.raises(FormatError, match="a git-lfs pointer.*git lfs pull"):
             bv.read_labels(tmp_path / name)
+
+
+def test_what_inspect_says(tmp_path):
+    np.savez(tmp_path / "x.npz", a=X, y=np.arange(3))
+    tf.save(tmp_path / "x.pt", {"a": X, "y": [np.arange(3), {"z": X.astype(tf.BFLOAT16)}]})
+    found = bv.inspect(tmp_path / "x.npz")
+    assert found["format"] == ".npz"
+    assert [(t["name"], t["shape"], t["dtype"]) for t in found["tensors"]] == [
+        ("a", [6, 5], "float64"),
+        ("y", [3], "int64"),
+    ]
+    found = bv.inspect(tmp_path / "x.pt")
+    assert [(t["name"], t["shape"], t["dtype"]) for t in found["tensors"]] == [
+        ("a", [6, 5], "float64"),
+        ("y.0", [3], "int64"),
+        ("y.1.z", [6, 5], "bfloat16"),
+    ]
+    assert bv.inspect(f"{tmp_path}/x.pt::a")["shape"] == [6, 5]
+    assert bv.inspect(f"{tmp_path}/x.pt::y.0")["labels"]["kind"] == "id"
+    (tmp_path / "y.csv").write_text("label,w\n1,0.5\n2,1\n")
+    found = bv.inspect(tmp_path / "y.csv")
+    assert (found["rows"], found["labels"]["column"]) == (2, "label")
+    golden = bv.inspect(GOLDEN / "torch_save.pt")["tensors"]
+    assert {t["name"] for t in golden} >= {"sparse", "float8", "state.0.weight"}
