@@ -12,6 +12,7 @@ import pytest
 import stand_ins
 
 import bigvocab as bv
+from bigvocab import arrays
 from bigvocab.arrays import as_host_array, first_null
 from bigvocab.errors import BigvocabError
 from bigvocab.matrices import row_source
@@ -102,6 +103,16 @@ def test_a_matrix_over_a_device_copies_what_is_asked_for(torch):
     assert np.array_equal(matrix[[5, 0, 0]], flat[[5, 0, 0]])
     assert np.array_equal(np.asarray(matrix), flat)
     assert not matrix.in_one_piece
+
+
+def test_a_layer_on_a_device_comes_in_blocks_too(torch, monkeypatch):
+    monkeypatch.setattr(arrays, "BLOCK_BYTES", 100)
+    for dtype in (np.float32, BFLOAT16):
+        traffic, layer = stand_ins.Traffic(), RNG.normal(size=(40, 5)).astype(dtype)
+        found = as_host_array(torch.Tensor(layer, device="cuda", traffic=traffic), "weights")
+        assert found.tobytes() == layer.tobytes()
+        assert traffic.total == layer.nbytes
+        assert traffic.largest <= 100
 
 
 def test_dlpack_and_array():
