@@ -246,10 +246,10 @@ def test_every_loss_takes_leading_dimensions():
         (bv.sparse_sigmoid_cross_entropy, (X, ids), {"weights": w}, (2, 3)),
         (bv.linear_cross_entropy, (states, layer, Y), {}, (2, 3)),
     ]
-    for function, arrays, options, shape in cases:
+    for function, given, options, shape in cases:
         for reduction in ("none", "sum", "mean"):
-            found = function(*arrays, **options, reduction=reduction)
-            rows = [a.reshape(6, *a.shape[2:]) if a.shape[:2] == (2, 3) else a for a in arrays]
+            found = function(*given, **options, reduction=reduction)
+            rows = [a.reshape(6, *a.shape[2:]) if a.shape[:2] == (2, 3) else a for a in given]
             own = {k: v.reshape(6, *v.shape[2:]) if isinstance(v, np.ndarray) else v for k, v in options.items()}
             expected = function(*rows, **own, reduction=reduction)
             if reduction == "none":
