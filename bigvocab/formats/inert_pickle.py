@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from bigvocab.errors import FormatError
+from bigvocab.formats.pickle_names import DTYPES, FAULTY, LISTED, MAPPINGS, PARAMETERS, STORAGE_TYPES, TENSORS
 
 MOST_BYTES = 64 << 20
 _MOST_STEPS = 4_000_000
@@ -45,68 +46,6 @@ class Tensor(NamedTuple):
 
 class Inert:
     """Stands for an object that was made of a listed name, with nothing in it."""
-
-
-_STORAGES = {
-    "Double": "float64",
-    "Float": "float32",
-    "Half": "float16",
-    "BFloat16": "bfloat16",
-    "Long": "int64",
-    "Int": "int32",
-    "Short": "int16",
-    "Char": "int8",
-    "Byte": "uint8",
-    "Bool": "bool",
-}
-_STORAGE_TYPES: dict[str, str | None] = {f"torch.{name}Storage": dtype for name, dtype in _STORAGES.items()}
-_STORAGE_TYPES |= {
-    f"torch.{name}Storage": name.lower() for name in ("ComplexFloat", "ComplexDouble", "QInt8", "QUInt8", "QInt32")
-}
-_STORAGE_TYPES |= {"torch.storage.UntypedStorage": None, "torch.UntypedStorage": None}
-_DTYPES = {f"torch.{name}" for name in (*_STORAGES.values(), "uint16", "uint32", "uint64", "complex64", "complex128")}
-_DTYPES |= {f"torch.float8_{kind}" for kind in ("e4m3fn", "e5m2", "e4m3fnuz", "e5m2fnuz", "e8m0fnu")}
-_DTYPES |= {"torch.qint8", "torch.quint8", "torch.qint32", "torch.complex32", "torch.float4_e2m1fn_x2"}
-_PARAMETERS = {"torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state"}
-_FAULTY = {
-    "torch._utils._rebuild_sparse_tensor": "sparse; call .to_dense() on it",
-    "torch._utils._rebuild_sparse_csr_tensor": "sparse; call .to_dense() on it",
-    "torch._utils._rebuild_qtensor": "quantised; call .dequantize() on it",
-    "torch._utils._rebuild_nested_tensor": "nested; join its sequences with torch.cat(list(x.unbind()))",
-    "torch._utils._rebuild_meta_tensor_no_storage": "on the meta device, which has no data",
-    "torch._utils._rebuild_wrapper_subclass": "of a class of its own; save a plain copy of it",
-    "torch._utils._rebuild_device_tensor_from_numpy": "of another device; call .cpu() on it",
-    "torch._utils._rebuild_device_tensor_from_cpu_tensor": "of another device; call .cpu() on it",
-    "torch.distributed.tensor.DTensor": "distributed; call .full_tensor() on it",
-}
-_MAPPINGS = {
-    "collections.defaultdict",
-    "collections.OrderedDict",
-    "collections.Counter",
-    "builtins.dict",
-    "__builtin__.dict",
-}
-_EMPTY = {
-    "torch.device",
-    "torch.Tensor",
-    "torch.nn.parameter.Parameter",
-    "torch.nn.Parameter",
-    "torch.storage.TypedStorage",
-    "torch.storage._LegacyStorage",
-    "torch.serialization._get_layout",
-    "torch.strided",
-    "torch.per_tensor_affine",
-    "torch.per_channel_affine",
-    "_codecs.encode",
-    "numpy.dtype",
-    "numpy.ndarray",
-    *(f"{module}.multiarray.{name}" for module in ("numpy.core", "numpy._core") for name in ("scalar", "_reconstruct")),
-    *(f"{module}.{name}" for module in ("builtins", "__builtin__") for name in ("set", "frozenset", "complex", "list")),
-    *(f"{module}.{name}" for module in ("builtins", "__builtin__") for name in ("tuple", "int", "float", "bytearray")),
-}
-_TENSORS = {"torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor_v3"}
-_OTHERS = {"torch.Size", "torch._tensor._rebuild_from_type_v2"}
-LISTED = {*_STORAGE_TYPES, *_DTYPES, *_PARAMETERS, *_FAULTY, *_MAPPINGS, *_EMPTY, *_TENSORS, *_OTHERS}
 
 
 def read_pickle(data: bytes, shown: str) -> Any:
@@ -280,11 +219,11 @@ class _Machine:
 
     def persistent(self) -> None:
         what, kind, key, _, size = self._pop(tuple)[:5]
-        if what != "storage" or not isinstance(kind, Name) or kind.text not in _STORAGE_TYPES:
+        if what != "storage" or not isinstance(kind, Name) or kind.text not in STORAGE_TYPES:
             raise TypeError
         if type(key) is not str or type(size) is not int or size < 0:
             raise TypeError
-        self.push(Storage(key, _STORAGE_TYPES[kind.text], size))
+        self.push(Storage(key, STORAGE_TYPES[kind.text], size))
 
 
 def _fill(target: dict[Any, Any], pairs: Any) -> None:
@@ -296,11 +235,11 @@ def _fill(target: dict[Any, Any], pairs: Any) -> None:
 
 def _made_of(name: str, arguments: tuple[Any, ...]) -> Any:
     """What a listed function would have made, as a record."""
-    if name in _TENSORS:
+    if name in TENSORS:
         return _tensor(name, arguments)
-    if name in _FAULTY:
-        return Tensor(None, "", 0, (), (), _FAULTY[name])
-    if name in _PARAMETERS:
+    if name in FAULTY:
+        return Tensor(None, "", 0, (), (), FAULTY[name])
+    if name in PARAMETERS:
         return arguments[0] if isinstance(arguments[0], Tensor) else Inert()
     if name == "torch._tensor._rebuild_from_type_v2":
         inner, _, inner_arguments = arguments[:3]
@@ -311,7 +250,7 @@ def _made_of(name: str, arguments: tuple[Any, ...]) -> Any:
         return _made_of(inner.text, inner_arguments)
     if name == "torch.Size":
         return tuple(arguments[0])
-    if name in _MAPPINGS:
+    if name in MAPPINGS:
         made: dict[Any, Any] = {}
         if arguments and name != "collections.defaultdict":  # its argument is what makes values
             _fill(made, arguments[0].items() if isinstance(arguments[0], dict) else arguments[0])
@@ -330,7 +269,7 @@ def _tensor(name: str, arguments: tuple[Any, ...]) -> Tensor:
         raise ValueError
     dtype = storage.dtype
     if name.endswith("_v3"):
-        if not isinstance(arguments[6], Name) or arguments[6].text not in _DTYPES:
+        if not isinstance(arguments[6], Name) or arguments[6].text not in DTYPES:
             raise TypeError
         dtype = arguments[6].text.removeprefix("torch.")
     metadata = arguments[-1] if len(arguments) > (7 if name.endswith("_v3") else 6) else None

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 import bigvocab as bv
 from bigvocab.errors import BigvocabError, FormatError
-from bigvocab.formats.inert_pickle import LISTED
+from bigvocab.formats.pickle_names import LISTED
 
 RNG = np.random.default_rng(4)
 X = RNG.normal(size=(6, 5))
