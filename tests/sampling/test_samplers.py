@@ -9,8 +9,8 @@ import threading
 import time
 import tracemalloc
 from decimal import Decimal, localcontext
-from pathlib import Path
 
+import golden_files
 import ml_dtypes
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ import bigvocab as bv
 from bigvocab.kernels import alias
 from bigvocab.kernels import random as kernels
 
-CASES = json.loads((Path(__file__).parent / "golden" / "samplers.json").read_text())["cases"]
+CASES = json.loads((golden_files.FOLDER / "samplers.json").read_text())["cases"]
 LEARNED = {"counts": [5, 0, 1, 30, 2, 9, 0, 0, 14, 3]}
 
 

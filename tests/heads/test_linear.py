@@ -28,7 +28,7 @@ from bigvocab.heads.products import Packed, accumulator, converted, lanes, paire
 from bigvocab.losses.row_statistics import softmax_rows, wanted
 from bigvocab.matrices.tiles import StoredRows
 
-KJV = Path(__file__).parents[1] / "data" / "kjv"
+KJV = Path(__file__).parents[2] / "data" / "kjv"
 DTYPES = {"f16": np.float16, "bf16": ml_dtypes.bfloat16, "f32": np.float32, "f64": np.float64}
 ALL = wanted(rank=True, entropy=True, predicted=True, logit_sum=True)
 EVERY_METRIC = ("accuracy", "rank", "logsumexp", "entropy", "predicted")
