@@ -1,7 +1,6 @@
 """Machine code of kernels: what the compiler made of one, and the bits that older processors return."""
 
 import hashlib
-import inspect
 import os
 import re
 import subprocess

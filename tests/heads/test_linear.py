@@ -2,13 +2,11 @@
 
 import json
 import math
-import os
 import platform
-import subprocess
-import sys
 import tracemalloc
 from pathlib import Path
 
+import machine_code
 import ml_dtypes
 import numpy as np
 import pyarrow as pa
@@ -17,6 +15,7 @@ from click.testing import CliRunner
 from golden_files import load
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from machine_code import Loop, assembly
 from safetensors.numpy import save_file
 
 import bigvocab as bv
@@ -25,6 +24,7 @@ from bigvocab.heads import linear_rows
 from bigvocab.heads.linear_rows import GROUP, TILE, LinearRows
 from bigvocab.heads.output_layer import OutputLayer
 from bigvocab.heads.products import Packed, accumulator, converted, lanes, paired, product
+from bigvocab.kernels import products as kernels
 from bigvocab.losses.row_statistics import softmax_rows, wanted
 from bigvocab.matrices.tiles import StoredRows
 

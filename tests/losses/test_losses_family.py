@@ -3,10 +3,7 @@ bad input."""
 
 import inspect
 import math
-import os
 import re
-import subprocess
-import sys
 from fractions import Fraction
 
 import ml_dtypes
@@ -15,8 +12,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from machine_code import Loop, assembly
 
 import bigvocab as bv
+from bigvocab.kernels import sigmoid, soft_labels
 from bigvocab.losses.softmax import LOSSES
 
 RNG = np.random.default_rng(11)

@@ -1,10 +1,7 @@
 """Row statistics of logits: every dtype, every block edge, every by-product, against slow float64."""
 
 import math
-import os
 import platform
-import subprocess
-import sys
 import time
 
 import machine_code
