@@ -36,7 +36,8 @@ def resolve_threads(num_threads: int | None, name: str = "num_threads") -> int:
     return operator.index(num_threads)
 
 
-def _pool(workers: int) -> ThreadPoolExecutor:
+def pool_of(workers: int) -> ThreadPoolExecutor:
+    """The one pool of this process with so many threads."""
     with _lock:
         if workers not in _pools:
             _pools[workers] = ThreadPoolExecutor(workers, thread_name_prefix="bigvocab")
@@ -129,7 +130,7 @@ def run_threads(
     try:
         # no thread begins where Python is ending or the system refuses, although it may be done by one that is there
         with contextlib.suppress(RuntimeError):
-            pool = _pool(resolve_threads(num_threads) - 1)
+            pool = pool_of(resolve_threads(num_threads) - 1)
             for _ in range(threads - 1):
                 pool.submit(help_out)
         work()  # this thread is at it before the others have woken up

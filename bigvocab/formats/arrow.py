@@ -52,7 +52,7 @@ def _layout(file: MappedFile, wanted: Stored | None, buffer: Any) -> Layout:
         column.validate()
         column = column.storage if isinstance(column, pa.ExtensionArray) else column
         if len(column):
-            parts.append((_offset(shown, rows, column, buffer, width, stored), len(column)))
+            parts.append((offset_of(shown, rows, column, buffer, width, stored), len(column)))
         rows += len(column)
     if not _is_file(file):
         end = source.tell()
@@ -101,7 +101,7 @@ def _fit(kind: Any, wanted: Stored | None) -> tuple[int, np.dtype[Any]] | None:
     return None if name is None else (kind.list_size, np.dtype(name))
 
 
-def _offset(shown: str, first_row: int, column: Any, buffer: Any, width: int, stored: Stored) -> int:
+def offset_of(shown: str, first_row: int, column: Any, buffer: Any, width: int, stored: Stored) -> int:
     """Where in the file the elements of one batch begin, after the checks that make them plain numbers."""
     if column.null_count:
         row = int(np.argmax(column.is_null().to_numpy(zero_copy_only=False)))

@@ -13,11 +13,13 @@ from numba import types
 from numba.extending import intrinsic
 
 from bigvocab.kernels import lanes as v
+from bigvocab.kernels import llvm
 from bigvocab.kernels import memory as m
 from bigvocab.kernels import powers as w
 from bigvocab.kernels.exp import LN2, exp2_polynomial
 from bigvocab.kernels.jit import inline
-from bigvocab.kernels.lanes import DOUBLES, F32, F64, I32
+from bigvocab.kernels.lanes import DOUBLES
+from bigvocab.kernels.llvm import F32, F64, I32
 
 SIZE = DOUBLES.count
 _I64 = ir.IntType(64)
@@ -42,7 +44,7 @@ def load(typingctx, array, index):
 def _mask(builder, index, stop):
     left = builder.trunc(builder.sub(stop, index), I32)
     number = ir.Constant(ir.VectorType(I32, SIZE), list(range(SIZE)))
-    return builder.icmp_signed("<", number, v._splat(builder, left, SIZE))
+    return builder.icmp_signed("<", number, llvm.splat(builder, left, SIZE))
 
 
 @intrinsic
@@ -54,10 +56,10 @@ def load_part(typingctx, array, index, stop, fill):
         mask, stored = _mask(builder, args[1], args[2]), pointer.type.pointee
         arguments = [pointer, ir.Constant(I32, size), mask, ir.Constant(stored, None)]
         raw = builder.call(
-            v._function(builder, f"llvm.masked.load.{v._suffix(stored)}.p0", stored, arguments), arguments
+            llvm.function(builder, f"llvm.masked.load.{llvm.suffix(stored)}.p0", stored, arguments), arguments
         )
         wide = _to_doubles(builder, array.dtype, raw, SIZE)
-        return builder.select(mask, wide, v._splat(builder, args[3], SIZE))
+        return builder.select(mask, wide, llvm.splat(builder, args[3], SIZE))
 
     return DOUBLES(array, types.intp, types.intp, types.float64), codegen
 
@@ -82,8 +84,8 @@ def store_part(typingctx, array, index, stop, lanes):
         pointer, size = m.pointer_to(context, builder, array, args[0], args[1], SIZE)
         mask = _mask(builder, args[1], args[2])
         arguments = [args[3], pointer, ir.Constant(I32, size), mask]
-        name = f"llvm.masked.store.{v._suffix(args[3].type)}.p0"
-        builder.call(v._function(builder, name, ir.VoidType(), arguments), arguments)
+        name = f"llvm.masked.store.{llvm.suffix(args[3].type)}.p0"
+        builder.call(llvm.function(builder, name, ir.VoidType(), arguments), arguments)
         return context.get_dummy_value()
 
     return types.void(array, types.intp, types.intp, DOUBLES), codegen
@@ -99,7 +101,7 @@ def _constant(vector, value):
 @intrinsic
 def rounded_down(typingctx, x):
     """floor(x)."""
-    return x(x), lambda context, builder, signature, args: v._call(builder, "llvm.floor", args)
+    return x(x), lambda context, builder, signature, args: llvm.call(builder, "llvm.floor", args)
 
 
 @intrinsic
@@ -147,7 +149,7 @@ def add_times(typingctx, factor, y, total):
     def codegen(context, builder, signature, args):
         zero = _constant(args[0], 0.0)
         counts = builder.fcmp_unordered("!=", args[0], zero)
-        return v._call(builder, "llvm.fma", [args[0], builder.select(counts, args[1], zero), args[2]])
+        return llvm.call(builder, "llvm.fma", [args[0], builder.select(counts, args[1], zero), args[2]])
 
     return total(factor, y, total), codegen
 
@@ -158,8 +160,8 @@ def without(typingctx, x, lane, fill):
 
     def codegen(context, builder, signature, args):
         number = ir.Constant(ir.VectorType(I32, x.count), list(range(x.count)))
-        here = v._splat(builder, builder.trunc(args[1], I32), x.count)
-        return builder.select(builder.icmp_signed("==", number, here), v._splat(builder, args[2], x.count), args[0])
+        here = llvm.splat(builder, builder.trunc(args[1], I32), x.count)
+        return builder.select(builder.icmp_signed("==", number, here), llvm.splat(builder, args[2], x.count), args[0])
 
     return x(x, types.intp, types.float64 if x.kind == "double" else types.float32), codegen
 
@@ -173,8 +175,8 @@ def quarter_products(typingctx, q):
         if vector.type.element == F32:
             vector = builder.fpext(vector, ir.VectorType(F64, vector.type.count))
         while vector.type.count > 4:
-            a, b = v._pieces(builder, vector, vector.type.count // 2)
-            vector = builder.fadd(v._call(builder, "llvm.fma", [a, b, a]), b)
+            a, b = llvm.pieces(builder, vector, vector.type.count // 2)
+            vector = builder.fadd(llvm.call(builder, "llvm.fma", [a, b, a]), b)
         values = [builder.extract_element(vector, ir.Constant(I32, i)) for i in range(4)]
         return context.make_tuple(builder, signature.return_type, values)
 

@@ -23,46 +23,69 @@ import numba
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, NullCache, _CacheLocator
 
 _SOURCES = Path(__file__).parent
-_on_compile: list[Callable[[str, bool], None]] = []
-_spent = threading.local()  # seconds of this thread on making kernels ready
+listeners: list[Callable[[str, bool], None]] = []  # called before a kernel is compiled
 
 
-def clock() -> float:
-    """Seconds of a clock of this thread, which stands still while kernels are made ready that it asks for, by itself or
-    by another thread that it waits for: a start, not the work.
+class WorkClock:
+    """Seconds of each thread that stand still while kernels are made ready that it asks for, by itself or by another
+    thread that it waits for: a start, not the work.
     """
-    return time.monotonic() - getattr(_spent, "seconds", 0.0)
+
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        self.now = now
+        self._of_thread = threading.local()
+
+    @property
+    def spent(self) -> float:
+        """Seconds of this thread on making kernels ready."""
+        return getattr(self._of_thread, "spent", 0.0)
+
+    @spent.setter
+    def spent(self, seconds: float) -> None:
+        self._of_thread.spent = seconds
+
+    def __call__(self) -> float:
+        """Seconds of this thread."""
+        return self.now() - self.spent
+
+    def stopped_in(self, make_ready: Callable[..., Any]) -> Callable[..., Any]:
+        """`make_ready`, its time taken from the clock of the thread that calls it."""
+
+        def call(*arguments: Any) -> Any:
+            start, before = self.now(), self.spent
+            try:
+                return make_ready(*arguments)
+            finally:  # what it called was part of it
+                self.spent = before + self.now() - start
+
+        return call
 
 
-def _untimed(make_ready: Callable[..., Any]) -> Callable[..., Any]:
-    """`make_ready`, its time taken from the clock of the thread that calls it."""
-
-    def call(*arguments: Any) -> Any:
-        start, before = time.monotonic(), getattr(_spent, "seconds", 0.0)
-        try:
-            return make_ready(*arguments)
-        finally:  # what it called was part of it
-            _spent.seconds = before + time.monotonic() - start
-
-    return call
+clock = WorkClock()
 
 
 def on_compile(callback: Callable[[str, bool], None]) -> None:
     """Call `callback(name, whether it will be kept)` before a kernel is compiled: no machine code of it is kept yet.
     The name is "all" where other processes are about to do it.
     """
-    _on_compile.append(callback)
+    listeners.append(callback)
+
+
+def announce(name: str) -> None:
+    """Tell those who want to know that the kernel `name` is about to be compiled."""
+    for callback in listeners:
+        callback(name, folder is not None)
 
 
 def keeps_none_yet() -> bool:
     """Whether machine code will be kept, but none is."""
-    return _folder is not None and not any(_folder.glob("*.nbi"))
+    return folder is not None and not any(folder.glob("*.nbi"))
 
 
 def announce_compilation() -> None:
     """Tell those who want to know where other processes are about to compile, because nothing is kept."""
-    if _folder is None or keeps_none_yet():
-        _compiling("all")
+    if folder is None or keeps_none_yet():
+        announce("all")
 
 
 def stamp() -> str:
@@ -83,16 +106,16 @@ def _candidate_folders() -> list[Path]:
     return [user_cache_path("bigvocab"), Path(tempfile.gettempdir()) / f"bigvocab-{user}"]
 
 
-def _is_ours(folder: Path) -> bool:
-    """Whether `folder` can be made and written, and by nobody else: what lies in it is unpickled and run."""
-    if not folder.is_absolute():
+def _is_ours(candidate: Path) -> bool:
+    """Whether a folder can be made and written, and by nobody else: what lies in it is unpickled and run."""
+    if not candidate.is_absolute():
         return False
     try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        status = folder.stat()
+        candidate.mkdir(parents=True, exist_ok=True, mode=0o700)
+        status = candidate.stat()
         if hasattr(os, "getuid") and (status.st_uid != os.getuid() or status.st_mode & stat.S_IWOTH):
             return False
-        with tempfile.TemporaryFile(dir=folder):
+        with tempfile.TemporaryFile(dir=candidate):
             return True
     except OSError:
         return False
@@ -100,11 +123,11 @@ def _is_ours(folder: Path) -> bool:
 
 def _find_folder() -> Path | None:
     name = stamp()
-    folders = (folder / "kernels" for folder in _candidate_folders())
-    return next((folder / name for folder in folders if _is_ours(folder)), None)
+    candidates = (candidate / "kernels" for candidate in _candidate_folders())
+    return next((candidate / name for candidate in candidates if _is_ours(candidate)), None)
 
 
-_folder = _find_folder()
+folder = _find_folder()  # where machine code is kept; None: nowhere
 
 
 class _Locator(_CacheLocator):
@@ -114,7 +137,7 @@ class _Locator(_CacheLocator):
         self._py_func = py_func
 
     def get_cache_path(self) -> str:
-        return str(_folder)
+        return str(folder)
 
     def get_source_stamp(self) -> str:
         return "in the folder's name"
@@ -142,7 +165,7 @@ class _KernelCache(FunctionCache):
         except Exception:  # a truncated or foreign file can raise anything when unpickled
             found = None
         if found is None:
-            _compiling(self._py_func.__name__)
+            announce(self._py_func.__name__)
         return found
 
     def save_overload(self, sig: Any, data: Any) -> None:
@@ -163,12 +186,7 @@ class _NoCache(NullCache):
         self._function = function
 
     def load_overload(self, sig: Any, target_context: Any) -> None:
-        _compiling(self._function.__name__)
-
-
-def _compiling(name: str) -> None:
-    for callback in _on_compile:
-        callback(name, _folder is not None)
+        announce(self._function.__name__)
 
 
 def jit(function: Callable[..., Any]) -> Any:
@@ -178,7 +196,12 @@ def jit(function: Callable[..., Any]) -> Any:
     the kernels, so that the same bits come from every processor, and a NaN stays a NaN. `error_model="numpy"`: x / 0 is
     inf, not an exception that stops vectorisation.
     """
-    return _kept(numba.njit(nogil=True, error_model="numpy")(function))
+    return _kept(fresh(function))
+
+
+def fresh(function: Callable[..., Any]) -> Any:
+    """As `jit`, but compiled anew and not kept: machine code that was loaded cannot be shown."""
+    return numba.njit(nogil=True, error_model="numpy")(function)
 
 
 def jit_with_gil(function: Callable[..., Any]) -> Any:
@@ -188,8 +211,8 @@ def jit_with_gil(function: Callable[..., Any]) -> Any:
 
 def _kept(dispatcher: Any) -> Any:
     function = dispatcher.py_func
-    dispatcher._cache = _NoCache(function) if _folder is None else _KernelCache(function)
-    dispatcher._compile_for_args = _untimed(dispatcher._compile_for_args)
+    dispatcher._cache = _NoCache(function) if folder is None else _KernelCache(function)
+    dispatcher._compile_for_args = clock.stopped_in(dispatcher._compile_for_args)
     return dispatcher
 
 

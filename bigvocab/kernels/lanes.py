@@ -14,8 +14,8 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, models, register_model
 
-F32, F64, I16, I32 = ir.FloatType(), ir.DoubleType(), ir.IntType(16), ir.IntType(32)
-_ELEMENTS = {"float": F32, "double": F64, "int": I32, "short": I16}
+from bigvocab.kernels import llvm
+from bigvocab.kernels.llvm import F32, F64, I32
 
 
 class Lanes(types.Type):
@@ -29,7 +29,7 @@ class Lanes(types.Type):
 @register_model(Lanes)
 class _LanesModel(models.PrimitiveModel):
     def __init__(self, dmm, fe_type):
-        super().__init__(dmm, fe_type, ir.VectorType(_ELEMENTS[fe_type.kind], fe_type.count))
+        super().__init__(dmm, fe_type, ir.VectorType(llvm.ELEMENTS[fe_type.kind], fe_type.count))
 
 
 FLOATS, DOUBLES, SHORTS = Lanes("float", 32), Lanes("double", 16), Lanes("short", 32)
@@ -40,67 +40,6 @@ def lanes_of(dtype: types.Type) -> Lanes:
     return DOUBLES if dtype == types.float64 else FLOATS
 
 
-def _ir(lanes):
-    return ir.VectorType(_ELEMENTS[lanes.kind], lanes.count)
-
-
-def _constant(lanes, value):
-    return ir.Constant(_ir(lanes), [value] * lanes.count)
-
-
-def _scalar(lanes):
-    return {"float": types.float32, "double": types.float64, "int": types.int32}[lanes.kind]
-
-
-def _splat(builder, scalar, count):
-    empty = ir.Constant(ir.VectorType(scalar.type, count), ir.Undefined)
-    first = builder.insert_element(empty, scalar, ir.Constant(I32, 0))
-    return builder.shuffle_vector(first, empty, ir.Constant(ir.VectorType(I32, count), [0] * count))
-
-
-_SUFFIX = {"float": "f32", "double": "f64", "half": "f16"}
-
-
-def _suffix(kind):
-    """How LLVM names a vector type in the name of an intrinsic function."""
-    element = _SUFFIX.get(str(kind.element)) or str(kind.element)
-    return f"v{kind.count}{element}"
-
-
-def _function(builder, name, result, arguments):
-    """The LLVM function `name`, declared once a module."""
-    known = builder.module.globals.get(name)
-    return known or ir.Function(builder.module, ir.FunctionType(result, [a.type for a in arguments]), name)
-
-
-def _call(builder, name, arguments, result=None):
-    """Call the LLVM intrinsic `name` for vectors like the first argument."""
-    full = f"{name}.{_suffix(arguments[0].type)}"
-    return builder.call(_function(builder, full, result or arguments[0].type, arguments), arguments)
-
-
-def _pieces(builder, vector, size):
-    """The registers of `size` numbers that a vector is made of."""
-    count = vector.type.count
-    for start in range(0, count, size):
-        yield builder.shuffle_vector(
-            vector, vector, ir.Constant(ir.VectorType(I32, size), list(range(start, start + size)))
-        )
-
-
-def _joined(builder, parts):
-    while len(parts) > 1:
-        size = 2 * parts[0].type.count
-        order = ir.Constant(ir.VectorType(I32, size), list(range(size)))
-        parts = [builder.shuffle_vector(a, b, order) for a, b in zip(parts[::2], parts[1::2], strict=True)]
-    return parts[0]
-
-
-def _has(context, *features):
-    """Whether the processor that the code is made for has these features (NUMBA_CPU_FEATURES is honoured)."""
-    return all(f"+{feature}" in context.codegen().magic_tuple()[2].split(",") for feature in features)
-
-
 # ---- arithmetic
 
 
@@ -109,38 +48,38 @@ def splat(typingctx, scalar, like):
     """A vector like `like` with `scalar` in every lane."""
 
     def codegen(context, builder, signature, args):
-        return _splat(builder, args[0], like.count)
+        return llvm.splat(builder, args[0], like.count)
 
-    return like(_scalar(like), like), codegen
+    return like(llvm.scalar_type(like), like), codegen
 
 
 @intrinsic
 def zeros_for(typingctx, array):
     """Zeros in the vector that elements of `array` are loaded into."""
     lanes = lanes_of(array.dtype)
-    return lanes(array), lambda context, builder, signature, args: _constant(lanes, 0.0)
+    return lanes(array), lambda context, builder, signature, args: llvm.constant(lanes, 0.0)
 
 
 @intrinsic
 def sums_for(typingctx, array):
     """Zeros to sum blocks of vectors of `array` in: as many float64."""
     lanes = Lanes("double", lanes_of(array.dtype).count)
-    return lanes(array), lambda context, builder, signature, args: _constant(lanes, 0.0)
+    return lanes(array), lambda context, builder, signature, args: llvm.constant(lanes, 0.0)
 
 
 @intrinsic
 def floor_value(typingctx, array):
     """-inf in the type of one lane of `array`."""
     lanes = lanes_of(array.dtype)
-    return _scalar(lanes)(array), lambda context, builder, signature, args: ir.Constant(
-        _ELEMENTS[lanes.kind], -math.inf
+    return llvm.scalar_type(lanes)(array), lambda context, builder, signature, args: ir.Constant(
+        llvm.ELEMENTS[lanes.kind], -math.inf
     )
 
 
 @intrinsic
 def like_lane(typingctx, value, array):
     """`value` rounded to the type of one lane of `array`."""
-    scalar = _scalar(lanes_of(array.dtype))
+    scalar = llvm.scalar_type(lanes_of(array.dtype))
 
     def codegen(context, builder, signature, args):
         return builder.fptrunc(args[0], F32) if scalar == types.float32 else args[0]
@@ -166,8 +105,8 @@ def fold(typingctx, lanes):
     def codegen(context, builder, signature, args):
         if lanes.kind == "double":
             return args[0]
-        lower, upper = _pieces(builder, args[0], lanes.count // 2)
-        return builder.fpext(builder.fadd(lower, upper), _ir(DOUBLES))
+        lower, upper = llvm.pieces(builder, args[0], lanes.count // 2)
+        return builder.fpext(builder.fadd(lower, upper), llvm.vector_type(DOUBLES))
 
     return DOUBLES(lanes), codegen
 
@@ -186,13 +125,13 @@ add, sub, mul, div = _binary("fadd"), _binary("fsub"), _binary("fmul"), _binary(
 @intrinsic
 def fma(typingctx, a, b, c):
     """a * b + c, rounded once."""
-    return a(a, a, a), lambda context, builder, signature, args: _call(builder, "llvm.fma", args)
+    return a(a, a, a), lambda context, builder, signature, args: llvm.call(builder, "llvm.fma", args)
 
 
 @intrinsic
 def absolute(typingctx, a):
     """|a|."""
-    return a(a), lambda context, builder, signature, args: _call(builder, "llvm.fabs", args)
+    return a(a), lambda context, builder, signature, args: llvm.call(builder, "llvm.fabs", args)
 
 
 @intrinsic
@@ -230,8 +169,8 @@ def where_finite(typingctx, x, yes, no):
     """`yes` in the lanes where x is finite, `no` in the others."""
 
     def codegen(context, builder, signature, args):
-        size = _call(builder, "llvm.fabs", [args[0]])
-        return builder.select(builder.fcmp_ordered("<", size, _constant(x, math.inf)), args[1], args[2])
+        size = llvm.call(builder, "llvm.fabs", [args[0]])
+        return builder.select(builder.fcmp_ordered("<", size, llvm.constant(x, math.inf)), args[1], args[2])
 
     return x(x, x, x), codegen
 
@@ -242,8 +181,8 @@ def keep_first(typingctx, x, count):
 
     def codegen(context, builder, signature, args):
         number = ir.Constant(ir.VectorType(I32, x.count), list(range(x.count)))
-        mask = builder.icmp_signed("<", number, _splat(builder, builder.trunc(args[1], I32), x.count))
-        return builder.select(mask, args[0], _constant(x, 0.0))
+        mask = builder.icmp_signed("<", number, llvm.splat(builder, builder.trunc(args[1], I32), x.count))
+        return builder.select(mask, args[0], llvm.constant(x, 0.0))
 
     return x(x, types.intp), codegen
 
@@ -271,7 +210,7 @@ def _any(comparison):
     def test(typingctx, x, y):
         def codegen(context, builder, signature, args):
             held = builder.fcmp_ordered(comparison, *args)
-            return _call(builder, "llvm.vector.reduce.or", [held], ir.IntType(1))
+            return llvm.call(builder, "llvm.vector.reduce.or", [held], ir.IntType(1))
 
         return types.boolean(x, x), codegen
 
@@ -281,34 +220,18 @@ def _any(comparison):
 any_greater, any_at_least = _any(">"), _any(">=")
 
 
-def _opaque(builder, number):
-    """A number that the compiler knows nothing of: a loop keeps it in a register, where it would load a constant anew
-    each time.
-    """
-    kind = ir.FunctionType(number.type, [number.type])
-    return builder.asm(kind, "", "=r,0", [number], False)
-
-
 @intrinsic
 def constant(typingctx, scalar, like):
     """A vector like `like` with `scalar` in every lane, for a loop to keep in a register."""
 
     def codegen(context, builder, signature, args):
         bits = builder.bitcast(args[0], ir.IntType(32 if like.kind == "float" else 64))
-        return _splat(builder, builder.bitcast(_opaque(builder, bits), args[0].type), like.count)
+        return llvm.splat(builder, builder.bitcast(llvm.opaque(builder, bits), args[0].type), like.count)
 
-    return like(_scalar(like), like), codegen
+    return like(llvm.scalar_type(like), like), codegen
 
 
 # ---- from lanes to one number
-
-
-def _folded(builder, vector, combine):
-    """Fold the upper half on the lower one until one lane is left: the same tree on every processor."""
-    while vector.type.count > 1:
-        lower, upper = _pieces(builder, vector, vector.type.count // 2)
-        vector = combine(lower, upper)
-    return builder.extract_element(vector, ir.Constant(I32, 0))
 
 
 @intrinsic
@@ -316,9 +239,9 @@ def total(typingctx, lanes):
     """Sum of all lanes."""
 
     def codegen(context, builder, signature, args):
-        return _folded(builder, args[0], builder.add if lanes.kind == "int" else builder.fadd)
+        return llvm.folded(builder, args[0], builder.add if lanes.kind == "int" else builder.fadd)
 
-    return _scalar(lanes)(lanes), codegen
+    return llvm.scalar_type(lanes)(lanes), codegen
 
 
 @intrinsic
@@ -326,6 +249,6 @@ def largest(typingctx, lanes):
     """Greatest of all lanes; none of them is NaN."""
 
     def codegen(context, builder, signature, args):
-        return _folded(builder, args[0], lambda a, b: builder.select(builder.fcmp_ordered(">", a, b), a, b))
+        return llvm.folded(builder, args[0], lambda a, b: builder.select(builder.fcmp_ordered(">", a, b), a, b))
 
-    return _scalar(lanes)(lanes), codegen
+    return llvm.scalar_type(lanes)(lanes), codegen

@@ -10,8 +10,9 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from bigvocab.kernels import lanes as v
-from bigvocab.kernels.lanes import F32, F64, I16, I32, SHORTS, lanes_of
+from bigvocab.kernels import llvm
+from bigvocab.kernels.lanes import SHORTS, lanes_of
+from bigvocab.kernels.llvm import F32, F64, I16, I32
 
 BYTES = ir.IntType(8).as_pointer()
 
@@ -62,7 +63,7 @@ def load_unordered(typingctx, array, index):
         pairs = builder.bitcast(raw, ir.VectorType(I32, lanes.count // 2))
         even = builder.shl(pairs, ir.Constant(pairs.type, [16] * pairs.type.count))
         odd = builder.and_(pairs, ir.Constant(pairs.type, [0xFFFF0000] * pairs.type.count))
-        return builder.bitcast(v._joined(builder, [even, odd]), v._ir(lanes))
+        return builder.bitcast(llvm.joined(builder, [even, odd]), llvm.vector_type(lanes))
 
     return lanes(array, types.intp), codegen
 
@@ -99,17 +100,17 @@ def load_part(typingctx, array, index, stop, fill):
         pointer, size = pointer_to(context, builder, array, args[0], args[1], lanes.count)
         left = builder.trunc(builder.sub(args[2], args[1]), I32)
         number = ir.Constant(ir.VectorType(I32, lanes.count), list(range(lanes.count)))
-        mask = builder.icmp_signed("<", number, v._splat(builder, left, lanes.count))
+        mask = builder.icmp_signed("<", number, llvm.splat(builder, left, lanes.count))
         stored = pointer.type.pointee
         arguments = [pointer, ir.Constant(I32, size), mask, ir.Constant(stored, None)]
         raw = builder.call(
-            v._function(builder, f"llvm.masked.load.{v._suffix(stored)}.p0", stored, arguments), arguments
+            llvm.function(builder, f"llvm.masked.load.{llvm.suffix(stored)}.p0", stored, arguments), arguments
         )
         return builder.select(
-            mask, widened(builder, array.dtype, raw, lanes.count), v._splat(builder, args[3], lanes.count)
+            mask, widened(builder, array.dtype, raw, lanes.count), llvm.splat(builder, args[3], lanes.count)
         )
 
-    return lanes(array, types.intp, types.intp, v._scalar(lanes)), codegen
+    return lanes(array, types.intp, types.intp, llvm.scalar_type(lanes)), codegen
 
 
 @intrinsic
@@ -170,9 +171,9 @@ def order_of(typingctx, value, array):
             number = builder.trunc(builder.lshr(builder.bitcast(number, I32), ir.Constant(I32, 16)), I16)
         elif array.dtype == types.int16:
             number = builder.bitcast(builder.fptrunc(number, ir.HalfType()), I16)
-        return v._splat(builder, number, lanes.count)
+        return llvm.splat(builder, number, lanes.count)
 
-    return lanes(v._scalar(lanes_of(array.dtype)), array), codegen
+    return lanes(llvm.scalar_type(lanes_of(array.dtype)), array), codegen
 
 
 @intrinsic

@@ -12,6 +12,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from bigvocab.kernels import lanes as v
+from bigvocab.kernels import llvm
 from bigvocab.kernels import memory as m
 from bigvocab.kernels.jit import inline, jit
 
@@ -65,7 +66,7 @@ def _has_dot(typingctx):
     """Whether the processor multiplies pairs of bfloat16."""
 
     def codegen(context, builder, signature, args):
-        return _boolean(context, v._has(context, "avx512bf16", "avx512f"))
+        return _boolean(context, llvm.has(context, "avx512bf16", "avx512f"))
 
     return types.boolean(), codegen
 
@@ -132,7 +133,7 @@ def _check_step(typingctx, step):
     def codegen(context, builder, signature, args):
         if step != types.uint32:
             return builder.fmul(args[0], ir.Constant(args[0].type, 0.0))
-        one = v._splat(builder, args[0], 1)
+        one = llvm.splat(builder, args[0], 1)
         low, high = (builder.extract_element(half, ir.Constant(v.I32, 0)) for half in _halves(builder, one))
         zero = ir.Constant(v.F32, 0.0)
         return builder.fadd(builder.fmul(low, zero), builder.fmul(high, zero))
@@ -255,13 +256,13 @@ def transpose(typingctx, rows, ids, first, stop, column, panel, at):
                 line = _widened_line(builder, rows, start, column, vector, size)
                 values = [line]
             for value in values:
-                check = v._call(builder, "llvm.fma", [value, zeros, check])
+                check = llvm.call(builder, "llvm.fma", [value, zeros, check])
             lines.append(line)
         data = data_of(context, builder, signature.args[5], args[5]).data
         for k, line in enumerate(_transposed(builder, lines)):
             index = builder.add(args[6], constant((k if of_pairs(panel) else k ^ 1) * width))
             builder.store(line, pointer_at(builder, data, index, vector), align=4 if target == v.F32 else 8)
-        return v._folded(builder, check, builder.fadd)
+        return llvm.folded(builder, check, builder.fadd)
 
     scalar = types.float64 if target == v.F64 else types.float32
     return scalar(rows, ids, types.intp, types.intp, types.intp, panel, types.intp), codegen

@@ -6,14 +6,14 @@ import numpy as np
 from llvmlite import ir
 from numba.extending import intrinsic
 
-from bigvocab.kernels import lanes as v
-from bigvocab.kernels.lanes import I32
+from bigvocab.kernels import llvm
+from bigvocab.kernels.llvm import I32
 
 
 @intrinsic
 def floor(typingctx, t):
     """The greatest whole number that is not above t."""
-    return t(t), lambda context, builder, signature, args: v._call(builder, "llvm.floor", args)
+    return t(t), lambda context, builder, signature, args: llvm.call(builder, "llvm.floor", args)
 
 
 @intrinsic
@@ -26,14 +26,14 @@ def fraction(typingctx, t):
 
     def codegen(context, builder, signature, args):
         low = _above_underflow(builder, t, args[0])  # floor(-inf) would make a NaN
-        return builder.fsub(low, v._call(builder, "llvm.floor", [low]))
+        return builder.fsub(low, llvm.call(builder, "llvm.floor", [low]))
 
     return t(t), codegen
 
 
 def _above_underflow(builder, lanes, t):
     """t, but at least the exponent of the smallest normal number; NaN stays."""
-    low = v._constant(lanes, -126.0 if lanes.kind == "float" else -1022.0)
+    low = llvm.constant(lanes, -126.0 if lanes.kind == "float" else -1022.0)
     return builder.select(builder.fcmp_ordered("<", t, low), low, t)
 
 
@@ -42,14 +42,14 @@ def times_power(typingctx, p, t):
     """p * 2**floor(t) for p in [1, 2]; t of -126 (-1022) or less may give anything that vanishes beside 1."""
 
     def codegen(context, builder, signature, args):
-        if v._has(context, "avx512f"):
+        if llvm.has(context, "avx512f"):
             kind, size = ("ps", 16) if p.kind == "float" else ("pd", 8)
             scalef = f"llvm.x86.avx512.mask.scalef.{kind}.512"
             return _scaled(builder, args, size, scalef, lambda v, w: [v, w, v, _all(size), ir.Constant(I32, 4)])
         bits, shift = (32, 23) if p.kind == "float" else (64, 52)
         integers = ir.VectorType(ir.IntType(bits), p.count)
         clamped = _above_underflow(builder, p, args[1])
-        exponent = builder.fptosi(v._call(builder, "llvm.floor", [clamped]), integers)
+        exponent = builder.fptosi(llvm.call(builder, "llvm.floor", [clamped]), integers)
         moved = builder.shl(exponent, ir.Constant(integers, [shift] * p.count))
         return builder.bitcast(builder.add(builder.bitcast(args[0], integers), moved), args[0].type)
 
@@ -67,8 +67,8 @@ def eighths(typingctx, like):
     def codegen(context, builder, signature, args):
         integers = ir.VectorType(I32, like.count)
         table = ir.Constant(integers, _EIGHTHS * (like.count // 8))
-        hidden = v._splat(builder, v._opaque(builder, ir.Constant(I32, 0)), like.count)
-        return builder.bitcast(builder.add(table, hidden), v._ir(like))
+        hidden = llvm.splat(builder, llvm.opaque(builder, ir.Constant(I32, 0)), like.count)
+        return builder.bitcast(builder.add(table, hidden), llvm.vector_type(like))
 
     return like(like), codegen
 
@@ -97,8 +97,8 @@ def _chosen(context, builder, bits, table):
         ("avx512f", 16, "llvm.x86.avx512.permvar.sf.512"),
         ("avx2", 8, "llvm.x86.avx2.permps"),
     ):
-        if v._has(context, feature):
-            first = next(v._pieces(builder, table, size))
+        if llvm.has(context, feature):
+            first = next(llvm.pieces(builder, table, size))
             return _scaled(builder, [bits], size, name, lambda index, first=first: [first, index])
     chosen = [ir.Constant(bits.type, [entry] * count) for entry in _EIGHTHS]
     for bit in range(3):
@@ -115,7 +115,7 @@ def _all(size):
 def _scaled(builder, vectors, size, name, arguments):
     """Apply the instruction `name` of one register to every register of the vectors."""
     parts = []
-    for pieces in zip(*(v._pieces(builder, vector, size) for vector in vectors), strict=True):
+    for pieces in zip(*(llvm.pieces(builder, vector, size) for vector in vectors), strict=True):
         values = arguments(*pieces)
-        parts.append(builder.call(v._function(builder, name, values[0].type, values), values))
-    return v._joined(builder, parts)
+        parts.append(builder.call(llvm.function(builder, name, values[0].type, values), values))
+    return llvm.joined(builder, parts)

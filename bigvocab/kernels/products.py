@@ -21,6 +21,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from bigvocab.kernels import lanes as v
+from bigvocab.kernels import llvm
 from bigvocab.kernels import memory as m
 from bigvocab.kernels.jit import inline, jit
 from bigvocab.kernels.panels import (
@@ -54,14 +55,14 @@ class _BFloat(ir.Type):
 
 
 def _fma(builder, x, weights, held):
-    return v._call(builder, "llvm.fma", [x, weights, held])
+    return llvm.call(builder, "llvm.fma", [x, weights, held])
 
 
 def _dot(builder, x, weights, held):
     """One step of pairs: held + x1 w1, rounded, + x0 w0, rounded."""
     pairs = ir.VectorType(_BFloat(), 2 * _REGISTER)
     values = [held, builder.bitcast(x, pairs), builder.bitcast(weights, pairs)]
-    return builder.call(v._function(builder, "llvm.x86.avx512bf16.dpbf16ps.512", held.type, values), values)
+    return builder.call(llvm.function(builder, "llvm.x86.avx512bf16.dpbf16ps.512", held.type, values), values)
 
 
 @intrinsic
@@ -70,7 +71,7 @@ def _multiply(typingctx, packed, row_at, panel, panel_at, depth, biases, bias_at
     element, width = element_type(panel), width_of(panel)
 
     def codegen(context, builder, signature, args):
-        wide = v._has(context, "avx512f")
+        wide = llvm.has(context, "avx512f")
         rows, lanes = (ROWS, width) if wide else (ROWS // 2, width // 2)
         for row in range(0, ROWS, rows):
             for lane in range(0, width, lanes):
@@ -99,7 +100,7 @@ def _multiply(typingctx, packed, row_at, panel, panel_at, depth, biases, bias_at
         ]
         grown = []
         for r in range(rows):
-            x = v._splat(builder, builder.load(builder.gep(a, [builder.add(column, constant(r))])), piece)
+            x = llvm.splat(builder, builder.load(builder.gep(a, [builder.add(column, constant(r))])), piece)
             grown.append([step(builder, x, w, held) for w, held in zip(weights, sums[r], strict=True)])
         following = builder.add(k, constant(1))
         k.add_incoming(following, loop)

@@ -16,6 +16,7 @@ from numba import types
 from numba.extending import intrinsic, overload
 
 from bigvocab.kernels import lanes as v
+from bigvocab.kernels import llvm
 from bigvocab.kernels import memory as m
 from bigvocab.kernels.jit import inline, jit
 from bigvocab.kernels.panels import ask_for_rows, pack_panel, picked, transpose
@@ -50,7 +51,7 @@ def _with_number(operation):
     @intrinsic
     def apply(typingctx, lanes, number):
         def codegen(context, builder, signature, args):
-            other = v._splat(builder, builder.trunc(args[1], v.I32), lanes.count)
+            other = llvm.splat(builder, builder.trunc(args[1], v.I32), lanes.count)
             return getattr(builder, operation)(args[0], other)
 
         return lanes(lanes, types.intp), codegen
@@ -75,7 +76,7 @@ def _bits16(typingctx, row, at, first):
     def codegen(context, builder, signature, args):
         pointer, _ = m.pointer_to(context, builder, row, args[0], args[1], 1)
         word = builder.load(builder.bitcast(pointer, v.I32.as_pointer()), align=1)
-        word = v._splat(builder, builder.lshr(word, builder.trunc(args[2], v.I32)), 16)
+        word = llvm.splat(builder, builder.lshr(word, builder.trunc(args[2], v.I32)), 16)
         kind = word.type
         return builder.and_(builder.lshr(word, ir.Constant(kind, list(range(16)))), ir.Constant(kind, [1] * 16))
 

@@ -157,14 +157,14 @@ def _elements(fill: Callable[[int, int, Floats], None], shape: tuple[int, ...], 
             losses, nonzero = reduce_losses(losses, part, "none"), nonzero + int(np.count_nonzero(part))
             if reduction == "mean":
                 weight.add(part)
-        _add_all(total, losses)
+        add_all(total, losses)
     count = rows * classes
     if weights.ndim:
         return reduced(reduction, total.exact(), weight.exact(), count, nonzero)
     return _reduced_by_scalar(reduction, total, float(weights), count)
 
 
-def _add_all(sums: ExactSums, values: Floats) -> None:
+def add_all(sums: ExactSums, values: Floats) -> None:
     """Add many numbers, most of them condensed by all threads first: an exact sum takes one of them at a time."""
     from bigvocab.kernels import condense as k
 

@@ -207,7 +207,7 @@ class DrawBlocks:
             )
         self._next_row = row + rows
         if step != self._step:
-            self.sampler._update(np.concatenate(self._unlearned))
+            self.sampler.learn(np.concatenate(self._unlearned))
             self._unlearned.clear()
 
     def check(self, true: TrueClasses, row: int, kept: Ids) -> None:

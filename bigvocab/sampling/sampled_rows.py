@@ -32,7 +32,7 @@ TILE = 1024  # candidates; changing it changes last bits
 _UNIT_ROWS = 528  # so that 512 are multiplied with a panel of weights at once
 _PAIRS = 264  # true ids of a turn of a thread: a multiple of the 12 rows of a panel
 _KEPT_BYTES = 8 << 20
-_BLOCK_BYTES = 64 << 20  # of packed rows and their statistics, while the candidates' rows are gathered once
+BLOCK_BYTES = 64 << 20  # of packed rows and their statistics, while the candidates' rows are gathered once
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ class SampledRows:
     def _blocks(self, columns: int) -> Any:
         """The rows in blocks that fit the memory, packed: (first row, Packed)."""
         row_bytes = self.inputs.shape[1] * self.dtype.itemsize + 8 * columns * (self.tiles + 2)
-        step = max(12, _BLOCK_BYTES // row_bytes // 12 * 12)
+        step = max(12, BLOCK_BYTES // row_bytes // 12 * 12)
         for start in range(0, len(self), step):
             rows = self.inputs[start : start + step]
             threads = (

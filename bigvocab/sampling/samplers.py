@@ -114,7 +114,7 @@ class _Sampler:
         if unique:
             self._check_drawable(num_sampled)
             candidates, num_tries = draw_unique(
-                stream, num_sampled, self.range_max, lambda: self._check_patience(num_sampled)
+                stream, num_sampled, self.range_max, lambda: self.check_patience(num_sampled)
             )
         else:
             candidates, num_tries = draw_all(stream, num_sampled), num_sampled
@@ -122,7 +122,7 @@ class _Sampler:
             np.ones(p.shape) if unique and num_sampled == self.range_max else expected_count(p, num_sampled, num_tries)
             for p in (true_probability, self._probability(candidates))
         ]
-        self._update(rows.ids)
+        self.learn(rows.ids)
         return SampledValues(candidates, counts[0].reshape(rows.shape), counts[1], num_tries)
 
     def _probability(self, ids: _Ids) -> _Floats:
@@ -138,7 +138,7 @@ class _Sampler:
     def _num_drawable(self) -> int:
         return self.range_max
 
-    def _update(self, true_ids: _Ids) -> None:
+    def learn(self, true_ids: _Ids) -> None:
         """Learn from the true classes, after the draw."""
 
     def _check_drawable(self, num_sampled: int) -> None:
@@ -149,7 +149,7 @@ class _Sampler:
                 Keyword("num_sampled"), f": got {num_sampled} unique candidates, but {what} is {drawable}"
             )
 
-    def _check_patience(self, num_sampled: int) -> None:
+    def check_patience(self, num_sampled: int) -> None:
         """Give up a draw that takes long where even 2^31 tries would hardly give so many different classes.
 
         The number U of classes never seen is a sum of independent indicators with probabilities u_i. For every s in
@@ -372,7 +372,8 @@ class LearnedUnigramSampler(_Sampler):
     def _kinds(self) -> tuple[_Floats, _Floats]:
         return self._probability(np.arange(self.range_max)), np.ones(self.range_max)
 
-    def _update(self, true_ids: _Ids) -> None:
+    def learn(self, true_ids: _Ids) -> None:
+        """Count true classes."""
         counted = true_ids[: MAX_INT32 - self._total]  # TensorFlow's counts are full at 2^31 - 1, too
         kernels.add_to_tree(self._tree, counted)
         self._total += counted.size

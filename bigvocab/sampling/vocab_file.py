@@ -41,7 +41,7 @@ def read_vocab_weights(path: str | os.PathLike[str]) -> np.ndarray:
         raise FormatError(f"{path}: no line in it, expected one word a line")
     _refuse_lone_returns(path, raw)
     data = np.frombuffer(raw, np.uint8)
-    weights = _parse_plain(data)
+    weights = parse_plain(data)
     if weights is None:
         weights = _parse_fast(data, *_last_fields(data))
     if weights is None:
@@ -62,7 +62,7 @@ def _refuse_lone_returns(path: Path, raw: bytes) -> None:
             raise FormatError(f"{path} line {line}: its words end with CR alone, expected LF or CR LF")
 
 
-def _parse_plain(data: np.ndarray) -> np.ndarray | None:
+def parse_plain(data: np.ndarray) -> np.ndarray | None:
     """All fields by a kernel, in a third of Arrow's time; None where one is more than up to 15 digits and a point."""
     from bigvocab.kernels.decimals import read_last_fields
 

@@ -11,7 +11,7 @@ import sys
 import numpy as np
 
 from bigvocab.errors import BigvocabError, FormatError
-from bigvocab.storage import memory
+from bigvocab.storage import os_advice
 from bigvocab.storage.file_identity import FileIdentity
 from bigvocab.storage.paths import Source
 from bigvocab.storage.read_ahead import ReadAhead
@@ -19,7 +19,7 @@ from bigvocab.storage.reading import Reader
 from bigvocab.storage.sigbus import watch
 
 
-class _Map(mmap.mmap):
+class Map(mmap.mmap):
     """A map that knows how to be read fast: arrays over it lead here (`reader_of`)."""
 
     reader: Reader
@@ -41,15 +41,15 @@ class MappedFile:
                     raise FormatError(f"{self.shown}: empty file (0 bytes)")
                 # a kept descriptor for each file would meet the limit of 1,024 at a thousand shards
                 untracked = {"trackfd": False} if sys.version_info >= (3, 13) else {}
-                self.buffer = _Map(stream.fileno(), 0, access=mmap.ACCESS_READ, **untracked)
+                self.buffer = Map(stream.fileno(), 0, access=mmap.ACCESS_READ, **untracked)
         except OSError as error:
             hint = "; raise the limit (ulimit -n)" if error.errno == errno.EMFILE else ""
             raise BigvocabError(f"{self.shown}: cannot open: {error.strerror or error}{hint}") from error
         self.size = len(self.buffer)
-        self._address = np.frombuffer(self.buffer, np.uint8).ctypes.data
+        self.address = np.frombuffer(self.buffer, np.uint8).ctypes.data
         self.identity = FileIdentity.of(status)
-        self.ahead = ReadAhead(self._address, self.size)
-        self.buffer.reader = Reader(self._address, self.ahead)
+        self.ahead = ReadAhead(self.address, self.size)
+        self.buffer.reader = Reader(self.address, self.ahead)
         watch(self)
 
     @property
@@ -82,4 +82,4 @@ class MappedFile:
         if stop < self.size:
             stop -= stop % mmap.PAGESIZE
         if start < stop:
-            memory.release(self._address + start, stop - start)
+            os_advice.advice.release(self.address + start, stop - start)

@@ -14,12 +14,12 @@ import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 
-from bigvocab.storage import memory
+from bigvocab.storage import os_advice
 
 _STREAMS = 4  # threads that read
 _LARGE_PAGE = 2 << 20  # bytes
 _LOOKS, _PROBED = 8, 64 << 20  # after so many pages that were there, bytes to the next look
-_SMALL = 256 << 20  # bytes of a file: what is looked at of many of them adds up
+SMALL = 256 << 20  # bytes of a file: what is looked at of many of them adds up
 
 
 class _Range:
@@ -58,10 +58,11 @@ class ReadAhead:
 
     def __init__(self, address: int, size: int) -> None:
         self._address, self._size = address, size
-        self._renew()
+        self.forget()
         _all.add(self)
 
-    def _renew(self) -> None:
+    def forget(self) -> None:
+        """Begin anew: a forked child has none of the threads that read."""
         self._ranges: list[_Range] = []
         # for moments; `with` takes it in one step: no signal comes between
         self._lock = threading.Lock()
@@ -71,12 +72,12 @@ class ReadAhead:
         """Have bytes `start` to `stop` read, in order, unless it has `ended`; where many were there, not all are looked
         at.
         """
-        memory.expect_streaming(self._address, self._size)
+        os_advice.advice.expect_streaming(self._address, self._size)
         mine = _Range(start - start % mmap.PAGESIZE, min(stop, self._size))
         start = mine.next
         if self._read(mine, ended, only_while_there=True):  # and no one had to wait
-            if self._size < _SMALL:  # what is mapped now is let go of only when the block ends
-                memory.release(self._address + start, min(mine.stop - start, _LOOKS * _LARGE_PAGE))
+            if self._size < SMALL:  # what is mapped now is let go of only when the block ends
+                os_advice.advice.release(self._address + start, min(mine.stop - start, _LOOKS * _LARGE_PAGE))
             return
         with self._lock:
             self._ranges.append(mine)
@@ -96,13 +97,18 @@ class ReadAhead:
                 at = mine.take()
             if at is None:
                 return True
-            read = memory.bring(self._address + at)
+            read = os_advice.advice.bring(self._address + at)
             with self._lock:
                 mine.done(read)
                 self._moved.notify_all()
             if read and only_while_there:
                 return False
         return True
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything is being fetched."""
+        return bool(self._ranges)
 
     def wait_for(self, start: int, stop: int) -> None:
         """Wait until those of the bytes `start` to `stop` that are being fetched are there."""
@@ -116,11 +122,10 @@ class ReadAhead:
 _all: weakref.WeakSet[ReadAhead] = weakref.WeakSet()
 
 
-def _forget_ranges() -> None:
-    """A forked child has not the threads that read."""
+def _forget_all() -> None:
     for ahead in _all:
-        ahead._renew()
+        ahead.forget()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_ranges)
+    os.register_at_fork(after_in_child=_forget_all)

@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from bigvocab.storage import memory
+from bigvocab.storage import os_advice
 from bigvocab.storage.read_ahead import ReadAhead
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 MAPPED_TURN = 32 << 20  # bytes of a mapped file that a thread should read at a time at most
-_LET_GO = 256 << 20  # bytes to let go of at a time: each time the system interrupts every thread
+LET_GO = 256 << 20  # bytes to let go of at a time: each time the system interrupts every thread
 
 
 class Behind:
@@ -33,26 +33,26 @@ class Behind:
     def __init__(self, maps: list[Any]) -> None:
         self._maps = maps
         self._lock = threading.Lock()
-        self._ranges: list[tuple[int, int]] = []  # addresses
+        self.ranges: list[tuple[int, int]] = []  # addresses that are not yet let go of
         self._bytes = 0
 
     def add(self, start: int, stop: int, size: int) -> None:
         """Let go of `size` bytes between two addresses, now or later."""
         with self._lock:
             self._bytes += size
-            if self._ranges and self._ranges[-1][1] == start:
-                start, _ = self._ranges.pop()
-            self._ranges.append((start, stop))
-            if self._bytes < _LET_GO:
+            if self.ranges and self.ranges[-1][1] == start:
+                start, _ = self.ranges.pop()
+            self.ranges.append((start, stop))
+            if self._bytes < LET_GO:
                 return
-            ranges, self._ranges, self._bytes = sorted(self._ranges), [], 0
+            ranges, self.ranges, self._bytes = sorted(self.ranges), [], 0
         first, last = ranges[0]
         for start, stop in ranges[1:]:
             if start > last:
-                memory.release_whole(first, last)
+                os_advice.advice.release_whole(first, last)
                 first = start
             last = max(last, stop)
-        memory.release_whole(first, last)
+        os_advice.advice.release_whole(first, last)
 
 
 class Reader:

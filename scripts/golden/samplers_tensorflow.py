@@ -35,7 +35,7 @@ cases: list[dict] = []
 
 
 def unigrams(words: int, kind: str) -> list[float]:
-    """Weights of words; the same lines stand in tests/test_samplers.py."""
+    """Weights of words; the same lines stand in tests/sampling/test_samplers.py."""
     if kind == "zipf":
         return [1000.0 / (i + 1) for i in range(words)]
     return [float(1 + i * 7919 % 1000) for i in range(words)]

@@ -34,7 +34,7 @@ def pool_pieces(task: RowTask, start: int, workers: int) -> Iterator[Piece]:
     deaths = 0
     while todo:
         try:
-            for first, stop, done in _pool(order, todo, workers, cautious=deaths > 0):
+            for first, stop, done in results_of_pool(order, todo, workers, cautious=deaths > 0):
                 deaths = 0
                 yield as_piece(task, first, stop, done)
         except BrokenProcessPool:
@@ -63,7 +63,7 @@ def check_process() -> None:
         )
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """In a worker: end when the parent is gone, however it went; else workers of a killed job would wait for ever."""
     parent = multiprocessing.parent_process()
     if parent is None:
@@ -89,14 +89,14 @@ def _deaf() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _pool(
+def results_of_pool(
     order: bytes, todo: deque[tuple[int, int]], workers: int, *, cautious: bool
 ) -> Iterator[tuple[int, int, Any]]:
     """Results of `todo` in order; a range leaves it when its result is handed on.
 
     `cautious` begins with one range alone: if that is the one whose processes die, no other dies with it.
     """
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _end_with_parent)
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), end_with_parent)
     running: deque[Future[Any]] = deque()
     waiting = iter(list(todo))
     most = 1 if cautious else 3 * workers

@@ -127,7 +127,7 @@ def _connected(ray: Any, workers: int | None, address: str | None) -> Iterator[b
     place = address or os.environ.get("RAY_ADDRESS")
     ours = place in (None, "", "local")
     if place and not ours:
-        _refuse_deaf(place)
+        refuse_deaf(place)
     try:
         if not ours:
             ray.init(address=place, log_to_driver=False, logging_level="ERROR")
@@ -144,7 +144,7 @@ def _connected(ray: Any, workers: int | None, address: str | None) -> Iterator[b
         ray.shutdown()
 
 
-def _refuse_deaf(place: str) -> None:
+def refuse_deaf(place: str) -> None:
     """Raise where nothing listens at host:port: Ray itself would try for minutes."""
     host, _, port = place.removeprefix("ray://").rpartition(":")
     if not host and port.isdecimal():

@@ -23,7 +23,7 @@ from bigvocab.jobs.task import RowTask
 from bigvocab.kernels import jit
 from bigvocab.storage.fingerprints import of_file
 
-_WHOLE = 64 << 20  # of the files of a matrix together: hashed in some 0.1 s, by every worker
+WHOLE = 64 << 20  # of the files of a matrix together: hashed in some 0.1 s, by every worker
 _WHOLE_LABELS = 256 << 20
 _ROWS = 16  # of a matrix, and the first one of each file
 _FEW_COLUMNS = 16 << 10  # of a file in Fortran order, where each element of a row is in a page of its own
@@ -105,7 +105,7 @@ def _files(task: RowTask) -> Iterator[tuple[str, int]]:
     """(absolute path, bytes up to which it is hashed whole) of each file that a worker opens."""
     for matrix in task.matrices():
         paths = [path for path, _, _ in matrix.fingerprints]
-        yield from ((path, max(1 << 20, _WHOLE // len(paths))) for path in paths)
+        yield from ((path, max(1 << 20, WHOLE // len(paths))) for path in paths)
     held = {path for matrix in task.matrices() for path, _, _ in matrix.fingerprints}
     others = map(os.path.abspath, [*task.data.labels.paths, *task.worker_files()])
     yield from ((path, _WHOLE_LABELS) for path in others if path not in held)

@@ -172,7 +172,7 @@ def test_threads_and_row_order_do_not_show(loss, monkeypatch):
     whole = LOSSES[loss](**arguments, **sizes(arguments), num_threads=1)
     for threads in (2, 3, 8):
         assert np.array_equal(LOSSES[loss](**arguments, **sizes(arguments), num_threads=threads), whole)
-    monkeypatch.setattr(sampled_rows, "_BLOCK_BYTES", 1 << 16)
+    monkeypatch.setattr(sampled_rows, "BLOCK_BYTES", 1 << 16)
     assert np.array_equal(LOSSES[loss](**arguments, **sizes(arguments)), whole)
     order = np.random.default_rng(0).permutation(700)
     values = arguments["sampled_values"]

@@ -16,6 +16,9 @@ import pyarrow.parquet as pq
 import pytest
 from commands import ENVIRONMENT, EVAL, ROWS, process
 
+from bigvocab.command.progress import Display
+from bigvocab.kernels import jit
+
 
 @pytest.fixture
 def data(tmp_path, monkeypatch):
@@ -76,7 +79,7 @@ def test_compiling_is_said_once_and_not_when_quiet(data):
         "from bigvocab.kernels import jit\n"
         "work = e.evaluate\n"
         "def evaluate(**given):\n"
-        "    for name in 'ab': [callback(name, True) for callback in jit._on_compile]\n"
+        "    for name in 'ab': jit.announce(name)\n"
         "    return work(**given)\n"
         "e.evaluate = evaluate\n"
         "from bigvocab.command.cli import main\n"
@@ -89,10 +92,11 @@ def test_compiling_is_said_once_and_not_when_quiet(data):
         assert done.stderr.count("compiling kernels") == done.stderr.count("\n") == times
 
 
-def test_compiling_that_is_not_kept_says_why(capsys):
-    from bigvocab.command.progress import Display
-
-    Display(quiet=False)._compiling("rows_softmax", kept=False)
+def test_compiling_that_is_not_kept_says_why(monkeypatch, capsys):
+    monkeypatch.setattr(jit, "folder", None)
+    monkeypatch.setattr(jit, "listeners", [])
+    Display(quiet=False).watch_compiler()
+    jit.announce("rows_softmax")
     assert "each time: no folder to keep them in; set BIGVOCAB_CACHE_DIR" in capsys.readouterr().err
 
 

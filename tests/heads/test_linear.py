@@ -2,13 +2,11 @@
 
 import json
 import math
-import os
 import platform
-import subprocess
-import sys
 import tracemalloc
 from pathlib import Path
 
+import machine_code
 import ml_dtypes
 import numpy as np
 import pyarrow as pa
@@ -17,6 +15,7 @@ from click.testing import CliRunner
 from golden_files import load
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from machine_code import Loop, assembly
 from safetensors.numpy import save_file
 
 import bigvocab as bv
@@ -25,10 +24,11 @@ from bigvocab.heads import linear_rows
 from bigvocab.heads.linear_rows import GROUP, TILE, LinearRows
 from bigvocab.heads.output_layer import OutputLayer
 from bigvocab.heads.products import Packed, accumulator, converted, lanes, paired, product
+from bigvocab.kernels import products as kernels
 from bigvocab.losses.row_statistics import softmax_rows, wanted
 from bigvocab.matrices.tiles import StoredRows
 
-KJV = Path(__file__).parents[1] / "data" / "kjv"
+KJV = Path(__file__).parents[2] / "data" / "kjv"
 DTYPES = {"f16": np.float16, "bf16": ml_dtypes.bfloat16, "f32": np.float32, "f64": np.float64}
 ALL = wanted(rank=True, entropy=True, predicted=True, logit_sum=True)
 EVERY_METRIC = ("accuracy", "rank", "logsumexp", "entropy", "predicted")
@@ -155,49 +155,18 @@ def test_a_product_reports_what_is_not_finite(name):
         assert fault(c, k, value) == c // width * width  # the panel's first class
 
 
-MACHINE_CODE = """
-import hashlib, ml_dtypes, numpy as np
-from bigvocab.heads.products import Packed, paired, product
-rng = np.random.default_rng(0)
-h, w = rng.standard_normal((30, 300)), rng.standard_normal((3000, 300))
-digest = hashlib.sha256()
-for kind in ("f4", "f2", "f8", ml_dtypes.bfloat16):
-    digest.update(product(h.astype(kind), w.astype(kind)).tobytes())
-digest.update(paired(Packed.of(h.astype("f4"), np.float32), w[:30].astype("f4"), np.arange(30)).tobytes())
-print(digest.hexdigest())
-"""
-
-
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="names features of x86-64")
-def test_processors_without_avx512_return_the_same_bits(tmp_path):
-    def run(**variables):
-        environment = {**os.environ, "BIGVOCAB_CACHE_DIR": str(tmp_path), **variables}
-        done = subprocess.run([sys.executable, "-c", MACHINE_CODE], env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    features = "+avx,+avx2,+fma,+f16c,+bmi,+bmi2,+popcnt,+sse4.2"
-    assert run() == run(NUMBA_CPU_NAME="haswell", NUMBA_CPU_FEATURES=features)
+def test_processors_without_avx512_return_the_same_bits():
+    assert machine_code.on("haswell", machine_code.product_bits) == machine_code.product_bits()
 
 
-ASSEMBLY = """
-import numpy as np
-from bigvocab.kernels.products import tile_product
-from bigvocab.heads.products import product
-product(np.zeros((3, 5), np.float32), np.zeros((7, 5), np.float32))
-(code,) = tile_product.inspect_asm().values()
-print(code)
-"""
-
-
-def test_the_product_is_vectorised(tmp_path):
+def test_the_product_is_vectorised():
     """Fused multiply-adds on whole registers, as many as accumulators, and no gathers."""
-    environment = {**os.environ, "BIGVOCAB_CACHE_DIR": str(tmp_path)}  # cached machine code cannot be shown
-    done = subprocess.run([sys.executable, "-c", ASSEMBLY], env=environment, capture_output=True, text=True, check=True)
-    register, accumulators = ("zmm", 24) if "zmm" in done.stdout else ("ymm", 12)
-    packed = [line for line in done.stdout.splitlines() if "vfmadd" in line and "ps\t" in line and register in line]
-    assert len(packed) >= accumulators
-    assert "gather" not in done.stdout
+    inputs, weights = np.zeros((3, 5), np.float32), np.zeros((7, 5), np.float32)
+    loop = Loop(assembly(kernels, "tile_product", lambda: product(inputs, weights)))
+    packed = [line for line in loop.packed if "ps\t" in line]
+    assert len(packed) >= (24 if loop.register == "zmm" else 12)
+    assert not loop.gathers
 
 
 # ---- statistics

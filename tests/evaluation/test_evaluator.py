@@ -5,6 +5,7 @@ import math
 import os
 import pickle
 import random
+from pathlib import Path
 
 import ml_dtypes
 import naive
@@ -386,7 +387,7 @@ def test_merging_different_jobs_is_refused():
 
 
 def test_the_real_sample_is_what_pytorch_says():
-    folder = __import__("pathlib").Path(__file__).parents[1] / "data" / "kjv"
+    folder = Path(__file__).parents[2] / "data" / "kjv"
     expected = json.loads((folder / "expected.json").read_text())["logits"]
     report = bv.evaluate(
         logits=folder / "logits.npy", labels=folder / "labels.parquet", group_column="book", bytes_column="bytes"

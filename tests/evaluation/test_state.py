@@ -552,7 +552,7 @@ def test_options_that_do_not_go_together(options, message):
 
 def test_shards_of_a_linear_head_merge_to_the_bits_of_one_run(tmp_path):
     """On the real sample: with other threads and chunks in every shard, merged out of order."""
-    kjv = Path(__file__).parents[1] / "data" / "kjv"
+    kjv = Path(__file__).parents[2] / "data" / "kjv"
     job = {
         "inputs": kjv / "hidden.safetensors",
         "weights": f"{kjv / 'model.safetensors'}::lm_head.weight",

@@ -1,18 +1,17 @@
 """Row statistics of logits: every dtype, every block edge, every by-product, against slow float64."""
 
 import math
-import os
 import platform
-import subprocess
-import sys
 import time
 
+import machine_code
 import ml_dtypes
 import naive
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from machine_code import Loop, assembly
 
 import bigvocab as bv
 from bigvocab.kernels import softmax as kernels
@@ -361,65 +360,23 @@ def test_an_empty_tile_or_batch_is_no_trouble():
 # ---- machine code
 
 
-COUNT = """
-import ml_dtypes, numpy as np, sys
-from bigvocab.kernels import softmax
-from bigvocab.losses.row_statistics import softmax_rows
-from bigvocab.matrices.tiles import StoredRows
-dtype = getattr(ml_dtypes, "bfloat16") if sys.argv[1] == "bfloat16" else np.dtype(sys.argv[1])
-softmax_rows(StoredRows.of(np.zeros((1, 4096), dtype)), np.array([0]))
-(code,) = softmax.rows_softmax.inspect_asm().values()
-print(code)
-"""
-
-
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16"])
-def test_the_hot_loops_are_vectorised(dtype, tmp_path):
+def test_the_hot_loops_are_vectorised(dtype):
     """Fused multiply-adds on whole registers, no gathers, no calls of a scalar exp."""
-    environment = {**os.environ, "BIGVOCAB_CACHE_DIR": str(tmp_path)}  # cached machine code cannot be shown
-    code = subprocess.run(
-        [sys.executable, "-c", COUNT, dtype], env=environment, capture_output=True, text=True, check=True
-    ).stdout
-    register = "zmm" if "zmm" in code else "ymm"
+    logits = np.zeros((1, 4096), ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
+    loop = Loop(assembly(kernels, "rows_softmax", lambda: softmax_rows(StoredRows.of(logits), np.array([0]))))
     letter = "d" if dtype == "float64" else "s"
-    packed = [line for line in code.splitlines() if "vfmadd" in line and f"p{letter}\t" in line and register in line]
+    packed = [line for line in loop.packed if f"p{letter}\t" in line]
+    scalar = [line for line in loop.scalar if f"s{letter}\t" in line]
     assert len(packed) >= 20
-    assert "gather" not in code
-    scalar = [line for line in code.splitlines() if "vfmadd" in line and f"s{letter}\t" in line]
+    assert not loop.gathers
     assert len(scalar) < len(packed) / 4
 
 
-BITS = """
-import hashlib, ml_dtypes, numpy as np
-from bigvocab.losses.row_statistics import softmax_rows, wanted
-from bigvocab.matrices.tiles import StoredRows
-digest = hashlib.sha256()
-rng = np.random.default_rng(0)
-for dtype in (np.float32, np.float64, np.float16, ml_dtypes.bfloat16):
-    logits = (rng.standard_normal((6, 9001)) * 5).astype(dtype)
-    logits[2, :4000], logits[3, 8000] = -np.inf, 200
-    want = wanted(rank=True, entropy=True, predicted=True, logit_sum=True)
-    digest.update(softmax_rows(StoredRows.of(logits), rng.integers(0, 9001, 6), want=want).columns.tobytes())
-print(digest.hexdigest())
-"""
-
-
-OLDER = {
-    "haswell": "+avx,+avx2,+fma,+f16c,+bmi,+bmi2,+popcnt,+sse4.2",
-    "ivybridge": "+avx,+f16c,+popcnt,+sse4.2",  # no fused multiply-add, no lookup in a register
-}
-
-
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="names x86 processors")
-@pytest.mark.parametrize("processor", OLDER)
-def test_older_processors_return_the_same_bits(tmp_path, processor):
-    def run(**variables):
-        environment = {**os.environ, "BIGVOCAB_CACHE_DIR": str(tmp_path), **variables}
-        return subprocess.run(
-            [sys.executable, "-c", BITS], env=environment, capture_output=True, text=True, check=True
-        ).stdout
-
-    assert run() == run(NUMBA_CPU_NAME=processor, NUMBA_CPU_FEATURES=OLDER[processor])
+@pytest.mark.parametrize("processor", machine_code.OLDER)
+def test_older_processors_return_the_same_bits(processor):
+    assert machine_code.on(processor, machine_code.softmax_bits) == machine_code.softmax_bits()
 
 
 @pytest.mark.parametrize("softcap", [1e3, 1e8, 1e16])

@@ -272,7 +272,7 @@ def test_files_of_another_size_or_gone(tmp_path, stand_in, changing):
 def test_a_column_that_differs_is_seen_in_files_of_any_size(tmp_path, stand_in, changing, monkeypatch):
     """Blocks that are hashed of a large file hold few columns of long rows; whole rows are looked at beside them."""
     stand_in(2)
-    monkeypatch.setattr(seals, "_WHOLE", 0)
+    monkeypatch.setattr(seals, "WHOLE", 0)
     logits = np.zeros((64, 65_536), np.float32)
     np.save(tmp_path / "logits.npy", logits)
 

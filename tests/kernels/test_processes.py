@@ -6,7 +6,6 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -65,10 +64,10 @@ def test_a_damaged_cache_is_made_anew(tmp_path):
 
 @pytest.fixture
 def seconds(monkeypatch):
-    """The time of day of `jit`, to be set by hand."""
+    """The time of day of the clock of kernels, to be set by hand."""
     now = [0.0]
-    monkeypatch.setattr(jit, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    monkeypatch.setattr(jit, "_spent", type(jit._spent)())
+    monkeypatch.setattr(jit.clock, "now", lambda: now[0])
+    monkeypatch.setattr(jit.clock, "spent", 0.0)
     return now
 
 
@@ -78,7 +77,7 @@ def passes(seconds, amount):
 
 
 def test_the_clock_stands_still_while_kernels_are_made_ready(seconds):
-    inner = jit._untimed(passes(seconds, 3.0))
+    inner = jit.clock.stopped_in(passes(seconds, 3.0))
 
     def outer():
         seconds[0] += 2.0
@@ -88,13 +87,13 @@ def test_the_clock_stands_still_while_kernels_are_made_ready(seconds):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        jit._untimed(outer)()
+        jit.clock.stopped_in(outer)()
     seconds[0] += 4.0
     assert jit.clock() == 4
 
 
 def test_the_clock_of_a_thread_does_not_heed_what_others_make_ready(seconds):
-    thread = threading.Thread(target=jit._untimed(passes(seconds, 3.0)))
+    thread = threading.Thread(target=jit.clock.stopped_in(passes(seconds, 3.0)))
     thread.start()
     thread.join()
     assert jit.clock() == 3
@@ -104,7 +103,7 @@ def test_seconds_of_a_report_are_those_of_the_work_without_loading(seconds, tmp_
     np.save(tmp_path / "logits.npy", np.zeros((4, 5), np.float32))
 
     def work(done, rows, read):
-        jit._untimed(passes(seconds, 100))()
+        jit.clock.stopped_in(passes(seconds, 100))()
         seconds[0] += 5
 
     job = {"logits": tmp_path / "logits.npy", "labels": np.zeros(4, int), "chunk_rows": 2, "metrics": ""}
@@ -115,15 +114,15 @@ def test_seconds_of_a_report_are_those_of_the_work_without_loading(seconds, tmp_
 
 
 def test_a_thread_that_waits_for_another_to_compile_is_not_at_work(seconds, monkeypatch):
-    monkeypatch.setattr(jit, "_folder", None)
+    monkeypatch.setattr(jit, "folder", None)
     compiling, waited = threading.Event(), threading.Event()
 
-    def compile_slowly(function):
+    def compile_slowly(name, kept):
         compiling.set()
         waited.wait(10)
         seconds[0] += 10
 
-    monkeypatch.setattr(jit, "_compiling", compile_slowly)
+    monkeypatch.setattr(jit, "listeners", [compile_slowly])
     kernel = jit.jit(lambda x: x + 1)
     other = threading.Thread(target=kernel, args=(1,))
     other.start()
@@ -136,7 +135,7 @@ def test_a_thread_that_waits_for_another_to_compile_is_not_at_work(seconds, monk
 
 @pytest.mark.parametrize("kept", [True, False])
 def test_kernels_are_timed_whether_compiled_or_loaded(seconds, monkeypatch, tmp_path, kept):
-    monkeypatch.setattr(jit, "_folder", tmp_path if kept else None)
+    monkeypatch.setattr(jit, "folder", tmp_path if kept else None)
     load = jit.FunctionCache.load_overload
 
     def slow(*given):
@@ -144,7 +143,7 @@ def test_kernels_are_timed_whether_compiled_or_loaded(seconds, monkeypatch, tmp_
         return load(*given)
 
     monkeypatch.setattr(jit.FunctionCache, "load_overload", slow)
-    monkeypatch.setattr(jit, "_compiling", lambda function: seconds.__setitem__(0, seconds[0] + 10))
+    monkeypatch.setattr(jit, "listeners", [lambda name, kept: seconds.__setitem__(0, seconds[0] + 10)])
 
     def kernel(x):
         return x + 1
@@ -312,7 +311,7 @@ begin = checkpoints.Checkpoints.begin
 def begin_and_look(self):
     begin(self)
     before.update(sys.modules)
-    jit._spent.seconds = 0.0
+    jit.clock.spent = 0.0
 checkpoints.Checkpoints.begin = begin_and_look
 for rows in (4, 400):
     x, ids = np.zeros((rows, 5), np.float32), (np.arange(rows + 1), np.zeros(rows, int))
@@ -323,7 +322,7 @@ for rows in (4, 400):
         if rows == 4:
             print(loss, sorted(name for name in new if name.startswith("bigvocab")), "not loaded before")
         else:
-            print(loss, sorted(new), jit._spent.seconds)
+            print(loss, sorted(new), jit.clock.spent)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     losses = ("softmax", "sparse-softmax", "sigmoid", "sparse-sigmoid")
@@ -359,8 +358,7 @@ def test_batches_of_many_sizes_make_no_more_threads_than_asked_for():
 def test_no_task_goes_on_after_an_end_was_asked_for_twice(name, error):
     code = f"""
 import signal, threading, time
-pass  # PARALLEL
-from bigvocab.kernels import jit
+from bigvocab.threads import run_threads
 began, ended = threading.Event(), []
 def leave(number, frame):
     raise {error}
@@ -389,10 +387,9 @@ def test_a_task_whose_thread_could_not_be_started_is_waited_for_or_left_out():
 import threading, time
 from unittest import mock
 import numpy as np
-pass  # PARALLEL
-from bigvocab.kernels import jit
+from bigvocab.threads import pool_of, run_threads
 started, go, done = threading.Event(), threading.Event(), np.zeros(8)
-pool = _pool(1)
+pool = pool_of(1)
 pool.submit(lambda: (started.set(), go.wait()))  # its thread has something else to do
 started.wait()
 submit = pool.submit

@@ -16,7 +16,7 @@ from bigvocab.jobs import work
 from bigvocab.kernels import pages
 from bigvocab.matrices.matrix import Matrix
 from bigvocab.matrices.tiles import streamed
-from bigvocab.storage import read_ahead, reading
+from bigvocab.storage import os_advice, read_ahead, reading
 
 
 class Offsets:
@@ -131,14 +131,14 @@ def test_a_first_look_changes_no_error(threads):
 def let_go(monkeypatch):
     """Ranges of addresses that are let go of, from half a MiB on."""
     ranges = []
-    monkeypatch.setattr(reading, "_LET_GO", 1 << 19)
-    monkeypatch.setattr(reading.memory, "release", lambda address, size: ranges.append((address, address + size)))
+    monkeypatch.setattr(reading, "LET_GO", 1 << 19)
+    monkeypatch.setattr(os_advice.advice, "release", lambda address, size: ranges.append((address, address + size)))
     return ranges
 
 
 def test_rows_are_let_go_of_in_spans_of_whole_pages_when_they_have_been_read(tmp_path, let_go):
     matrix = bv.open_matrix(save(tmp_path / "logits.npy", rows=100, classes=5000))  # 20,000 bytes a row
-    tiles, start = [(0, matrix[:])], matrix.maps[0]._address + 128
+    tiles, start = [(0, matrix[:])], matrix.maps[0].address + 128
 
     def read(first, stop):
         for _ in streamed(tiles, first, stop):
@@ -171,7 +171,7 @@ def test_the_ranges_of_all_files_count_together_and_may_overlap(tmp_path, let_go
         let_go.clear()
         for first, last in ((40, 60), (45, 50), (46, 50)):
             list(streamed([(0, matrix[first:last])], 0, last - first))
-        start = matrix.maps[2]._address
+        start = matrix.maps[2].address
         assert let_go == [(start + 4096, start + (128 + 400_000) // 4096 * 4096)]
 
 
@@ -195,7 +195,7 @@ def test_a_thread_that_lets_go_late_keeps_the_maps_of_all_files(tmp_path, monkey
         save(tmp_path / f"{i}.npy", rows=20, classes=5000)
     matrix = bv.open_matrix(tmp_path)
     maps = [weakref.ref(file.buffer) for file in matrix.maps]
-    monkeypatch.setattr(reading, "_LET_GO", 1 << 19)
+    monkeypatch.setattr(reading, "LET_GO", 1 << 19)
     alive = []
 
     def release(address, size):
@@ -206,10 +206,10 @@ def test_a_thread_that_lets_go_late_keeps_the_maps_of_all_files(tmp_path, monkey
     with matrix.reading_once():
         list(streamed([(0, matrix[:20])], 0, 20))
         behind = matrix.maps[0].buffer.reader.behind
-    monkeypatch.setattr(reading.memory, "release", release)
+    monkeypatch.setattr(os_advice.advice, "release", release)
     matrix_and_rows = [matrix]
     del matrix
-    behind.add(*behind._ranges[0], 1 << 19)
+    behind.add(*behind.ranges[0], 1 << 19)
     assert alive == [[True, True]]
     del behind
     gc.collect()
@@ -220,7 +220,7 @@ def test_a_thread_that_lets_go_late_keeps_the_maps_of_all_files(tmp_path, monkey
 def test_what_is_let_go_of_never_lies_outside_of_what_was_read(tmp_path, let_go, first):
     """Behind the last class of the last row there may be memory of others."""
     matrix = bv.open_matrix(save(tmp_path / "logits.npy", rows=50, classes=50_000))
-    start = matrix.maps[0]._address + 128
+    start = matrix.maps[0].address + 128
     with matrix.reading_once():
         for row in range(50):
             for last in (row + 1, 50):
@@ -262,12 +262,12 @@ def fetched(tmp_path, monkeypatch):
     asked, from_disk = [], [lambda at: True]
 
     def bring(at):
-        asked.append(at - matrix.maps[0]._address)
+        asked.append(at - matrix.maps[0].address)
         return from_disk[0](asked[-1])
 
     np.save(tmp_path / "logits.npy", np.zeros((200, 1 << 18), np.float32))
     matrix = bv.open_matrix(tmp_path / "logits.npy")
-    monkeypatch.setattr(read_ahead.memory, "bring", bring)
+    monkeypatch.setattr(os_advice.advice, "bring", bring)
     return matrix, asked, from_disk
 
 
@@ -307,22 +307,22 @@ def slow_disk(fetched, monkeypatch):
 
     def bring(at):
         with moved:
-            return moved.wait_for(lambda: at - matrix.maps[0]._address < done[0] << 20)
+            return moved.wait_for(lambda: at - matrix.maps[0].address < done[0] << 20)
 
     def read_to(mebibytes):
         with moved:
             done[0] = mebibytes
             moved.notify_all()
 
-    monkeypatch.setattr(read_ahead.memory, "bring", bring)
+    monkeypatch.setattr(os_advice.advice, "bring", bring)
     fetching = threading.Thread(target=matrix.prefetch, args=(0, 100, ended))
     fetching.start()
-    wait_until(lambda: matrix.maps[0].ahead._ranges)
+    wait_until(lambda: matrix.maps[0].ahead.busy)
     yield matrix, read_to, ended
     read_to(1000)
     fetching.join(10)
     assert not fetching.is_alive()
-    assert not matrix.maps[0].ahead._ranges
+    assert not matrix.maps[0].ahead.busy
 
 
 def test_rows_are_waited_for_while_they_are_fetched_and_never_otherwise(slow_disk):
@@ -361,16 +361,16 @@ def test_a_forked_child_waits_for_no_thread_of_its_parent(slow_disk):
 def test_pages_of_small_files_that_were_looked_at_are_let_go_of_at_once(fetched, let_go, monkeypatch):
     """Of many such files, one block would map them all."""
     matrix, asked, from_disk = fetched
-    start = matrix.maps[0]._address
+    start = matrix.maps[0].address
     for there, small, expected in ((True, True, [(2 << 20, 18 << 20)]), (True, False, []), (False, True, [])):
-        monkeypatch.setattr(read_ahead, "_SMALL", 1 << 30 if small else 1 << 20)
+        monkeypatch.setattr(read_ahead, "SMALL", 1 << 30 if small else 1 << 20)
         from_disk[0] = lambda at, there=there: not there
         matrix.prefetch(2, 200, threading.Event())
         assert [(a - start, b - start) for a, b in let_go] == expected
         let_go.clear()
     matrix.prefetch(2, 5, threading.Event())  # a shorter range
     assert not let_go
-    monkeypatch.setattr(read_ahead, "_SMALL", 1 << 30)
+    monkeypatch.setattr(read_ahead, "SMALL", 1 << 30)
     from_disk[0] = lambda at: False
     matrix.prefetch(2, 5, threading.Event())
     assert [(a - start, b - start) for a, b in let_go] == [(2 << 20, (5 << 20) + 128)]

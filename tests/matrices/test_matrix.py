@@ -349,7 +349,7 @@ def test_any_error_of_the_system_is_named(tmp_path, monkeypatch):
     def refuse(*_, **__):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("bigvocab.storage.mapped._Map", refuse)
+    monkeypatch.setattr("bigvocab.storage.mapped.Map", refuse)
     with pytest.raises(BigvocabError, match="x.npy: cannot open: Permission denied"):
         open_matrix(path)
 

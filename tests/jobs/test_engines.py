@@ -187,20 +187,20 @@ def test_workers_that_will_compile_are_announced(folder, monkeypatch, tmp_path):
     """And spared, where one process can do it for all."""
     told, compiled = [], []
     monkeypatch.setattr("bigvocab.jobs.run.make_ready", lambda job, compiling: compiled.append(len(told)))
-    monkeypatch.setattr(jit, "_on_compile", [lambda name, kept: told.append(kept)])
-    monkeypatch.setattr(jit, "_folder", tmp_path)
-    monkeypatch.setattr(local, "_pool", lambda order, todo, *more, **options: iter(todo.clear() or ()))
+    monkeypatch.setattr(jit, "listeners", [lambda name, kept: told.append(kept)])
+    monkeypatch.setattr(jit, "folder", tmp_path)
+    monkeypatch.setattr(local, "results_of_pool", lambda order, todo, *more, **options: iter(todo.clear() or ()))
     for there in ([], ["kernel.nbi"]):
         for name in there:
             (tmp_path / name).touch()
         with contextlib.suppress(bv.BigvocabError):  # no row is done
             bv.evaluate(**job(folder), workers=2)
-    monkeypatch.setattr(jit, "_folder", None)
+    monkeypatch.setattr(jit, "folder", None)
     with contextlib.suppress(bv.BigvocabError):
         bv.evaluate(**job(folder), workers=2)
     assert told == [True, False]
     assert compiled == [0]
-    monkeypatch.setattr("bigvocab.jobs.run._Run._source", lambda *_: (_ for _ in ()))
+    monkeypatch.setattr("bigvocab.jobs.workers.ray.ray_pieces", lambda *_: (_ for _ in ()))
     with contextlib.suppress(bv.BigvocabError):
         bv.evaluate(**job(folder), engine="ray")  # its tasks run on other machines
     assert compiled == [0]
@@ -272,18 +272,18 @@ def test_a_ray_that_runs_already_is_used_and_left(folder):
 
 
 def test_an_address_where_nothing_listens():
-    from bigvocab.jobs.workers.ray import _refuse_deaf
+    from bigvocab.jobs.workers.ray import refuse_deaf
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
         for place in (f"127.0.0.1:{port}", f"ray://127.0.0.1:{port}", f"[::1]:{port}", f"ray://x..y:{port}"):
             with pytest.raises(bv.BigvocabError, match=f"address: no Ray at {re.escape(place)}: "):
-                _refuse_deaf(place)
+                refuse_deaf(place)
         free.listen()
-        _refuse_deaf(f"127.0.0.1:{port}")
+        refuse_deaf(f"127.0.0.1:{port}")
     for other in ("auto", "local", "ray://head"):
-        _refuse_deaf(other)
+        refuse_deaf(other)
 
 
 @RAY
@@ -458,9 +458,9 @@ def test_workers_end_with_a_parent_that_is_killed(folder, tmp_path):
     code = """
 import multiprocessing, os, sys, time
 from concurrent.futures import ProcessPoolExecutor
-from bigvocab.jobs.workers.local import _end_with_parent
+from bigvocab.jobs.workers.local import end_with_parent
 if __name__ == "__main__":
-    pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _end_with_parent)
+    pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), end_with_parent)
     print(pool.submit(os.getpid).result(), flush=True)
     time.sleep(600)
 """
