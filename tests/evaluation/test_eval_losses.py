@@ -341,7 +341,7 @@ def bad_cases(data):
     )
     yield "sigmoid", x, np.full((ROWS, CLASSES), 2), {}, "labels: row 0 has the label 2, expected 0 or 1"
     yield "sigmoid", x, put(data["hard"], (239, 700), np.inf), {}, "labels: row 239, class 700, is inf"
-    yield "weighted-sigmoid", x, data["hard"], {}, "pos_weight: weighted-sigmoid needs it"
+    yield "weighted-sigmoid", x, data["hard"], {}, 'loss="weighted-sigmoid": needs pos_weight'
     yield "log-loss", x, data["hard"], {}, r"logits: row 0, class \d+, is .*, expected a probability in \[0, 1\]"
     yield "log-loss", put(data["predictions"], (123, 4), 1.25), data["hard"], {}, "row 123, class 4, is 1.25"
     yield "log-loss", data["predictions"], data["hard"], {"epsilon": 2.0}, "epsilon: got 2.0"
