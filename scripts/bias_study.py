@@ -44,7 +44,7 @@ def spread(values: list[float]) -> tuple[float, float]:
 
 
 def table(exact: bv.Report, means: dict[str, dict[int, list[float]]], classes: int) -> str:
-    """The figures as a table in Markdown."""
+    """The values as a table in Markdown."""
     lines = ["| S | share of the classes | " + " | ".join(f"{name} | bias" for name in means) + " |"]
     lines.append("|---:|---:|" + "---:|---:|" * len(means))
     for size in SIZES:
@@ -149,7 +149,7 @@ def main() -> None:
     """Measure, print, draw."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=8, help="draws of each kind, two or more (default 8)")
-    parser.add_argument("--write", action="store_true", help="put the table into README.md")
+    parser.add_argument("--write", action="store_true", help="put the table into bigvocab/sampling/README.md")
     options = parser.parse_args()
     if options.seeds < 2:
         parser.error(f"--seeds: got {options.seeds}, expected 2 or more: error bars need them")
@@ -159,7 +159,7 @@ def main() -> None:
     print(found)
     (DATA / "bias.svg").write_text(picture(exact, means, options.seeds, classes))
     if options.write:
-        readme = ROOT / "README.md"
+        readme = ROOT / "bigvocab" / "sampling" / "README.md"
         before, rest = readme.read_text().split(BEGIN)
         readme.write_text(before + BEGIN + "\n" + found + "\n" + END + rest.split(END)[1])
 

@@ -216,7 +216,7 @@ def head_logits(hidden: torch.Tensor, layer: dict[str, torch.Tensor]) -> torch.T
 
 
 def write_files(folder: Path, model: Model, books: dict[int, list[str]], vocabulary: list[tuple[str, int]]) -> dict:
-    """All data files of the sample; returns the figures of the whole held-out books, most of which is not stored."""
+    """All data files of the sample; returns the values of the whole held-out books, most of which is not stored."""
     folder.mkdir(parents=True, exist_ok=True)
     num_logits = LOGIT_BYTES // (2 * len(vocabulary))
     rows = evaluation_rows(model, books, vocabulary)
@@ -237,11 +237,11 @@ def write_files(folder: Path, model: Model, books: dict[int, list[str]], vocabul
     return whole
 
 
-# ---- checks and figures ----
+# ---- checks and values ----
 
 
 def figures(logits: torch.Tensor, labels: torch.Tensor, sizes: np.ndarray) -> dict:
-    """PyTorch's float64 figures of a set of rows."""
+    """PyTorch's float64 values of a set of rows."""
     losses = functional.cross_entropy(logits.double(), labels, reduction="none")
     mean = float(losses.mean())
     return {
@@ -269,7 +269,7 @@ def expect(condition: object, what: str) -> None:
 
 
 def check_files(folder: Path, vocabulary: list[tuple[str, int]], num_tokens: int) -> dict:
-    """Read every file back, compare the parts with each other, and return the figures for expected.json."""
+    """Read every file back, compare the parts with each other, and return the values for expected.json."""
     logits = torch.from_numpy(np.load(folder / "logits.npy", allow_pickle=False))
     hidden, layer = load_file(folder / "hidden.safetensors")["hidden"], load_file(folder / "model.safetensors")
     table, labels = pq.read_table(folder / "labels_hidden.parquet"), pq.read_table(folder / "labels.parquet")
@@ -313,7 +313,7 @@ FILES = {  # what check_files has seen to hold
     "labels_hidden.parquet": "{hidden} rows of the same four columns, for hidden.safetensors",
     "model.safetensors": "`lm_head.weight` ({classes}, {width}) and `lm_head.bias` ({classes},), bfloat16",
     "vocab.txt": "{classes} lines `word,count`, line number (from 0) = id",
-    "expected.json": "PyTorch's float64 figures for all of this",
+    "expected.json": "PyTorch's float64 values for all of this",
 }
 
 
@@ -326,7 +326,7 @@ def file_table(folder: Path, rows: int, classes: int) -> str:
     return "\n".join(lines) + f"\n\n{sum(file.stat().st_size for file in folder.iterdir()):,} bytes in all."
 
 
-def figure_table(expected: dict, whole: dict) -> str:
+def value_table(expected: dict, whole: dict) -> str:
     """Loss and perplexity by book of the stored logits, of the stored hidden states and of the whole books."""
     parts = {"logits.npy": expected["logits"], "the same rows from the layer": expected["hidden_first_rows"]}
     parts |= {"hidden.safetensors": expected["hidden"]}
@@ -387,8 +387,8 @@ def main() -> None:
     (options.out / "expected.json").write_text(json.dumps(expected, indent=2) + "\n", encoding="utf-8")
     files = file_table(options.out, expected["logits"]["rows"], len(vocabulary))
     difference = f"Largest difference between logits.npy and the layer: {expected['max_logit_difference']:.6f}."
-    sections = ["", "## Files", files, "## Made with", making(checkpoint["notes"]), "## Figures", difference]
-    write_readme(options.out.parent / "README.md", "\n\n".join([*sections, figure_table(expected, whole), ""]))
+    sections = ["", "## Files", files, "## Made with", making(checkpoint["notes"]), "## Values", difference]
+    write_readme(options.out.parent / "README.md", "\n\n".join([*sections, value_table(expected, whole), ""]))
     print(f"{options.out}: perplexity {expected['logits']['perplexity']:.3f} of logits.npy, all checks passed")
 
 

@@ -108,20 +108,6 @@ def test_nothing_foreign_is_written_down():
         assert not re.search(r"files\.pythonhosted|pypi\.org|download\.pytorch|/work/|/tmp/envs", text), name
 
 
-def test_the_readme_names_every_command_and_option():
-    from click import Group
-
-    from bigvocab.command.cli import cli as main
-
-    readme = (ROOT / "README.md").read_text()
-    assert isinstance(main, Group)
-    for name, command in main.commands.items():
-        assert f"bigvocab {name}" in readme, name
-        for parameter in command.params:
-            if parameter.param_type_name == "option":
-                assert parameter.opts[0] in readme, f"{name} {parameter.opts[0]}"
-
-
 def test_importing_the_package_is_light():
     heavy = "('numpy', 'numba', 'pyarrow', 'rich')"
     code = f"import bigvocab, bigvocab.command.cli, sys; print([m for m in {heavy} if m in sys.modules])"

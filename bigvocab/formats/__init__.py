@@ -1,7 +1,8 @@
-"""What a file holds and where: which parser reads a file, by its suffix and first bytes.
+"""A header becomes dtype, shape and offsets; nothing else is read.
 
-Every parser returns a `Layout`: shape, dtype, order, and the byte offsets of the rows. The data are looked at by
-`bigvocab.matrices` alone, through a memory map, so a parser never holds more than a header.
+Here is which parser reads a file, by its suffix and first bytes. Every parser returns a `Layout`: shape, dtype, order,
+and the byte offsets of the rows. The data are looked at by `bigvocab.matrices` alone, through a memory map, so a parser
+never holds more than a header.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Numba kernels: the only place that imports numba. A kernel takes checked arrays, holds no lock, never raises."""
+"""Machine code: arrays in, arrays out; knows no file and no option, never raises."""

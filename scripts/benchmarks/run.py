@@ -12,8 +12,7 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).parent
-README = HERE.parents[1] / "README.md"
-BEGIN, END = "<!-- bench -->", "<!-- /bench -->"
+README, FRONT_PAGE = HERE / "README.md", HERE.parents[1] / "README.md"
 M = 128_000_000  # logits of the big array
 HEAD = 2 * 256 * 512 * 262_144
 SAMPLED = 2 * 512 * 256 * 8192
@@ -47,6 +46,8 @@ ROWS = [
     ("sampled softmax (512 x 256, 8,192 of 1,000,000)", "sampled softmax", None, "GFLOP/s", SAMPLED / 1e9),
     ("NCE (512 x 256, 8,192 of 1,000,000)", "nce", None, "GFLOP/s", SAMPLED / 1e9),
 ]
+
+ON_FRONT_PAGE = ("softmax f32", "softmax bf16", "by-products f32", "head f32", "log-uniform", "sampled softmax")
 
 
 class Side:
@@ -95,7 +96,7 @@ def table(results):
         "| work | limit | bigvocab | of limit | PyTorch | TensorFlow | to the faster peer |",
         "|---|---|---|---|---|---|---|",
     ]
-    for title, limit, unit, amount, times in results:
+    for title, _, limit, unit, amount, times in results:
         rate = {name: amount / seconds for name, seconds in times.items()}
         peers = [rate[name] for name in ("torch", "tf") if name in rate]
 
@@ -109,6 +110,23 @@ def table(results):
             f"| {title} | {shown} | {cell('ours')} {unit} | {share} | {cell('torch')} | {cell('tf')} | {ahead} |"
         )
     return "\n".join(lines)
+
+
+def short_table(results):
+    """The few rows of the front page, without the limits."""
+    chosen = [row for row in results if row[1] in ON_FRONT_PAGE]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table(chosen).splitlines()]
+    return "\n".join(
+        f"| {' | '.join([row[0], row[2], *row[4:]])} |" if i != 1 else "|---|---|---|---|---|"
+        for i, row in enumerate(rows)
+    )
+
+
+def put(text, mark, path):
+    """Put text between two marks of a README."""
+    begin, end = f"<!-- {mark} -->", f"<!-- /{mark} -->"
+    before, rest = path.read_text().split(begin)
+    path.write_text(before + begin + "\n" + text + "\n" + end + rest.split(end)[1])
 
 
 def machine():
@@ -132,6 +150,8 @@ def main():
     parser.add_argument("--no-peers", action="store_true")
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
+    if options.write and (options.only or options.no_peers):
+        parser.error("--write: the tables need all rows and all sides")
     sides = {"ours": Side(sys.executable, "ours.py")}
     used = [f"Python {platform.python_version()}"]
     used += [f"{name} {importlib.metadata.version(name)}" for name in ("bigvocab", "numba", "numpy")]
@@ -145,7 +165,7 @@ def main():
     results = []
     for title, case, limit, unit, amount in ROWS:
         if options.only in title:
-            results.append((title, limit, unit, amount, measured(sides, case, limit, options.rounds)))
+            results.append((title, case, limit, unit, amount, measured(sides, case, limit, options.rounds)))
             print(table(results[-1:]).splitlines()[-1], file=sys.stderr)
     for side in sides.values():
         side.close()
@@ -153,9 +173,8 @@ def main():
     text = f"{table(results)}\n\n{note}"
     print(text)
     if options.write:
-        readme = README.read_text()
-        before, rest = readme.split(BEGIN)
-        README.write_text(before + BEGIN + "\n" + text + "\n" + END + rest.split(END)[1])
+        put(text, "bench", README)
+        put(short_table(results), "speed", FRONT_PAGE)
 
 
 if __name__ == "__main__":
