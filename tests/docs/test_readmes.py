@@ -1,60 +1,23 @@
 """The READMEs tell the truth: links lead somewhere, fences run as they stand, the reference is that of the options."""
 
 import ast
-import doctest
-import glob
 import importlib.util
 import json
 import re
-import shlex
 import subprocess
 import sys
-from dataclasses import dataclass
-from unittest import mock
 
 import pytest
-from click.testing import CliRunner
 from commands import ENVIRONMENT, ROOT
+from readmes import RUN, Page, fences, shown
 
 from bigvocab.command.cli import cli
 
 PACKAGES = sorted(path.parent for path in ROOT.glob("bigvocab/*/__init__.py"))
 READMES = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "data" / "README.md"]
-READMES += sorted(path for folder in ("bigvocab", "scripts", "tests") for path in ROOT.glob(f"{folder}/**/README.md"))
+READMES += sorted(path for folder in ("bigvocab", "scripts", "tests") for path in ROOT.glob(f"{folder}/**/*.md"))
 READMES = [path for path in READMES if "golden" not in path.parts]
 WIDTH = 100
-RUN = {"python", "pycon", "sh", "console"}
-MARKS = re.compile(r"<!-- (not run: .+|run as a file) -->")
-
-
-def shown(path):
-    return str(path.relative_to(ROOT))
-
-
-@dataclass
-class Fence:
-    """A block of code in a README: its language, its text, its line, and the mark on the line before it."""
-
-    language: str
-    text: str
-    line: int
-    mark: str
-
-
-def fences(path):
-    lines = path.read_text().split("\n")
-    start = None
-    for i, line in enumerate(lines):
-        if not line.startswith("```"):
-            continue
-        if start is None:
-            start = i
-            continue
-        mark = MARKS.fullmatch(lines[start - 1])
-        text = "\n".join(lines[start + 1 : i]) + "\n"
-        yield Fence(lines[start][3:].strip(), text, start + 1, mark[1] if mark else "")
-        start = None
-    assert start is None, f"{shown(path)}: a fence that does not end, at line {start}"
 
 
 def prose(path):
@@ -139,81 +102,6 @@ def test_fences_have_a_language_and_marks_a_reason():
             assert fence.language in known, f"{shown(path)}:{fence.line}"
 
 
-def arguments_of(command):
-    """The arguments of a command as a shell has them: quotes taken off, globs without quotes expanded."""
-    for word in shlex.split(command, posix=False, comments=True):
-        (plain,) = shlex.split(word)
-        found = sorted(glob.glob(plain)) if plain == word and any(c in word for c in "*?[") else []
-        yield from found or [plain]
-
-
-def commands_of(text):
-    """The commands of a fence of the shell, one string each, long ones joined; the result of each beside it."""
-    found = []
-    for line in re.sub(r"\\\n\s*", "", text).splitlines():
-        if line.startswith("$ ") or not any(part.startswith("$ ") for part in text.splitlines()):
-            found.append([line.removeprefix("$ "), []])
-        else:
-            found[-1][1].append(line)
-    return found
-
-
-def run(command):
-    program, *arguments = arguments_of(command)
-    assert program == "bigvocab", command
-    with mock.patch("bigvocab.command.progress.Display.watch_compiler"):
-        done = CliRunner().invoke(cli, arguments)
-    assert done.exit_code == 0, f"{command}\n{done.output}"
-    return done.stdout
-
-
-def without_times(text):
-    return re.sub(r"^ time .*$", "", text, flags=re.M).rstrip()
-
-
-class Page:
-    """The fences of a README, run one after the other in one namespace."""
-
-    def __init__(self):
-        self.names = {"__name__": "__readme__"}
-
-    def python(self, fence, place):
-        exec(compile("\n" * fence.line + fence.text, place, "exec"), self.names)
-
-    def pycon(self, fence, place):
-        test = doctest.DocTestParser().get_doctest(fence.text, self.names, place, place, fence.line)
-        runner = doctest.DocTestRunner(verbose=False)
-        told = []
-        runner.run(test, out=told.append, clear_globs=False)
-        self.names |= test.globs
-        assert runner.failures == 0, "".join(told)
-
-    def sh(self, fence, place):
-        for command, _ in commands_of(fence.text):
-            run(command)
-
-    def console(self, fence, place):
-        for command, printed in commands_of(fence.text):
-            assert without_times(run(command)) == without_times("\n".join(printed)), f"{place}: {command}"
-
-    def as_file(self, fence, folder):
-        (folder / "recipe.py").write_text(fence.text)
-        done = subprocess.run(
-            [sys.executable, "recipe.py"], cwd=folder, env=ENVIRONMENT, capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr
-
-    def run(self, path, folder):
-        for fence in fences(path):
-            place = f"{shown(path)}:{fence.line}"
-            if fence.language not in RUN or fence.mark.startswith("not run"):
-                continue
-            if fence.mark == "run as a file":
-                self.as_file(fence, folder)
-            else:
-                getattr(self, fence.language)(fence, place)
-
-
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """Where fences run: an empty folder with data/kjv in it."""
@@ -246,8 +134,8 @@ def test_a_loss_and_a_metric_are_added_as_the_readme_says(folder):
         "import pyarrow.parquet as pq",
         "from bigvocab.command.cli import cli",
         "columns = pq.read_table('losses.parquet').column_names",
-        "helped = '--help' and [p.help for p in cli.commands['eval'].params if p.name == 'loss'][0]",
-        "print(json.dumps([report['confidence'], columns, 'softmax-z' in helped]))",
+        "(loss,) = [option for option in cli.commands['eval'].params if option.name == 'loss']",
+        "print(json.dumps([report['confidence'], columns, 'softmax-z' in loss.help]))",
     ]
     (folder / "added.py").write_text("\n".join(lines))
     done = subprocess.run([sys.executable, "added.py"], cwd=folder, env=ENVIRONMENT, capture_output=True, text=True)
