@@ -57,6 +57,13 @@ def test_a_package_and_its_readme_open_with_the_same_promise(path):
     assert " ".join(opening.split()) == " ".join(promise.split())
 
 
+@pytest.mark.parametrize("path", PACKAGES, ids=shown)
+def test_a_readme_names_every_module_of_its_package(path):
+    text = (path / "README.md").read_text()
+    modules = sorted(module.stem for module in path.glob("*.py") if module.stem != "__init__")
+    assert [module for module in modules if not re.search(rf"`{module}(\.py)?`", text)] == []
+
+
 @pytest.mark.parametrize("path", [path for path in READMES if "data" not in path.parts], ids=shown)
 def test_prose_is_wrapped(path):
     for number, line in enumerate(path.read_text().split("\n"), 1):
