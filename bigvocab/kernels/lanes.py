@@ -99,6 +99,16 @@ def widen(typingctx, lanes):
 
 
 @intrinsic
+def narrow(typingctx, lanes):
+    """Float64 lanes rounded to float."""
+
+    def codegen(context, builder, signature, args):
+        return builder.fptrunc(args[0], ir.VectorType(F32, lanes.count))
+
+    return Lanes("float", lanes.count)(lanes), codegen
+
+
+@intrinsic
 def fold(typingctx, lanes):
     """Float lanes as half as many float64, the upper half added to the lower one in float; float64 as they are."""
 
@@ -176,6 +186,17 @@ def where_finite(typingctx, x, yes, no):
 
 
 @intrinsic
+def where_nonzero(typingctx, x, yes):
+    """`yes` in the lanes where x is not 0, and 0 elsewhere."""
+
+    def codegen(context, builder, signature, args):
+        nonzero = builder.fcmp_unordered("!=", args[0], ir.Constant(args[0].type, None))
+        return builder.select(nonzero, args[1], ir.Constant(args[1].type, None))
+
+    return yes(x, yes), codegen
+
+
+@intrinsic
 def keep_first(typingctx, x, count):
     """The first `count` lanes of x, and zeros."""
 
@@ -218,6 +239,20 @@ def _any(comparison):
 
 
 any_greater, any_at_least = _any(">"), _any(">=")
+
+
+@intrinsic
+def any_outside(typingctx, x, low, high):
+    """Whether any lane lies below `low` or above `high`; a NaN does not."""
+
+    def codegen(context, builder, signature, args):
+        outside = builder.or_(
+            builder.fcmp_ordered("<", args[0], args[1]), builder.fcmp_ordered(">", args[0], args[2])
+        )
+        bits = builder.bitcast(outside, ir.IntType(x.count))
+        return builder.icmp_signed("!=", bits, ir.Constant(bits.type, 0))
+
+    return types.boolean(x, x, x), codegen
 
 
 @intrinsic

@@ -11,7 +11,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from bigvocab.kernels import llvm
-from bigvocab.kernels.lanes import SHORTS, lanes_of
+from bigvocab.kernels.lanes import SHORTS, Lanes, lanes_of
 from bigvocab.kernels.llvm import F32, F64, I16, I32
 
 BYTES = ir.IntType(8).as_pointer()
@@ -66,6 +66,17 @@ def load_unordered(typingctx, array, index):
         return builder.bitcast(llvm.joined(builder, [even, odd]), llvm.vector_type(lanes))
 
     return lanes(array, types.intp), codegen
+
+
+@intrinsic
+def load_beside(typingctx, array, index, lanes):
+    """As many elements of a float64 array as `lanes` has, from `index` on, all within the array."""
+
+    def codegen(context, builder, signature, args):
+        pointer, size = pointer_to(context, builder, array, args[0], args[1], lanes.count)
+        return builder.load(pointer, align=size)
+
+    return Lanes("double", lanes.count)(array, types.intp, lanes), codegen
 
 
 def ask_for(builder, address, locality):

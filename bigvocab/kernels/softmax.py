@@ -46,7 +46,8 @@ from bigvocab.kernels.row_statistics import (
     merge_tile,
     padding,
 )
-from bigvocab.kernels.softmax_wide import row_wide, transformed
+from bigvocab.kernels.softmax_capped import row_capped
+from bigvocab.kernels.softmax_wide import row_wide, transformed, transformed_lanes
 
 FIRST, BLOCK = 512, 8192
 STRIP, HALF_STRIP = 4, 8
@@ -184,12 +185,16 @@ def _block_of_halves(x, start, stop, terms, label, ranked, entropy):
 def _block_total(x, start, stop, totals):
     """Add the logits of a block, in float64: in float32 the sum of a million equal logits would drift."""
     size = m.width(x)
-    for i in range(start, stop, size):
-        if i + size <= stop:
-            totals = v.add(totals, v.widen(m.load(x, i)))
-        else:
-            totals = v.add(totals, v.widen(m.load_part(x, i, stop, v.like_lane(0.0, x))))
-    return totals
+    whole, even = stop - (stop - start) % size, stop - (stop - start) % (2 * size)
+    others = v.sums_for(x)
+    for i in range(start, even, 2 * size):
+        totals = v.add(totals, v.widen(m.load(x, i)))
+        others = v.add(others, v.widen(m.load(x, i + size)))
+    if even < whole:
+        totals = v.add(totals, v.widen(m.load(x, even)))
+    if whole < stop:
+        others = v.add(others, v.widen(m.load_part(x, whole, stop, v.like_lane(0.0, x))))
+    return v.add(totals, others)
 
 
 @inline
@@ -322,7 +327,11 @@ def rows_softmax(logits, labels, label_logits, transform, want, span, stats):
             continue
         x = logits[r, :classes]
         label = label_logits[r] if labels[r] >= 0 else np.nan
-        if softcap > 0 or not softmax_row(x, label, scale, want, first_class, stats[r]):
+        if softcap > 0:
+            done = row_capped(x, label, scale, softcap, want, first_class, stats[r])
+        else:
+            done = softmax_row(x, label, scale, want, first_class, stats[r])
+        if not done:
             row_wide(x, label, scale, softcap, want, first_class, stats[r])
 
 
@@ -330,11 +339,18 @@ def rows_softmax(logits, labels, label_logits, transform, want, span, stats):
 def rows_weighted_sum(logits, labels, class_weights, transform, out):
     """Add S_c w_c g(x_c) of a tile of logits to `out` (n,), in float64; a class of weight 0 adds 0, even at -inf."""
     scale, softcap = transform
+    size = m.width(logits[0])
+    whole = class_weights.size - class_weights.size % size
     for r in range(labels.size):
         if labels[r] == SKIP:
             continue
-        x, total = logits[r], 0.0
-        for c in range(class_weights.size):
+        x, totals = logits[r], v.sums_for(logits[r])
+        for i in range(0, whole, size):
+            y = transformed_lanes(v.widen(m.load(x, i)), scale, softcap)
+            weights = m.load_beside(class_weights, i, y)
+            totals = v.add(totals, v.where_nonzero(weights, v.mul(weights, y)))
+        total = v.total(totals)
+        for c in range(whole, class_weights.size):
             if class_weights[c] != 0:
                 total += class_weights[c] * transformed(m.load_scalar(x, c), scale, softcap)
         out[r] += total
