@@ -246,9 +246,7 @@ def any_outside(typingctx, x, low, high):
     """Whether any lane lies below `low` or above `high`; a NaN does not."""
 
     def codegen(context, builder, signature, args):
-        outside = builder.or_(
-            builder.fcmp_ordered("<", args[0], args[1]), builder.fcmp_ordered(">", args[0], args[2])
-        )
+        outside = builder.or_(builder.fcmp_ordered("<", args[0], args[1]), builder.fcmp_ordered(">", args[0], args[2]))
         bits = builder.bitcast(outside, ir.IntType(x.count))
         return builder.icmp_signed("!=", bits, ir.Constant(bits.type, 0))
 
