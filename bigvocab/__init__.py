@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from bigvocab.losses.softmax import sparse_sigmoid_cross_entropy as sparse_sigmoid_cross_entropy
     from bigvocab.losses.softmax import sparse_softmax_cross_entropy as sparse_softmax_cross_entropy
     from bigvocab.losses.softmax import weighted_sigmoid_cross_entropy as weighted_sigmoid_cross_entropy
-    from bigvocab.matrices.matrix import open_matrix as open_matrix
+    from bigvocab.matrices.opening import open_matrix as open_matrix
     from bigvocab.matrices.writer import MatrixWriter as MatrixWriter
     from bigvocab.reports.report import Report as Report
     from bigvocab.sampling.candidates import write_candidates as write_candidates
@@ -60,7 +60,7 @@ _HOMES = {
         "sparse_softmax_cross_entropy",
         "weighted_sigmoid_cross_entropy",
     ],
-    "matrices.matrix": ["open_matrix"],
+    "matrices.opening": ["open_matrix"],
     "matrices.writer": ["MatrixWriter"],
     "reports.report": ["Report"],
     "sampling.candidates": ["write_candidates"],

@@ -19,7 +19,8 @@ from bigvocab.formats.safetensors import check_offsets, check_whole, read_header
 from bigvocab.labels.label_files import open_source
 from bigvocab.labels.labels import read_labels
 from bigvocab.labels.text_files import text_kind
-from bigvocab.matrices.matrix import Matrix, open_matrix
+from bigvocab.matrices.matrix import Matrix
+from bigvocab.matrices.opening import open_matrix
 from bigvocab.matrices.parts import Array
 from bigvocab.reports.numerals import count, counted, fixed, size
 from bigvocab.reports.report import pairs_table, title

@@ -12,8 +12,11 @@ import numba
 import numpy as np
 from llvmlite import binding
 
+from bigvocab.comparison.pairs import Asked
+from bigvocab.comparison.tile_pairs import compare_tiles
 from bigvocab.heads.products import Packed, paired, product
 from bigvocab.kernels import jit
+from bigvocab.kernels.row_statistics import NO_LABEL
 from bigvocab.losses.row_statistics import softmax_rows, wanted
 from bigvocab.matrices.tiles import StoredRows
 
@@ -86,6 +89,21 @@ def product_bits():
         digest.update(product(inputs.astype(dtype), weights.astype(dtype)).tobytes())
     pairs = paired(Packed.of(inputs.astype("f4"), np.float32), weights[:30].astype("f4"), np.arange(30))
     return hashlib.sha256(digest.digest() + pairs.tobytes()).hexdigest()
+
+
+def divergence_bits():
+    """A hash of divergences of rows, near and far, masked and cut."""
+    digest, rng = hashlib.sha256(), np.random.default_rng(0)
+    for distance, shift in ((0.01, 0.0), (1.0, 0.0), (0.1, 5.0)):
+        x = (rng.standard_normal((6, 3001)) * 4).astype(np.float32)
+        y = (x + shift + distance * rng.standard_normal(x.shape)).astype(np.float32)
+        x[1, 5] = y[2, :100] = y[3, 7] = x[3, 7] = -np.inf
+        for tiles in ([(0, y)], [(0, y[:, :999]), (999, y[:, 999:])], [(0, y[:, :40])]):
+            classes = sum(tile.shape[1] for _, tile in tiles)
+            mine = [(0, x[:, :classes])]
+            rows = compare_tiles(mine, {"": tiles}, np.full(6, NO_LABEL), classes, asked=Asked(True, True))[""]
+            digest.update(rows.divergences.tobytes())
+    return digest.hexdigest()
 
 
 def on(processor, function):

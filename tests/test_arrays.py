@@ -16,7 +16,7 @@ from bigvocab import arrays
 from bigvocab.arrays import as_host_array, first_null
 from bigvocab.errors import BigvocabError
 from bigvocab.matrices import row_source
-from bigvocab.matrices.matrix import as_matrix
+from bigvocab.matrices.opening import as_matrix
 from bigvocab.matrices.row_source import as_row_source
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -207,7 +207,7 @@ LAYOUTS = {
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("small", [1, 1 << 40])
 def test_leading_dimensions_in_any_layout(layout, small, monkeypatch):
-    monkeypatch.setattr(row_source, "_SMALL_PIECE", small)
+    monkeypatch.setattr(row_source, "SMALL_PIECE", small)
     x = LAYOUTS[layout](X)
     assert np.array_equal(x, X)
     expected = bv.sparse_softmax_cross_entropy(X.reshape(6, 17), Y.reshape(-1))

@@ -1,9 +1,11 @@
 """The laws of the house: imports point upwards, heavy libraries stay in their rooms, nothing foreign is written."""
 
 import ast
+import contextlib
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -87,6 +89,132 @@ def test_heavy_libraries_stay_in_their_rooms(path):
             continue
         assert room(path) in HOMES.get(library, {room(path)}), f"{path.name} imports {module}"
         assert library != "pyarrow" or room(path) not in NO_ARROW, f"{path.name} imports {module}"
+
+
+def file_of(name):
+    """The file of a module of the package, by its dotted name; None for other names, and the package's own door."""
+    base = ROOT.joinpath(*name.split("."))
+    files = (base.with_suffix(".py"), base / "__init__.py")
+    return next((file for file in files if file in SOURCES and name != "bigvocab"), None)
+
+
+def modules_needed(path):
+    """Files of the package that a file needs: a module that is imported, or that from which a name is."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (file_of(alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (file_of(f"{node.module}.{alias.name}") or file_of(node.module) for alias in node.names)
+
+
+def test_no_modules_need_each_other():
+    needed = {path: set(modules_needed(path)) for path in SOURCES if path != PACKAGE / "__init__.py"}
+    while free := {path for path, names in needed.items() if not names & needed.keys()}:
+        needed = {path: names for path, names in needed.items() if path not in free}
+    shown = {str(path.relative_to(PACKAGE)) for path in needed}
+    assert not shown, f"in circles of imports, or above one: {sorted(shown)}"
+
+
+# ---- names that begin with an underscore
+
+# Those of others, each with the reason.
+FOREIGN = {
+    "os._exit",  # ends a process whose interpreter must not go on
+    "sys._current_frames",  # where the main thread stands when a second signal comes
+    "pool._processes",  # concurrent.futures has no public list of a pool's processes before Python 3.14
+    "process._inheriting",  # multiprocessing tells no other way that a script is imported by a worker
+    "caching._CacheLocator",  # numba.core.caching names the base class of locators so
+    "dispatcher._cache",  # Numba: `enable_caching` would take its own folder
+    "dispatcher._compile_for_args",  # Numba: what it calls to compile or load a kernel
+}
+NAMED_TUPLES = {"_asdict", "_fields", "_make", "_replace"}  # public, in spite of their names
+OWN = {"self", "cls", "super()"}
+
+
+def is_private(name):
+    return name.startswith("_") and not name.startswith("__")
+
+
+def defined_in(body):
+    """Names that the methods of a class give to their object, and those of the methods."""
+    for node in ast.walk(body):
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and ast.unparse(node.value) in OWN:
+            yield node.attr
+        elif isinstance(node, ast.FunctionDef):
+            yield node.name
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.id
+
+
+def private_names(tree):
+    """(line, what) of names that begin with an underscore and belong to another module, or to an object of another
+    class: objects of one class may look at each other.
+    """
+    home = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef):
+            names = set(defined_in(node))
+            home |= {id(inside): names | home.get(id(inside), set()) for inside in ast.walk(node)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            found = [(node.module.rpartition(".")[2], alias.name) for alias in node.names]
+        elif isinstance(node, ast.Attribute) and ast.unparse(node.value) not in OWN:
+            found = [(ast.unparse(node.value), node.attr)]
+            if node.attr in home.get(id(node), ()):
+                continue
+        elif isinstance(node, ast.Call) and len(node.args) > 1 and re.search("attr$", ast.unparse(node.func)):
+            name = node.args[1]
+            found = [(ast.unparse(node.args[0]), name.value)] if isinstance(name, ast.Constant) else []
+        else:
+            continue
+        for owner, name in found:
+            if isinstance(name, str) and is_private(name) and name not in NAMED_TUPLES:
+                yield node.lineno, f"{owner}.{name}"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_private_names_stay_where_they_are(path):
+    used = {(line, what) for line, what in private_names(ast.parse(path.read_text())) if what not in FOREIGN}
+    assert not used
+
+
+def test_what_a_private_name_is():
+    code = """
+        from bigvocab.storage.paths import _split
+        class A:
+            def __init__(self):
+                self._x = 1
+            def merge(self, other):
+                return self._x + other._x + other._y + getattr(other, "_z", 0)
+        def outside(a):
+            return a._x + a._replace() + os._exit
+    """
+    found = [what for _, what in private_names(ast.parse(textwrap.dedent(code)))]
+    assert sorted(found) == ["a._x", "os._exit", "other._y", "other._z", "paths._split"]
+
+
+def programs(tree):
+    """Programs in strings, such as those for processes of their own."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and "\n" in node.value:
+            with contextlib.suppress(SyntaxError, ValueError):
+                yield ast.parse(textwrap.dedent(node.value))
+
+
+TESTS = sorted(set((ROOT / "tests").rglob("*.py")) - {Path(__file__)})
+
+
+@pytest.mark.parametrize("path", TESTS, ids=lambda p: p.name)
+def test_tests_go_through_public_names(path):
+    tree = ast.parse(path.read_text())
+    for part in (tree, *programs(tree)):
+        assert not [(line, what) for line, what in private_names(part) if what not in FOREIGN]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            assert not re.fullmatch(r"bigvocab(\.\w+)*\._[a-zA-Z]\w*(\.\w+)*", node.value), node.value
+
+
+# ---- what else
 
 
 def test_kernels_use_no_fastmath_and_no_threads_of_numba():

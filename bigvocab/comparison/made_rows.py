@@ -16,7 +16,7 @@ from bigvocab.threads import resolve_threads, run_threads
 
 CLASSES = 4096  # made of both sides at a time; with the tiles of a head it decides last bits
 Look = Callable[[PairBlock, tuple[int, int], Array, Array, slice], None]
-_ROWS = 120  # of a thread's turn; no result depends on it
+ROWS_AT_ONCE = 120  # of a thread's turn; no result depends on it
 
 
 class Copies:
@@ -99,7 +99,7 @@ def compare_rows(
                 (tiles[name],) = rows.classes(first, stop).reduce(copies, threads)
 
             span = (first, stop - first)
-            run_threads(partial(_look, look, blocks, span, tiles), len(labels), _ROWS, threads)
+            run_threads(partial(_look, look, blocks, span, tiles), len(labels), ROWS_AT_ONCE, threads)
 
     each(PairBlock.add)
     if asked.tops:

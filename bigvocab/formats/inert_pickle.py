@@ -72,14 +72,14 @@ class _Machine:
 
     def __init__(self, data: bytes, shown: str) -> None:
         self._data, self._shown, self._at = data, shown, 0
-        self._stack: list[Any] = []
+        self.stack: list[Any] = []
         self._marks: list[list[Any]] = []
         self._memo: dict[int, Any] = {}
         self._steps = 0
 
     def run(self) -> Any:
         while True:
-            code = self._take(1)[0]
+            code = self.take(1)[0]
             if code == ord("."):
                 return self._pop(Any)
             self._count(1)
@@ -98,7 +98,7 @@ class _Machine:
 
     # ---- bytes
 
-    def _take(self, count: int) -> bytes:
+    def take(self, count: int) -> bytes:
         found = self._data[self._at : self._at + count]
         if len(found) < count:
             raise FormatError(f"{self._shown}: its pickle is truncated at byte {self._at}")
@@ -106,72 +106,72 @@ class _Machine:
         return found
 
     def unsigned(self, width: int) -> int:
-        return int.from_bytes(self._take(width), "little")
+        return int.from_bytes(self.take(width), "little")
 
     def text(self, width: int) -> None:
-        self.push(self._take(self.unsigned(width)).decode("utf-8", "surrogatepass"))
+        self.push(self.take(self.unsigned(width)).decode("utf-8", "surrogatepass"))
 
     def raw(self, width: int) -> None:
-        self.push(self._take(self.unsigned(width)))
+        self.push(self.take(self.unsigned(width)))
 
     def long(self, width: int) -> None:
         size = self.unsigned(width)
         if size > _MOST_DIGITS:
             raise FormatError(f"{self._shown}: its pickle has an integer of {size} bytes")
-        self.push(int.from_bytes(self._take(size), "little", signed=True))
+        self.push(int.from_bytes(self.take(size), "little", signed=True))
 
     def line(self) -> str:
         end = self._data.find(b"\n", self._at, self._at + 1000)
         if end < 0:
             raise FormatError(f"{self._shown}: its pickle is truncated at byte {self._at}")
-        return self._take(end + 1 - self._at)[:-1].decode("utf-8")
+        return self.take(end + 1 - self._at)[:-1].decode("utf-8")
 
     # ---- stack
 
     def push(self, value: Any) -> None:
-        self._stack.append(value)
+        self.stack.append(value)
 
     def _pop(self, kind: Any) -> Any:
-        value = self._stack.pop()
+        value = self.stack.pop()
         if kind is not Any and not isinstance(value, kind):
             raise TypeError
         return value
 
     def skip(self, width: int) -> None:
-        self._take(width)
+        self.take(width)
 
     def pop(self) -> None:
-        if self._stack:
-            self._stack.pop()
+        if self.stack:
+            self.stack.pop()
         else:
-            self._stack = self._marks.pop()
+            self.stack = self._marks.pop()
 
     def mark(self) -> None:
-        self._marks.append(self._stack)
-        self._stack = []
+        self._marks.append(self.stack)
+        self.stack = []
 
     def marked(self) -> list[Any]:
-        values, self._stack = self._stack, self._marks.pop()
+        values, self.stack = self.stack, self._marks.pop()
         return values
 
     def pop_mark(self) -> None:
         self.marked()
 
     def remember(self, place: int | None = None) -> None:
-        self._memo[len(self._memo) if place is None else place] = self._stack[-1]
+        self._memo[len(self._memo) if place is None else place] = self.stack[-1]
 
     def recall(self, place: int) -> None:
         self.push(self._memo[place])
 
     def tuple_of(self, count: int) -> None:
-        values = tuple(self._stack[len(self._stack) - count :])
+        values = tuple(self.stack[len(self.stack) - count :])
         if len(values) < count:
             raise IndexError
-        del self._stack[len(self._stack) - count :]
+        del self.stack[len(self.stack) - count :]
         self.push(values)
 
     def extend(self, values: list[Any]) -> None:
-        target = self._stack[-1]
+        target = self.stack[-1]
         if isinstance(target, list):
             target.extend(values)
         elif not isinstance(target, Inert):
@@ -182,7 +182,7 @@ class _Machine:
         self.extend([value])
 
     def set_items(self, values: list[Any]) -> None:
-        target = self._stack[-1]
+        target = self.stack[-1]
         if len(values) % 2 or not isinstance(target, dict | Inert):
             raise TypeError
         if isinstance(target, dict):
@@ -215,7 +215,7 @@ class _Machine:
 
     def build(self) -> None:
         self._pop(Any)  # attributes of what is there already: none is read
-        self._stack[-1]  # noqa: B018
+        self.stack[-1]  # noqa: B018
 
     def persistent(self) -> None:
         what, kind, key, _, size = self._pop(tuple)[:5]
@@ -282,16 +282,16 @@ _ACTIONS: dict[int, Callable[[_Machine], None]] = {
     ord("("): _Machine.mark,
     ord("0"): _Machine.pop,
     ord("1"): _Machine.pop_mark,
-    ord("2"): lambda m: m.push(m._stack[-1]),
+    ord("2"): lambda m: m.push(m.stack[-1]),
     ord("N"): lambda m: m.push(None),
     0x88: lambda m: m.push(True),
     0x89: lambda m: m.push(False),
-    ord("J"): lambda m: m.push(struct.unpack("<i", m._take(4))[0]),
+    ord("J"): lambda m: m.push(struct.unpack("<i", m.take(4))[0]),
     ord("K"): lambda m: m.push(m.unsigned(1)),
     ord("M"): lambda m: m.push(m.unsigned(2)),
     0x8A: lambda m: m.long(1),
     0x8B: lambda m: m.long(4),
-    ord("G"): lambda m: m.push(struct.unpack(">d", m._take(8))[0]),
+    ord("G"): lambda m: m.push(struct.unpack(">d", m.take(8))[0]),
     ord("X"): lambda m: m.text(4),
     0x8C: lambda m: m.text(1),
     0x8D: lambda m: m.text(8),

@@ -147,7 +147,7 @@ class LlamaLogits:
         header = self.header
         self.tokens = np.frombuffer(file.buffer, "<i4", header.num_tokens, header.tokens_at)
         words = np.frombuffer(file.buffer, "<u2", header.num_rows * header.row_words, header.rows_at)
-        self._words = words.reshape(header.num_rows, header.row_words)
+        self.words = words.reshape(header.num_rows, header.row_words)
         self.shape = (header.num_rows, header.num_classes)
         self._check_tokens()
 
@@ -187,7 +187,7 @@ class LlamaLogits:
     @cached_property
     def _constants(self) -> npt.NDArray[np.float32]:
         """(scale, lowest log probability) of every row, which may be checked before any row is read."""
-        found = np.ascontiguousarray(self._words[:, :4]).view("<f4").astype(np.float32)
+        found = np.ascontiguousarray(self.words[:, :4]).view("<f4").astype(np.float32)
         scale, lowest = found[:, 0].astype(np.float64), found[:, 1].astype(np.float64)
         with np.errstate(invalid="ignore"):
             good = (scale >= 0) & (TOP * scale <= _FLOORS[1] + _SLACK) & (lowest + TOP * scale <= _MOST_LOG)
@@ -225,7 +225,7 @@ class LlamaLogits:
 
     def rows(self, start: int, stop: int) -> npt.NDArray[np.uint16]:
         """Stored numbers q of rows (n, V), a view of the map; an error for a row whose top is not 65535."""
-        found = self._words[start:stop, 4 : 4 + self.header.num_classes]
+        found = self.words[start:stop, 4 : 4 + self.header.num_classes]
         if self.header.version == 1:
             tops = found.max(axis=1, initial=0)
             bad = (tops != TOP) & ~((self.scales(start, stop) == 0) & (tops == 0))

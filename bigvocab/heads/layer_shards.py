@@ -13,7 +13,8 @@ import numpy.typing as npt
 
 from bigvocab.arguments import as_matrix_of_floats
 from bigvocab.errors import BigvocabError
-from bigvocab.matrices.matrix import Matrix, open_matrix
+from bigvocab.matrices.matrix import Matrix
+from bigvocab.matrices.opening import open_matrix
 
 STRATEGIES = ("div", "mod")
 

@@ -11,7 +11,8 @@ import numpy.typing as npt
 from bigvocab import arguments
 from bigvocab.errors import BigvocabError, Keyword
 from bigvocab.heads.products import converted, lanes
-from bigvocab.matrices.matrix import Matrix, as_matrix
+from bigvocab.matrices.matrix import Matrix
+from bigvocab.matrices.opening import as_matrix
 from bigvocab.matrices.tiles import kernel_view
 from bigvocab.matrices.weight_rows import WeightRows
 

@@ -163,7 +163,9 @@ def _open_array(array: np.ndarray, path: str, name: str = "labels") -> _Opened:
     return schema, len(array), batches
 
 
-def _open_table(table: pa.Table) -> _Opened:
+def open_table(table: pa.Table) -> _Opened:
+    """Its schema, the number of its rows, and its batches."""
+
     def batches(names: list[str], start: int, stop: int) -> Iterator[tuple[int, pa.RecordBatch]]:
         row = start
         for batch in table.slice(start, stop - start).select(names).to_batches():
@@ -287,7 +289,7 @@ def open_source(source: Any) -> tuple[list[LabelPart], str | None]:
         if isinstance(source, pa.RecordBatch):
             source = pa.Table.from_batches([source])
         if isinstance(source, pa.Table):
-            return [LabelPart("labels", "table", *_open_table(source), source.get_total_buffer_size())], None
+            return [LabelPart("labels", "table", *open_table(source), source.get_total_buffer_size())], None
     given = source if isinstance(source, list | tuple) else [source]
     if not all(isinstance(path, str | os.PathLike) for path in given):
         kind = type(source).__name__

@@ -23,7 +23,8 @@ from bigvocab.labels.id_sets import IdSets, as_id_sets
 from bigvocab.labels.labels import LabelBatch, Labels, read_labels
 from bigvocab.labels.tables import as_table_source
 from bigvocab.matrices.fingerprints import of_matrix
-from bigvocab.matrices.matrix import Matrix, as_matrix
+from bigvocab.matrices.matrix import Matrix
+from bigvocab.matrices.opening import as_matrix
 from bigvocab.storage.paths import expand
 
 _TRUE = ("id", "list")  # true classes, one a row or several

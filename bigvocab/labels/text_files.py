@@ -21,8 +21,8 @@ from pyarrow import types
 from bigvocab.errors import FormatError
 from bigvocab.labels.column_choice import ODD_ROW
 
-_BLOCK = 4 << 20
-_MOST_RECORD = 64 << 20
+BLOCK = 4 << 20
+MOST_RECORD = 64 << 20
 _SUFFIXES = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
 TEXT_SUFFIXES = tuple(suffix + end for suffix in _SUFFIXES for end in ("", ".gz"))
 _OWN_PLACES = re.compile(r"^In CSV column #\d+: |Row #\d+: | in row \d+$")  # of pyarrow, in the piece it was given
@@ -94,14 +94,14 @@ class _Text:
         """(offset, bytes) of runs of whole records."""
         with self._opened() as file:
             held, offset = b"", 0
-            while chunk := file.read(_BLOCK):
+            while chunk := file.read(BLOCK):
                 known = len(held)  # no record ends in there
                 held += chunk
                 if end := self._record_end(held, known):
                     yield offset, held[:end]
                     offset, held = offset + end, held[end:]
-                elif len(held) > _MOST_RECORD:
-                    raise FormatError(f"{self._path}: a record of more than {_MOST_RECORD} bytes at byte {offset}")
+                elif len(held) > MOST_RECORD:
+                    raise FormatError(f"{self._path}: a record of more than {MOST_RECORD} bytes at byte {offset}")
             if held.strip() or offset == 0:
                 yield offset, held
 

@@ -11,7 +11,7 @@ from bigvocab.arguments import as_array
 from bigvocab.arrays import BLOCK_BYTES, Array, ForeignArray, as_host_array, foreign_array, to_host
 from bigvocab.errors import BigvocabError
 
-_SMALL_PIECE = 256 << 10  # pieces below this are gathered into blocks
+SMALL_PIECE = 256 << 10  # pieces below this are gathered into blocks
 
 
 class RowSource:
@@ -73,7 +73,7 @@ class RowSource:
         step, held = max(1, BLOCK_BYTES // max(1, self.shape[1] * self.dtype.itemsize)), start
         at = start
         for piece, a, b in self._spans(start, stop):
-            if isinstance(piece, np.ndarray) and piece.nbytes >= _SMALL_PIECE:
+            if isinstance(piece, np.ndarray) and piece.nbytes >= SMALL_PIECE:
                 yield from self._cut(held, at, step)
                 yield at, piece[a:b]
                 held = at + b - a

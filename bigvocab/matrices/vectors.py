@@ -9,7 +9,7 @@ import numpy as np
 
 from bigvocab import arguments
 from bigvocab.errors import BigvocabError
-from bigvocab.matrices.matrix import as_matrix
+from bigvocab.matrices.opening import as_matrix
 
 
 def read_vector(name: str, values: Any) -> Any:

@@ -22,7 +22,7 @@ from bigvocab.storage.output import check_writable, replacing
 _NAME = "matrix"  # of the tensor, or the column
 _NPY_HEADER, _SAFETENSORS_HEADER = 128, 192  # bytes, for any number of rows
 _CODES = {"float16": "F16", "bfloat16": "BF16", "float32": "F32", "float64": "F64"}
-_BATCH_BYTES = 64 << 20  # of a record batch
+BATCH_BYTES = 64 << 20  # of a record batch
 
 
 class MatrixWriter:
@@ -115,7 +115,7 @@ class MatrixWriter:
     def _write(self, block: Array) -> None:
         assert self._sink is not None
         assert self.dtype is not None
-        step = max(1, _BATCH_BYTES // max(1, block.shape[1] * self.dtype.itemsize))
+        step = max(1, BATCH_BYTES // max(1, block.shape[1] * self.dtype.itemsize))
         for start in range(0, len(block), step):
             with np.errstate(over="ignore"):  # what is too large for the type is inf in it
                 rows = np.ascontiguousarray(block[start : start + step], self.dtype)

@@ -92,7 +92,7 @@ def test_a_real_file(logits, exact):
     np.testing.assert_array_equal(base.labels, exact["label"])
     assert base.windows.tolist() == [w for w in range(10) for _ in range(20)]
     assert base.positions[:21].tolist() == [*range(22, 42), 22]
-    assert (encode(logits["base"]) == base._words).all()
+    assert (encode(logits["base"]) == base.words).all()
     expected = np.maximum(naive.log_softmax(logits["base"]).astype(float), base.lowest(0, 200)[:, None])
     np.testing.assert_allclose(base.log_probabilities(0, 200), expected, atol=1.3e-4)
     assert base.floored(0, 200).sum() == json.loads((DATA / "expected.json").read_text())["file"]["floored_rows"]

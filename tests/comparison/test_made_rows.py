@@ -42,7 +42,7 @@ def test_two_heads_are_as_their_stored_logits(both, monkeypatch):
     (p, q), (x, y) = both
     labels = np.random.default_rng(1).integers(0, CLASSES, ROWS)
     labels[3], labels[4] = -1, -2
-    monkeypatch.setattr(made_rows, "_ROWS", 7)
+    monkeypatch.setattr(made_rows, "ROWS_AT_ONCE", 7)
     found = compare_rows(p, {"q": q, "p": p}, labels, asked=ALL, num_threads=3)
     monkeypatch.setattr("bigvocab.comparison.tile_pairs.SEGMENT", made_rows.CLASSES)
     expected = compare_tiles([(0, x)], {"q": [(0, y)], "p": [(0, x)]}, labels, CLASSES, asked=ALL)

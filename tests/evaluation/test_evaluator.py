@@ -22,7 +22,7 @@ from bigvocab.evaluation.specification import specify
 from bigvocab.jobs import work
 from bigvocab.jobs.blocks import block_rows
 from bigvocab.jobs.class_ranges import ClassTask
-from bigvocab.matrices.matrix import as_matrix
+from bigvocab.matrices.opening import as_matrix
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ import pytest
 from bigvocab.errors import BigvocabError, FormatError
 from bigvocab.formats.arrow import offset_of
 from bigvocab.formats.layout import Stored
-from bigvocab.matrices.matrix import open_matrix
+from bigvocab.matrices.opening import open_matrix
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
 FUZZ_ROUNDS = int(os.environ.get("BIGVOCAB_FUZZ_ROUNDS", "250"))

@@ -719,8 +719,8 @@ def test_lying_footers(form, tmp_path):
 
 
 def test_rows_that_were_promised_and_do_not_come(monkeypatch):
-    opened = label_files._open_table
-    monkeypatch.setattr(label_files, "_open_table", lambda table: (table.schema, 5, opened(table)[2]))
+    opened = label_files.open_table
+    monkeypatch.setattr(label_files, "open_table", lambda table: (table.schema, 5, opened(table)[2]))
     with pytest.raises(FormatError, match="labels: expected 5 rows, as promised, got 3"):
         list(bv.read_labels(pa.table({"label": [1, 2, 3]})))
 

@@ -18,7 +18,8 @@ import pytest
 import bigvocab.matrices.matrix
 from bigvocab.errors import BigvocabError, FormatError
 from bigvocab.labels.labels import read_labels
-from bigvocab.matrices.matrix import Matrix, as_matrix, open_matrix
+from bigvocab.matrices.matrix import Matrix
+from bigvocab.matrices.opening import as_matrix, open_matrix
 from bigvocab.storage import sigbus
 from bigvocab.storage.paths import natural_key
 
@@ -437,7 +438,7 @@ def test_bfloat16_of_the_other_byte_order_is_made_native_a_few_rows_at_a_time(tm
     values = VALUES.astype(ml_dtypes.bfloat16)
     values.view(np.uint16).byteswap().tofile(tmp_path / "x.bin")
     matrix = open_matrix(tmp_path / "x.bin", shape=values.shape, dtype=">bfloat16")
-    monkeypatch.setattr("bigvocab.matrices.matrix._COPIED_BYTES", 5 * values[0].nbytes)
+    monkeypatch.setattr("bigvocab.matrices.matrix.COPIED_BYTES", 5 * values[0].nbytes)
     parts = [(first, tiles[0][1]) for first, tiles in matrix.row_parts(1, len(values))]
     assert [first for first, _ in parts] == list(range(1, len(values), 5))
     assert np.concatenate([tile for _, tile in parts]).tobytes() == values[1:].tobytes()
@@ -651,7 +652,7 @@ def test_opening_loads_no_compiler():
 
 
 def test_rows_that_are_made_native_are_not_held_twice(tmp_path, monkeypatch):
-    monkeypatch.setattr("bigvocab.matrices.matrix._COPIED_BYTES", 1 << 20)
+    monkeypatch.setattr("bigvocab.matrices.matrix.COPIED_BYTES", 1 << 20)
     values = np.random.default_rng(0).normal(size=(4000, 1000)).astype(ml_dtypes.bfloat16)
     values.view("u2").astype(">u2").tofile(tmp_path / "big.bin")
     matrix = bigvocab.open_matrix(tmp_path / "big.bin", shape=values.shape, dtype=">bfloat16")

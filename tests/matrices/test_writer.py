@@ -60,7 +60,7 @@ def test_other_readers(tmp_path):
 
 
 def test_blocks_do_not_show(tmp_path, monkeypatch):
-    monkeypatch.setattr(writers, "_BATCH_BYTES", 7 * 4 * 2)
+    monkeypatch.setattr(writers, "BATCH_BYTES", 7 * 4 * 2)
     for suffix in (".npy", ".safetensors"):
         for name, blocks in (("a", BLOCKS), ("b", [ROWS]), ("c", [row[None] for row in ROWS])):
             with bv.MatrixWriter(tmp_path / f"{name}{suffix}") as writer:

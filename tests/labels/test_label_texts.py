@@ -67,7 +67,7 @@ def expected():
 @pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl", "csv.gz", "tsv.gz", "jsonl.gz"])
 @pytest.mark.parametrize("block", [64, 1000, 1 << 20])
 def test_what_python_reads(tmp_path, monkeypatch, kind, block):
-    monkeypatch.setattr(text_files, "_BLOCK", block)
+    monkeypatch.setattr(text_files, "BLOCK", block)
     plain = text(kind.removesuffix(".gz"))
     for data in (plain, b"\xef\xbb\xbf" + plain, plain.rstrip(b"\n")):
         path = write(tmp_path / f"y.{kind}", data)
@@ -118,7 +118,7 @@ def test_an_evaluation_over_text(tmp_path):
 @pytest.mark.parametrize("block", [64, 1 << 20])
 @pytest.mark.parametrize("at", [0, 1, 137, ROWS - 1])
 def test_the_row_that_does_not_fit_is_named(tmp_path, monkeypatch, kind, block, at):
-    monkeypatch.setattr(text_files, "_BLOCK", block)
+    monkeypatch.setattr(text_files, "BLOCK", block)
     clean = [{"label": i, "w": 0.5} for i in range(ROWS)]
     if kind == "jsonl":
         lines = [json.dumps(row) for row in clean]
@@ -171,8 +171,8 @@ def test_text_that_is_none(tmp_path, name, data, words):
 
 
 def test_a_record_without_end(tmp_path, monkeypatch):
-    monkeypatch.setattr(text_files, "_MOST_RECORD", 1 << 16)
-    monkeypatch.setattr(text_files, "_BLOCK", 1 << 12)
+    monkeypatch.setattr(text_files, "MOST_RECORD", 1 << 16)
+    monkeypatch.setattr(text_files, "BLOCK", 1 << 12)
     for data in (b'label,g\n1,"' + b"x\n" * 100_000, b"label\n" + b"1" * 200_000, b'a,"' + b'""\n' * 100_000):
         write(tmp_path / "y.csv", data)
         with pytest.raises(FormatError, match=r"y.csv: a record of more than 65536 bytes at byte \d+"):
