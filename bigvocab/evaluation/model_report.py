@@ -7,12 +7,25 @@ from typing import Any
 from bigvocab.evaluation.specification import Specification
 from bigvocab.heads.found_model import FoundModel
 from bigvocab.heads.output_layer import OutputLayer, shown_as
+from bigvocab.reports.report import Report
 
 GIVEN = "given"
 
 
+def with_model(report: Report, block: dict[str, Any] | None) -> Report:
+    """A report with what it says of the model, and its notes."""
+    if block is None:
+        return report
+    found = report.to_dict()
+    versions = found.pop("versions", None)
+    found["model"] = {name: value for name, value in block.items() if name != "notes"}
+    notes = [*found.pop("notes", []), *({"code": "model", "text": text} for text in block["notes"])]
+    found |= {"notes": notes} if notes else {}
+    return Report(found if versions is None else {**found, "versions": versions})
+
+
 def model_block(layer: OutputLayer, asked: Specification) -> dict[str, Any]:
-    """The block `model` of a report.
+    """The block `model` of a report, and `notes` that stand apart in it.
 
     Args:
         layer: of a model, for states that were told apart.

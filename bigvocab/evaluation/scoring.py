@@ -5,7 +5,7 @@ Both doors, rows in memory (`Evaluator`) and files (`jobs`), go through `Scorer.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from bigvocab.arguments import parse_bytes
@@ -54,14 +54,17 @@ class Scorer:
         """How messages call rows in memory."""
         return "logits" if self.head is None else "inputs"
 
-    def source(self, values: Any, **options: Any) -> LogitSource:
+    def source(self, values: Any, *, label_rows: Callable[[], int] | None = None, **options: Any) -> LogitSource:
         """Logits, or hidden states before the output layer, as a source of logits.
 
         Args:
             values: an array, paths, or a Matrix.
+            label_rows: says how many labels there are, as `open_rows` asks.
             options: as `open_matrix` takes them.
         """
-        matrix = open_rows(values, self.rows_name, layer=self.specification.sequences.layer, **options)
+        matrix = open_rows(
+            values, self.rows_name, layer=self.specification.sequences.layer, label_rows=label_rows, **options
+        )
         if self.head is not None:
             source = LinearMatrix(matrix, self.head)
             source.layer = self.head = self._told(self.head, source)

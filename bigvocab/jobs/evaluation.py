@@ -17,6 +17,7 @@ from bigvocab.jobs.data import JobData
 from bigvocab.jobs.evaluation_task import EvaluationTask
 from bigvocab.jobs.label_logits import LabelLogits
 from bigvocab.jobs.label_logits_task import LabelLogitsTask, write_task
+from bigvocab.jobs.opening import count_labels, in_sequences
 from bigvocab.jobs.run import Progress, RunOptions, refuse_serial, run_task
 from bigvocab.jobs.workers.local import check_process
 from bigvocab.labels.label_sources import open_labels
@@ -48,10 +49,16 @@ def evaluate(
     """Evaluate logits in files, or arrays, against labels in files, or arrays, in bounded memory.
 
     Args:
-        labels: a path, a list of paths, or an array.
+        labels: a path, a list of paths, or an array. `FOLDER::name` is a tensor of each file of a folder: one file per
+            sequence, as serving systems write them.
         logits: (N, V): a path, a glob, a folder, a list of paths, or an array.
         inputs: hidden states (N, D) in place of logits; `weights` (V, D) and what else makes logits of them are among
             the options.
+        shift_labels: row t of a sequence is scored on label t + 1 of it, and its last row is ignored: for labels that
+            are the tokens of the inputs. Sequences are the files of labels, or the rows of (B, T) labels, or those of
+            the inputs; else all rows are one.
+        score_from: rows before this position of their sequence are ignored.
+        layer: which of the L layers of states (T, L, D); None is the last, where the labels are as many as T.
         output: path of losses.parquet, one record per row.
         report: path of report.json.
         report_every: seconds; `report` is also written so often, then with `progress` {rows_done, rows_total}.
@@ -180,10 +187,10 @@ def open_data(scorer: Scorer, values: Any, labels: Any) -> JobData:
     opening = asked.opening.keywords()
     if scorer.head is not None:
         opening.pop("vocab_shards", None)  # files of a layer are ranges of classes in any case
-    source = scorer.source(values, **opening)
-    kinds = asked.loss.spec.labels
+    kinds, columns = asked.loss.spec.labels, asked.columns.keywords()
+    source = scorer.source(values, label_rows=lambda: count_labels(labels, kinds, columns), **opening)
     labels = flat_array(labels, source.stored.leading, one_each=kinds == ("id",))
-    found = open_labels(labels, kinds, asked.columns.keywords())
+    found = in_sequences(open_labels(labels, kinds, columns), source, asked.sequences)
     return JobData([source], found, scorer.names_of(source, found.path if found.files else "labels"))
 
 

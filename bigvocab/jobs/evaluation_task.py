@@ -12,6 +12,7 @@ import pyarrow as pa
 from bigvocab.evaluation.context import RowContext
 from bigvocab.evaluation.coverage import Coverage
 from bigvocab.evaluation.label_checks import check_labels, true_classes
+from bigvocab.evaluation.model_report import with_model
 from bigvocab.evaluation.reporting import make_report, refuse_nothing, with_rates
 from bigvocab.evaluation.row_result import RowResult
 from bigvocab.evaluation.scoring import Scorer
@@ -162,7 +163,7 @@ class EvaluationTask:
         files = [*fingerprints.of_matrix(source.role, source.stored), *self.data.labels.fingerprints()]
         sums, table = self.stored(self.new_sums())
         state = State(self.name, self.scorer.identity(), self.scorer.given(), sums, table, self.coverage(files))
-        state.sampled = self.shown_draws()
+        state.sampled, state.model = self.shown_draws(), self.scorer.model
         return state
 
     def coverage(self, files: list[dict[str, Any]]) -> Coverage:
@@ -216,7 +217,7 @@ class EvaluationTask:
         """The report of the rows that are done."""
         asked = self.specification
         found = make_report(asked.loss.name, sums.tally, self.shown_draws(), exact=asked.measures.exact)
-        return with_rates(found, coverage)
+        return with_model(with_rates(found, coverage), self.scorer.model)
 
 
 @dataclass

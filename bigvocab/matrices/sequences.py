@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,7 +36,12 @@ class _Found(NamedTuple):
 
 
 def open_rows(
-    values: Any, name: str, *, layer: int | None = None, label_rows: int | None = None, **options: Any
+    values: Any,
+    name: str,
+    *,
+    layer: int | None = None,
+    label_rows: Callable[[], int] | None = None,
+    **options: Any,
 ) -> Matrix:
     """Logits or hidden states as rows (N, D), whatever dimensions come before the columns.
 
@@ -43,7 +49,7 @@ def open_rows(
         values: an array of any library, paths, or a Matrix.
         name: how messages call it.
         layer: which of the next to last axis, where that is one of layers; counted from the end where it is negative.
-        label_rows: how many labels there are, which tells an axis of layers from one of positions: without `layer`, the
+        label_rows: says how many labels there are, which tells an axis of layers from one of positions: without `layer`, the
             last layer is meant where the labels are as many as the rows of one layer alone.
         options: as `open_matrix` takes them.
 
@@ -106,14 +112,16 @@ def _refuse_layer(layer: int | None, name: str) -> None:
         )
 
 
-def _picked_layer(shapes: list[tuple[str, tuple[int, ...]]], layer: int | None, label_rows: int | None) -> int | None:
+def _picked_layer(
+    shapes: list[tuple[str, tuple[int, ...]]], layer: int | None, label_rows: Callable[[], int] | None
+) -> int | None:
     """The layer that is meant of arrays (..., L, D); None where there is no axis of layers."""
     if layer is None:
         if any(len(shape) < 3 for _, shape in shapes):
             return None
         positions = sum(math.prod(shape[:-2]) for _, shape in shapes)
         rows = sum(math.prod(shape[:-1]) for _, shape in shapes)
-        if label_rows is None or label_rows == rows or label_rows != positions:
+        if label_rows is None or positions == rows or label_rows() != positions:
             return None
         layer = -1
     for name, shape in shapes:
@@ -150,7 +158,7 @@ def _files(found: list[_Found], wanted: Stored | None, layer: int | None) -> Seq
     return SequenceFiles(files, first[1], first[2].dtype, first[2].raw)
 
 
-def _of_array(values: Any, name: str, layer: int | None, label_rows: int | None) -> Matrix:
+def _of_array(values: Any, name: str, layer: int | None, label_rows: Callable[[], int] | None) -> Matrix:
     """An array in memory, or of another library."""
     shape = _shape_of(values, name)
     if len(shape) < 3:
