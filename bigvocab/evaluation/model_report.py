@@ -32,7 +32,8 @@ def model_block(layer: OutputLayer, asked: Specification) -> dict[str, Any]:
         asked: what was asked with it.
     """
     found, head, loss = layer.found, asked.head, asked.loss
-    assert found is not None and head is not None
+    assert found is not None
+    assert head is not None
     by_hand = {*head.by_hand, *head.instead}
     applied = layer.final_norm
     block: dict[str, Any] = {

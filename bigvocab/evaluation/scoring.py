@@ -27,8 +27,8 @@ from bigvocab.heads.output_layer import OutputLayer
 from bigvocab.labels.labels import LabelBatch
 from bigvocab.matrices import fingerprints
 from bigvocab.matrices.logit_rows import LogitRows
-from bigvocab.matrices.sequences import open_rows
 from bigvocab.matrices.names import DataNames
+from bigvocab.matrices.sequences import open_rows
 from bigvocab.matrices.sources import LogitSource
 from bigvocab.sampling.candidates import FileCandidates
 from bigvocab.sampling.draw_blocks import DrawBlocks, Draws

@@ -236,7 +236,11 @@ class Sequences:
 
     def identity(self) -> dict[str, Any]:
         """What of it decides numbers."""
-        found = {"layer_of_states": self.layer, "shift_labels": self.shift_labels or None, "score_from": self.score_from or None}
+        found = {
+            "layer_of_states": self.layer,
+            "shift_labels": self.shift_labels or None,
+            "score_from": self.score_from or None,
+        }
         return {name: value for name, value in found.items() if value is not None}
 
 
@@ -411,7 +415,9 @@ def _head_options(asked: Mapping[str, Any], options: Mapping[str, Any]) -> tuple
     layer = {name: asked[name] for name in _LAYER}
     if asked["model"] is None:
         return (None if asked["weights"] is None else HeadOptions(**layer)), {}
-    tokenizer = isinstance(asked["num_classes"], str) and one_of("num_classes", asked["num_classes"], (TOKENIZER,)) != ""
+    tokenizer = (
+        isinstance(asked["num_classes"], str) and one_of("num_classes", asked["num_classes"], (TOKENIZER,)) != ""
+    )
     found = find_layer(asked["model"], tokenizer=tokenizer)
     names = {name for name in (*_OF_MODEL, "norm_epsilon") if options.get(name) is not None}
     by_hand = frozenset(names - ({"num_classes"} if tokenizer else set()))

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-
 BEFORE, AFTER = "before-norm", "after-norm"  # where hidden states are from
 
 

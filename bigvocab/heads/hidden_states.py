@@ -67,7 +67,7 @@ def tell_states(
         return AFTER
     kept = np.flatnonzero(np.isfinite(rows).all(axis=1) & rows.any(axis=1))
     if not len(kept):
-        raise BigvocabError(f"{name}: every row looked at is zero or not finite, so nothing tells them apart", *_HINT)
+        raise BigvocabError(f"{name}: every row is zero or not finite, so nothing tells them apart", *_HINT)
     rows = rows[kept]
     if found.norm_kind == "unknown":
         return _tell_unknown(rows, found, name)

@@ -28,8 +28,10 @@ from bigvocab.matrices.names import DataNames
 from bigvocab.reports.report import Report
 from bigvocab.storage.output import replacing
 
-_LAYER = ("weights", "biases", "final_norm", "norm_weight", "norm_bias", "norm_epsilon", "num_classes")
-_LAYER += ("model", "hidden_states", "layer")
+# fmt: off
+_LAYER = ("weights", "biases", "final_norm", "norm_weight", "norm_bias", "norm_epsilon", "num_classes",
+          "model", "hidden_states", "layer")
+# fmt: on
 _OF_MODEL = ("logit_scale", "softcap")  # which a state of a model holds as options alone
 _ROWS = 65_536
 _EXPECTED = "expected the states of all ranges"

@@ -17,11 +17,9 @@ from bigvocab.jobs.data import JobData
 from bigvocab.jobs.evaluation_task import EvaluationTask
 from bigvocab.jobs.label_logits import LabelLogits
 from bigvocab.jobs.label_logits_task import LabelLogitsTask, write_task
-from bigvocab.jobs.opening import count_labels, in_sequences
+from bigvocab.jobs.opening import LabelsOnce, in_sequences
 from bigvocab.jobs.run import Progress, RunOptions, refuse_serial, run_task
 from bigvocab.jobs.workers.local import check_process
-from bigvocab.labels.label_sources import open_labels
-from bigvocab.labels.leading import flat_array
 from bigvocab.reports.report import Report
 
 
@@ -118,7 +116,7 @@ def evaluate(
         if shard is not None:
             refuse_serial(task, "shard")
         return run_task(task, run, progress=progress)
-    span = class_range(data.source, parse_shard("vocab_shard", vocab_shard), first_class, total)
+    span = class_range(data.source, parse_shard("vocab_shard", vocab_shard), first_class, total)  # type: ignore[arg-type]  # by the rules
     whole = first_class is None
     if save_label_logits is not None:
         return write_task(LabelLogitsTask(scorer, data, span, whole=whole), save_label_logits, progress=progress)
@@ -188,9 +186,9 @@ def open_data(scorer: Scorer, values: Any, labels: Any) -> JobData:
     if scorer.head is not None:
         opening.pop("vocab_shards", None)  # files of a layer are ranges of classes in any case
     kinds, columns = asked.loss.spec.labels, asked.columns.keywords()
-    source = scorer.source(values, label_rows=lambda: count_labels(labels, kinds, columns), **opening)
-    labels = flat_array(labels, source.stored.leading, one_each=kinds == ("id",))
-    found = in_sequences(open_labels(labels, kinds, columns), source, asked.sequences)
+    opened = LabelsOnce(labels, kinds, columns)
+    source = scorer.source(values, label_rows=opened.count, **opening)
+    found = in_sequences(opened.beside(source.stored.leading), source, asked.sequences)
     return JobData([source], found, scorer.names_of(source, found.path if found.files else "labels"))
 
 

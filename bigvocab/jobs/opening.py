@@ -10,21 +10,36 @@ from bigvocab.arrays import as_host_array
 from bigvocab.errors import BigvocabError
 from bigvocab.evaluation.specification import Sequences
 from bigvocab.labels.label_sources import LabelSource, open_labels
+from bigvocab.labels.leading import flat_array
 from bigvocab.labels.sequences import as_sequences, width_of
 from bigvocab.matrices.sequences import sequence_edges
 from bigvocab.matrices.sources import LogitSource
 
 
-def count_labels(labels: Any, kinds: tuple[str, ...], columns: dict[str, str | None]) -> int:
-    """How many labels there are, in files or in an array."""
-    array = as_host_array(labels, "labels")
-    if isinstance(array, np.ndarray):
-        return array.size
-    try:
-        found = open_labels(labels, kinds, columns)
-    except BigvocabError:
-        return -1  # whoever opens them says why
-    return found.num_rows * (width_of(found) or 1)
+class LabelsOnce:
+    """Labels that may have to be counted before it is known which rows they are beside; files are opened once."""
+
+    def __init__(self, labels: Any, kinds: tuple[str, ...], columns: dict[str, str | None]) -> None:
+        self._labels, self._kinds, self._columns = labels, kinds, columns
+        self._opened: LabelSource | None = None
+
+    def count(self) -> int:
+        """How many labels there are; -1 where they cannot be opened, which `beside` says."""
+        array = as_host_array(self._labels, "labels")
+        if isinstance(array, np.ndarray):
+            return array.size
+        try:
+            self._opened = open_labels(self._labels, self._kinds, self._columns)
+        except BigvocabError:
+            return -1
+        return self._opened.num_rows * (width_of(self._opened) or 1)
+
+    def beside(self, leading: tuple[int, ...]) -> LabelSource:
+        """The labels of rows that came as an array with these dimensions before its columns."""
+        if self._opened is not None:
+            return self._opened
+        labels = flat_array(self._labels, leading, one_each=self._kinds == ("id",))
+        return open_labels(labels, self._kinds, self._columns)
 
 
 def in_sequences(labels: LabelSource, source: LogitSource, asked: Sequences) -> LabelSource:

@@ -130,7 +130,9 @@ def _open_mapped(path: str, column: str | None) -> _Opened:
 
     def batches(names: list[str], start: int, stop: int) -> Iterator[tuple[int, pa.RecordBatch]]:
         again = MappedFile(source)
-        yield from _open_array(read_array(again).view(again), path, column or "labels")[2](names, start, stop)
+        copy = read_array(again).view(again)[start:stop].copy()
+        for first, batch in _open_array(copy, path, column or "labels")[2](names, 0, len(copy)):
+            yield start + first, batch
 
     return schema, rows, batches
 

@@ -1,13 +1,14 @@
 """Labels of sequences: (B, T) labels as those of B * T rows, shifted by one token, scored from a position on.
 
-Row t of a sequence is what a model makes of tokens 0 to t, so it is scored on token t + 1: with `shift`, a row takes the
-label, weight, group and bytes of the next one of its sequence, and the last row of each is ignored. Batches of many
+Row t of a sequence is what a model makes of tokens 0 to t, so it is scored on token t + 1: with `shift`, a row takes
+the label, weight, group and bytes of the next one of its sequence, and the last row of each is ignored. Batches of many
 small files are joined, because a layer is read once for each block of rows, and no block is larger than a batch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from bigvocab.matrices.matrix import Matrix
 Array = np.ndarray[Any, np.dtype[Any]]
 
 BATCH_ROWS = 65_536  # that small batches are joined to
+MOST_HELD = 1 << 24  # labels of many files that are kept
 MOST_LISTED = 64  # files that are listed one by one
 
 
@@ -50,6 +52,10 @@ class SequenceLabels:
         self.num_rows = inner.num_rows * (1 if width is None else width)
         self.edges = np.array([0, self.num_rows]) if edges is None else edges
         self.path = inner.path
+        self._held: LabelBatch | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_held": None}
 
     @property
     def files(self) -> list[dict[str, Any]]:
@@ -95,14 +101,18 @@ class SequenceLabels:
             return
         shift = int(self.shift)
         for batch in _joined(self._rows(start + shift, min(stop + shift, self.num_rows))):
-            batch.first_row -= shift
-            yield self._scored(batch)
+            yield self._scored(replace(batch, first_row=batch.first_row - shift))
         if shift and stop == self.num_rows:  # the last row has no next one; its own label is ignored
-            last = next(self._rows(stop - 1, stop))
-            yield self._scored(last)
+            yield self._scored(replace(next(self._rows(stop - 1, stop))))
 
     def _rows(self, start: int, stop: int) -> Iterator[LabelBatch]:
-        """Labels as they are, one per row, of rows `start` to `stop`."""
+        """Labels as they are, one per row, of rows `start` to `stop`; those of many files are opened once for all."""
+        if self._held is None and self.width is None and len(self.inner.files) > MOST_LISTED:
+            if start <= self.shift and stop == self.num_rows <= MOST_HELD:
+                self._held = _join(list(self.inner.batches()))
+        if self._held is not None:
+            yield self._held.part(start, stop)
+            return
         if self.width is None:
             yield from self.inner.batches(start, stop) if start < stop else ()
             return

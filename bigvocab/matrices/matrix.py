@@ -429,7 +429,9 @@ def _open(sources: list[Source], options: _Options) -> Matrix:
     matrix.maps, matrix._spec = maps, (sources, options)
     lengths = {layout.leading[-1:] for layout in layouts}
     if not by_class and len(lengths) == 1 and () not in lengths:
-        matrix.leading = layouts[0].leading if len(layouts) == 1 else (at // max(1, *lengths.pop()), *layouts[0].leading[-1:])
+        matrix.leading = (
+            layouts[0].leading if len(layouts) == 1 else (at // max(1, *lengths.pop()), *layouts[0].leading[-1:])
+        )
     return matrix
 
 

@@ -51,7 +51,7 @@ class SequenceFiles:
     def rows(self, start: int, stop: int) -> Array:
         """A copy of rows `start` to `stop`."""
         out: Array = np.empty((stop - start, self.shape[1]), self.raw)
-        at = bisect_right(self.firsts, start) - 1  # type: ignore[arg-type]
+        at = bisect_right(self.firsts, start) - 1
         done = start
         while done < stop:
             first, end = int(self.firsts[at]), min(stop, int(self.firsts[at + 1]))
@@ -106,7 +106,7 @@ class SequenceFiles:
 
 def _fill(handle: int, file: RowFile, at: int, out: Array) -> None:
     """Read bytes from `at` on into a C-contiguous array."""
-    view = memoryview(out.view(np.uint8)).cast("B")
+    view = memoryview(out.view(np.uint8).data).cast("B")
     while len(view):
         read = os.preadv(handle, [view], at)
         if not read:

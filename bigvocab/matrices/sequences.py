@@ -49,8 +49,8 @@ def open_rows(
         values: an array of any library, paths, or a Matrix.
         name: how messages call it.
         layer: which of the next to last axis, where that is one of layers; counted from the end where it is negative.
-        label_rows: says how many labels there are, which tells an axis of layers from one of positions: without `layer`, the
-            last layer is meant where the labels are as many as the rows of one layer alone.
+        label_rows: says how many labels there are, which tells an axis of layers from one of positions: without
+            `layer`, the last layer is meant where the labels are as many as the rows of one layer alone.
         options: as `open_matrix` takes them.
 
     Raises:
@@ -60,7 +60,7 @@ def open_rows(
         return values
     if not _are_paths(values):
         return _of_array(values, name, layer, label_rows)
-    if options.get("shape") is not None or options.get("vocab_shards"):
+    if not values or options.get("shape") is not None or options.get("vocab_shards"):
         _refuse_layer(layer, name)
         return as_matrix(values, name, any_leading=True, **options)
     sources = expand(values)
@@ -128,9 +128,7 @@ def _picked_layer(
         if len(shape) < 3:
             _refuse_layer(layer, name)
         if not -shape[-2] <= layer < shape[-2]:
-            raise BigvocabError(
-                Keyword("layer"), f": got {layer}, but {name} has {shape[-2]} layers (shape {shape})"
-            )
+            raise BigvocabError(Keyword("layer"), f": got {layer}, but {name} has {shape[-2]} layers (shape {shape})")
     return layer
 
 
