@@ -16,7 +16,7 @@ from bigvocab.evaluation.batches import arrays_of, label_batch, with_losses
 from bigvocab.evaluation.compatibility import refuse_difference, refuse_same_draws
 from bigvocab.evaluation.coverage import Coverage, merged_coverage
 from bigvocab.evaluation.json_values import as_options
-from bigvocab.evaluation.model_report import with_model
+from bigvocab.evaluation.model_report import model_notes, with_model
 from bigvocab.evaluation.reporting import make_report
 from bigvocab.evaluation.row_result import RowResult
 from bigvocab.evaluation.scoring import Scorer
@@ -259,7 +259,7 @@ class Evaluator:
         draws = self.scorer.draws
         sums, table = stored(self.tally)
         state = State("evaluate", self.scorer.identity(), self.scorer.given(), sums, table, self.coverage, self.seen)
-        state.model = self.scorer.model
+        state.model, state.notes = self.scorer.model, model_notes(self.scorer.head)
         if draws is not None:
             state.sampled = as_options(draws.shown())
             state.learned = draws.learned() if self.coverage is None else None
@@ -310,4 +310,4 @@ class Evaluator:
         asked, draws = self.specification, self.scorer.draws
         shown = None if draws is None else draws.shown()
         found = make_report(asked.loss.name, self.tally, shown, exact=asked.measures.exact)
-        return with_model(found, self.scorer.model)
+        return with_model(found, self.scorer.model, model_notes(self.scorer.head))

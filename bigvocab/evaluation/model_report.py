@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from bigvocab.evaluation.specification import Specification
@@ -12,20 +13,23 @@ from bigvocab.reports.report import Report
 GIVEN = "given"
 
 
-def with_model(report: Report, block: dict[str, Any] | None) -> Report:
-    """A report with what it says of the model, and its notes."""
-    if block is None:
-        return report
+def with_model(report: Report, block: dict[str, Any] | None, notes: Iterable[dict[str, str]] = ()) -> Report:
+    """A report with what it says of the model, and with notes."""
     found = report.to_dict()
     versions = found.pop("versions", None)
-    found["model"] = {name: value for name, value in block.items() if name != "notes"}
-    notes = [*found.pop("notes", []), *({"code": "model", "text": text} for text in block["notes"])]
-    found |= {"notes": notes} if notes else {}
+    found |= {} if block is None else {"model": block}
+    every = [*found.pop("notes", []), *notes]
+    found |= {"notes": every} if every else {}
     return Report(found if versions is None else {**found, "versions": versions})
 
 
+def model_notes(layer: OutputLayer | None) -> list[dict[str, str]]:
+    """What was noted of a model while its parts were found."""
+    return [] if layer is None or layer.found is None else [{"code": "model", "text": t} for t in layer.found.notes]
+
+
 def model_block(layer: OutputLayer, asked: Specification) -> dict[str, Any]:
-    """The block `model` of a report, and `notes` that stand apart in it.
+    """The block `model` of a report.
 
     Args:
         layer: of a model, for states that were told apart.
@@ -49,7 +53,7 @@ def model_block(layer: OutputLayer, asked: Specification) -> dict[str, Any]:
     block |= {} if loss.softcap is None else {"softcap": loss.softcap}
     block |= {"num_classes": layer.num_classes, "hidden_states": layer.hidden_states}
     block["sources"] = _sources(found, block, by_hand, told=head.hidden_states is None)
-    return block | {"notes": list(found.notes)}
+    return block
 
 
 def _tensors(found: FoundModel, layer: OutputLayer, by_hand: set[str]) -> dict[str, str]:

@@ -83,7 +83,7 @@ class Scorer:
 
     @property
     def model(self) -> dict[str, Any] | None:
-        """What a report says of the model, and `notes` on it; None where there is none."""
+        """What a report says of the model; None where there is none."""
         return None if self.head is None or self.head.found is None else model_block(self.head, self.specification)
 
     def names_of(self, source: LogitSource, labels: str = "labels") -> DataNames:

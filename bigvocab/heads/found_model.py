@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 BEFORE, AFTER = "before-norm", "after-norm"  # where hidden states are from
 
@@ -74,6 +74,27 @@ class FoundModel:
         wanted = f"after the norm only: {self.after_norm_only}" if self.after_norm_only else "before or after the norm"
         yield "hidden states", wanted if self.norm_kind != "none" else "as they meet the head"
         yield from (("note", note) for note in self.notes)
+
+    def summary(self) -> dict[str, Any]:
+        """What was found, as JSON has it; what there is not is absent."""
+        places = {"head": self.head, "biases": self.biases, "norm": self.norm, "norm_biases": self.norm_biases}
+        has_norm = self.norm_kind in ("rms", "layer")
+        return {
+            "path": self.path,
+            "type": self.model_type,
+            "tensors": {part: str(place) for part, place in places.items() if place is not None},
+            "tied": self.tied,
+            "norm": self.norm_kind,
+            **({"norm_epsilon": self.norm_epsilon, "norm_offset": self.norm_offset} if has_norm else {}),
+            "logit_scale": self.logit_scale,
+            **({} if self.softcap is None else {"softcap": self.softcap}),
+            "num_classes": self.num_classes,
+            "rows": self.rows,
+            "hidden_size": self.hidden_size,
+            **({"after_norm_only": self.after_norm_only} if self.after_norm_only else {}),
+            "sources": dict(self.sources),
+            "notes": list(self.notes),
+        }
 
     def describe(self) -> str:
         """One line for a person."""

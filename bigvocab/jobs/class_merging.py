@@ -66,7 +66,7 @@ def merge_classes(states: Sequence[State], output: str | os.PathLike[str] | None
     coverage.seconds, coverage.bytes_read = sum(one.seconds for one in every), sum(one.bytes_read for one in every)
     coverage.inputs = list({entry["path"]: entry for one in every for entry in one.inputs}.values())
     refuse_nothing(first.path, tally.counts, coverage.rows)
-    return with_model(with_rates(make_report(asked.loss.name, tally, None), coverage), first.model)
+    return with_model(with_rates(make_report(asked.loss.name, tally, None), coverage), first.model, first.notes)
 
 
 def _span(state: State) -> ClassSpan:

@@ -17,8 +17,9 @@ from bigvocab.jobs.data import JobData
 from bigvocab.jobs.evaluation_task import EvaluationTask
 from bigvocab.jobs.label_logits import LabelLogits
 from bigvocab.jobs.label_logits_task import LabelLogitsTask, write_task
-from bigvocab.jobs.opening import LabelsOnce, in_sequences
+from bigvocab.jobs.opening import LabelsOnce, column_of, in_sequences
 from bigvocab.jobs.run import Progress, RunOptions, refuse_serial, run_task
+from bigvocab.jobs.shift_notes import shift_notes
 from bigvocab.jobs.workers.local import check_process
 from bigvocab.reports.report import Report
 
@@ -113,10 +114,13 @@ def evaluate(
     if vocab_shard is None and first_class is None:
         task = EvaluationTask(scorer, data, _row_range(shard, data.num_rows), records=output is not None)
         task.check()
+        shifted, column = specification.sequences.shift_labels, column_of(labels, specification.columns.label)
+        task.notes += shift_notes(data.source, data.labels, specification.loss, shifted=shifted, column=column)
         if shard is not None:
             refuse_serial(task, "shard")
         return run_task(task, run, progress=progress)
-    span = class_range(data.source, parse_shard("vocab_shard", vocab_shard), first_class, total)  # type: ignore[arg-type]  # by the rules
+    assert not isinstance(total, str)  # by the rules
+    span = class_range(data.source, parse_shard("vocab_shard", vocab_shard), first_class, total)
     whole = first_class is None
     if save_label_logits is not None:
         return write_task(LabelLogitsTask(scorer, data, span, whole=whole), save_label_logits, progress=progress)

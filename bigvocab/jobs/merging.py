@@ -101,10 +101,10 @@ def tally_report(state: State, tally: Tally) -> Report:
     draws = state.options["draws"] or {}
     report = make_report(state.options["loss"], tally, state.sampled, exact=draws.get("exact", False))
     if state.coverage is None:
-        return with_model(report, state.model)
+        return with_model(report, state.model, state.notes)
     if state.coverage.ranges:
         refuse_nothing(state.path, tally.counts, state.coverage.rows)
-    return with_model(with_rates(report, state.coverage), state.model)
+    return with_model(with_rates(report, state.coverage), state.model, state.notes)
 
 
 def _refuse_twice(parts: list[Part]) -> list[Part]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from bigvocab.labels.leading import flat_array
 from bigvocab.labels.sequences import as_sequences, width_of
 from bigvocab.matrices.sequences import sequence_edges
 from bigvocab.matrices.sources import LogitSource
+from bigvocab.storage.paths import split_selector
 
 
 class LabelsOnce:
@@ -40,6 +42,13 @@ class LabelsOnce:
             return self._opened
         labels = flat_array(self._labels, leading, one_each=self._kinds == ("id",))
         return open_labels(labels, self._kinds, self._columns)
+
+
+def column_of(labels: Any, column: str | None) -> str | None:
+    """The name of the column or tensor of labels, as far as it was said."""
+    if column is not None or not isinstance(labels, str | os.PathLike):
+        return column
+    return split_selector(os.fsdecode(labels))[1]
 
 
 def in_sequences(labels: LabelSource, source: LogitSource, asked: Sequences) -> LabelSource:
