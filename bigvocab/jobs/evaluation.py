@@ -192,7 +192,7 @@ def open_data(scorer: Scorer, values: Any, labels: Any) -> JobData:
     kinds, columns = asked.loss.spec.labels, asked.columns.keywords()
     opened = LabelsOnce(labels, kinds, columns)
     source = scorer.source(values, label_rows=opened.count, **opening)
-    found = in_sequences(opened.beside(source.stored.leading), source, asked.sequences)
+    found = in_sequences(opened.beside(source.stored.leading), source, kinds, asked.sequences)
     return JobData([source], found, scorer.names_of(source, found.path if found.files else "labels"))
 
 

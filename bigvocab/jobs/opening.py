@@ -51,12 +51,13 @@ def column_of(labels: Any, column: str | None) -> str | None:
     return split_selector(os.fsdecode(labels))[1]
 
 
-def in_sequences(labels: LabelSource, source: LogitSource, asked: Sequences) -> LabelSource:
+def in_sequences(labels: LabelSource, source: LogitSource, kinds: tuple[str, ...], asked: Sequences) -> LabelSource:
     """Labels as those of the rows of a source, in sequences where that is asked for."""
     return as_sequences(
         labels,
         len(source),
         sequence_edges(source.stored),
+        kinds=kinds,
         shift=asked.shift_labels,
         score_from=asked.score_from,
         rows_name=source.files[0]["path"],

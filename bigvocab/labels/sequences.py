@@ -245,7 +245,14 @@ def refuse_other_edges(labels: LabelSource, mine: Array, theirs: Array, rows_nam
 
 
 def as_sequences(
-    labels: LabelSource, rows: int, edges: Array | None, *, shift: bool, score_from: int, rows_name: str
+    labels: LabelSource,
+    rows: int,
+    edges: Array | None,
+    *,
+    kinds: tuple[str, ...],
+    shift: bool,
+    score_from: int,
+    rows_name: str,
 ) -> LabelSource:
     """Labels as those of `rows` rows, in sequences that end at `edges` (None: as the labels say, or one sequence).
 
@@ -253,7 +260,8 @@ def as_sequences(
         BigvocabError: labels that are not one per row where they are to be shifted; files that do not pair up.
     """
     width = width_of(labels)
-    if width is not None and (labels.num_rows == rows or labels.num_rows * width != rows):
+    is_flat = labels.num_rows == rows and (width != 1 or kinds != ("id",))  # (N, 1) is one each where one is meant
+    if width is not None and (is_flat or labels.num_rows * width != rows):
         width = None
     own = own_edges(labels) if width is None else np.arange(0, rows + 1, width)
     if own is not None and edges is not None and int(own[-1]) == rows == int(edges[-1]):

@@ -115,13 +115,13 @@ def _refuse_layer(layer: int | None, name: str) -> None:
 def _picked_layer(
     shapes: list[tuple[str, tuple[int, ...]]], layer: int | None, label_rows: Callable[[], int] | None
 ) -> int | None:
-    """The layer that is meant of arrays (..., L, D); None where there is no axis of layers."""
+    """The layer that is meant of arrays (..., L, D); None where there is no axis of layers. An axis of one is one."""
     if layer is None:
         if any(len(shape) < 3 for _, shape in shapes):
             return None
         positions = sum(math.prod(shape[:-2]) for _, shape in shapes)
         rows = sum(math.prod(shape[:-1]) for _, shape in shapes)
-        if label_rows is None or positions == rows or label_rows() != positions:
+        if label_rows is None or positions != rows and label_rows() != positions:
             return None
         layer = -1
     for name, shape in shapes:

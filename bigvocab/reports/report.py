@@ -198,12 +198,12 @@ def _model(model: Mapping[str, Any] | None) -> _Pairs:
     """Which model made the logits, in one line."""
     if not model:
         return []
-    norm = model["norm"] + (f" norm {model['norm_epsilon']:g}" if "norm_epsilon" in model else " norm")
-    facts = [str(model["type"]), f"{model['num_classes']:,} classes", norm, str(model["hidden_states"])]
+    facts = [str(model["type"]), f"{model['num_classes']:,} classes", f"{model['norm']} norm"]
+    facts.append(str(model["hidden_states"]))
     facts += [f"scale {model['logit_scale']:g}"] if model["logit_scale"] != 1 else []
     facts += [f"softcap {model['softcap']:g}"] if "softcap" in model else []
     shown = ", ".join(facts)
-    return [("model", f"{tail(str(model['path']), max(12, 58 - len(shown)))}  {shown}")]
+    return [("model", f"{tail(str(model['path']), max(12, 60 - len(shown)))}  {shown}")]
 
 
 def _file(file: Mapping[str, Any]) -> str:
