@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from bigvocab.errors import FormatError as FormatError
     from bigvocab.evaluation.evaluator import Evaluator as Evaluator
     from bigvocab.heads.linear import linear_cross_entropy as linear_cross_entropy
+    from bigvocab.heads.open_model import open_model as open_model
+    from bigvocab.heads.output_layer import OutputLayer as OutputLayer
     from bigvocab.heads.recording import record_inputs as record_inputs
     from bigvocab.inspection import inspect as inspect
     from bigvocab.jobs.evaluation import evaluate as evaluate
@@ -46,6 +48,8 @@ _HOMES = {
     "errors": ["BigvocabError", "FormatError"],
     "evaluation.evaluator": ["Evaluator"],
     "heads.linear": ["linear_cross_entropy"],
+    "heads.open_model": ["open_model"],
+    "heads.output_layer": ["OutputLayer"],
     "heads.recording": ["record_inputs"],
     "inspection": ["inspect"],
     "jobs.evaluation": ["evaluate", "write_label_logits"],

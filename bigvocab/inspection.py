@@ -15,13 +15,18 @@ import numpy as np
 from bigvocab import arguments
 from bigvocab.errors import BigvocabError, FormatError, printable
 from bigvocab.formats import list_archive
+from bigvocab.formats.gguf import read_gguf
+from bigvocab.formats.llama_logits import MAGIC, open_llama_logits
 from bigvocab.formats.safetensors import check_offsets, check_whole, read_header
+from bigvocab.heads.found_model import FoundModel
+from bigvocab.heads.open_model import find_layer
 from bigvocab.labels.label_files import open_source
 from bigvocab.labels.labels import read_labels
 from bigvocab.labels.text_files import text_kind
 from bigvocab.matrices.matrix import Matrix
 from bigvocab.matrices.opening import open_matrix
 from bigvocab.matrices.parts import Array
+from bigvocab.matrices.sequences import open_rows
 from bigvocab.reports.numerals import count, counted, fixed, size
 from bigvocab.reports.report import pairs_table, title
 from bigvocab.storage.mapped import MappedFile
@@ -41,8 +46,8 @@ def inspect(
     """What a file, glob or folder holds: format, shape, dtype, rows, columns, bytes, whether a quick sample is finite.
 
     Args:
-        path: of a matrix, of labels, or of a folder of either; a folder that is no one of them has `files`, a list of
-            such dicts.
+        path: of a matrix, of labels, of a model, or of a folder of these; a folder that is no one of them has `files`,
+            a list of such dicts.
         shape: of raw binary; see `open_matrix`.
         dtype: see `open_matrix`.
         offset: see `open_matrix`.
@@ -84,7 +89,7 @@ def inspect_path(
         names = sorted(os.listdir(path), key=natural_key) if os.path.isdir(path) and shape is None else []
         files = [name for name in names if os.path.splitext(name)[1].lower() in SUFFIXES and not name.startswith(".")]
         files = [name for name in files if not os.path.isdir(os.path.join(path, name))]
-        if not files:
+        if not files or _is_model(path):
             yield {"path": path, "error": error}
         for name in files:
             yield from inspect_path(os.path.join(path, name), dtype=dtype, offset=offset)
@@ -93,7 +98,13 @@ def inspect_path(
 def _inspect(path: str, shape: Any, dtype: str | None, offset: int) -> dict[str, Any]:
     if shape is not None:
         return {"format": "raw binary", **_matrix(open_matrix(path, shape=shape, dtype=dtype, offset=offset))}
+    if _is_model(path):
+        return {"format": "model folder", **_model(find_layer(path))}
     kind, (place, selector) = _kind(path), split_selector(path)
+    if kind == "llama logits":
+        return {"format": "llama.cpp logits", **open_llama_logits(place).describe(), "bytes": os.path.getsize(place)}
+    if kind == "gguf" and selector is None and os.path.isfile(place):
+        return _gguf(place)
     if kind == "safetensors" and selector is None and os.path.isfile(place):
         tensors = _tensors(place)
         if len(tensors) > 1:
@@ -118,7 +129,7 @@ def _inspect(path: str, shape: Any, dtype: str | None, offset: int) -> dict[str,
         except BigvocabError:
             found = {}  # the other door says why, or opens
     try:
-        matrix = open_matrix(path, dtype=dtype, offset=offset)
+        matrix = open_rows(path, "path", dtype=dtype, offset=offset)
     except BigvocabError:
         if kind == "arrow" and found or found.get("labels", {}).get("kind") in ("id", "list"):
             return found
@@ -135,13 +146,41 @@ def _kind(path: str) -> str | None:
         place = expand(path)[0].path
         if os.path.isfile(place):
             with open(place, "rb") as file:
-                head = file.read(6)
+                head = file.read(8)
             magic = {b"ARROW1": "arrow", b"\xff\xff\xff\xff": "arrow", b"PAR1": "parquet", b"\x93NUMPY": "npy"}
+            magic |= {b"GGUF": "gguf", MAGIC: "llama logits"}
             if found := [kind for start, kind in magic.items() if head.startswith(start)]:
                 return found[0]
         return SUFFIXES.get(os.path.splitext(place)[1].lower())
     kinds = {SUFFIXES.get(os.path.splitext(name)[1].lower()) for name in os.listdir(place)} - {None}
     return kinds.pop() if len(kinds) == 1 else None
+
+
+# ---- models
+
+
+def _is_model(path: str) -> bool:
+    return os.path.isdir(path) and os.path.lexists(os.path.join(path, "config.json"))
+
+
+def _model(found: FoundModel) -> dict[str, Any]:
+    """The entry of a model; the bytes are those of the files that its layer is in."""
+    places = (found.head, found.biases, found.norm, found.norm_biases)
+    return {
+        "model": found.summary(),
+        "bytes": sum(os.path.getsize(file) for file in {place.file for place in places if place is not None}),
+    }
+
+
+def _gguf(place: str) -> dict[str, Any]:
+    """Every tensor of a GGUF file, or set, and the model in it."""
+    file = read_gguf(place)
+    tensors = [{"name": t.name, "shape": list(t.shape), "dtype": t.type} for t in file.tensors.values()]
+    found = {"format": _FORMATS["gguf"], "tensors": tensors, "bytes": sum(part.size for part in file.files)}
+    try:
+        return found | {"model": find_layer(place).summary()}
+    except BigvocabError as error:  # a file of tensors may be no model
+        return found | {"model": {"error": str(error)}}
 
 
 # ---- matrices
@@ -154,8 +193,10 @@ def _matrix(matrix: Matrix) -> dict[str, Any]:
         found["byte_order"] = "swapped"
     if matrix.ndim == 2 and len(rows) > 1 and not rows.flags.c_contiguous:
         found["order"] = "fortran"
-    if len(matrix.files) > 1:
-        found["files"] = len(matrix.files)
+    if len(matrix.leading) > 1:
+        found["leading"] = list(matrix.leading)
+    if (files := matrix.files[0].get("files", len(matrix.files))) > 1:
+        found["files"] = files
     found["bytes"] = sum(file["bytes"] for file in matrix.files)
     if len(matrix):
         found["sample"] = _sample(matrix, "order" in found)
@@ -275,6 +316,12 @@ def _pairs(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "shape", " x ".join(f"{n:,} {word}" for n, word in zip(found["shape"], words, strict=True))
     elif "rows" in found:
         yield "rows", count(found["rows"])
+    if "leading" in found:
+        yield "dimensions", " x ".join(f"{n:,}" for n in found["leading"]) + " before the columns"
+    for name in ("dialect", "context", "windows", "rows_per_window", "classes", "floor"):
+        if name in found:
+            yield name.replace("_", " "), str(found[name])
+    yield from _model_pairs(found.get("model", {}))
     if "dtype" in found:
         notes = ["byte-swapped"] * ("byte_order" in found) + ["Fortran order"] * ("order" in found)
         yield "dtype", ", ".join([found["dtype"], *notes])
@@ -288,6 +335,31 @@ def _pairs(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield heading if i == 0 else "", text
         if len(texts) > _MOST_SHOWN:
             yield "", f"... and {len(texts) - _MOST_SHOWN:,} more; --format json has all"
+
+
+def _model_pairs(model: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """What would be used of a model."""
+    if "error" in model:
+        yield "model", f"none: {model['error']}"
+    if "type" not in model:
+        return
+    padding = f", {model['rows'] - model['num_classes']:,} rows of padding" * (model["rows"] > model["num_classes"])
+    yield "model", model["type"] + ", head tied to the embedding" * model["tied"]
+    yield "classes", f"{model['num_classes']:,} x {model['hidden_size']:,}{padding}"
+    for part, place in model["tensors"].items():
+        yield part.replace("_", " "), place.removeprefix(model["path"] + os.sep)
+    plus = "1 + weight, " * model.get("norm_offset", 0)
+    yield "norm kind", model["norm"] + (f", {plus}epsilon {model['norm_epsilon']:g}" if "norm_epsilon" in model else "")
+    for name in ("logit_scale", "softcap"):
+        if model.get(name, 1.0) != 1.0:
+            yield (
+                name.replace("_", " "),
+                f"{model[name]:g}, from {model['sources'].get(name, 'the model').removeprefix(model['path'] + os.sep)}",
+            )
+    before = "after the norm only: " + model["after_norm_only"] if "after_norm_only" in model else "before or after it"
+    yield "states", before if model["norm"] != "none" else "as they meet the head"
+    for i, note in enumerate(model["notes"]):
+        yield "notes" if i == 0 else "", note
 
 
 def _sample_text(sample: Mapping[str, Any]) -> str:

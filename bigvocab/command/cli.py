@@ -189,8 +189,15 @@ def eval_(ctx: click.Context, form: str, quiet: bool, conditions: list[Condition
         options["metrics"] = default_metrics(options["loss"])
     _check_together(ctx, options, conditions)
     report = _evaluate(options, quiet)
+    _say_notes(report, quiet)
     _print_report(report, form)
     _judge(report, conditions)
+
+
+def _say_notes(report: Report, quiet: bool) -> None:
+    """What is probably not what was meant, one line each."""
+    for note in report["notes"] if "notes" in report and not quiet else ():
+        _say(f"note: {note['text']}")
 
 
 def _print_report(report: Report, form: str) -> None:

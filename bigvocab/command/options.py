@@ -45,6 +45,13 @@ class _Number(click.FloatRange):
         return number
 
 
+class _Classes(click.IntRange):
+    """A number of classes, or the word that stands for that of the tokenizer."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return value if value == "tokenizer" else super().convert(value, param, ctx)
+
+
 def _metrics(ctx: click.Context, param: click.Parameter, value: str) -> tuple[str, ...]:
     names = tuple(dict.fromkeys(name.strip() for name in value.split(",") if name.strip()))
     if unknown := [name for name in names if name not in METRICS]:
@@ -191,6 +198,16 @@ ROWS = [
     _option(DATA, "--inputs", multiple=True, metavar="PATH", help="Hidden states, in place of logits; repeatable."),
     _option(DATA, "--weights", multiple=True, metavar="PATH", help="Output layer for --inputs; repeatable."),
     _option(DATA, "--biases", metavar="PATH", help="Biases of the output layer."),
+    _option(DATA, "--model", metavar="PATH",
+            help="A model's folder, or GGUF file: gives layer, norm, scale, softcap and classes for --inputs."),
+    _option(DATA, "--hidden-states", type=click.Choice(["before-norm", "after-norm"]), metavar="WHERE",
+            help="before-norm or after-norm of --model; told from the data by default."),
+    _option(DATA, "--layer", type=int, metavar="I",
+            help="Which layer of states (T, L, D); default: the last, where labels are (T,)."),
+    _option(DATA, "--shift-labels", is_flag=True,
+            help="Row t of a sequence is scored on label t + 1; its last row is ignored."),
+    _option(DATA, "--score-from", type=click.IntRange(0), metavar="K",
+            help="Rows before position K of their sequence are ignored."),
     _option(DATA, "--final-norm", type=click.Choice(["rms", "layer"]), metavar="NAME",
             help="Norm of the hidden states before that layer: rms or layer; none by default."),
     _option(DATA, "--norm-weight", metavar="PATH", help="Weight of that norm, one per column; 1 by default."),
@@ -216,7 +233,8 @@ EVAL = [
     _option(LOSS, "--epsilon", type=_Number(0), metavar="E", help="Added inside the logarithms (log-loss)."),
     _option(LOSS, "--logit-scale", type=_Number(0, min_open=True), metavar="S", help="Multiplies all logits."),
     _option(LOSS, "--softcap", type=_Number(0, min_open=True), metavar="C", help="Then logits become C tanh(x / C)."),
-    _option(LOSS, "--num-classes", type=click.IntRange(1), metavar="V", help="Classes that count; others are padding."),
+    _option(LOSS, "--num-classes", type=_Classes(1), metavar="V|tokenizer",
+            help="Classes that count; others are padding. tokenizer: those that the tokenizer of --model knows."),
     *SAMPLING_OPTIONS,
     _option(FIGURES, "--metrics", metavar="NAMES", default=",".join(DEFAULT_METRICS), callback=_metrics,
             show_default=True, help=f"Of {', '.join(METRICS)}, as they fit the loss."),

@@ -16,6 +16,7 @@ from bigvocab.evaluation.batches import arrays_of, label_batch, with_losses
 from bigvocab.evaluation.compatibility import refuse_difference, refuse_same_draws
 from bigvocab.evaluation.coverage import Coverage, merged_coverage
 from bigvocab.evaluation.json_values import as_options
+from bigvocab.evaluation.model_report import model_notes, with_model
 from bigvocab.evaluation.reporting import make_report
 from bigvocab.evaluation.row_result import RowResult
 from bigvocab.evaluation.scoring import Scorer
@@ -38,6 +39,12 @@ class Evaluator:
         weights, biases: an output layer (V, D) and (V,); `update` then takes hidden states (N, D) for logits.
         final_norm, norm_weight, norm_bias, norm_epsilon: the norm of the hidden states before that layer; see
             `OutputLayer`.
+        model: the folder of a model of transformers, a GGUF file, or what `open_model` returns: it gives layer, norm,
+            logit_scale, softcap and num_classes, except those that are given here.
+        hidden_states: "before-norm" or "after-norm", where `update` takes states of a model; None is told from a few
+            rows of the first batch.
+        layer: of states (..., L, D), which of the L; counted from the end where it is negative.
+        shift_labels, score_from: belong to `evaluate`, which sees sequences whole.
         ignore_index, label_smoothing, class_weights, logit_scale, softcap: as in `sparse_softmax_cross_entropy`.
         pos_weight: weight of positives, one number, one for each class, or a path (weighted-sigmoid, sparse-sigmoid).
         epsilon: added inside the logarithms of log-loss.
@@ -252,6 +259,7 @@ class Evaluator:
         draws = self.scorer.draws
         sums, table = stored(self.tally)
         state = State("evaluate", self.scorer.identity(), self.scorer.given(), sums, table, self.coverage, self.seen)
+        state.model, state.notes = self.scorer.model, model_notes(self.scorer.head)
         if draws is not None:
             state.sampled = as_options(draws.shown())
             state.learned = draws.learned() if self.coverage is None else None
@@ -301,4 +309,5 @@ class Evaluator:
         """The report of all rows so far."""
         asked, draws = self.specification, self.scorer.draws
         shown = None if draws is None else draws.shown()
-        return make_report(asked.loss.name, self.tally, shown, exact=asked.measures.exact)
+        found = make_report(asked.loss.name, self.tally, shown, exact=asked.measures.exact)
+        return with_model(found, self.scorer.model, model_notes(self.scorer.head))

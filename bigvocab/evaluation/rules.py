@@ -45,7 +45,8 @@ def _fault(name: str, *text: str | Keyword) -> BigvocabError:
 
 
 def _data_faults(options: Mapping[str, Any], given: Collection[str]) -> Iterator[BigvocabError]:
-    inputs = options.get("inputs", options.get("weights"))  # without rows, a layer says what they will be
+    layer = _layer(options)
+    inputs = options.get("inputs", layer)  # without rows, a layer says what they will be
     if "logits" in options:
         both = [name for name in ("logits", "inputs") if _there(options[name])]
         if not both:
@@ -54,9 +55,9 @@ def _data_faults(options: Mapping[str, Any], given: Collection[str]) -> Iterator
             )
         if len(both) == 2:
             yield OptionsError(Keyword("logits"), ": excludes ", Keyword("inputs"), ", expected one of them")
-        if "inputs" in both and not _there(options["weights"]):
-            yield _fault("inputs", "needs ", Keyword("weights"), ", the output layer")
-    for name in ("weights", "biases"):
+        if "inputs" in both and not _there(layer):
+            yield _fault("inputs", "needs ", Keyword("weights"), ", the output layer, or ", Keyword("model"))
+    for name in ("model", "weights", "biases"):
         if _there(options[name]) and not _there(inputs):
             needed = "inputs" if "logits" in options else "weights"
             yield _fault(name, "belongs to an output layer, which needs ", Keyword(needed))
@@ -64,10 +65,31 @@ def _data_faults(options: Mapping[str, Any], given: Collection[str]) -> Iterator
         needed = "inputs" if "logits" in options else "weights"
         yield _fault("final_norm", "belongs to an output layer, which needs ", Keyword(needed))
     norm = [name for name in _NORM if name in given]
-    if norm and "final_norm" not in given:
+    if norm and "final_norm" not in given and not _there(options["model"]):
         yield _fault(norm[0], "needs ", Keyword("final_norm"), ", rms or layer")
+    yield from _model_faults(options, given)
     if options.get("output") is not None and options.get("output") == options.get("report"):
         yield _fault("output", "is the same file as ", Keyword("report"))
+
+
+def _layer(options: Mapping[str, Any]) -> Any:
+    """The output layer, or the model that has it."""
+    return options["weights"] if _there(options["weights"]) else options["model"]
+
+
+def _model_faults(options: Mapping[str, Any], given: Collection[str]) -> Iterator[BigvocabError]:
+    for name in ("hidden_states", "num_classes"):
+        is_given = options.get(name) == "tokenizer" if name == "num_classes" else name in given
+        if is_given and not _there(options["model"]):
+            what = "tokenizer needs " if name == "num_classes" else "needs "
+            yield _fault(name, what, Keyword("model"), ", the folder of a model, or a GGUF file")
+    norm = [name for name in ("final_norm", "norm_weight", "norm_bias") if name in given]
+    if norm and options.get("hidden_states") == "after-norm":
+        yield _fault(norm[0], "is for states from before the norm, not with ", Keyword("hidden_states", "after-norm"))
+    if _there(options["model"]) and "first_class" in given:
+        yield _fault("first_class", "is for files of a slice, and ", Keyword("model"), " has all classes")
+    if "layer" in given and "logits" in options and _there(options["logits"]):
+        yield _fault("layer", "picks a layer of hidden states: it belongs to ", Keyword("inputs"))
 
 
 def _there(value: Any) -> bool:
@@ -79,7 +101,7 @@ def _loss_faults(options: Mapping[str, Any], given: Collection[str]) -> Iterator
     loss = options["loss"]
     if options["metrics"] is not None and (fault := metrics_fault(loss, options["metrics"])):
         yield _fault("metrics", fault)
-    if LOSSES[loss].takes == "probabilities" and _there(options["weights"]):
+    if LOSSES[loss].takes == "probabilities" and _there(_layer(options)):
         instead = (Keyword("logits"), ", not ", Keyword("inputs"))
         yield BigvocabError(Keyword("loss", loss), ": takes probabilities, which no layer makes: expected ", *instead)
     if loss == "weighted-sigmoid" and "pos_weight" not in given:
@@ -92,7 +114,7 @@ def _loss_faults(options: Mapping[str, Any], given: Collection[str]) -> Iterator
 
 def _sampling_faults(options: Mapping[str, Any], given: Collection[str]) -> Iterator[BigvocabError]:
     loss = options["loss"]
-    if not _there(options["weights"]):
+    if not _there(_layer(options)):
         yield _fault(
             "loss", f"{loss} looks at some classes only: it needs ", Keyword("inputs"), " and ", Keyword("weights")
         )

@@ -5,7 +5,7 @@ Both doors, rows in memory (`Evaluator`) and files (`jobs`), go through `Scorer.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from bigvocab.arguments import parse_bytes
@@ -14,17 +14,21 @@ from bigvocab.errors import BigvocabError, Keyword
 from bigvocab.evaluation import state as states
 from bigvocab.evaluation.context import RowContext
 from bigvocab.evaluation.json_values import as_options
+from bigvocab.evaluation.model_report import model_block
 from bigvocab.evaluation.row_losses import ROW_LOSSES
 from bigvocab.evaluation.row_result import RowResult
 from bigvocab.evaluation.sampled_losses import SAMPLED_LOSSES
-from bigvocab.evaluation.specification import Specification
+from bigvocab.evaluation.specification import HeadOptions, Specification
+from bigvocab.heads.found_model import BEFORE
+from bigvocab.heads.hidden_states import tell_of
 from bigvocab.heads.linear_rows import LinearMatrix
+from bigvocab.heads.open_model import layer_of
 from bigvocab.heads.output_layer import OutputLayer
 from bigvocab.labels.labels import LabelBatch
 from bigvocab.matrices import fingerprints
 from bigvocab.matrices.logit_rows import LogitRows
 from bigvocab.matrices.names import DataNames
-from bigvocab.matrices.opening import as_matrix
+from bigvocab.matrices.sequences import open_rows
 from bigvocab.matrices.sources import LogitSource
 from bigvocab.sampling.candidates import FileCandidates
 from bigvocab.sampling.draw_blocks import DrawBlocks, Draws
@@ -50,21 +54,37 @@ class Scorer:
         """How messages call rows in memory."""
         return "logits" if self.head is None else "inputs"
 
-    def source(self, values: Any, **options: Any) -> LogitSource:
+    def source(self, values: Any, *, label_rows: Callable[[], int] | None = None, **options: Any) -> LogitSource:
         """Logits, or hidden states before the output layer, as a source of logits.
 
         Args:
             values: an array, paths, or a Matrix.
+            label_rows: says how many labels there are, as `open_rows` asks.
             options: as `open_matrix` takes them.
         """
-        matrix = as_matrix(values, self.rows_name, any_leading=True, **options)
+        matrix = open_rows(
+            values, self.rows_name, layer=self.specification.sequences.layer, label_rows=label_rows, **options
+        )
         if self.head is not None:
-            return LinearMatrix(matrix, self.head)
+            source = LinearMatrix(matrix, self.head)
+            source.layer = self.head = self._told(self.head, source)
+            return source
         if matrix.ndim != 2:
             files = matrix.row_files()
             name = files[0][1] if files else self.rows_name
             raise BigvocabError(f"{name}: expected 2 dimensions, (rows, classes), got shape {matrix.shape}")
         return matrix
+
+    def _told(self, head: OutputLayer, source: LinearMatrix) -> OutputLayer:
+        """The layer for states of this kind: as asked, or told from a few rows."""
+        if head.hidden_states is not None or head.found is None:
+            return head
+        return head.for_states(tell_of(source.inputs, head.found, source.name))
+
+    @property
+    def model(self) -> dict[str, Any] | None:
+        """What a report says of the model; None where there is none."""
+        return None if self.head is None or self.head.found is None else model_block(self.head, self.specification)
 
     def names_of(self, source: LogitSource, labels: str = "labels") -> DataNames:
         """How messages call a source and its labels."""
@@ -127,8 +147,16 @@ class Scorer:
         return self.opened().to_json()
 
     def opened(self) -> Specification:
-        """The specification with its layer as the matrices that are open, which travel as the paths of their files."""
-        return self.specification if self.head is None else self.specification.with_head(self.head.given())
+        """The specification with its layer as the matrices that are open, which travel as the paths of their files; of
+        a model, those that are not its own, and what its states were told to be.
+        """
+        asked, layer = self.specification, self.head
+        if layer is None or asked.head is None:
+            return asked
+        if asked.head.model is None:
+            return asked.with_head(layer.given())
+        given = {name: matrix for name, matrix in layer.given().items() if name in asked.head.instead}
+        return asked.with_head(given | {"hidden_states": layer.hidden_states})
 
     def files(self) -> Iterator[str]:
         """Paths of the files that are read beside rows and labels."""
@@ -142,19 +170,29 @@ def _open_head(specification: Specification) -> OutputLayer | None:
     head = specification.head
     if head is None:
         return None
-    layer = OutputLayer(
-        head.weights,
-        head.biases,
-        num_classes=specification.loss.num_classes,
-        final_norm=head.final_norm,
-        norm_weight=head.norm_weight,
-        norm_bias=head.norm_bias,
-        norm_epsilon=head.norm_epsilon,
-        strict=specification.nonfinite != "keep",
-    )
+    strict = specification.nonfinite != "keep"
+    if head.model is None:
+        layer = OutputLayer(**head.instead, num_classes=specification.loss.num_classes, strict=strict)
+    else:
+        layer = layer_of(head.model, head.instead, num_classes=specification.loss.num_classes, strict=strict)
+        layer.hidden_states = _said_states(head, layer)
     if specification.max_memory is not None:
         layer.allow(parse_bytes("max_memory", specification.max_memory))
     return layer
+
+
+def _said_states(head: HeadOptions, layer: OutputLayer) -> str | None:
+    """Where states are from, as far as it was said: a norm given by hand is to be applied."""
+    assert head.model is not None
+    if head.instead.keys() & {"final_norm", "norm_weight", "norm_bias"}:
+        return BEFORE
+    if head.hidden_states == BEFORE and (layer.final_norm is None or head.model.after_norm_only):
+        why = head.model.after_norm_only or "it has no final norm"
+        raise BigvocabError(
+            Keyword("hidden_states", BEFORE), f": {head.model.path} needs states from after the norm: {why}; or give ",
+            Keyword("final_norm"), ", ", Keyword("norm_weight"), " and ", Keyword("norm_epsilon"),
+        )  # fmt: skip
+    return head.hidden_states
 
 
 def _open_draws(specification: Specification, layer: OutputLayer | None) -> Draws | None:

@@ -20,11 +20,14 @@ from bigvocab.catalogue import LOSSES, METRICS, LossSpec, default_metrics, metri
 from bigvocab.errors import BigvocabError, Keyword
 from bigvocab.evaluation.json_values import as_given, as_options, from_given
 from bigvocab.evaluation.rules import refuse_faults
+from bigvocab.heads.found_model import AFTER, BEFORE, FoundModel
+from bigvocab.heads.open_model import find_layer
 from bigvocab.losses.sigmoid_rows import pos_weight_vector
 from bigvocab.matrices.vectors import read_vector
 from bigvocab.threads import resolve_threads
 
 NONFINITE = ("error", "skip", "keep")
+TOKENIZER = "tokenizer"  # for num_classes
 FILE_OPTIONS = ("class_weights", "pos_weight", "vocab_file", "candidates")  # keywords that may be a path
 
 
@@ -38,6 +41,11 @@ class EvaluatorOptions(TypedDict, total=False):
     norm_weight: Any
     norm_bias: Any
     norm_epsilon: float
+    model: Any
+    hidden_states: str | None
+    layer: int | None
+    shift_labels: bool
+    score_from: int
     ignore_index: int | None
     label_smoothing: float
     class_weights: Any
@@ -45,7 +53,7 @@ class EvaluatorOptions(TypedDict, total=False):
     epsilon: float
     logit_scale: float
     softcap: float | None
-    num_classes: int | None
+    num_classes: int | str | None
     metrics: str | Iterable[str] | None
     top_k: int | str | Iterable[int]
     nonfinite: str
@@ -76,6 +84,8 @@ DEFAULTS: dict[str, Any] = {
     **dict.fromkeys(EvaluatorOptions.__annotations__),
     "loss": "sparse-softmax",
     "norm_epsilon": 1e-6,
+    "shift_labels": False,
+    "score_from": 0,
     "label_smoothing": 0.0,
     "epsilon": 1e-7,
     "logit_scale": 1.0,
@@ -176,9 +186,20 @@ class Columns:
         return {f"{role}_column": name for role, name in vars(self).items()}
 
 
+_LAYER = ("weights", "biases", "final_norm", "norm_weight", "norm_bias", "norm_epsilon")
+_OF_MODEL = ("logit_scale", "softcap", "num_classes")  # of the loss, where they are not given by hand
+
+
 @dataclass(frozen=True, eq=False)
 class HeadOptions:
-    """The output layer and the norm before it, as given: paths, arrays or matrices."""
+    """The output layer and the norm before it, as given: paths, arrays or matrices; None is of the model, if any.
+
+    Attributes:
+        model: what was found of a model.
+        hidden_states: "before-norm" or "after-norm"; None is told from the data.
+        by_hand: which of logit_scale, softcap, num_classes and norm_epsilon are not the model's.
+        tokenizer: whether the number of classes is that of its tokenizer.
+    """
 
     weights: Any
     biases: Any
@@ -186,6 +207,41 @@ class HeadOptions:
     norm_weight: Any
     norm_bias: Any
     norm_epsilon: float
+    model: FoundModel | None = None
+    hidden_states: str | None = None
+    by_hand: frozenset[str] = frozenset()
+    tokenizer: bool = False
+
+    @property
+    def instead(self) -> dict[str, Any]:
+        """What was given by hand, as keywords of `OutputLayer`."""
+        hand = self.model is None or "norm_epsilon" in self.by_hand
+        given = {name: getattr(self, name) for name in _LAYER if name != "norm_epsilon" or hand}
+        return {name: value for name, value in given.items() if value is not None}
+
+    def keywords(self) -> dict[str, Any]:
+        """The keywords that make it."""
+        if self.model is None:
+            return {name: getattr(self, name) for name in _LAYER}
+        return {**self.instead, "model": self.model.path, "hidden_states": self.hidden_states}
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Rows that are positions of sequences: which layer of stored states, and which label of which row."""
+
+    layer: int | None
+    shift_labels: bool
+    score_from: int
+
+    def identity(self) -> dict[str, Any]:
+        """What of it decides numbers."""
+        found = {
+            "layer_of_states": self.layer,
+            "shift_labels": self.shift_labels or None,
+            "score_from": self.score_from or None,
+        }
+        return {name: value for name, value in found.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -223,6 +279,7 @@ class Specification:
     nonfinite: str
     columns: Columns
     head: HeadOptions | None
+    sequences: Sequences
     sampling: Sampling
     opening: Opening
     threads: int
@@ -242,6 +299,7 @@ class Specification:
             "metrics": measures.metrics,
             "top_k": measures.accuracies,
             "nonfinite": self.nonfinite,
+            **self.sequences.identity(),
         }
         for name, value in vectors.items():
             value = value.values if isinstance(value, ClassVector) else value
@@ -266,7 +324,7 @@ class Specification:
     def keywords(self) -> dict[str, Any]:
         """The keywords of `specify` that make a specification like this one."""
         loss, measures = self.loss, self.measures
-        head = {} if self.head is None else vars(self.head)
+        head = {} if self.head is None else self.head.keywords()
         vectors = {
             name: value.given() if isinstance(value, ClassVector) else value
             for name, value in (("class_weights", loss.class_weights), ("pos_weight", loss.pos_weight))
@@ -283,14 +341,21 @@ class Specification:
             "threads": self.threads_asked,
             **self.columns.keywords(),
             **head,
+            **vars(self.sequences),
             **vars(self.sampling),
             **vars(self.opening),
             "chunk_rows": self.chunk_rows,
             "max_memory": self.max_memory,
         }
-        for name in ("vocab_file", "candidates"):
+        for name in ("vocab_file", "candidates", "model"):
             if isinstance(found[name], str | os.PathLike):
                 found[name] = os.path.abspath(found[name])
+        if self.head is not None and self.head.model is not None:
+            for name in (*_OF_MODEL, "norm_epsilon"):
+                if name not in self.head.by_hand:
+                    del found[name]
+            if self.head.tokenizer:
+                found["num_classes"] = TOKENIZER
         return found
 
     def to_json(self) -> dict[str, Any]:
@@ -314,6 +379,8 @@ def specify(**options: Any) -> Specification:
     if unknown := [name for name in options if name not in DEFAULTS]:
         raise TypeError(f"Evaluator() got an unexpected keyword argument {unknown[0]!r}")
     asked = DEFAULTS | options
+    head, of_model = _head_options(asked, options)
+    asked |= of_model
     loss = _loss_options(asked)
     metrics = default_metrics(loss.name) if asked["metrics"] is None else parse_metrics(asked["metrics"], loss.name)
     if asked["chunk_rows"] is not None:
@@ -325,7 +392,8 @@ def specify(**options: Any) -> Specification:
         Measures(metrics, parse_top_k(asked["top_k"]), arguments.boolean("exact", asked["exact"])),
         one_of("nonfinite", asked["nonfinite"], NONFINITE),
         Columns(*(asked[f"{role}_column"] for role in ("label", "probability", "weight", "group", "bytes"))),
-        _picked(HeadOptions, asked) if asked["weights"] is not None else None,
+        head,
+        _sequences(asked),
         _picked(Sampling, asked | {"seed": parse_seed(asked["seed"])}),
         _picked(Opening, asked | {"vocab_shards": arguments.boolean("vocab_shards", asked["vocab_shards"])}),
         resolve_threads(asked["threads"], "threads"),
@@ -337,6 +405,33 @@ def specify(**options: Any) -> Specification:
     if isinstance(loss.pos_weight, float):
         pos_weight_vector(loss.pos_weight, 1)
     return found
+
+
+def _head_options(asked: Mapping[str, Any], options: Mapping[str, Any]) -> tuple[HeadOptions | None, dict[str, Any]]:
+    """The layer, and what a model says of the loss where that is not given by hand."""
+    states = asked["hidden_states"]
+    if states is not None:
+        states = one_of("hidden_states", states, (BEFORE, AFTER))
+    layer = {name: asked[name] for name in _LAYER}
+    if asked["model"] is None:
+        return (None if asked["weights"] is None else HeadOptions(**layer)), {}
+    tokenizer = (
+        isinstance(asked["num_classes"], str) and one_of("num_classes", asked["num_classes"], (TOKENIZER,)) != ""
+    )
+    found = find_layer(asked["model"], tokenizer=tokenizer)
+    names = {name for name in (*_OF_MODEL, "norm_epsilon") if options.get(name) is not None}
+    by_hand = frozenset(names - ({"num_classes"} if tokenizer else set()))
+    head = HeadOptions(**layer, model=found, hidden_states=states, by_hand=by_hand, tokenizer=tokenizer)
+    return head, {name: getattr(found, name) for name in _OF_MODEL if name not in by_hand}
+
+
+def _sequences(asked: Mapping[str, Any]) -> Sequences:
+    layer = asked["layer"]
+    return Sequences(
+        None if layer is None else integer("layer", layer, -(2**31), 2**31),
+        arguments.boolean("shift_labels", asked["shift_labels"]),
+        integer("score_from", asked["score_from"], 0, 2**62),
+    )
 
 
 def signature(*own: inspect.Parameter) -> inspect.Signature:
@@ -379,9 +474,17 @@ def _loss_options(asked: Mapping[str, Any]) -> LossOptions:
         arguments.in_unit_interval("epsilon", asked["epsilon"]),
         arguments.positive("logit_scale", asked["logit_scale"]),
         None if asked["softcap"] is None else arguments.positive("softcap", asked["softcap"]),
-        arguments.index_or_none("num_classes", asked["num_classes"]),
+        _num_classes(asked["num_classes"]),
         None if asked["num_true"] is None else integer("num_true", asked["num_true"], 1, 2**31 - 1),
     )
+
+
+def _num_classes(value: Any) -> int | None:
+    if isinstance(value, str):
+        raise BigvocabError(
+            Keyword("num_classes"), f": got {value!r}, expected a number, or {TOKENIZER} with ", Keyword("model")
+        )
+    return arguments.index_or_none("num_classes", value)
 
 
 def parse_metrics(metrics: str | Iterable[str], loss: str) -> tuple[str, ...]:

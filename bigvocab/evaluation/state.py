@@ -10,6 +10,8 @@ A state is one Arrow IPC file. The schema's metadata holds, under the key `bigvo
     coverage          null where rows came by `update`, else which rows of which files are in; see `coverage`
     seen              rows that came by `update`
     sampled           what a report says of the draws, or null
+    model             what a report says of the model that the layer is of, or null
+    notes             notes {code, text} of the report that were made before any row
     learned           what draws that learn have learned, or null
     sums              the sums of the task, those that are few; see `stored_tally`
 
@@ -54,6 +56,8 @@ class State:
     sampled: dict[str, Any] | None = None
     learned: dict[str, Any] | None = None  # by draws that learn
     path: str = "state"
+    model: dict[str, Any] | None = None
+    notes: list[dict[str, str]] = field(default_factory=list)
 
     def covered(self) -> Coverage:
         """The coverage of a state of a job, which has one."""
@@ -106,6 +110,8 @@ def _write(sink: Any, state: State, schema: pa.Schema, batches: Iterable[pa.Reco
         "coverage": None if state.coverage is None else asdict(state.coverage),
         "seen": state.seen,
         "sampled": state.sampled,
+        "model": state.model,
+        "notes": state.notes,
         "learned": state.learned and {name: packed(value) for name, value in state.learned.items()},
         "sums": state.sums,
     }
@@ -207,6 +213,7 @@ def parse_state(source: Any, path: str = "state") -> State:
     coverage = None if held["coverage"] is None else Coverage(**held["coverage"])
     state = State(held["task"], held["options"], held["given"], held["sums"], reader.read_all(), coverage)
     state.seen, state.sampled, state.path = held["seen"], held["sampled"], path
+    state.model, state.notes = held.get("model"), held.get("notes", [])
     if learned := held["learned"]:
         state.learned = {name: from_given(name, value, path) for name, value in learned.items()}
     return state

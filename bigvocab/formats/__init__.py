@@ -36,6 +36,7 @@ _REFUSED = {
     "feather": "Feather version 1 cannot hold a matrix; write version 2 (pyarrow.feather.write_feather), uncompressed",
     "git-lfs": LFS_ADVICE,
 }
+_ARRAYS = ("npy", "safetensors", "zip")
 _OLD_TORCH = (
     "no zip archive, as torch.save writes since PyTorch 1.6: an old format, whose pickle would have to be run; load "
     "it with torch and save it again"
@@ -49,9 +50,13 @@ def _magic(file: MappedFile) -> str | None:
     return next((kind for start, kind in _MAGIC.items() if file.buffer[: len(start)] == start), None)
 
 
-def read_layout(file: MappedFile, wanted: Stored | None) -> Layout:
-    """Parse the header of one file that describes itself; `wanted` is the caller's dtype, which must agree with it."""
+def read_layout(file: MappedFile, wanted: Stored | None, *, any_leading: bool = False) -> Layout:
+    """Parse the header of one file that describes itself; `wanted` is the caller's dtype, which must agree with it.
+    With `any_leading`, an array (..., V) counts as its rows.
+    """
     kind = _kind(file)
+    if any_leading and kind in _ARRAYS and len((array := read_array(file)).shape) > 2:
+        return array.rows_layout(wanted)
     if kind == "safetensors":
         return safetensors_layout(file, wanted)
     if kind == "arrow":
@@ -67,6 +72,14 @@ def read_layout(file: MappedFile, wanted: Stored | None) -> Layout:
         f"{file.shown}: unknown format (known suffixes: {', '.join(SUFFIXES)}); raw binary needs shape=(N, V) "
         "and dtype= (--shape N,V --dtype T on the command line)"
     )
+
+
+def has_arrays(file: MappedFile) -> bool:
+    """Whether `read_array` reads such files."""
+    try:
+        return _kind(file) in _ARRAYS
+    except FormatError:  # whoever opens it says why
+        return False
 
 
 def read_array(file: MappedFile) -> StoredArray:

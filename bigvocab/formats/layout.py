@@ -43,7 +43,8 @@ class Blocks(NamedTuple):
 class Layout:
     """Where a matrix lies in its file: `parts` are (byte offset, rows), in order; Fortran order has one part.
 
-    Quantised rows lie in `blocks` and decode to `stored.dtype`.
+    Quantised rows lie in `blocks` and decode to `stored.dtype`. `leading` are the dimensions before the columns, where
+    the rows came as more than one.
     """
 
     shape: tuple[int, ...]
@@ -51,6 +52,7 @@ class Layout:
     parts: tuple[tuple[int, int], ...]
     fortran: bool = False
     blocks: Blocks | None = None
+    leading: tuple[int, ...] = ()
 
     @property
     def stored_columns(self) -> tuple[int, ...]:

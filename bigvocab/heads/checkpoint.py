@@ -28,7 +28,7 @@ FLOATS = {
     "F16": np.dtype("<f2"),
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
-_SHARD = re.compile(r"model-(\d{5})-of-(\d{5})\.safetensors")
+SHARD = re.compile(r"model-(\d{5})-of-(\d{5})\.safetensors")
 # What may stand before the names of the body's own tensors; it differs between versions and wrappers.
 PREFIXES = (
     "",
@@ -93,7 +93,7 @@ class Checkpoint:
             listed = sorted(os.listdir(self.folder), key=natural_key)
         except OSError as error:
             raise BigvocabError(f"{self.folder}: cannot list the folder: {error.strerror}") from error
-        shards = [name for name in listed if _SHARD.fullmatch(name)]
+        shards = [name for name in listed if SHARD.fullmatch(name)]
         if not shards:
             raise BigvocabError(_no_weights(self.folder, listed))
         return self._join(shards)
@@ -242,12 +242,3 @@ def check_floats(entry: Entry, ndim: int) -> Entry:
             f"{entry.place}: shape {shape} of {entry.code} needs {needed} bytes, but data_offsets give {entry.nbytes}"
         )
     return entry
-
-
-def read_vector(place: TensorPlace) -> npt.NDArray[np.float64]:
-    """The values of a vector in a file, as float64."""
-    entries = _read_entries(place.file)
-    if place.tensor not in entries:
-        raise FormatError(f"{place.file}: no tensor {place.tensor!r:.200}")
-    entry = check_floats(entries[place.tensor], 1)
-    return np.array(entry.bytes_of(0, entry.nbytes)).view(entry.dtype).astype(np.float64)

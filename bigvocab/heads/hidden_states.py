@@ -12,17 +12,19 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from bigvocab.errors import BigvocabError
-from bigvocab.heads.checkpoint import read_vector
-from bigvocab.heads.found_model import FoundModel
+from bigvocab.errors import BigvocabError, Keyword
+from bigvocab.heads.found_model import AFTER, BEFORE, FoundModel, TensorPlace
+from bigvocab.heads.products import converted
+from bigvocab.matrices.matrix import Matrix
+from bigvocab.matrices.opening import open_matrix
 
 Floats = npt.NDArray[np.float64]
 
-BEFORE, AFTER = "before-norm", "after-norm"
+SAMPLE = 48  # rows that are looked at
 _ROUNDING = 2.0**-8  # relative, of an element: twice bfloat16's, since models round before the weights and after
 _SLACK = 0.03  # for epsilon, where it is not small beside the variance of a row
 _MOST_ROUNDING = 0.3  # beyond it, rounding hides what is looked for
-_HINT = 'say which they are: hidden_states="before-norm" or "after-norm"'
+_HINT = ("; say which they are: ", Keyword("hidden_states", BEFORE), f" or {AFTER}")
 
 
 class _Norm(NamedTuple):
@@ -33,11 +35,25 @@ class _Norm(NamedTuple):
     biases: Floats
 
 
-def tell_states(states: npt.NDArray[Any], found: FoundModel) -> str:
+def tell_of(states: Matrix, found: FoundModel, name: str = "hidden states") -> str:
+    """`tell_states` of a few dozen rows spread over a matrix (N, D); nothing else of it is read."""
+    numbers = np.unique(np.linspace(0, max(0, len(states) - 1), SAMPLE).astype(np.int64))[: len(states)]
+    return tell_states(states[numbers], found, name=name, numbers=numbers)
+
+
+def tell_states(
+    states: npt.NDArray[Any], found: FoundModel, *, name: str = "hidden states", numbers: Any = None
+) -> str:
     """`before-norm` or `after-norm`, by a sample of the states (N, D) of any float type that a model is to evaluate.
 
     Rows of zeros (padding) and rows that are not finite are left out. Where the model has no final norm, the two are
     one, and the answer is `after-norm`.
+
+    Args:
+        states: the sample.
+        found: the model.
+        name: how messages call the states.
+        numbers: of the rows in what they were taken from.
 
     Raises:
         BigvocabError: another hidden size; no row to tell by; rows of both kinds; states that another norm or scale
@@ -46,17 +62,16 @@ def tell_states(states: npt.NDArray[Any], found: FoundModel) -> str:
     rows = np.asarray(states).astype(np.float64)
     if rows.ndim != 2 or rows.shape[1] != found.hidden_size:
         raise BigvocabError(
-            f"hidden states: got shape {rows.shape}, expected (rows, {found.hidden_size}), "
-            f"the hidden size of {found.path}"
+            f"{name}: got shape {rows.shape}, expected (rows, {found.hidden_size}), the hidden size of {found.path}"
         )
     if found.norm_kind == "none":
         return AFTER
     kept = np.flatnonzero(np.isfinite(rows).all(axis=1) & rows.any(axis=1))
     if not len(kept):
-        raise BigvocabError(f"hidden states: every row is zero or not finite, so nothing tells them apart; {_HINT}")
+        raise BigvocabError(f"{name}: every row is zero or not finite, so nothing tells them apart", *_HINT)
     rows = rows[kept]
     if found.norm_kind == "unknown":
-        return _tell_unknown(rows, found)
+        return _tell_unknown(rows, found, name)
     weights, biases = _vectors(found)
     norm = _Norm(found.norm_kind, weights + found.norm_offset, biases)
     fits = _fits(rows, norm)
@@ -64,27 +79,27 @@ def tell_states(states: npt.NDArray[Any], found: FoundModel) -> str:
         return AFTER
     if len(rows) > 1 and fits.mean() > 0.5:
         bad = int(kept[np.argmin(fits)])
-        raise BigvocabError.of_row(
-            "hidden states",
-            bad,
-            f" looks as before the final norm, but {int(fits.sum())} of {len(rows)} rows as after it; {_HINT}",
-        )
+        told = f" looks as before the final norm, but {int(fits.sum())} of {len(rows)} rows as after it"
+        raise BigvocabError.of_row(name, bad if numbers is None else int(numbers[bad]), told, *_HINT)
     if found.after_norm_only:
         raise BigvocabError(
-            "hidden states: do not look as after the final norm, and this model needs such states: "
-            f"{found.after_norm_only}"
+            f"{name}: do not look as after the final norm, and this model needs such states: {found.after_norm_only}"
         )
     if len(rows) >= 4:
-        _refuse_others(rows, found, norm, weights)
+        _refuse_others(rows, found, norm, weights, name)
     return BEFORE
 
 
 def _vectors(found: FoundModel) -> tuple[Floats, Floats]:
     """Weights and biases of the norm as they are stored, ones and zeros where it has none."""
     ones = np.ones(found.hidden_size) - found.norm_offset
-    weights = ones if found.norm is None else read_vector(found.norm)
-    biases = np.zeros(found.hidden_size) if found.norm_biases is None else read_vector(found.norm_biases)
+    weights = ones if found.norm is None else _vector(found.norm)
+    biases = np.zeros(found.hidden_size) if found.norm_biases is None else _vector(found.norm_biases)
     return weights, biases
+
+
+def _vector(place: TensorPlace) -> Floats:
+    return converted(np.asarray(open_matrix(str(place))), np.float64)
 
 
 def _moments(rows: Floats, norm: _Norm) -> tuple[Floats, Floats, Floats, Floats]:
@@ -115,7 +130,7 @@ def _fits(rows: Floats, norm: _Norm) -> npt.NDArray[np.bool_]:
     return fits
 
 
-def _refuse_others(rows: Floats, found: FoundModel, norm: _Norm, weights: Floats) -> None:
+def _refuse_others(rows: Floats, found: FoundModel, norm: _Norm, weights: Floats, name: str) -> None:
     """Raise where something else than the model's own norm has made all the rows."""
     told, untold = ("1 + weight", "weight") if found.norm_offset else ("weight", "1 + weight")
     zeros, ones = np.zeros_like(norm.biases), np.ones_like(norm.weights)
@@ -125,26 +140,25 @@ def _refuse_others(rows: Floats, found: FoundModel, norm: _Norm, weights: Floats
         others.append((other, f"after a norm that multiplies by {untold}, but that of this model by {told}"))
     for candidate, what in others:
         if _fits(rows, candidate).all():
-            raise BigvocabError(f"hidden states: look as {what}; are they of {found.path}? Else {_HINT}")
+            raise BigvocabError(f"{name}: look as {what}; are they of {found.path}? Else", _HINT[0][1:], *_HINT[1:])
     mean, square, _, _ = _moments(rows, norm)
     variance = square - mean**2 if norm.kind == "layer" else square
     if variance.min() > 0 and np.ptp(variance) <= 0.01 * variance.mean():
         raise BigvocabError(
-            f"hidden states: look as after the final norm, times {np.sqrt(variance.mean()):.4g}; "
-            f"undo the factor, or {_HINT}"
+            f"{name}: look as after the final norm, times {np.sqrt(variance.mean()):.4g}; undo the factor, or",
+            _HINT[0][1:],
+            *_HINT[1:],
         )
 
 
-def _tell_unknown(rows: Floats, found: FoundModel) -> str:
+def _tell_unknown(rows: Floats, found: FoundModel, name: str) -> str:
     """`after-norm` if any norm with the model's weights can have made the rows; else an error."""
     if found.norm is not None:
-        weights, biases = read_vector(found.norm), np.zeros(found.hidden_size)
-        if found.norm_biases is not None:
-            biases = read_vector(found.norm_biases)
+        weights, biases = _vectors(found)
         for offset in (0, 1):
             for kind in ("rms", "layer"):
                 if _fits(rows, _Norm(kind, weights + offset, biases)).all():
                     return AFTER
     raise BigvocabError(
-        f"hidden states: cannot tell whether they come from after the final norm ({found.after_norm_only}); {_HINT}"
+        f"{name}: cannot tell whether they come from after the final norm ({found.after_norm_only})", *_HINT
     )

@@ -8,6 +8,7 @@ from typing import Any
 import numpy.typing as npt
 
 from bigvocab import arguments
+from bigvocab.heads.hidden_states import tell_of
 from bigvocab.heads.linear_rows import LinearRows
 from bigvocab.heads.output_layer import OutputLayer
 from bigvocab.losses.leading import Floats, by_block, flat_weights, float_rows, shaped
@@ -15,7 +16,7 @@ from bigvocab.losses.reductions import check_reduction
 from bigvocab.losses.row_statistics import softmax_rows, wanted
 from bigvocab.losses.softmax import reduce_rows, sparse_softmax_formula
 from bigvocab.matrices.matrix import Matrix
-from bigvocab.matrices.row_source import flat_labels
+from bigvocab.matrices.row_source import RowSource, flat_labels
 from bigvocab.threads import resolve_threads
 
 
@@ -41,7 +42,9 @@ def linear_cross_entropy(
 
     Args:
         inputs: (..., D) hidden states of any library, float16, bfloat16, float32 or float64.
-        weights: (V, D) output layer, of any of these types: an array, or what `open_matrix` returns.
+        weights: (V, D) output layer, of any of these types: an array, or what `open_matrix` returns. Or what
+            `open_model` returns: then biases, norm, scale, softcap and number of classes are those of the model, except
+            what is given here, and whether the inputs come from before or after the norm is told from them.
         labels: (...) integers in [0, num_classes), or `ignore_index`.
         biases: (V,), of any of these types; -inf masks a class.
         ignore_index: rows with this label count in no figure and are not computed; their loss is 0.
@@ -70,11 +73,12 @@ def linear_cross_entropy(
     """
     check_reduction(reduction)
     x = float_rows("inputs", inputs)
-    layer = OutputLayer(
-        _floats("weights", weights),
-        _floats("biases", biases),
-        num_classes=arguments.index_or_none("num_classes", num_classes),
-    )
+    classes = arguments.index_or_none("num_classes", num_classes)
+    if isinstance(weights, OutputLayer):
+        layer = _layer_for(weights, x, biases, classes)
+        logit_scale, softcap = (layer.logit_scale if logit_scale == 1 else logit_scale), softcap or layer.softcap
+    else:
+        layer = OutputLayer(_floats("weights", weights), _floats("biases", biases), num_classes=classes)
     LinearRows(layer, x.rows(0, 0))  # an error where they do not fit
     y = arguments.as_integers("labels", labels)
     shape = y.shape
@@ -94,6 +98,16 @@ def linear_cross_entropy(
 
     losses = by_block(x, of_block)
     return shaped(reduce_rows(losses, flat_weights(None, shape), None, y >= 0, reduction), shape, reduction)
+
+
+def _layer_for(layer: OutputLayer, inputs: RowSource, biases: Any, num_classes: int | None) -> OutputLayer:
+    """A layer of a model for states of its own kind."""
+    if biases is not None:
+        raise TypeError("biases: belong to the layer that was given as weights, expected None")
+    states = Matrix.from_rows(inputs, name="inputs")
+    layer.check_depth(states.shape[1], "inputs")
+    kind = layer.hidden_states or tell_of(states, layer.found, "inputs")  # type: ignore[arg-type]  # never both None
+    return layer.for_states(kind, num_classes=num_classes)
 
 
 def _floats(name: str, values: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,7 +11,9 @@ import numpy.typing as npt
 
 from bigvocab import arguments
 from bigvocab.errors import BigvocabError, Keyword
+from bigvocab.heads.found_model import AFTER, BEFORE, FoundModel
 from bigvocab.heads.products import converted, lanes
+from bigvocab.heads.weight_files import open_weights
 from bigvocab.matrices.matrix import Matrix
 from bigvocab.matrices.opening import as_matrix
 from bigvocab.matrices.tiles import kernel_view
@@ -31,7 +34,9 @@ class FinalNorm:
     weight (Gemma) need 1 + weight here.
     """
 
-    def __init__(self, kind: str, depth: int, weight: Any = None, bias: Any = None, epsilon: float = 1e-6) -> None:
+    def __init__(
+        self, kind: str, depth: int, weight: Any = None, bias: Any = None, epsilon: float = 1e-6, offset: int = 0
+    ) -> None:
         if kind not in NORMS:
             raise BigvocabError(Keyword("final_norm"), f": got {kind!r}, expected one of {', '.join(NORMS)}")
         if kind == "rms" and bias is not None:
@@ -39,7 +44,7 @@ class FinalNorm:
                 Keyword("norm_bias"), ": ", Keyword("final_norm", "rms"), ' has none; expected it with "layer" alone'
             )
         self.kind = kind
-        self.weight = np.ones(depth) if weight is None else _vector_of("norm_weight", weight, depth)
+        self.weight = np.ones(depth) if weight is None else offset + _vector_of("norm_weight", weight, depth)
         self.bias = np.zeros(depth) if bias is None else _vector_of("norm_bias", bias, depth)
         self.epsilon = arguments.real("norm_epsilon", epsilon)
         if not 0 <= self.epsilon < np.inf:
@@ -81,11 +86,16 @@ class OutputLayer:
         biases: the same, (V,).
         num_classes: classes that count; the rows of `weights` behind are padding.
         final_norm: None, "rms" or "layer", with norm_weight (D,), norm_bias (D,), norm_epsilon.
+        norm_offset: 1 where the norm multiplies by 1 + norm_weight (Gemma), else 0.
+        logit_scale, softcap: logits become softcap(logit_scale * (x . w + b)); applied by `linear_cross_entropy` alone.
         strict: raise where a class holds a NaN or an infinity; else it goes into the logits.
+        found: the model that the layer is of, from `open_model`.
 
     Attributes:
         vectors: {"biases", "norm_weight", "norm_bias"}: the matrix of each, or None.
         biases: (num_classes,) in the accumulator's type, or None.
+        hidden_states: "before-norm" or "after-norm": whether the norm is applied; None where it is to be told from the
+            states, as of a layer of `open_model`.
         bytes_read: of the weights so far.
 
     >>> import numpy as np
@@ -104,22 +114,22 @@ class OutputLayer:
         norm_weight: Any = None,
         norm_bias: Any = None,
         norm_epsilon: float = 1e-6,
+        norm_offset: int = 0,
+        logit_scale: float = 1.0,
+        softcap: float | None = None,
         strict: bool = False,
+        found: FoundModel | None = None,
     ) -> None:
-        self.weights = as_matrix(weights, "weights")
+        self.weights = open_weights(weights)
         self.name = shown_as("weights", self.weights)
         if self.weights.ndim != 2:
             raise BigvocabError(
                 f"{self.name}: expected 2 dimensions, (classes, hidden size), got shape {self.weights.shape}"
             )
         self.shape = self.weights.shape
-        self.num_classes = self.shape[0] if num_classes is None else num_classes
         if not self.shape[0]:
             raise BigvocabError(f"{self.name}: has no rows, expected one for each class")
-        if not 1 <= self.num_classes <= self.shape[0]:
-            raise BigvocabError(
-                Keyword("num_classes"), f": got {num_classes}, but {self.name} has {self.shape[0]} classes"
-            )
+        self._count_classes(self.shape[0] if num_classes is None else num_classes)
         self.strict = strict
         self.vectors = {"biases": biases, "norm_weight": norm_weight, "norm_bias": norm_bias}
         self.files = list(self.weights.files)
@@ -133,9 +143,20 @@ class OutputLayer:
                 Keyword("norm_weight"), ": needs ", Keyword("final_norm"), ', expected "rms" or "layer" beside it'
             )
         weight, bias = self.vectors["norm_weight"], self.vectors["norm_bias"]
-        self.norm = None if final_norm is None else FinalNorm(final_norm, self.shape[1], weight, bias, norm_epsilon)
+        self.norm_offset, self.logit_scale, self.softcap, self.found = norm_offset, logit_scale, softcap, found
+        self.final_norm = None
+        if final_norm is not None:
+            self.final_norm = FinalNorm(final_norm, self.shape[1], weight, bias, norm_epsilon, norm_offset)
+        self.hidden_states = (AFTER if self.final_norm is None else BEFORE) if found is None else None
         self.block_bytes = BLOCK_BYTES
         self.bytes_read = 0
+
+    def _count_classes(self, num_classes: int) -> None:
+        if not 1 <= num_classes <= self.shape[0]:
+            raise BigvocabError(
+                Keyword("num_classes"), f": got {num_classes}, but {self.name} has {self.shape[0]} classes"
+            )
+        self.num_classes = num_classes
 
     def _checked_biases(self) -> Array | None:
         matrix = self.vectors["biases"]
@@ -154,10 +175,36 @@ class OutputLayer:
             )
         return biases
 
+    @property
+    def norm(self) -> FinalNorm | None:
+        """What states pass before they meet the weights; None where they have passed it, or there is none."""
+        return self.final_norm if self.hidden_states == BEFORE else None
+
+    def for_states(self, hidden_states: str, num_classes: int | None = None) -> OutputLayer:
+        """The same layer for states from before or after the norm, with another number of classes if that is given."""
+        layer = copy.copy(self)
+        layer.hidden_states = hidden_states
+        layer._count_classes(self.num_classes if num_classes is None else num_classes)
+        layer.biases = layer._checked_biases()
+        return layer
+
+    def __repr__(self) -> str:
+        if self.found is not None:
+            return f"<OutputLayer {self.found.describe()}>"
+        return f"<OutputLayer {self.name}: {self.num_classes} x {self.shape[1]}>"
+
+    def describe(self) -> str:
+        """What the layer is, and where each part of it was found, in lines for a person."""
+        if self.found is None:
+            return repr(self)[1:-1]
+        return "\n".join([self.found.path, *(f"  {name}: {text}" for name, text in self.found.lines())])
+
     def options(self) -> dict[str, Any]:
         """What tells layers apart, as far as it is cheap to know."""
         norm = None if self.norm is None else (self.norm.kind, self.norm.epsilon)
+        model = {} if self.found is None else {"hidden_states": self.hidden_states, "norm_offset": self.norm_offset}
         return {
+            **model,
             "shape": self.shape,
             "dtype": self.weights.dtype.name,
             "biases": self.biases is not None,
@@ -196,7 +243,8 @@ class OutputLayer:
         """Classes `first` to `stop` as a layer of its own, counted from 0, of views; what it reads is counted apart."""
         weights = self.weights.rows_between(first, stop)
         found = OutputLayer(weights, None if self.biases is None else self.biases[first:stop])
-        found.strict, found.norm, found.block_bytes = self.strict, self.norm, self.block_bytes
+        found.strict, found.block_bytes = self.strict, self.block_bytes
+        found.final_norm, found.hidden_states = self.final_norm, self.hidden_states
         return found
 
     def parts(self, first: int, stop: int) -> Iterator[tuple[int, WeightRows]]:

@@ -14,6 +14,7 @@ from bigvocab.errors import BigvocabError
 from bigvocab.evaluation.compatibility import refuse_difference
 from bigvocab.evaluation.context import RowContext
 from bigvocab.evaluation.coverage import refuse_incomplete, refuse_other_files
+from bigvocab.evaluation.model_report import with_model
 from bigvocab.evaluation.reporting import make_report, refuse_nothing, with_rates
 from bigvocab.evaluation.row_losses import of_statistics
 from bigvocab.evaluation.specification import Specification
@@ -27,7 +28,11 @@ from bigvocab.matrices.names import DataNames
 from bigvocab.reports.report import Report
 from bigvocab.storage.output import replacing
 
-_LAYER = ("weights", "biases", "final_norm", "norm_weight", "norm_bias", "norm_epsilon", "num_classes")
+# fmt: off
+_LAYER = ("weights", "biases", "final_norm", "norm_weight", "norm_bias", "norm_epsilon", "num_classes",
+          "model", "hidden_states", "layer")
+# fmt: on
+_OF_MODEL = ("logit_scale", "softcap")  # which a state of a model holds as options alone
 _ROWS = 65_536
 _EXPECTED = "expected the states of all ranges"
 
@@ -44,6 +49,7 @@ def merge_classes(states: Sequence[State], output: str | os.PathLike[str] | None
         refuse_other_files(first.covered(), state.covered(), (first.path, state.path))
     ordered, coverage = _all_classes(states), first.covered()
     given = {name: value for name, value in first.given.items() if name not in _LAYER}
+    given |= {name: first.options[name] for name in _OF_MODEL}
     asked = Specification.from_json(given, first.path)
     context, tally = RowContext(asked, DataNames()), Tally(asked.measures.accuracies)
     columns = first.table.column_names
@@ -60,7 +66,7 @@ def merge_classes(states: Sequence[State], output: str | os.PathLike[str] | None
     coverage.seconds, coverage.bytes_read = sum(one.seconds for one in every), sum(one.bytes_read for one in every)
     coverage.inputs = list({entry["path"]: entry for one in every for entry in one.inputs}.values())
     refuse_nothing(first.path, tally.counts, coverage.rows)
-    return with_rates(make_report(asked.loss.name, tally, None), coverage)
+    return with_model(with_rates(make_report(asked.loss.name, tally, None), coverage), first.model, first.notes)
 
 
 def _span(state: State) -> ClassSpan:

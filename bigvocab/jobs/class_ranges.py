@@ -238,7 +238,9 @@ class ClassTask(EvaluationTask):
         """The state before any row: each range has logits of its own, so that labels alone must be the same."""
         options = self.scorer.identity() | {"layer": None, "num_classes": self.total}
         coverage = self.coverage(self.data.labels.fingerprints())
-        return State(self.name, options, self.scorer.given(), coverage=coverage)
+        return State(
+            self.name, options, self.scorer.given(), coverage=coverage, model=self.scorer.model, notes=self.notes
+        )
 
     def refuse_nothing(self, sums: Any) -> None:
         """The merged states say it."""

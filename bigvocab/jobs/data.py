@@ -63,6 +63,7 @@ class JobData:
         """Paths of all files."""
         for source in self.sources:
             yield from (file["path"] for file in source.files if file["path"] != "<array>")
+            yield from (path for path, _, _ in source.stored.fingerprints)
         yield from self.labels.paths
 
     def matrices(self) -> Iterator[Matrix]:

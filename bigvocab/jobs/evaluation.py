@@ -17,10 +17,10 @@ from bigvocab.jobs.data import JobData
 from bigvocab.jobs.evaluation_task import EvaluationTask
 from bigvocab.jobs.label_logits import LabelLogits
 from bigvocab.jobs.label_logits_task import LabelLogitsTask, write_task
+from bigvocab.jobs.opening import LabelsOnce, column_of, in_sequences
 from bigvocab.jobs.run import Progress, RunOptions, refuse_serial, run_task
+from bigvocab.jobs.shift_notes import shift_notes
 from bigvocab.jobs.workers.local import check_process
-from bigvocab.labels.label_sources import open_labels
-from bigvocab.labels.leading import flat_array
 from bigvocab.reports.report import Report
 
 
@@ -48,10 +48,16 @@ def evaluate(
     """Evaluate logits in files, or arrays, against labels in files, or arrays, in bounded memory.
 
     Args:
-        labels: a path, a list of paths, or an array.
+        labels: a path, a list of paths, or an array. `FOLDER::name` is a tensor of each file of a folder: one file per
+            sequence, as serving systems write them.
         logits: (N, V): a path, a glob, a folder, a list of paths, or an array.
         inputs: hidden states (N, D) in place of logits; `weights` (V, D) and what else makes logits of them are among
             the options.
+        shift_labels: row t of a sequence is scored on label t + 1 of it, and its last row is ignored: for labels that
+            are the tokens of the inputs. Sequences are the files of labels, or the rows of (B, T) labels, or those of
+            the inputs; else all rows are one.
+        score_from: rows before this position of their sequence are ignored.
+        layer: which of the L layers of states (T, L, D); None is the last, where the labels are as many as T.
         output: path of losses.parquet, one record per row.
         report: path of report.json.
         report_every: seconds; `report` is also written so often, then with `progress` {rows_done, rows_total}.
@@ -108,9 +114,12 @@ def evaluate(
     if vocab_shard is None and first_class is None:
         task = EvaluationTask(scorer, data, _row_range(shard, data.num_rows), records=output is not None)
         task.check()
+        shifted, column = specification.sequences.shift_labels, column_of(labels, specification.columns.label)
+        task.notes += shift_notes(data.source, data.labels, specification.loss, shifted=shifted, column=column)
         if shard is not None:
             refuse_serial(task, "shard")
         return run_task(task, run, progress=progress)
+    assert not isinstance(total, str)  # by the rules
     span = class_range(data.source, parse_shard("vocab_shard", vocab_shard), first_class, total)
     whole = first_class is None
     if save_label_logits is not None:
@@ -180,10 +189,10 @@ def open_data(scorer: Scorer, values: Any, labels: Any) -> JobData:
     opening = asked.opening.keywords()
     if scorer.head is not None:
         opening.pop("vocab_shards", None)  # files of a layer are ranges of classes in any case
-    source = scorer.source(values, **opening)
-    kinds = asked.loss.spec.labels
-    labels = flat_array(labels, source.stored.leading, one_each=kinds == ("id",))
-    found = open_labels(labels, kinds, asked.columns.keywords())
+    kinds, columns = asked.loss.spec.labels, asked.columns.keywords()
+    opened = LabelsOnce(labels, kinds, columns)
+    source = scorer.source(values, label_rows=opened.count, **opening)
+    found = in_sequences(opened.beside(source.stored.leading), source, kinds, asked.sequences)
     return JobData([source], found, scorer.names_of(source, found.path if found.files else "labels"))
 
 

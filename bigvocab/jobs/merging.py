@@ -10,6 +10,7 @@ from bigvocab.arguments import integer
 from bigvocab.errors import BigvocabError, Keyword
 from bigvocab.evaluation.compatibility import refuse_difference, refuse_same_draws
 from bigvocab.evaluation.coverage import merged_coverage, refuse_incomplete, shown_rows
+from bigvocab.evaluation.model_report import with_model
 from bigvocab.evaluation.reporting import make_report, refuse_nothing, with_rates
 from bigvocab.evaluation.state import State, read_state
 from bigvocab.evaluation.stored_tally import Names, restored
@@ -100,10 +101,10 @@ def tally_report(state: State, tally: Tally) -> Report:
     draws = state.options["draws"] or {}
     report = make_report(state.options["loss"], tally, state.sampled, exact=draws.get("exact", False))
     if state.coverage is None:
-        return report
+        return with_model(report, state.model, state.notes)
     if state.coverage.ranges:
         refuse_nothing(state.path, tally.counts, state.coverage.rows)
-    return with_rates(report, state.coverage)
+    return with_model(with_rates(report, state.coverage), state.model, state.notes)
 
 
 def _refuse_twice(parts: list[Part]) -> list[Part]:

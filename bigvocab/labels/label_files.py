@@ -33,6 +33,7 @@ from bigvocab.storage.mapped import MappedFile
 
 _SUFFIXES = tuple(suffix for suffix, form in paths.SUFFIXES.items() if form in ("npy", "arrow", "parquet"))
 _LESS = (*TEXT_SUFFIXES, ".npz", ".pt", ".pth", ".safetensors")  # in a folder where there are none of those above
+_MOST_KEPT = 16 << 20
 _SUPPORTED = "an Arrow IPC file or stream, Parquet, or .npy; by name also .csv, .tsv, .jsonl, .npz, .pt, .safetensors"
 
 # (names of columns, start, stop) -> (first row, record batch): all with rows in the range, and perhaps more
@@ -118,9 +119,22 @@ def _open_parquet(path: str, form: str) -> _Opened:
 
 def _open_mapped(path: str, column: str | None) -> _Opened:
     """An array of any integer or float type in a file that is mapped."""
-    file = MappedFile(paths.Source(path, path, column))
+    source = paths.Source(path, path, column)
+    file = MappedFile(source)
     array = read_array(file)
-    return _open_array(array.view(file), path, column or "labels")
+    opened = _open_array(array.view(file), path, column or "labels")
+    if file.size > _MOST_KEPT:
+        return opened
+    # The map of a small file is not kept: there may be ten thousand.
+    schema, rows, _ = opened
+
+    def batches(names: list[str], start: int, stop: int) -> Iterator[tuple[int, pa.RecordBatch]]:
+        again = MappedFile(source)
+        copy = read_array(again).view(again)[start:stop].copy()
+        for first, batch in _open_array(copy, path, column or "labels")[2](names, 0, len(copy)):
+            yield start + first, batch
+
+    return schema, rows, batches
 
 
 def _open_npy(path: str) -> _Opened:

@@ -7,9 +7,7 @@ whole.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
-from bisect import bisect_right
 from collections.abc import Iterator
 from typing import Any, Protocol
 
@@ -20,7 +18,7 @@ import pyarrow as pa
 from bigvocab import arguments
 from bigvocab.errors import BigvocabError, FormatError, Keyword
 from bigvocab.labels.id_sets import IdSets, as_id_sets
-from bigvocab.labels.labels import LabelBatch, Labels, read_labels
+from bigvocab.labels.labels import LabelBatch, Labels, place_among, read_labels
 from bigvocab.labels.tables import as_table_source
 from bigvocab.matrices.fingerprints import of_matrix
 from bigvocab.matrices.matrix import Matrix
@@ -61,6 +59,9 @@ class LabelSource(Protocol):
 
     def check(self) -> None:
         """Raise FormatError if a file has changed since it was opened."""
+
+    def place_of(self, row: int) -> tuple[str, int] | None:
+        """The file that holds a row, and its number there; None where there is one file."""
 
     def __iter__(self) -> Iterator[LabelBatch]: ...
 
@@ -104,6 +105,10 @@ class MatrixLabels:
     def check(self) -> None:
         """Raise FormatError if a file has changed since it was opened."""
         self.matrix.check()
+
+    def place_of(self, row: int) -> tuple[str, int] | None:
+        """The file that holds a row, and its number there; None where there is one file."""
+        return place_among(self.files, row)
 
     def __iter__(self) -> Iterator[LabelBatch]:
         return self.batches()
@@ -240,8 +245,9 @@ def errors_of_files(labels: LabelSource, name: str) -> Iterator[None]:
         yield
     except BigvocabError as error:
         paths = [file["path"] for file in labels.files]
-        if len(paths) < 2 or error.place is None or error.row is None or error.place.path not in (name, *paths):
+        if error.place is None or error.row is None or error.place.path not in (name, *paths):
             raise
-        firsts = list(itertools.accumulate((file["shape"][0] for file in labels.files), initial=0))
-        file = bisect_right(firsts, error.row) - 1
-        raise error.moved(paths[file], error.row - firsts[file]) from None
+        place = labels.place_of(error.row)
+        if place is None:
+            raise
+        raise error.moved(*place) from None

@@ -7,8 +7,10 @@ size, and has `columns` turn them into NumPy arrays.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import operator
-from collections.abc import Iterator
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -111,7 +113,11 @@ class Labels:
         """One entry {role, path, shape, dtype, bytes, fingerprint} for each file; of labels in memory, one for all."""
         if self.paths:
             return [{"role": "labels", **file, "fingerprint": of_file(file["path"], WHOLE)} for file in self.files]
-        return [{"role": "labels", **self.files[0], "path": "<array>", "fingerprint": _of_batches(self)}]
+        return [{"role": "labels", **self.files[0], "path": "<array>", "fingerprint": fingerprint_of(self)}]
+
+    def place_of(self, row: int) -> tuple[str, int] | None:
+        """The file that holds a row, and its number there; None where there is one file."""
+        return place_among(self.files, row)
 
     def check(self) -> None:
         """Raise FormatError if a file has changed since it was opened."""
@@ -194,8 +200,17 @@ class Labels:
             return batch
 
 
-def _of_batches(labels: Labels) -> str:
-    """The fingerprint of labels in memory."""
+def place_among(files: list[dict[str, Any]], row: int) -> tuple[str, int] | None:
+    """The file that holds a row of all, and its number there; None where there is one file."""
+    if len(files) < 2:
+        return None
+    firsts = list(itertools.accumulate((file["shape"][0] for file in files), initial=0))
+    at = bisect_right(firsts, row) - 1
+    return files[at]["path"], row - firsts[at]
+
+
+def fingerprint_of(labels: Iterable[LabelBatch]) -> str:
+    """The fingerprint of labels by their values."""
     found = hashlib.blake2b(digest_size=16)
     for batch in labels:
         groups = None if batch.groups is None else np.asarray(batch.groups[1])[batch.groups[0]]

@@ -28,6 +28,6 @@ def of_matrix(role: str, matrix: Matrix) -> Iterator[dict[str, Any]]:
     """One entry {role, path, shape, dtype, bytes, fingerprint} for each file of a matrix."""
     for i, file in enumerate(matrix.files):
         mapped = matrix.maps[i] if matrix.maps else None
-        found = of_array(np.asarray(matrix)) if mapped is None else of_file(mapped.path)
+        found = matrix.digest() or (of_array(np.asarray(matrix)) if mapped is None else of_file(mapped.path))
         tensor = {} if mapped is None or mapped.selector is None else {"tensor": mapped.selector}
         yield {"role": role, **file, "fingerprint": found, **tensor}

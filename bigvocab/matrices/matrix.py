@@ -115,6 +115,10 @@ class Matrix:
         """(absolute path, size, time of change in ns) of each file at opening."""
         return [(file.path, file.size, file.identity.changed_ns) for file in self.maps]
 
+    def digest(self) -> str | None:
+        """The fingerprint of all files together, where they are too many for one each."""
+        return None
+
     def __len__(self) -> int:
         return self.shape[0]
 

@@ -29,6 +29,7 @@ class Options(NamedTuple):
     shape: tuple[int, ...] | None
     offset: int
     vocab_shards: bool
+    any_leading: bool = False
 
 
 def _check_alike(maps: list[MappedFile], layouts: list[Layout], vocab_shards: bool) -> None:
@@ -51,7 +52,7 @@ def _opened(sources: list[Source], options: Options) -> Matrix:
     stored = parse_dtype(options.dtype)
     maps = [MappedFile(source if options.shape else locate(source)) for source in sources]
     if options.shape is None:
-        layouts = [read_layout(file, stored) for file in maps]
+        layouts = [read_layout(file, stored, any_leading=options.any_leading) for file in maps]
     else:
         if stored is None:
             raise BigvocabError(
@@ -81,6 +82,11 @@ def _opened(sources: list[Source], options: Options) -> Matrix:
             raise BigvocabError(f"{maps[0].shown}: quantised rows cannot be vocab shards, expected one layer")
         matrix = QuantisedMatrix([make_shard(0, parts)], shape, layouts[0].blocks, files)
     matrix.maps, matrix.reopened_by = maps, (reopen, (sources, options, files))
+    lengths = {layout.leading[-1:] for layout in layouts}
+    if not by_class and len(lengths) == 1 and () not in lengths:
+        matrix.leading = (
+            layouts[0].leading if len(layouts) == 1 else (at // max(1, *lengths.pop()), *layouts[0].leading[-1:])
+        )
     return matrix
 
 
@@ -142,13 +148,27 @@ def open_matrix(
     is_path = isinstance(path, str | os.PathLike | list | tuple)
     if not is_path and (isinstance(path, np.ndarray) or foreign_array(path, "path") is not None):
         return as_matrix(path, any_leading=True)
+    return _open_files(path, dtype=dtype, shape=shape, offset=offset, vocab_shards=vocab_shards)
+
+
+def _open_files(
+    path: Any,
+    *,
+    dtype: Any = None,
+    shape: Any = None,
+    offset: int = 0,
+    vocab_shards: bool = False,
+    any_leading: bool = False,
+) -> Matrix:
+    """`open_matrix` of paths; with `any_leading`, an array (..., V) in a file counts as its rows."""
     if isinstance(offset, bool) or not isinstance(offset, int | np.integer):
         raise TypeError(f"offset: expected a number of bytes, got {type(offset).__name__}")
     if offset < 0 or (offset and shape is None):
         expected = "0 or more" if offset < 0 else "0, because only raw binary (shape=, dtype=) has an offset"
         raise BigvocabError(Keyword("offset"), f": got {offset}, expected {expected}")
     sizes = None if shape is None else parse_shape(shape)
-    return _opened(expand(path, raw=sizes is not None), Options(dtype, sizes, int(offset), bool(vocab_shards)))
+    given = Options(dtype, sizes, int(offset), bool(vocab_shards), any_leading)
+    return _opened(expand(path, raw=sizes is not None), given)
 
 
 def as_matrix(value: Any, name: str = "array", *, any_leading: bool = False, **options: Any) -> Matrix:
@@ -162,7 +182,7 @@ def as_matrix(value: Any, name: str = "array", *, any_leading: bool = False, **o
     ):
         if value in ("", []):
             raise BigvocabError(f"{name}: expected the name of a file, got {value!r}")
-        return open_matrix(value, **options)
+        return _open_files(value, any_leading=any_leading, **options)
     if isinstance(value, list | tuple) and value:
         value = as_array(name, value)
     found = foreign_array(value, name)

@@ -5,21 +5,28 @@ from __future__ import annotations
 import threading
 from bisect import bisect_right
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from bigvocab.formats.layout import Layout
-from bigvocab.matrices.row_source import RowSource
 from bigvocab.storage.mapped import MappedFile
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
+class RowsElsewhere(Protocol):
+    """Rows that are copied to memory when they are asked for."""
+
+    def rows(self, start: int, stop: int) -> Array:
+        """Rows `start` to `stop`."""
+
+
 class Part(NamedTuple):
     """Consecutive rows that lie together; `file` is None for an array in memory.
 
-    Rows on an accelerator are in `device`, and copied when they are asked for; `array` has none of them then.
+    Rows on an accelerator, or in files that are not mapped, are in `device`, and copied when they are asked for;
+    `array` has none of them then.
     """
 
     first: int
@@ -27,7 +34,7 @@ class Part(NamedTuple):
     array: Array
     file: MappedFile | None
     offset: int
-    device: RowSource | None = None
+    device: RowsElsewhere | None = None
 
     def rows(self, start: int, stop: int) -> Array:
         """Rows start to stop of the matrix."""

@@ -180,7 +180,8 @@ def _sampled(figures: Mapping[str, Any], sign: str) -> _Pairs:
 def _source(figures: Mapping[str, Any]) -> _Pairs:
     """Which data, and how fast."""
     files = figures.get("inputs", [])
-    pairs = [("data" if i == 0 else "", _file(file)) for i, file in enumerate(files[:_MOST_FILES])]
+    pairs = _model(figures.get("model"))
+    pairs += [("data" if i == 0 else "", _file(file)) for i, file in enumerate(files[:_MOST_FILES])]
     if more := len(files) - _MOST_FILES:
         pairs += [("", f"... and {counted(more, 'more file')}")] if more > 0 else []
     if "seconds" in figures:
@@ -191,6 +192,18 @@ def _source(figures: Mapping[str, Any]) -> _Pairs:
             rate += f", {size(figures['bytes_per_second'])}/s"
         pairs.append(("time", rate))
     return pairs
+
+
+def _model(model: Mapping[str, Any] | None) -> _Pairs:
+    """Which model made the logits, in one line."""
+    if not model:
+        return []
+    facts = [str(model["type"]), f"{model['num_classes']:,} classes", f"{model['norm']} norm"]
+    facts.append(str(model["hidden_states"]))
+    facts += [f"scale {model['logit_scale']:g}"] if model["logit_scale"] != 1 else []
+    facts += [f"softcap {model['softcap']:g}"] if "softcap" in model else []
+    shown = ", ".join(facts)
+    return [("model", f"{tail(str(model['path']), max(12, 60 - len(shown)))}  {shown}")]
 
 
 def _file(file: Mapping[str, Any]) -> str:

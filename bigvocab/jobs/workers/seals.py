@@ -25,6 +25,7 @@ from bigvocab.storage.fingerprints import of_file
 
 WHOLE = 64 << 20  # of the files of a matrix together: hashed in some 0.1 s, by every worker
 _WHOLE_LABELS = 256 << 20
+_MOST_FILES = 256
 _ROWS = 16  # of a matrix, and the first one of each file
 _FEW_COLUMNS = 16 << 10  # of a file in Fortran order, where each element of a row is in a page of its own
 
@@ -104,11 +105,17 @@ def _look(path: str, whole: int) -> dict[str, Any]:
 def _files(task: RowTask) -> Iterator[tuple[str, int]]:
     """(absolute path, bytes up to which it is hashed whole) of each file that a worker opens."""
     for matrix in task.matrices():
-        paths = [path for path, _, _ in matrix.fingerprints]
+        paths = _spread([path for path, _, _ in matrix.fingerprints])
         yield from ((path, max(1 << 20, WHOLE // len(paths))) for path in paths)
     held = {path for matrix in task.matrices() for path, _, _ in matrix.fingerprints}
     others = map(os.path.abspath, [*task.data.labels.paths, *task.worker_files()])
-    yield from ((path, _WHOLE_LABELS) for path in others if path not in held)
+    yield from ((path, _WHOLE_LABELS) for path in _spread([path for path in others if path not in held]))
+
+
+def _spread(found: list[Any]) -> list[Any]:
+    """All of a list, or some of a long one, spread evenly: ten thousand files are not looked at by every worker."""
+    step = len(found) / _MOST_FILES
+    return found if step <= 1 else [found[int(i * step)] for i in range(_MOST_FILES)]
 
 
 def _rows(task: RowTask) -> Iterator[tuple[str, int, str]]:
@@ -117,7 +124,7 @@ def _rows(task: RowTask) -> Iterator[tuple[str, int, str]]:
         if not matrix.fingerprints or matrix.ndim == 1 or not len(matrix):
             continue
         starts = dict(matrix.row_files())
-        rows = {int(row) for row in np.linspace(0, len(matrix) - 1, _ROWS)} | starts.keys()
+        rows = {int(row) for row in np.linspace(0, len(matrix) - 1, _ROWS)} | set(_spread(list(starts)))
         if not matrix.row_by_row:
             rows = {0} if matrix.shape[1] <= _FEW_COLUMNS else set()
         name = matrix.files[0]["path"]

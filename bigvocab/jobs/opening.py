@@ -1,0 +1,64 @@
+"""How rows and labels of a job find each other: as many of both, or as sequences."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+
+from bigvocab.arrays import as_host_array
+from bigvocab.errors import BigvocabError
+from bigvocab.evaluation.specification import Sequences
+from bigvocab.labels.label_sources import LabelSource, open_labels
+from bigvocab.labels.leading import flat_array
+from bigvocab.labels.sequences import as_sequences, width_of
+from bigvocab.matrices.sequences import sequence_edges
+from bigvocab.matrices.sources import LogitSource
+from bigvocab.storage.paths import split_selector
+
+
+class LabelsOnce:
+    """Labels that may have to be counted before it is known which rows they are beside; files are opened once."""
+
+    def __init__(self, labels: Any, kinds: tuple[str, ...], columns: dict[str, str | None]) -> None:
+        self._labels, self._kinds, self._columns = labels, kinds, columns
+        self._opened: LabelSource | None = None
+
+    def count(self) -> int:
+        """How many labels there are; -1 where they cannot be opened, which `beside` says."""
+        array = as_host_array(self._labels, "labels")
+        if isinstance(array, np.ndarray):
+            return array.size
+        try:
+            self._opened = open_labels(self._labels, self._kinds, self._columns)
+        except BigvocabError:
+            return -1
+        return self._opened.num_rows * (width_of(self._opened) or 1)
+
+    def beside(self, leading: tuple[int, ...]) -> LabelSource:
+        """The labels of rows that came as an array with these dimensions before its columns."""
+        if self._opened is not None:
+            return self._opened
+        labels = flat_array(self._labels, leading, one_each=self._kinds == ("id",))
+        return open_labels(labels, self._kinds, self._columns)
+
+
+def column_of(labels: Any, column: str | None) -> str | None:
+    """The name of the column or tensor of labels, as far as it was said."""
+    if column is not None or not isinstance(labels, str | os.PathLike):
+        return column
+    return split_selector(os.fsdecode(labels))[1]
+
+
+def in_sequences(labels: LabelSource, source: LogitSource, kinds: tuple[str, ...], asked: Sequences) -> LabelSource:
+    """Labels as those of the rows of a source, in sequences where that is asked for."""
+    return as_sequences(
+        labels,
+        len(source),
+        sequence_edges(source.stored),
+        kinds=kinds,
+        shift=asked.shift_labels,
+        score_from=asked.score_from,
+        rows_name=source.files[0]["path"],
+    )
