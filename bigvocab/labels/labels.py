@@ -192,6 +192,7 @@ class Labels:
             return by_name[name], Place(part.path, f": column {name!r}")
 
         with reading(part.path, part.format):
+            labels: Any
             if self.kind == "dense":
                 labels, ignored = _columns.dense(*asked(chosen.label), row, self.num_classes)
             else:
