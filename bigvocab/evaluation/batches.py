@@ -6,23 +6,16 @@ from __future__ import annotations
 
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from bigvocab import arguments
-from bigvocab.errors import BigvocabError
+from bigvocab.errors import BigvocabError, Place
+from bigvocab.formats.vectors import LISTS, vector_type, vectors_of
 from bigvocab.labels.columns import groups_of
 from bigvocab.labels.label_sources import labels_of
 from bigvocab.labels.labels import LabelBatch, Labels, read_labels
-
-_ELEMENTS = {
-    pa.float16(): np.float16,
-    pa.float32(): np.float32,
-    pa.float64(): np.float64,
-    pa.uint16(): ml_dtypes.bfloat16,
-}
 
 
 def label_batch(
@@ -57,45 +50,53 @@ def _check_weights(weights: npt.NDArray[np.float64], labels: Any, ignore_index: 
         raise BigvocabError.of_row("weights", row, f" is {weights[row]}, expected a finite number")
 
 
+def as_batch(batch: Any) -> Any:
+    """A pyarrow RecordBatch or Table as it is; what has `__arrow_c_stream__` (Polars, pandas, DuckDB) as a Table.
+
+    Raises:
+        TypeError: none of these; BigvocabError: columns that Arrow cannot hold.
+    """
+    if isinstance(batch, pa.RecordBatch | pa.Table):
+        return batch
+    if not hasattr(batch, "__arrow_c_stream__"):
+        kind = type(batch).__name__
+        raise TypeError(
+            f"batch: expected a pyarrow RecordBatch or Table, or what has __arrow_c_stream__ (a data frame), got {kind}"
+        )
+    try:
+        return pa.table(batch)
+    except (pa.ArrowException, TypeError, ValueError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise BigvocabError(f"batch: {type(batch).__name__} is no Arrow table: {reason}") from error
+
+
 def arrays_of(batch: Any, columns: dict[str, str | None], name: str = "logits") -> tuple[npt.NDArray[Any], Labels]:
     """The column `name` as (N, V), zero-copy where it is in one chunk, and the labels of the other columns."""
-    if not isinstance(batch, pa.RecordBatch | pa.Table):
-        raise TypeError(f"batch: expected a pyarrow RecordBatch or Table, got {type(batch).__name__}")
     listed = ", ".join(f"{field.name!r} ({field.type})" for field in batch.schema)
     if (count := batch.schema.names.count(name)) != 1:
         raise BigvocabError(f"batch: {count or 'no'} column{'s' * (count > 1)} {name!r}; there are: {listed}")
     if "loss" in batch.schema.names:
         raise BigvocabError(f"batch: has a column 'loss' already; there are: {listed}")
-    column = batch.column(name)
-    chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
-    arrays = [_values(name, column.type, chunk) for chunk in chunks if len(chunk)]
-    width = getattr(_storage(column.type), "list_size", 0)
-    matrix = arrays[0] if len(arrays) == 1 else np.concatenate(arrays or [np.zeros((0, max(1, width)), np.float32)])
+    matrix = _rows(batch.column(name), name)
     rest = batch.select([other for other in batch.schema.names if other != name])
     table = rest if isinstance(rest, pa.Table) else pa.Table.from_batches([rest])
     return matrix, read_labels(table, **columns)
 
 
-def _storage(kind: pa.DataType) -> pa.DataType:
-    return kind.storage_type if isinstance(kind, pa.FixedShapeTensorType) else kind
-
-
-def _values(name: str, kind: pa.DataType, chunk: Any) -> npt.NDArray[Any]:
-    """One chunk as (n, V)."""
-    array = chunk.storage if isinstance(chunk, pa.ExtensionArray) else chunk
-    kind = array.type
-    flat_tensor = not isinstance(chunk, pa.FixedShapeTensorArray) or len(chunk.type.shape) == 1
-    if not flat_tensor or not pa.types.is_fixed_size_list(kind) or kind.value_type not in _ELEMENTS:
-        raise BigvocabError(
-            f"batch: column {name!r} is {chunk.type}, expected a FixedSizeList or fixed_shape_tensor of floats"
-        )
-    flat = array.flatten()  # unlike .values, this honours the slice
-    if array.null_count or flat.null_count:
-        raise BigvocabError(f"batch: column {name!r} has nulls, expected none")
-    values = np.frombuffer(
-        flat.buffers()[1], _ELEMENTS[kind.value_type], len(flat), flat.offset * kind.value_type.bit_width // 8
-    )
-    return values.reshape(len(array), kind.list_size)
+def _rows(column: Any, name: str) -> npt.NDArray[Any]:
+    """A column of vectors as (N, V)."""
+    found, place = vector_type(column.type, bfloat16=True), Place("batch", f": column {name!r}")
+    if found is None:
+        raise BigvocabError(f"batch: column {name!r} is {column.type}, expected a {LISTS} of floats")
+    arrays, width, row = [], found.width, 0
+    for chunk in column.chunks if isinstance(column, pa.ChunkedArray) else [column]:
+        if len(chunk):
+            rows = vectors_of(chunk, place, row, width)
+            width, row = rows.width, row + len(chunk)
+            if not width:
+                raise BigvocabError.of_row(place, row - len(chunk), " is empty, expected one number for each class")
+            arrays.append(rows.array(found.dtype))
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays or [np.zeros((0, width or 1), found.dtype)])
 
 
 def with_losses(batch: Any, losses: npt.NDArray[np.float64], left_out: npt.NDArray[np.bool_]) -> Any:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from bigvocab import arguments
 from bigvocab.errors import BigvocabError
-from bigvocab.evaluation.batches import arrays_of, label_batch, with_losses
+from bigvocab.evaluation.batches import arrays_of, as_batch, label_batch, with_losses
 from bigvocab.evaluation.compatibility import refuse_difference, refuse_same_draws
 from bigvocab.evaluation.coverage import Coverage, merged_coverage
 from bigvocab.evaluation.json_values import as_options
@@ -145,14 +145,16 @@ class Evaluator:
 
     def update_batch(self, batch: Any) -> Any:
         """Add a pyarrow RecordBatch or Table and return the same kind with a column `loss` appended: for map_batches
-        and mapInArrow.
+        and mapInArrow. Anything else with `__arrow_c_stream__` (Polars, pandas, DuckDB) comes back as a Table.
 
-        Logits are the column `logits` (FixedSizeList or fixed_shape_tensor of floats), labels the column
-        `label_column`; where there is an output layer, hidden states are the column `inputs`. Losses are in nats, null
-        where a row is ignored or skipped.
+        Logits are the column `logits`, labels the column `label_column`; where there is an output layer, hidden states
+        are the column `inputs`. Vectors are FixedSizeList, fixed_shape_tensor or lists of one width, or extensions over
+        these (Ray's, Hugging Face's), of floats; uint16 are the bits of bfloat16. Losses are in nats, null where a row
+        is ignored or skipped.
 
         Raises:
-            BigvocabError: columns that are missing or of the wrong type, or what `update` refuses; TypeError: no batch.
+            BigvocabError: columns that are missing or of the wrong type, a row that is null or of another width, or
+                what `update` refuses; TypeError: no batch.
 
         >>> import pyarrow as pa
         >>> logits = pa.FixedSizeListArray.from_arrays(pa.array([0.0, 0.0]), 2)
@@ -160,7 +162,7 @@ class Evaluator:
         [0.6931471805599453]
         """
         self._refuse_rows_of_files()
-        columns = self.specification.columns.keywords()
+        columns, batch = self.specification.columns.keywords(), as_batch(batch)
         logits, labels = arrays_of(batch, columns, self.scorer.rows_name)
         source = self.scorer.source(logits)
         names = DataNames(self.scorer.rows_name)

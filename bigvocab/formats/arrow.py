@@ -1,17 +1,19 @@
-"""Arrow IPC files and streams: where the rows of a FixedSizeList or fixed_shape_tensor column lie, batch by batch."""
+"""Arrow IPC files and streams: where the rows of a column of vectors lie, batch by batch."""
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
-from bigvocab.errors import BigvocabError, FormatError
+from bigvocab.errors import BigvocabError, FormatError, Place
 from bigvocab.formats.layout import SUPPORTED, Layout, Stored, check_shape, refuse_second, resolve_dtype
+from bigvocab.formats.vectors import LISTS, vector_type, vectors_of
 from bigvocab.storage.mapped import MappedFile
 
 STREAM_START = b"\xff\xff\xff\xff"
-_SCAN = 2**22  # elements looked at in one go for the first null
+_MOST_PARTS = 1 << 16  # of rows of list views that do not follow one another
 
 
 def arrow_layout(file: MappedFile, wanted: Stored | None) -> Layout:
@@ -44,23 +46,27 @@ def _layout(file: MappedFile, wanted: Stored | None, buffer: Any) -> Layout:
     reader = pa.ipc.open_file(source) if _is_file(file) else pa.ipc.open_stream(source)
     index, shown, width, found = _column(file, reader.schema, wanted)
     stored = resolve_dtype(shown, found, wanted)
-    check_shape(shown, (0, width))
+    if width is not None:
+        check_shape(shown, (0, width))
     batches = (reader.get_batch(i) for i in range(reader.num_record_batches)) if _is_file(file) else iter(reader)
-    parts, rows = [], 0
+    parts: list[tuple[int, int]] = []
+    rows = 0
     for batch in batches:
         column = batch.column(index)
         column.validate()
-        column = column.storage if isinstance(column, pa.ExtensionArray) else column
         if len(column):
-            parts.append((offset_of(shown, rows, column, buffer, width, stored), len(column)))
+            width, found_parts = parts_of(shown, rows, column, buffer, width, stored)
+            parts += found_parts
         rows += len(column)
+    if width is None:
+        raise FormatError(f"{shown}: no rows, and lists say how wide they are by their rows alone")
     if not _is_file(file):
         end = source.tell()
         refuse_second(file.shown, file.buffer[end : end + len(STREAM_START)], end, STREAM_START, "stream")
     return Layout(check_shape(shown, (rows, width)), stored, tuple(parts))
 
 
-def _column(file: MappedFile, schema: Any, wanted: Stored | None) -> tuple[int, str, int, np.dtype[Any]]:
+def _column(file: MappedFile, schema: Any, wanted: Stored | None) -> tuple[int, str, int | None, np.dtype[Any]]:
     """Index, name for messages, width and element type of the column asked for, or of the only one that fits."""
     fits = {i: fit for i, field in enumerate(schema) if (fit := _fit(field.type, wanted)) is not None}
     listed = ", ".join(f"{field.name!r} ({field.type})"[:200] for field in list(schema)[:20]) or "none"
@@ -71,7 +77,8 @@ def _column(file: MappedFile, schema: Any, wanted: Stored | None) -> tuple[int, 
             raise BigvocabError(f"{file.shown}: {there} {file.selector!r}; there are: {listed}")
         shown = f"{file.shown}::{file.selector}"
     else:
-        named = list(fits)
+        told = [i for i, (width, _) in fits.items() if width is not None]
+        named = told or list(fits)  # lists may be anything: they are meant where nothing else fits
         if len(named) > 1:
             names = ", ".join(repr(schema.field(i).name) for i in named[:20])
             raise BigvocabError(
@@ -79,53 +86,45 @@ def _column(file: MappedFile, schema: Any, wanted: Stored | None) -> tuple[int, 
             )
         shown = f"{file.shown}::{schema.field(named[0]).name}" if named else file.shown
     if not named or named[0] not in fits:
-        raise FormatError(f"{shown}: expected a FixedSizeList or fixed_shape_tensor of {SUPPORTED}; columns: {listed}")
+        raise FormatError(f"{shown}: expected a {LISTS} of {SUPPORTED}; columns: {listed}")
     width, found = fits[named[0]]
     return named[0], shown, width, found
 
 
-def _fit(kind: Any, wanted: Stored | None) -> tuple[int, np.dtype[Any]] | None:
-    """Width and element type of a column that can be logits: a list of one fixed size, or a tensor of one dimension."""
-    import pyarrow as pa
-
-    if isinstance(kind, pa.FixedShapeTensorType):
-        if len(kind.shape) != 1:
-            return None
-        kind = kind.storage_type
-    if not isinstance(kind, pa.FixedSizeListType):
+def _fit(kind: Any, wanted: Stored | None) -> tuple[int | None, np.dtype[Any]] | None:
+    """Width, where the type says it, and element type of a column that can be logits."""
+    bfloat16 = wanted is not None and wanted.dtype.name == "bfloat16"
+    found = vector_type(kind, bfloat16=bfloat16)
+    if found is None or bfloat16 != (found.dtype.name == "bfloat16"):
         return None
-    names = {pa.float16(): "f2", pa.float32(): "f4", pa.float64(): "f8"}
-    if wanted is not None and wanted.dtype.name == "bfloat16":
-        names = {pa.uint16(): "u2"}
-    name = names.get(kind.value_type)
-    return None if name is None else (kind.list_size, np.dtype(name))
+    return found.width, np.dtype(np.uint16) if bfloat16 else found.dtype
 
 
-def offset_of(shown: str, first_row: int, column: Any, buffer: Any, width: int, stored: Stored) -> int:
-    """Where in the file the elements of one batch begin, after the checks that make them plain numbers."""
-    if column.null_count:
-        row = int(np.argmax(column.is_null().to_numpy(zero_copy_only=False)))
-        raise FormatError.of_row(shown, first_row + row, " is null; logits may have no nulls")
-    flat = column.flatten()  # unlike .values, this honours the slice
-    if flat.null_count:
-        element = _first_null(flat)
-        raise FormatError.of_row(shown, first_row + element // width, f" has a null at class {element % width}")
-    data = flat.buffers()[1]
-    begin = data.address + flat.offset * stored.raw.itemsize
+def parts_of(
+    shown: str, first_row: int, column: Any, buffer: Any, width: int | None, stored: Stored
+) -> tuple[int, list[tuple[int, int]]]:
+    """Width of the rows of one batch, and where in the file its elements lie: (byte offset, rows) of rows that follow
+    one another; after the checks that make them plain numbers.
+    """
+    found = vectors_of(column, Place(shown), first_row, width)
+    check_shape(shown, (len(column), found.width))
+    row_bytes = found.width * stored.raw.itemsize
+    data = found.values.buffers()[1]
+    begin = data.address + found.values.offset * stored.raw.itemsize
     if not buffer.address <= data.address < buffer.address + buffer.size:
         raise FormatError(
             f"{shown}: compressed (or byte-swapped), so it cannot be memory-mapped; write it uncompressed"
         )
-    needed = len(column) * width * stored.raw.itemsize
+    starts = np.arange(len(column)) * found.width if found.starts is None else found.starts
+    edges = np.flatnonzero(np.diff(starts) != found.width) + 1
+    if len(edges) >= _MOST_PARTS:
+        raise FormatError(f"{shown}: rows lie in {len(edges) + 1} places; write a plain list or FixedSizeList")
+    needed = int(starts.max()) * stored.raw.itemsize + row_bytes
     end = min(data.address + data.size, buffer.address + buffer.size)
-    if len(flat) != len(column) * width or begin + needed > end:
+    if begin + needed > end:
         raise FormatError(f"{shown}: the batch at row {first_row} needs {needed} bytes, but its buffer has {data.size}")
-    return int(begin - buffer.address)
-
-
-def _first_null(flat: Any) -> int:
-    for start in range(0, len(flat), _SCAN):
-        block = flat.slice(start, _SCAN)
-        if block.null_count:
-            return start + int(np.argmax(block.is_null().to_numpy(zero_copy_only=False)))
-    return 0
+    firsts = [0, *edges.tolist(), len(column)]
+    place = int(begin - buffer.address)
+    return found.width, [
+        (place + int(starts[first]) * stored.raw.itemsize, stop - first) for first, stop in pairwise(firsts)
+    ]

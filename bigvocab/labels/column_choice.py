@@ -77,6 +77,8 @@ def _label_kind(arrow_type: pa.DataType) -> tuple[str, np.dtype, int | None] | N
         return "list", np.dtype(np.int64), None
     if types.is_fixed_size_list(kind) and types.is_floating(kind.value_type):
         return "dense", np.dtype(np.float64 if types.is_float64(kind.value_type) else np.float32), kind.list_size
+    if types.is_floating(kind.value_type):  # as many as the first row has
+        return "dense", np.dtype(np.float64 if types.is_float64(kind.value_type) else np.float32), None
     return None
 
 
@@ -114,15 +116,18 @@ def _find_label(schema: pa.Schema, where: str, taken: set[str]) -> str:
     """The column called label or labels, if there is one; else the only one whose type fits."""
     free = [field for field in schema if field.name not in taken | _OTHER_ROLES]
     named = [field.name for field in free if field.name in ("label", "labels")]
-    fitting = [field.name for field in free if _label_kind(field.type)]
-    candidates = named or fitting or [field.name for field in free if len(free) == 1]  # one that cannot fit is named so
+    kinds = {field.name: found for field in free if (found := _label_kind(field.type))}
+    told = [name for name, (kind, _, width) in kinds.items() if kind != "dense" or width is not None]
+    candidates = (
+        named or told or list(kinds) or [field.name for field in free if len(free) == 1]
+    )  # one that cannot fit is named so
     if len(candidates) > 1:
         names = ", ".join(map(repr, candidates))
         raise BigvocabError(
             f"{where}: {names} could each be the labels; choose with ", Keyword("label_column"), ", or as path::column"
         )
     if not candidates:
-        wanted = "no column of integers, lists of integers or fixed-size lists of floats"
+        wanted = "no column of integers, or of lists of integers or floats"
         wanted += f" besides {', '.join(map(repr, sorted(taken)))}" if taken else ""
         raise BigvocabError(
             f"{where}: {wanted}; choose with ", Keyword("label_column"), f"; the columns are: {listing(schema)}"
@@ -159,7 +164,7 @@ def choose_columns(
     if found is None:
         raise BigvocabError(
             f"{where}: column {label!r}: expected integers, got {arrow_type} "
-            f"(labels are integers, lists of integers, or fixed-size lists of float16, float32 or float64)"
+            "(labels are integers, lists of integers, or lists of float16, float32 or float64 of one length)"
             f"{odd_row(schema, label)}"
         )
     kind, dtype, num_classes = found

@@ -172,8 +172,22 @@ def probabilities(
     return values
 
 
-def dense(array: pa.Array, where: Place, first_row: int) -> tuple[np.ndarray, np.ndarray | None]:
-    """A column of fixed-size lists of floats as ((n, V) float32 or float64, null or not); null rows are 0."""
+def list_width(array: pa.Array) -> int | None:
+    """The length of the first list of a column that is not null; None where all are."""
+    if array.null_count:
+        array = array.drop_null()
+    return len(array[0]) if len(array) else None
+
+
+def dense(
+    array: pa.Array, where: Place, first_row: int, width: int | None = None
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """A column of lists of floats as ((n, V) float32 or float64, null or not); null rows are 0.
+
+    Lists that are of no fixed size must have `width` floats.
+    """
+    if not types.is_fixed_size_list(array.type):
+        array = _of_fixed_size(array, where, first_row, width or 0)
     count, width, nulls = len(array), array.type.list_size, _nulls(array)
     child = array.values.slice(array.offset * width, count * width)
     if child.null_count:
@@ -187,6 +201,24 @@ def dense(array: pa.Array, where: Place, first_row: int) -> tuple[np.ndarray, np
     if values.dtype == np.float16:
         values = values.astype(np.float32)
     return (values if nulls is None else np.where(nulls[:, None], values.dtype.type(0), values)), nulls
+
+
+def _of_fixed_size(array: pa.Array, where: Place, first_row: int, width: int) -> pa.Array:
+    """Lists that all have `width` floats, but for null ones, as fixed-size lists."""
+    offsets, child, nulls = _lists(array, where, first_row)
+    lengths = np.diff(offsets)
+    wrong = lengths != width if nulls is None else (lengths != width) & ~nulls
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        raise BigvocabError.of_row(
+            where, first_row + row, f": expected {width} labels, as in the first row, got {lengths[row]}"
+        )
+    if nulls is None:
+        return pa.FixedSizeListArray.from_arrays(child, width)
+    values = _values(child)
+    filled = np.zeros((len(array), width), values.dtype)
+    filled[~nulls] = values.reshape(-1, width)
+    return pa.FixedSizeListArray.from_arrays(pa.array(filled.reshape(-1)), width, mask=pa.array(nulls))
 
 
 def weights(array: pa.Array, where: Place, ignored: np.ndarray | None, first_row: int) -> np.ndarray:

@@ -95,10 +95,23 @@ class Labels:
         watch(self)
         self.path = first.path + (f" and {len(self._parts) - 1} more" if len(self._parts) > 1 else "")
         self.num_rows = sum(part.num_rows for part in self._parts)
+        if self.kind == "dense" and self.num_classes is None:
+            self.num_classes = self._width()
         self.columns = first.columns()
         self.files = [
             {"path": part.path, **self._shape_and_type(part), "bytes": part.num_bytes} for part in self._parts
         ]
+
+    def _width(self) -> int:
+        """The length of the first list of soft labels; 0 where all are null."""
+        for part in self._parts:
+            with reading(part.path, part.format):
+                for _, batch in part.batches([self.chosen.label], 0, part.num_rows):
+                    column = batch.column(0)
+                    column.validate()
+                    if (width := _columns.list_width(_columns.plain(column))) is not None:
+                        return width
+        return 0
 
     @property
     def paths(self) -> list[str]:
@@ -185,8 +198,11 @@ class Labels:
             return by_name[name], Place(part.path, f": column {name!r}")
 
         with reading(part.path, part.format):
-            to_numpy = {"id": _columns.ids, "dense": _columns.dense}.get(self.kind, _columns.id_lists)
-            labels, ignored = to_numpy(*asked(chosen.label), row)
+            labels: Any
+            if self.kind == "dense":
+                labels, ignored = _columns.dense(*asked(chosen.label), row, self.num_classes)
+            else:
+                labels, ignored = (_columns.ids if self.kind == "id" else _columns.id_lists)(*asked(chosen.label), row)
             batch = LabelBatch(row, labels, ignored=ignored)
             if chosen.probability is not None:
                 array, where = asked(chosen.probability)
@@ -231,7 +247,7 @@ def read_labels(
 ) -> Labels:
     """Read labels, in batches, from Arrow, Parquet or .npy files or from an array or table in memory.
 
-    A column of integers is one label a row; of integer lists, several; of fixed-size lists of floats, soft labels; of
+    A column of integers is one label a row; of integer lists, several; of lists of floats, soft labels; of
     integer lists with `probability_column` beside it, sparse soft labels. A null label is an ignored row. Only metadata
     is read before the result is iterated over, and the whole file is never in memory.
 

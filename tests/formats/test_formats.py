@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 
 from bigvocab.errors import BigvocabError, FormatError
-from bigvocab.formats.arrow import offset_of
+from bigvocab.formats.arrow import parts_of
 from bigvocab.formats.layout import Stored
 from bigvocab.matrices.opening import open_matrix
 
@@ -484,9 +484,9 @@ def test_arrow_slices_of_lists_and_of_their_elements():
     flat = pa.array(np.arange(44, dtype="f4"))
     column = pa.FixedSizeListArray.from_arrays(flat.slice(4), 4).slice(3, 2)
     stored = Stored(np.dtype("f4"), np.dtype("f4"))
-    assert offset_of("x", 0, column, flat.buffers()[1], 4, stored) == (4 + 3 * 4) * 4
+    assert parts_of("x", 0, column, flat.buffers()[1], 4, stored) == (4, [((4 + 3 * 4) * 4, 2)])
     with pytest.raises(FormatError, match="x: compressed"):
-        offset_of("x", 0, column, pa.py_buffer(bytes(176)), 4, stored)
+        parts_of("x", 0, column, pa.py_buffer(bytes(176)), 4, stored)
 
 
 def test_arrow_truncated(file):

@@ -9,14 +9,10 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import psutil
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from commands import process, run
 from jobs import COLUMNS, figures, write_job
@@ -360,98 +356,6 @@ def test_the_command_with_workers(folder, tmp_path, monkeypatch):
     mean = [line for line in one.stdout.splitlines() if '"mean"' in line]
     assert mean == [line for line in many.stdout.splitlines() if '"mean"' in line]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["l.parquet", "s"]
-
-
-# ---- recipes of the README
-
-
-def batches_of(folder, rows=100):
-    logits = np.concatenate([np.load(folder / f"logits-{i}.npy") for i in (0, 1)])
-    table = pq.read_table(folder / "labels.parquet")
-    lists = pa.FixedSizeListArray.from_arrays(pa.array(logits.reshape(-1)), CLASSES)
-    return table.append_column("logits", lists), rows
-
-
-def evaluate_batches(batches: Iterator[pa.RecordBatch], path: str) -> Iterator[pa.RecordBatch]:
-    """What the README gives to Spark's mapInArrow: batches of a partition in, the same with losses out, and a state."""
-    ev = bv.Evaluator(weight_column="weight", group_column="group", threads=1)
-    for batch in batches:
-        yield ev.update_batch(batch).drop_columns(["logits"])
-    ev.save(path)
-
-
-def test_the_recipe_for_map_in_arrow(folder, tmp_path):
-    """Spark calls it once for each partition, with an iterator of record batches."""
-    table, rows = batches_of(folder)
-    expected = bv.evaluate(**job(folder), output=tmp_path / "losses.parquet")
-    losses = []
-    for i, partition in enumerate([table.slice(0, 350), table.slice(350)]):
-        for batch in evaluate_batches(iter(partition.to_batches(max_chunksize=rows)), str(tmp_path / f"{i}.state")):
-            losses += batch.column("loss").to_pylist()
-    assert losses == pq.read_table(tmp_path / "losses.parquet")["loss"].to_pylist()
-    assert figures(merge(sorted(tmp_path.glob("*.state")))) == figures(expected)
-
-
-def evaluate_shard(i: int, count: int, folder: str) -> str:
-    """What the README gives to a spawn pool."""
-    bv.evaluate(**job_of(folder), shard=(i, count), state=f"{folder}/pool-{i}.state", threads=1)
-    return f"{folder}/pool-{i}.state"
-
-
-def job_of(folder):
-    return {
-        "logits": f"{folder}/logits-*.npy",
-        "labels": f"{folder}/labels.parquet",
-        "weight_column": "weight",
-        "group_column": "group",
-    }
-
-
-def test_the_recipe_for_a_spawn_pool(folder):
-    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
-        states = list(pool.map(evaluate_shard, [1, 2, 3], [3] * 3, [str(folder)] * 3))
-    assert figures(merge(states)) == figures(bv.evaluate(**job(folder)))
-    for state in states:
-        os.unlink(state)
-
-
-@RAY
-@pytest.mark.filterwarnings("ignore")
-def test_the_recipe_for_map_batches(folder, tmp_path):
-    """Ray Data hands pyarrow tables to actors; each keeps an evaluator and saves its state."""
-    import ray
-
-    class Losses:
-        def __init__(self, place: str) -> None:
-            import uuid
-
-            import bigvocab
-
-            self.evaluator = bigvocab.Evaluator(weight_column="weight", group_column="group", threads=1)
-            self.path = f"{place}/{uuid.uuid4()}.state"
-
-        def __call__(self, batch):
-            losses = self.evaluator.update_batch(batch).drop_columns(["logits"])
-            self.evaluator.save(self.path)
-            return losses
-
-    table, rows = batches_of(folder)
-    pq.write_table(table, tmp_path / "all.parquet", row_group_size=rows)
-    expected = bv.evaluate(**job(folder))
-    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    try:
-        data = ray.data.read_parquet(str(tmp_path / "all.parquet"))
-        losses = data.map_batches(
-            Losses,
-            fn_constructor_kwargs={"place": str(tmp_path)},
-            batch_format="pyarrow",
-            batch_size=rows,
-            concurrency=2,
-        )
-        assert losses.count() == ROWS
-    finally:
-        ray.shutdown()
-    assert figures(merge(list(tmp_path.glob("*.state")))) == figures(expected)
 
 
 def test_workers_end_with_a_parent_that_is_killed(folder, tmp_path):
