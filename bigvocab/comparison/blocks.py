@@ -18,7 +18,7 @@ from bigvocab.arguments import parse_bytes
 from bigvocab.comparison.llama_source import windows_of
 from bigvocab.comparison.llama_table import LlamaTable, table_rows
 from bigvocab.comparison.made_rows import CLASSES, compare_rows, made_logits
-from bigvocab.comparison.pairs import Asked, PairRows
+from bigvocab.comparison.pairs import PairRows
 from bigvocab.comparison.sides import Side, Sides
 from bigvocab.comparison.specification import ComparisonSpecification
 from bigvocab.comparison.statistics import ComparedRows
@@ -66,7 +66,7 @@ class Pair:
 
 @dataclass
 class Block:
-    """Compared rows `start` to `stop` of all candidates by name, and rows of llama.cpp's table where it is asked for."""
+    """Compared rows `start` to `stop` of all candidates by name, and rows of llama.cpp's table where asked for."""
 
     start: int
     stop: int
@@ -270,9 +270,7 @@ def _compared(
     )
 
 
-def _tables(
-    asked: ComparisonSpecification, sides: Sides, ends: _Ends, start: int, stop: int
-) -> dict[str, LlamaTable]:
+def _tables(asked: ComparisonSpecification, sides: Sides, ends: _Ends, start: int, stop: int) -> dict[str, LlamaTable]:
     """Rows of llama.cpp's own table for each candidate."""
     base = sides.reference.file
     if not asked.llama_cpp or base is None:

@@ -89,4 +89,3 @@ class Comparer:
     def scorers(self) -> list[Scorer]:
         """That of the reference and then of the candidates."""
         return [self.reference, *self.candidates.values()]
-

@@ -296,9 +296,7 @@ def check_names(candidates: Mapping[Any, Any]) -> dict[str, Any]:
     return dict(candidates)
 
 
-def _batch(
-    sides: Sides, labels: Any, groups: Any, clusters: Any, ignore_index: int | None
-) -> tuple[bool, LabelBatch]:
+def _batch(sides: Sides, labels: Any, groups: Any, clusters: Any, ignore_index: int | None) -> tuple[bool, LabelBatch]:
     """Whether there are labels, and the batch of all rows."""
     from bigvocab.kernels.row_statistics import NO_LABEL
 

@@ -78,16 +78,16 @@ def _one_side(options: Mapping[str, Any], prefix: str, name: str | None) -> Iter
     inputs, weights = value_for(options, prefix, "inputs", name), value_for(options, prefix, "weights", name)
     if logits is not None:
         if own is not None:
-            both = ("excludes ", Keyword(f"{prefix}_inputs"), f"{whose}, expected one of them")
-            yield OptionsError(Keyword(prefix), ": ", *both)
+            excluded = Keyword(f"{prefix}_inputs")
+            yield OptionsError(Keyword(prefix), ": excludes ", excluded, f"{whose}, expected one of them")
         for option in LAYER_OPTIONS:
             if _own(options, f"{prefix}_{option}", name) is not None:
-                needed = ("belongs to an output layer", whose, ", which needs ", Keyword(f"{prefix}_inputs"))
-                yield _fault(f"{prefix}_{option}", *needed)
+                text = f"belongs to an output layer{whose}, which needs "
+                yield _fault(f"{prefix}_{option}", text, Keyword(f"{prefix}_inputs"))
         return
     if inputs is None and weights is None:
-        needed = (": expected it", whose, ", or ", Keyword(f"{prefix}_inputs"), " and ", Keyword(f"{prefix}_weights"))
-        yield OptionsError(Keyword(prefix), *needed)
+        layer = (Keyword(f"{prefix}_inputs"), " and ", Keyword(f"{prefix}_weights"))
+        yield OptionsError(Keyword(prefix), f": expected it{whose}, or ", *layer)
     elif weights is None:
         yield _fault(f"{prefix}_inputs", "needs ", Keyword(f"{prefix}_weights"), f", the output layer{whose}")
     elif inputs is None:

@@ -23,6 +23,7 @@ from bigvocab.errors import BigvocabError, Keyword
 from bigvocab.evaluation.specification import given_among
 from bigvocab.jobs.comparison_task import ComparisonTask
 from bigvocab.jobs.evaluation import row_range
+from bigvocab.jobs.pages import check_page, write_page
 from bigvocab.jobs.run import Progress, RunOptions, run_task
 from bigvocab.labels.label_sources import LabelSource, open_labels
 from bigvocab.reports.report import Report
@@ -39,6 +40,7 @@ def compare(
     output: str | os.PathLike[str] | None = None,
     report: str | os.PathLike[str] | None = None,
     report_every: float | None = None,
+    html: str | os.PathLike[str] | None = None,
     shard: str | tuple[int, int] | None = None,
     vocab_shard: None = None,
     weight_column: None = None,
@@ -63,6 +65,7 @@ def compare(
         output: path of a Parquet file, one record per row.
         report: path of report.json.
         report_every: seconds; `report` is also written so often, then with `progress` {rows_done, rows_total}.
+        html: path of a page of the report, which needs bigvocab[html].
         shard: "I/N" or (I, N): only the I-th of N equal ranges of rows; see `evaluate`.
         vocab_shard: refused: figures of ranges of classes do not merge.
         weight_column: refused: percentiles and flips have no weights.
@@ -97,7 +100,7 @@ def compare(
         "candidate_inputs": candidate_inputs,
     }  # fmt: skip
     asked = {
-        **COMPARISON_DEFAULTS, **options, **vars(run), **rows, "labels": labels, "shard": shard,
+        **COMPARISON_DEFAULTS, **options, **vars(run), **rows, "labels": labels, "html": html, "shard": shard,
         "vocab_shard": vocab_shard, "weight_column": weight_column,
     }  # fmt: skip
     for name, value in asked.items():
@@ -110,8 +113,11 @@ def compare(
     found, labelled = _labels(comparer.specification, sides, labels)
     part = row_range(shard, sides.num_rows)
     task = ComparisonTask(comparer, sides, found, labelled=labelled, part=part, records=output is not None)
+    check_page(html, [*task.data.paths(), *task.files()])
     task.check()
-    return run_task(task, run, progress=progress)
+    found_report = run_task(task, run, progress=progress)
+    write_page(html, found_report)
+    return found_report
 
 
 def _rows(asked: Mapping[str, Any], comparer: Comparer) -> tuple[Any, dict[str, Any]]:

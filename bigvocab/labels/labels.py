@@ -60,6 +60,7 @@ class LabelBatch:
             probabilities = None if probabilities is None else probabilities[first:last]
         else:
             labels = labels[start:stop]
+
         def named(codes: tuple[np.ndarray, list[str]] | None) -> Any:
             return None if codes is None else (codes[0][start:stop], codes[1])
 

@@ -119,7 +119,8 @@ def _against_reference(sides: list[tuple[str, _Figures]]) -> Iterator[str]:
         if is_within_error(mean, error):
             yield f"{shown}: its loss differs from the reference's by no more than its error."
         else:
-            yield f"{shown}: its loss is {'higher' if mean > 0 else 'lower'} than the reference's by more than its error."
+            more = "higher" if mean > 0 else "lower"
+            yield f"{shown}: its loss is {more} than the reference's by more than its error."
 
 
 def _between(pairs: Any) -> Iterator[str]:
@@ -209,7 +210,8 @@ def _tops(block: _Figures, sign: str) -> Iterator[tuple[str, str]]:
         found = block["flips"]
         p = f"p = {significant(found['mcnemar_p'], 3)}" if found["to_wrong"] + found["to_right"] else ""
         yield "flips", f"{count(found['to_wrong'])} to wrong, {count(found['to_right'])} to right {p}".rstrip()
-    entropies = [(side, block[f"entropy_{side}"]["mean"]) for side in ("reference", "candidate") if f"entropy_{side}" in block]
+    sides = [side for side in ("reference", "candidate") if f"entropy_{side}" in block]
+    entropies = [(side, block[f"entropy_{side}"]["mean"]) for side in sides]
     if entropies:
         yield "entropy", ", ".join(f"{fixed(mean, 4)} nats of the {side}" for side, mean in entropies)
     bad = {side: n for side, n in block.get("nonfinite_rows", {}).items() if n}

@@ -21,10 +21,11 @@ def finite_figures(figures: Mapping[str, Any]) -> dict[str, Any]:
             return {key: without(item, f"{name}.{key}" if name else str(key)) for key, item in value.items()}
         if isinstance(value, list | tuple):
             return [without(item, f"{name}.{at}") for at, item in enumerate(value)]
-        if isinstance(value, numbers.Real) and not isinstance(value, bool | numbers.Integral):
-            if math.isinf(value):
-                infinite[name] = "inf" if value > 0 else "-inf"
-            return float(value) if math.isfinite(value) else None
+        if isinstance(value, numbers.Real) and not isinstance(value, numbers.Integral):
+            number = float(value)
+            if math.isinf(number):
+                infinite[name] = "inf" if number > 0 else "-inf"
+            return number if math.isfinite(number) else None
         return value
 
     found = {key: without(value, str(key)) for key, value in figures.items()}

@@ -57,8 +57,8 @@ class Report:
         return copy.deepcopy(self._figures)
 
     def to_json(self) -> str:
-        """All figures as JSON: NaN is null, an infinity 1e999, which parsers read as one; of a comparison, null and named
-        under `infinite`.
+        """All figures as JSON: NaN is null, an infinity 1e999, which parsers read as one; those of comparisons are null
+        too, and named under `infinite`.
 
         >>> print(Report({"mean": float("nan")}).to_json())
         {
