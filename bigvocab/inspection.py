@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 
 from bigvocab import arguments
+from bigvocab.comparison.llama_source import llama_path
 from bigvocab.errors import BigvocabError, FormatError, printable
+from bigvocab.formats.llama_logits import open_llama_logits
 from bigvocab.formats.safetensors import check_offsets, check_whole, read_header
 from bigvocab.labels.label_files import open_source
 from bigvocab.labels.labels import read_labels
@@ -89,6 +91,8 @@ def inspect_path(
 def _inspect(path: str, shape: Any, dtype: str | None, offset: int) -> dict[str, Any]:
     if shape is not None:
         return {"format": "raw binary", **_matrix(open_matrix(path, shape=shape, dtype=dtype, offset=offset))}
+    if (llama := llama_path(path)) is not None:
+        return _llama(llama)
     kind, (place, selector) = _kind(path), split_selector(path)
     if kind == "safetensors" and selector is None and os.path.isfile(place):
         tensors = _tensors(place)
@@ -115,6 +119,13 @@ def _inspect(path: str, shape: Any, dtype: str | None, offset: int) -> dict[str,
     if kind == "npy" or found.get("labels", {}).get("kind") == "dense":
         found = {name: found[name] for name in ("columns",) if name in found and kind == "arrow"}
     return {"format": _FORMATS.get(kind or "", "unknown"), **found, **_matrix(matrix)}
+
+
+def _llama(path: str) -> dict[str, Any]:
+    """A llama.cpp logits file."""
+    file = open_llama_logits(path)
+    size = file.file.size
+    return {"format": "llama.cpp logits", "shape": list(file.shape), **file.describe(), "bytes": size}
 
 
 def _kind(path: str) -> str | None:
@@ -268,6 +279,11 @@ def _pairs(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         notes = ["byte-swapped"] * ("byte_order" in found) + ["Fortran order"] * ("order" in found)
         yield "dtype", ", ".join([found["dtype"], *notes])
     yield "size", size(found["bytes"]) + (f" ({found['bytes']:,} bytes)" if found["bytes"] >= 1000 else "")
+    if "dialect" in found:
+        yield "dialect", found["dialect"]
+        per_window = f"{counted(found['rows_per_window'], 'row')} each"
+        yield "windows", f"{found['windows']:,} of {counted(found['context'], 'token')}, {per_window}"
+        yield "floor", f"{found['floor']} below a row's top"
     if "sample" in found:
         yield "sample", _sample_text(found["sample"])
     if "labels" in found:

@@ -65,9 +65,9 @@ def _error(block: _Figures) -> float:
     return float(block.get("cluster_stderr", block.get("stderr", math.nan)))
 
 
-def _ratio(block: _Figures, sign: str) -> str:
-    difference = block["difference"]
-    return to_error(difference["perplexity_ratio"], difference["perplexity_ratio"] * _error(difference), sign)
+def _ratio(block: _Figures, sign: str, digits: int = 2) -> str:
+    found = block["difference"]
+    return to_error(found["perplexity_ratio"], found["perplexity_ratio"] * _error(found), sign, digits)
 
 
 def _line_each(sides: list[tuple[str, _Figures]], sign: str) -> Any:
@@ -75,19 +75,19 @@ def _line_each(sides: list[tuple[str, _Figures]], sign: str) -> Any:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, padding=(0, 1), header_style="cyan")
+    table = Table(box=None, padding=(0, 0, 0, 1), header_style="cyan")
     labelled = all("difference" in block for _, block in sides)
-    table.add_column("candidate", no_wrap=True, overflow="ellipsis", min_width=9, max_width=24)
-    columns = [*["perplexity", "its ratio"] * labelled, "mean KL", "99.9%", "max", "same top"]
+    table.add_column("candidate", overflow="fold", min_width=4, max_width=24)  # names give way to figures
+    columns = [*["perplexity", "its ratio"] * labelled, "mean KL", "99.9%", "max", "same\ntop"]
     for name in columns:
-        table.add_column(name, justify="right", no_wrap=name != "same top")
+        table.add_column(name, justify="right", no_wrap=True)
     for name, block in sides:
         kl = block["kl"]
         cells = []
         if labelled:
-            cells = [significant(block["candidate"]["perplexity"]), _ratio(block, sign)]
-        cells += [to_error(kl["mean"], _error(kl), sign), significant(kl["percentiles"]["99.9"], 3)]
-        cells += [significant(kl["max"], 3), f"{block['same_top']['share']:.2%}"]
+            cells = [significant(block["candidate"]["perplexity"]), _ratio(block, sign, 1)]
+        cells += [to_error(kl["mean"], _error(kl), sign, 1), _short(kl["percentiles"]["99.9"])]
+        cells += [_short(kl["max"]), f"{block['same_top']['share']:.1%}"]
         table.add_row(Text(printable(name)), *cells)
     return table
 
@@ -117,10 +117,10 @@ def _against_reference(sides: list[tuple[str, _Figures]]) -> Iterator[str]:
         if math.isnan(error) or not math.isfinite(mean):
             continue
         if is_within_error(mean, error):
-            yield f"{shown}: its loss differs from the reference's by no more than its error."
+            yield f"{shown}: its loss is that of the reference, within the error of the difference."
         else:
             more = "higher" if mean > 0 else "lower"
-            yield f"{shown}: its loss is {more} than the reference's by more than its error."
+            yield f"{shown}: its loss is {more} than the reference's; the difference is more than its error."
 
 
 def _between(pairs: Any) -> Iterator[str]:
@@ -131,9 +131,9 @@ def _between(pairs: Any) -> Iterator[str]:
             continue
         near, far = (a, b) if mean < 0 else (b, a)
         if is_within_error(mean, error):
-            yield f"{a} and {b}: their mean KL differs by no more than its error."
+            yield f"{a} and {b} are as near to the reference: their difference is within its error."
         else:
-            yield f"{near} is nearer to the reference than {far}, by more than the error of their difference."
+            yield f"{near} is nearer to the reference than {far}: their difference is more than its error."
 
 
 # ---- in full
@@ -180,7 +180,7 @@ def _divergences(block: _Figures, sign: str) -> Iterator[tuple[str, str]]:
             if found.get("infinite_rows"):
                 rest = f"{fixed(found['finite_mean'])} without"
                 yield "", f"infinite in {counted(found['infinite_rows'], 'row')}; mean {rest}"
-            yield "", _percentiles(found, lambda value: significant(value, 3))
+            yield "", _percentiles(found, _short)
     if "logit_difference" in block:
         yield "ln p differs", f"{significant(block['logit_difference']['mean'])} nats on average"
     if "delta_p" in block:
@@ -190,8 +190,12 @@ def _divergences(block: _Figures, sign: str) -> Iterator[tuple[str, str]]:
         yield "", _percentiles(found, lambda value: f"{value:.2%}")
     if "floor" in block:
         found = block["floor"]
-        text = f"{significant(found['mass'], 3)} of the reference's mass lies under it on average"
+        text = f"{_short(found['mass'])} of the reference's mass lies under it on average"
         yield "floor", text + (f", and {counted(found['labels'], 'label')}" if found["labels"] else "")
+
+
+def _short(number: float) -> str:
+    return f"{number:.3g}"
 
 
 def _percentiles(found: _Figures, show: Any) -> str:
@@ -232,7 +236,7 @@ def _table(*columns: str) -> Any:
 def _by_confidence(lines: Any) -> Any:
     table = _table("confidence", "rows", "mean KL", "median KL")
     for line in lines:
-        figures = [significant(line[name], 4) if name in line else "" for name in ("kl_mean", "kl_median")]
+        figures = [f"{line[name]:.4g}" if name in line else "" for name in ("kl_mean", "kl_median")]
         table.add_row(f"{line['from']:.0%} to {line['to']:.0%}", count(line["rows"]), *figures)
     return table
 
@@ -258,7 +262,7 @@ def _worst(rows: Any) -> Any:
     labelled = "label" in rows[0]
     table = _table("worst rows", "KL", *["label", "loss", "before"] * labelled, "top", "before")
     for row in rows[:_MOST_WORST]:
-        cells = [significant(row["kl"], 4)]
+        cells = [f"{row['kl']:.4g}"]
         if labelled:
             cells += [str(row["label"]), fixed(row["loss_candidate"], 3), fixed(row["loss_reference"], 3)]
         table.add_row(str(row["row"]), *cells, str(row["predicted_candidate"]), str(row["predicted_reference"]))
