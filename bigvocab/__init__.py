@@ -9,6 +9,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from bigvocab.comparison.comparison import Comparison as Comparison
+    from bigvocab.comparison.divergence import js_divergence as js_divergence
+    from bigvocab.comparison.divergence import kl_divergence as kl_divergence
+    from bigvocab.comparison.divergence import total_variation as total_variation
     from bigvocab.errors import BigvocabError as BigvocabError
     from bigvocab.errors import FormatError as FormatError
     from bigvocab.evaluation.evaluator import Evaluator as Evaluator
@@ -17,6 +21,7 @@ if TYPE_CHECKING:
     from bigvocab.heads.output_layer import OutputLayer as OutputLayer
     from bigvocab.heads.recording import record_inputs as record_inputs
     from bigvocab.inspection import inspect as inspect
+    from bigvocab.jobs.comparison import compare as compare
     from bigvocab.jobs.evaluation import evaluate as evaluate
     from bigvocab.jobs.evaluation import write_label_logits as write_label_logits
     from bigvocab.jobs.merging import merge as merge
@@ -45,6 +50,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "comparison.comparison": ["Comparison"],
+    "comparison.divergence": ["js_divergence", "kl_divergence", "total_variation"],
     "errors": ["BigvocabError", "FormatError"],
     "evaluation.evaluator": ["Evaluator"],
     "heads.linear": ["linear_cross_entropy"],
@@ -52,6 +59,7 @@ _HOMES = {
     "heads.output_layer": ["OutputLayer"],
     "heads.recording": ["record_inputs"],
     "inspection": ["inspect"],
+    "jobs.comparison": ["compare"],
     "jobs.evaluation": ["evaluate", "write_label_logits"],
     "jobs.merging": ["merge"],
     "labels.labels": ["read_labels"],

@@ -128,6 +128,20 @@ METRICS = _by_name(
     MetricSpec("predicted", "the lowest id among the greatest logits", record="int64"),
 )
 DEFAULT_METRICS = ("accuracy", "rank", "logsumexp")
+
+# By-products of comparing two models, beside kl, which is always there.
+COMPARISON_METRICS = {
+    "kl": "KL(reference, candidate)",
+    "kl_reverse": "KL(candidate, reference)",
+    "js": "Jensen-Shannon divergence",
+    "tv": "total variation",
+    "delta_p": "change of the label's probability",
+    "tops": "ranks that each side gives to the other's top class",
+    "entropy": "entropy of both sides",
+    "overlap": "share of common classes among the k highest",
+    "logit_difference": "mean difference of log probabilities",
+}
+DEFAULT_COMPARISON_METRICS = tuple(COMPARISON_METRICS)[:6]
 _OF_SOFTMAX = ("logsumexp", "entropy", "predicted")
 _DENSE = ("dense", "list", "id")  # integers 0 and 1 too: V of them a row, or one a row where V is 1
 _DENSE_WANTED = "a matrix or fixed-size lists of floats, as many as classes"

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 
 from bigvocab import arguments
+from bigvocab.comparison.llama_source import llama_path
 from bigvocab.errors import BigvocabError, FormatError, printable
 from bigvocab.formats import list_archive
 from bigvocab.formats.gguf import read_gguf
-from bigvocab.formats.llama_logits import MAGIC, open_llama_logits
+from bigvocab.formats.llama_logits import open_llama_logits
 from bigvocab.formats.safetensors import check_offsets, check_whole, read_header
 from bigvocab.heads.found_model import FoundModel
 from bigvocab.heads.open_model import find_layer
@@ -100,9 +101,9 @@ def _inspect(path: str, shape: Any, dtype: str | None, offset: int) -> dict[str,
         return {"format": "raw binary", **_matrix(open_matrix(path, shape=shape, dtype=dtype, offset=offset))}
     if _is_model(path):
         return {"format": "model folder", **_model(find_layer(path))}
+    if (llama := llama_path(path)) is not None:
+        return _llama(llama)
     kind, (place, selector) = _kind(path), split_selector(path)
-    if kind == "llama logits":
-        return {"format": "llama.cpp logits", **open_llama_logits(place).describe(), "bytes": os.path.getsize(place)}
     if kind == "gguf" and selector is None and os.path.isfile(place):
         return _gguf(place)
     if kind == "safetensors" and selector is None and os.path.isfile(place):
@@ -139,6 +140,13 @@ def _inspect(path: str, shape: Any, dtype: str | None, offset: int) -> dict[str,
     return {"format": _FORMATS.get(kind or "", "unknown"), **found, **_matrix(matrix)}
 
 
+def _llama(path: str) -> dict[str, Any]:
+    """A llama.cpp logits file."""
+    file = open_llama_logits(path)
+    size = file.file.size
+    return {"format": "llama.cpp logits", "shape": list(file.shape), **file.describe(), "bytes": size}
+
+
 def _kind(path: str) -> str | None:
     """The format of the first file meant, by its first bytes, else by its name."""
     place = split_selector(path)[0]
@@ -148,7 +156,7 @@ def _kind(path: str) -> str | None:
             with open(place, "rb") as file:
                 head = file.read(8)
             magic = {b"ARROW1": "arrow", b"\xff\xff\xff\xff": "arrow", b"PAR1": "parquet", b"\x93NUMPY": "npy"}
-            magic |= {b"GGUF": "gguf", MAGIC: "llama logits"}
+            magic[b"GGUF"] = "gguf"
             if found := [kind for start, kind in magic.items() if head.startswith(start)]:
                 return found[0]
         return SUFFIXES.get(os.path.splitext(place)[1].lower())
@@ -326,6 +334,11 @@ def _pairs(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         notes = ["byte-swapped"] * ("byte_order" in found) + ["Fortran order"] * ("order" in found)
         yield "dtype", ", ".join([found["dtype"], *notes])
     yield "size", size(found["bytes"]) + (f" ({found['bytes']:,} bytes)" if found["bytes"] >= 1000 else "")
+    if "dialect" in found:
+        yield "dialect", found["dialect"]
+        per_window = f"{counted(found['rows_per_window'], 'row')} each"
+        yield "windows", f"{found['windows']:,} of {counted(found['context'], 'token')}, {per_window}"
+        yield "floor", f"{found['floor']} below a row's top"
     if "sample" in found:
         yield "sample", _sample_text(found["sample"])
     if "labels" in found:

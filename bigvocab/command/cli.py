@@ -18,6 +18,7 @@ import click
 import bigvocab
 from bigvocab.catalogue import DEFAULT_SAMPLER, default_metrics
 from bigvocab.command import signals
+from bigvocab.command.comparison_options import COMPARE, COMPARE_EPILOG
 from bigvocab.command.options import (
     EPILOG,
     EVAL,
@@ -85,7 +86,7 @@ class _Commands(click.Group):
             _fail("interrupted")
         except MemoryError:
             bounds = "; --max-memory, --chunk-rows and --threads bound what is used"
-            _fail("error: out of memory" + (bounds if ctx.invoked_subcommand == "eval" else ""))
+            _fail("error: out of memory" + (bounds if ctx.invoked_subcommand in ("eval", "compare") else ""))
         except OSError as error:
             name = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
             _fail(f"error: {name}{error.strerror or error}")
@@ -209,9 +210,7 @@ def _print_report(report: Report, form: str) -> None:
 
 def _check_together(ctx: click.Context, options: dict[str, Any], conditions: list[Condition]) -> None:
     """Refuse options that do not go together, before anything slow is imported."""
-    if ctx.args:
-        hint = "a glob must be quoted: --logits 'part-*.npy'"
-        raise click.UsageError(f"Got unexpected extra argument ({ctx.args[0]}); {hint}")
+    _refuse_extra(ctx, "--logits 'part-*.npy'")
     default = click.core.ParameterSource.DEFAULT
     given = [name for name in options if ctx.get_parameter_source(name) is not default]
     if "top_k" in given and "accuracy" not in options["metrics"]:
@@ -244,7 +243,8 @@ def _evaluate(options: dict[str, Any], quiet: bool) -> Report:
 def _given(options: dict[str, Any]) -> dict[str, Any]:
     """The options that were given, as keywords of the library."""
     given = {name: value for name, value in options.items() if value is not None and value is not False and value != ()}
-    for name in ("logits", "inputs", "weights", "label_logits"):
+    repeated = ("logits", "inputs", "weights", "label_logits", "reference", "reference_inputs", "reference_weights")
+    for name in repeated:
         if name in given:
             given[name] = given[name][0] if len(given[name]) == 1 else list(given[name])
     return given
@@ -272,6 +272,78 @@ def _check_raw(options: dict[str, Any]) -> None:
     as_usage("--dtype", parse_dtype, options.get("dtype"))
     if options.get("shape"):
         as_usage("--shape", parse_shape, options["shape"])
+
+
+@cli.command(
+    "compare",
+    cls=_Command,
+    short_help="Which of two models, or more: KL, flips, differences.",
+    epilog=COMPARE_EPILOG,
+    context_settings={"allow_extra_args": True},
+)
+@with_options(COMPARE)
+@click.pass_context
+def compare_(ctx: click.Context, form: str, quiet: bool, conditions: list[Condition], **options: Any) -> None:
+    """Compare candidates with a reference, row by row: divergence, flips, and paired differences with their errors."""
+    _refuse_extra(ctx, "--reference 'part-*.npy'")
+    given = _given(options)
+    names = _check_sides(ctx, given, options)
+    _check_figures(given, options, names, conditions)
+    given["metrics"] = options["metrics"]
+    with _working(given, quiet) as progress:
+        from bigvocab.jobs.comparison import compare
+
+        if "max_memory" in given:
+            from bigvocab.arguments import parse_bytes
+
+            as_usage("--max-memory", parse_bytes, "max_memory", given["max_memory"])
+        report = compare(**given, progress=progress)
+    for note in report["notes"] if "notes" in report and not quiet else ():
+        _say(f"note: {note['text']}")
+    _print_report(report, form)
+    _judge(report, conditions)
+
+
+def _refuse_extra(ctx: click.Context, example: str) -> None:
+    if ctx.args:
+        raise click.UsageError(f"Got unexpected extra argument ({ctx.args[0]}); a glob must be quoted: {example}")
+
+
+def _check_sides(ctx: click.Context, given: dict[str, Any], options: dict[str, Any]) -> tuple[str, ...]:
+    """Refuse sides that are missing and options that do not go together; the names of the candidates."""
+    from bigvocab.comparison.rules import candidate_names, comparison_faults
+
+    if ctx.get_parameter_source("top_k") is not click.core.ParameterSource.DEFAULT:
+        if "overlap" not in options["metrics"]:
+            raise click.UsageError("'--top-k' needs overlap in '--metrics'.")
+    if fault := next(comparison_faults(given, given), None):
+        raise click.UsageError(usage(fault))
+    return candidate_names(given)
+
+
+def _check_figures(
+    given: dict[str, Any], options: dict[str, Any], names: tuple[str, ...], conditions: list[Condition]
+) -> None:
+    """Refuse conditions on figures that there will not be."""
+    for condition in conditions:
+        from bigvocab.comparison.llama_source import llama_path
+        from bigvocab.reports.comparison_names import check_comparison_name
+
+        candidates = given.get("candidate")
+        files = [given.get("reference"), *(candidates.values() if isinstance(candidates, dict) else [candidates])]
+        llama = any(llama_path(file) for file in files)
+        as_usage(
+            "--fail-if",
+            check_comparison_name,
+            condition.name,
+            metrics=options["metrics"],
+            top_k=options["top_k"],
+            names=names,
+            labelled=llama or "labels" in given,
+            clustered=llama or "cluster_column" in given,
+            grouped="group_column" in given,
+            llama_cpp="llama_cpp" in given,
+        )
 
 
 def _judge(report: Report, conditions: list[Condition]) -> None:

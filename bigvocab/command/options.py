@@ -104,10 +104,14 @@ def _conditions(ctx: click.Context, param: click.Parameter, texts: Sequence[str]
     return [as_usage("--fail-if", parse_condition, text) for text in texts]
 
 
-def as_usage(option: str, function: Callable[..., Any], *args: Any) -> Any:
+# For options that stand in other modules.
+option, Number, ks_of, shard_of, conditions_of = _option, _Number, _ks, _shard, _conditions
+
+
+def as_usage(option: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Call a check of the library; what it refuses here is a wrong command, not wrong data."""
     try:
-        return function(*args)
+        return function(*args, **kwargs)
     except BigvocabError as error:
         raise click.BadParameter(error.problem, param_hint=f"'{option}'") from None
 
@@ -148,20 +152,34 @@ FORMAT = _option(RESULT, "--format", "form", type=click.Choice(["table", "json"]
 REPORT = _option(RESULT, "--report", metavar="PATH", help="Write the report, as JSON.")
 FAIL_IF = _option(RESULT, "--fail-if", "conditions", metavar="CONDITION", multiple=True, callback=_conditions,
                   help="Exit with 3 if it holds: 'perplexity > 20', 'accuracy.1 < 0.3'; names as in JSON; repeatable.")
-JOBS = [
+STATE = [
     _option(BIG_JOBS, "--state", metavar="PATH", help="Keep what is done in this file: to merge, to go on."),
     _option(BIG_JOBS, "--resume", is_flag=True, help="Go on from --state, where it is there."),
     _option(BIG_JOBS, "--shard", metavar="I/N", callback=_shard, help="Only the I-th of N ranges of rows."),
-    _option(BIG_JOBS, "--vocab-shard", metavar="I/N", callback=_shard, help="Only the I-th of N ranges of classes."),
-    _option(BIG_JOBS, "--first-class", type=click.IntRange(0), metavar="C",
-            help="The files hold a slice: classes from C on, of --num-classes."),
-    _option(BIG_JOBS, "--save-label-logits", metavar="PATH", help="First pass of slices: the labels' logits, no more."),
-    _option(BIG_JOBS, "--label-logits", metavar="PATH", multiple=True, help="Those of all slices, for ranks."),
+]
+ENGINES = [
     _option(BIG_JOBS, "--engine", type=click.Choice(["local", "ray"]), metavar="NAME",
             help="local: --workers processes of this machine; ray: tasks of Ray."),
     _option(BIG_JOBS, "--workers", type=click.IntRange(1), metavar="K", help="Processes that share the rows."),
     _option(BIG_JOBS, "--address", metavar="HOST", help="Of a Ray cluster; default RAY_ADDRESS, or a Ray of our own."),
 ]
+JOBS = [
+    *STATE,
+    _option(BIG_JOBS, "--vocab-shard", metavar="I/N", callback=_shard, help="Only the I-th of N ranges of classes."),
+    _option(BIG_JOBS, "--first-class", type=click.IntRange(0), metavar="C",
+            help="The files hold a slice: classes from C on, of --num-classes."),
+    _option(BIG_JOBS, "--save-label-logits", metavar="PATH", help="First pass of slices: the labels' logits, no more."),
+    _option(BIG_JOBS, "--label-logits", metavar="PATH", multiple=True, help="Those of all slices, for ranks."),
+    *ENGINES,
+]
+RUN = [
+    _option(RUNNING, "--chunk-rows", type=click.IntRange(1), metavar="N", help="Rows of a block; changes no figure."),
+    _option(RUNNING, "--threads", type=click.IntRange(1), metavar="N", help="Default: all cores; changes no figure."),
+    _option(RUNNING, "--max-memory", metavar="512M", help="Most memory for mapped logits, at least 1M."),
+    _option(RUNNING, "--quiet", "-q", is_flag=True, help="No progress bar and no messages."),
+]
+REPORT_EVERY = _option(RESULT, "--report-every", type=_Number(0), metavar="SECONDS",
+                       help="Write --report so often, so far.")
 SAMPLER = _option(SAMPLING, "--sampler", type=click.Choice(list(SAMPLERS)), metavar="NAME",
                   help=f"{enumerated(SAMPLERS)}; default {DEFAULT_SAMPLER} (ids by falling frequency).")
 VOCABULARY = [
@@ -242,14 +260,11 @@ EVAL = [
             help="The k of the accuracies."),
     _option(FIGURES, "--nonfinite", type=click.Choice(["error", "skip", "keep"]), metavar="WAY", default="error",
             show_default=True, help="Rows with NaN or +inf: error, skip or keep."),
-    _option(RUNNING, "--chunk-rows", type=click.IntRange(1), metavar="N", help="Rows of a block; changes no figure."),
-    _option(RUNNING, "--threads", type=click.IntRange(1), metavar="N", help="Default: all cores; changes no figure."),
-    _option(RUNNING, "--max-memory", metavar="512M", help="Most memory for mapped logits, at least 1M."),
-    _option(RUNNING, "--quiet", "-q", is_flag=True, help="No progress bar and no messages."),
+    *RUN,
     *JOBS,
     _option(RESULT, "--output", metavar="PATH", help="Write the loss of every row, as Parquet."),
     REPORT,
-    _option(RESULT, "--report-every", type=_Number(0), metavar="SECONDS", help="Write --report so often, so far."),
+    REPORT_EVERY,
     FORMAT,
     FAIL_IF,
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from fractions import Fraction
 from itertools import combinations
@@ -14,6 +13,7 @@ import numpy.typing as npt
 from bigvocab.comparison.moments import Lines, Moments
 from bigvocab.comparison.statistics import ComparedRows, PairTally
 from bigvocab.losses.exact_sums import divide
+from bigvocab.reports.numerals import is_within_error as is_within_error
 
 Floats = npt.NDArray[np.float64]
 # Differences by their names in reports: a less b of this column.
@@ -149,8 +149,3 @@ class ComparisonTally:
         figures = {name: tally.to_dict() for name, tally in self.candidates.items()}
         pairs = [{"a": a, "b": b, **between.to_dict()} for (a, b), between in self.between.items()]
         return {"candidates": figures, "between": pairs}
-
-
-def is_within_error(mean: float, error: float) -> bool:
-    """Whether a difference is not told from 0 by its error: within two of them."""
-    return not math.isnan(error) and abs(mean) <= 2 * error

@@ -111,6 +111,16 @@ def compare_rows(
     return {name: block.result() for name, block in blocks.items()}
 
 
+def made_logits(rows: LogitRows, num_threads: int) -> Array:
+    """All logits (n, V) of rows, as kernels take them: for few rows."""
+    out = np.empty((len(rows), rows.num_classes), _type(rows))
+    for first in range(0, rows.num_classes, CLASSES):
+        stop = min(first + CLASSES, rows.num_classes)
+        copies = Copies(np.zeros(len(rows), bool), stop - first, out.dtype)
+        (out[:, first:stop],) = rows.classes(first, stop).reduce(copies, num_threads)
+    return out
+
+
 def _look(
     look: Look, blocks: Mapping[str, PairBlock], span: tuple[int, int], tiles: dict[str, Array], start: int, stop: int
 ) -> None:

@@ -29,7 +29,15 @@ KEPT = ("kl", "kl_reverse", "js", "tv", "delta_p")
 # Values of which only a mean is reported.
 AVERAGED = ("logit_difference", "entropy_reference", "entropy_candidate")
 _SUMMED = ("loss_reference", "loss_candidate", "loss_difference", *KEPT, *AVERAGED)
-_COUNTS = ("rows", "ignored_rows", "nonfinite_reference", "nonfinite_candidate", "same_top", "tied_rows")
+_COUNTS = (
+    "rows",
+    "ignored_rows",
+    "skipped_rows",
+    "nonfinite_reference",
+    "nonfinite_candidate",
+    "same_top",
+    "tied_rows",
+)
 _FLIPS = ("both_right", "to_wrong", "to_right", "both_wrong")
 
 
@@ -82,6 +90,7 @@ class PairTally:
     def add(self, rows: ComparedRows) -> None:
         """Add a block of rows."""
         self.counts["ignored_rows"] += int(np.count_nonzero(rows.ignored))
+        self.counts["skipped_rows"] += int(np.count_nonzero(~rows.counted & ~rows.ignored))
         for side, name in enumerate(("nonfinite_reference", "nonfinite_candidate")):
             self.counts[name] += int(np.count_nonzero(rows.nonfinite[side]))
         kept = np.flatnonzero(rows.counted)
@@ -242,7 +251,7 @@ class PairTally:
         found["worst"] = self.worst.to_list()
         return found
 
-    def _side(self, side: str, n: int) -> dict[str, float]:
+    def _side(self, side: str, n: int) -> dict[str, Any]:
         moments = self.moments[f"loss_{side}"]
         mean, error = moments.mean(n), moments.stderr(n)
         right = self.flips["both_right"] + self.flips["to_wrong" if side == "reference" else "to_right"]
@@ -251,7 +260,7 @@ class PairTally:
             "stderr": error,
             "perplexity": _exp(mean),
             "perplexity_stderr": _exp(mean) * error,
-            "accuracy": divide(Fraction(right), n),
+            "accuracy": {"1": divide(Fraction(right), n)},
         }
 
     def _difference(self, n: int) -> dict[str, float]:

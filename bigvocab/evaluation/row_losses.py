@@ -72,7 +72,7 @@ def of_statistics(
     if formula.class_weights is not None:
         weighted = formula.weighted_losses(rows, labels, sums)
     result = weighted_result(
-        asked, batch, formula.losses(rows), weighted, rows.finite, ignored, lambda i: _fault(rows, i)
+        asked, batch, formula.losses(rows), weighted, rows.finite, ignored, lambda i: row_fault(rows, i)
     )
     if formula.class_weights is not None:
         seen = np.where(ignored, 0.0, formula.class_weights[labels])
@@ -91,7 +91,7 @@ def of_statistics(
     return result
 
 
-def _fault(rows: RowStatistics, row: int) -> str:
+def row_fault(rows: RowStatistics, row: int) -> str:
     """What is wrong with a row that is not finite."""
     if np.isnan(rows.exp_sum[row]):
         huge = rows.scale > _HUGE_SCALE
@@ -159,7 +159,7 @@ def softmax(asked: RowContext, logits: LogitRows, batch: LabelBatch) -> RowResul
     else:
         found = sparse_label_rows(logits, id_sets(asked, batch, classes), batch.probabilities, ignored, **options)
     loss, rows = found.losses(asked.loss.label_smoothing), found.rows
-    result = weighted_result(asked, batch, loss, None, rows.finite, ignored, lambda i: _fault(rows, i))
+    result = weighted_result(asked, batch, loss, None, rows.finite, ignored, lambda i: row_fault(rows, i))
     for name in ("predicted", "logsumexp", "entropy"):
         if name in asked.measures:
             result.values[name] = getattr(rows, name)

@@ -30,7 +30,7 @@ def faults(options: Mapping[str, Any], given: Collection[str]) -> Iterator[Bigvo
     yield from _loss_faults(options, given)
     if LOSSES[options["loss"]].sampled:
         yield from _sampling_faults(options, given)
-    yield from _job_faults(options, given)
+    yield from job_faults(options, given)
     yield from raw_faults(options)
 
 
@@ -68,8 +68,6 @@ def _data_faults(options: Mapping[str, Any], given: Collection[str]) -> Iterator
     if norm and "final_norm" not in given and not _there(options["model"]):
         yield _fault(norm[0], "needs ", Keyword("final_norm"), ", rms or layer")
     yield from _model_faults(options, given)
-    if options.get("output") is not None and options.get("output") == options.get("report"):
-        yield _fault("output", "is the same file as ", Keyword("report"))
 
 
 def _layer(options: Mapping[str, Any]) -> Any:
@@ -141,7 +139,10 @@ def sampler_faults(sampler: str, given: Collection[str]) -> Iterator[BigvocabErr
                 yield _fault(name, "goes with ", Keyword("sampler", spec.name), f", not with {sampler}")
 
 
-def _job_faults(options: Mapping[str, Any], given: Collection[str]) -> Iterator[BigvocabError]:
+def job_faults(options: Mapping[str, Any], given: Collection[str]) -> Iterator[BigvocabError]:
+    """What is wrong with the options of a job, whatever its task."""
+    if options.get("output") is not None and options.get("output") == options.get("report"):
+        yield _fault("output", "is the same file as ", Keyword("report"))
     if "resume" in given and "state" not in given:
         yield _fault("resume", "needs ", Keyword("state"), ", the file to go on from")
     if "report_every" in given and "report" not in given:

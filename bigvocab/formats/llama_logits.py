@@ -9,6 +9,7 @@ ikawrakow/ik_llama.cpp.
 
 from __future__ import annotations
 
+import os
 import struct
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -274,7 +275,7 @@ class LlamaLogits:
 
 def open_llama_logits(path: str) -> LlamaLogits:
     """Open a llama.cpp logits file; a FormatError says which way a file is bad."""
-    return LlamaLogits(MappedFile(Source(path, path, None)))
+    return LlamaLogits(MappedFile(Source(os.path.abspath(path), path, None)))
 
 
 def check_same_tokens(reference: LlamaLogits, candidate: LlamaLogits) -> None:

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from bigvocab.arguments import parse_bytes
 from bigvocab.evaluation.specification import Specification
-from bigvocab.matrices.sources import LogitSource
+from bigvocab.matrices.sources import LogitSource, RowSource
 
 _LARGE_PAGE = 2 << 20
 BLOCK_BYTES = 512 << 20  # of logits between two looks at progress and the files' sizes; more where those are quick
 
 
-def block_rows(specification: Specification, source: LogitSource, row_bytes: int) -> int:
+def block_rows(specification: Specification, source: RowSource, row_bytes: int) -> int:
     """Rows of a block: as asked for, or as many as the memory for mapped logits allows.
 
     Args:
         specification: chunk_rows, max_memory, and which classes are read.
-        source: of the logits.
+        source: of the rows.
         row_bytes: of one row, of all that is mapped for it.
     """
     chunk_rows, max_memory = specification.chunk_rows, specification.max_memory

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from bigvocab.labels.label_sources import LabelSource
 from bigvocab.labels.labels import LabelBatch
 from bigvocab.matrices.matrix import Matrix
 from bigvocab.matrices.names import DataNames
-from bigvocab.matrices.sources import LogitSource
+from bigvocab.matrices.sources import LogitSource, RowSource
 
 # Ranges of so many bytes are read ahead, with what lies in gaps of so many bytes between rows that are not left out.
 _AHEAD_BYTES, _GAP_BYTES = 32 << 20, 4 << 20
@@ -24,21 +24,21 @@ class JobData:
     """Sources with the same rows, and their labels.
 
     Args:
-        sources: logits; several where models are compared.
+        sources: logits; several kinds of rows where models are compared.
         labels: one for each row.
         names: how messages call them.
     """
 
-    def __init__(self, sources: Sequence[LogitSource], labels: LabelSource, names: DataNames) -> None:
+    def __init__(self, sources: Sequence[RowSource], labels: LabelSource, names: DataNames) -> None:
         self.sources, self.labels, self.names = tuple(sources), labels, names
-        self.num_rows = len(self.source)
+        self.num_rows = len(self.sources[0])
         self.row_bytes = sum(source.nbytes for source in self.sources) // max(1, self.num_rows)
         self._refuse_other_counts()
 
     @property
     def source(self) -> LogitSource:
-        """The first of the sources, or the only one."""
-        return self.sources[0]
+        """The only source of a job that evaluates."""
+        return cast(LogitSource, self.sources[0])
 
     @property
     def files(self) -> list[dict[str, Any]]:
@@ -63,12 +63,12 @@ class JobData:
         """Paths of all files."""
         for source in self.sources:
             yield from (file["path"] for file in source.files if file["path"] != "<array>")
-            yield from (path for path, _, _ in source.stored.fingerprints)
+            yield from (path for _, path in source.row_files())
         yield from self.labels.paths
 
     def matrices(self) -> Iterator[Matrix]:
-        """All that is opened as matrices: logits or hidden states, and dense labels."""
-        yield from (source.stored for source in self.sources)
+        """All that a job that evaluates opens as matrices: logits or hidden states, and dense labels."""
+        yield self.source.stored
         yield from self.labels.matrices()
 
     def check(self) -> None:

@@ -6,9 +6,7 @@ import inspect
 import os
 from typing import Any, Unpack
 
-from bigvocab import arguments
-from bigvocab.arguments import integer, parse_shard
-from bigvocab.errors import BigvocabError, Keyword
+from bigvocab.arguments import parse_shard
 from bigvocab.evaluation.rules import refuse_faults
 from bigvocab.evaluation.scoring import Scorer
 from bigvocab.evaluation.specification import DEFAULTS, EvaluatorOptions, given_among, signature, specify
@@ -20,7 +18,6 @@ from bigvocab.jobs.label_logits_task import LabelLogitsTask, write_task
 from bigvocab.jobs.opening import LabelsOnce, column_of, in_sequences
 from bigvocab.jobs.run import Progress, RunOptions, refuse_serial, run_task
 from bigvocab.jobs.shift_notes import shift_notes
-from bigvocab.jobs.workers.local import check_process
 from bigvocab.reports.report import Report
 
 
@@ -88,16 +85,7 @@ def evaluate(
     >>> evaluate(logits=np.zeros((2, 4), np.float32), labels=[1, 3])["perplexity"]
     4.0
     """
-    resume = arguments.boolean("resume", resume)
-    if engine not in (None, "local", "ray"):
-        raise BigvocabError(Keyword("engine"), f": got {engine!r}, expected local or ray")
-    if workers is not None:
-        workers = integer("workers", workers, 1, 2**20)
-    if report_every is not None and not arguments.real("report_every", report_every) >= 0:
-        raise BigvocabError(Keyword("report_every"), f": got {report_every}, expected seconds, 0 or more")
-    run = RunOptions(output, report, report_every, state, resume, engine, workers, address)
-    if run.processes:
-        check_process()
+    run = RunOptions.checked(output, report, report_every, state, resume, engine, workers, address)
     if unknown := [name for name in options if name not in DEFAULTS]:
         of_command = "; it belongs to the command" if unknown[0] in ("fail_if", "format", "quiet") else ""
         raise TypeError(f"evaluate() got an unexpected keyword argument {unknown[0]!r}{of_command}")
@@ -112,7 +100,7 @@ def evaluate(
     scorer = Scorer(specification)
     data = open_data(scorer, inputs if logits is None else logits, labels)
     if vocab_shard is None and first_class is None:
-        task = EvaluationTask(scorer, data, _row_range(shard, data.num_rows), records=output is not None)
+        task = EvaluationTask(scorer, data, row_range(shard, data.num_rows), records=output is not None)
         task.check()
         shifted, column = specification.sequences.shift_labels, column_of(labels, specification.columns.label)
         task.notes += shift_notes(data.source, data.labels, specification.loss, shifted=shifted, column=column)
@@ -196,7 +184,7 @@ def open_data(scorer: Scorer, values: Any, labels: Any) -> JobData:
     return JobData([source], found, scorer.names_of(source, found.path if found.files else "labels"))
 
 
-def _row_range(shard: Any, rows: int) -> tuple[int, int]:
+def row_range(shard: Any, rows: int) -> tuple[int, int]:
     """The rows of a shard: the I-th of N ranges, as equal as can be."""
     i, n = parse_shard("shard", shard) or (1, 1)
     return rows * (i - 1) // n, rows * i // n

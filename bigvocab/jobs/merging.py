@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from bigvocab.arguments import integer
+from bigvocab.comparison.reporting import comparison_report
+from bigvocab.comparison.sums import restored_sums
 from bigvocab.errors import BigvocabError, Keyword
 from bigvocab.evaluation.compatibility import refuse_difference, refuse_same_draws
 from bigvocab.evaluation.coverage import merged_coverage, refuse_incomplete, shown_rows
@@ -61,7 +64,6 @@ def merge(
 
 def _merged(parts: list[Part], output: str | os.PathLike[str] | None) -> tuple[Report, int]:
     """The report, and how many rows were seen, those left out among them."""
-    names = Names()
     whole = read_state(parts[0])
     if whole.task == "classes":
         return merge_classes([whole, *(read_state(part) for part in parts[1:])], output), whole.covered().rows
@@ -71,7 +73,8 @@ def _merged(parts: list[Part], output: str | os.PathLike[str] | None) -> tuple[R
             f": {whole.path} is the state of a range of rows, whose losses were written by its own run; "
             "expected states of ranges of classes, or no output",
         )
-    tally = _tally(whole, names)
+    kind: _Evaluations | _Comparisons = _Comparisons() if whole.task == "compare" else _Evaluations()
+    sums = kind.restored(whole)
     owners = [] if whole.coverage is None else [(one, whole.path) for one in whole.coverage.ranges]
     for part in parts[1:]:
         state = read_state(part)
@@ -81,19 +84,55 @@ def _merged(parts: list[Part], output: str | os.PathLike[str] | None) -> tuple[R
         if state.coverage is not None and whole.coverage is not None:
             _refuse_overlap(owners, state)
             owners += [(one, state.path) for one in state.coverage.ranges]
-        more = _tally(state, names)
+        more = kind.restored(state)
         if state.coverage is None and whole.coverage is None:
-            refuse_same_draws(whole.options, tally.counts, more.counts)
+            kind.refuse_same_rows(whole, sums, more)
         whole.coverage = merged_coverage(whole.coverage, state.coverage, (whole.path, state.path))
-        tally.merge(more)
+        sums.merge(more)
     if whole.coverage is not None:
         refuse_incomplete(whole.coverage, f"{len(parts)} states" if len(parts) > 1 else whole.path)
-    skipped = tally.counts["nonfinite_rows"] if whole.options["nonfinite"] == "skip" else 0
-    return tally_report(whole, tally), tally.counts["rows"] + tally.counts["ignored_rows"] + skipped
+    return kind.report(whole, sums), kind.seen(whole, sums)
 
 
-def _tally(state: State, names: Names) -> Tally:
-    return restored(state.sums, state.table, tuple(state.options["top_k"]), names)
+class _Evaluations:
+    """States of the task "evaluate"."""
+
+    def __init__(self) -> None:
+        self._names = Names()
+
+    def restored(self, state: State) -> Any:
+        return restored(state.sums, state.table, tuple(state.options["top_k"]), self._names)
+
+    def refuse_same_rows(self, state: State, mine: Any, theirs: Any) -> None:
+        refuse_same_draws(state.options, mine.counts, theirs.counts)
+
+    def report(self, state: State, tally: Any) -> Report:
+        return tally_report(state, tally)
+
+    def seen(self, state: State, tally: Any) -> int:
+        skipped = tally.counts["nonfinite_rows"] if state.options["nonfinite"] == "skip" else 0
+        return int(tally.counts["rows"] + tally.counts["ignored_rows"] + skipped)
+
+
+class _Comparisons:
+    """States of the task "compare"."""
+
+    def restored(self, state: State) -> Any:
+        return restored_sums(state.sums, state.table, state.path)
+
+    def refuse_same_rows(self, state: State, mine: Any, theirs: Any) -> None:
+        """Rows that came by `update` draw nothing."""
+
+    def report(self, state: State, sums: Any) -> Report:
+        report = comparison_report(sums)
+        if state.coverage is None:
+            return report
+        if state.coverage.ranges:
+            refuse_nothing(state.path, sums.counts(), state.coverage.rows)
+        return with_rates(report, state.coverage)
+
+    def seen(self, state: State, sums: Any) -> int:
+        return int(sums.seen)
 
 
 def tally_report(state: State, tally: Tally) -> Report:

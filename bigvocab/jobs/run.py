@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bigvocab import arguments
 from bigvocab.errors import BigvocabError, Keyword
 from bigvocab.jobs.checkpoints import Checkpoints, files_beside, keeping
 from bigvocab.jobs.records import RecordWriter
@@ -38,6 +39,31 @@ class RunOptions:
     engine: str | None = None
     workers: int | None = None
     address: str | None = None
+
+    @classmethod
+    def checked(
+        cls,
+        output: str | os.PathLike[str] | None,
+        report: str | os.PathLike[str] | None,
+        report_every: float | None,
+        state: str | os.PathLike[str] | None,
+        resume: bool,
+        engine: str | None,
+        workers: int | None,
+        address: str | None,
+    ) -> RunOptions:
+        """The options, after all that is wrong with one of them."""
+        resume = arguments.boolean("resume", resume)
+        if engine not in (None, "local", "ray"):
+            raise BigvocabError(Keyword("engine"), f": got {engine!r}, expected local or ray")
+        if workers is not None:
+            workers = arguments.integer("workers", workers, 1, 2**20)
+        if report_every is not None and not arguments.real("report_every", report_every) >= 0:
+            raise BigvocabError(Keyword("report_every"), f": got {report_every}, expected seconds, 0 or more")
+        run = cls(output, report, report_every, state, resume, engine, workers, address)
+        if run.processes:
+            local.check_process()
+        return run
 
     @property
     def processes(self) -> bool:

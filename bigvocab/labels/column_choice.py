@@ -27,11 +27,12 @@ class Columns(NamedTuple):
     weight: str | None
     group: str | None
     num_bytes: str | None
+    cluster: str | None = None
 
     @property
     def names(self) -> list[str]:
         """Each column in use once, the label first."""
-        used = (self.label, self.probability, self.weight, self.group, self.num_bytes)
+        used = (self.label, self.probability, self.weight, self.group, self.num_bytes, self.cluster)
         return list(dict.fromkeys(name for name in used if name is not None))
 
 
@@ -144,6 +145,7 @@ def choose_columns(
     weight: str | None = None,
     group: str | None = None,
     num_bytes: str | None = None,
+    cluster: str | None = None,
 ) -> Columns:
     """Settle which columns are used, and check their types, before any row is read."""
     others = [
@@ -151,6 +153,7 @@ def choose_columns(
         ("weight_column", weight, _is_number, "numbers"),
         ("group_column", group, is_group, "strings, integers or booleans"),
         ("bytes_column", num_bytes, types.is_integer, "integers"),
+        ("cluster_column", cluster, is_group, "strings, integers or booleans"),
     ]
     for option, name, fits, wanted in others:
         if name is not None and not fits(plain_type(kind := _check_column(schema, where, option, name))):
@@ -174,4 +177,4 @@ def choose_columns(
                 f"{where}: column {label!r}: expected lists of ids beside {probability!r}, got {arrow_type}"
             )
         kind = "sparse"
-    return Columns(kind, dtype, num_classes, label, probability, weight, group, num_bytes)
+    return Columns(kind, dtype, num_classes, label, probability, weight, group, num_bytes, cluster)

@@ -39,6 +39,7 @@ class LabelBatch:
     weights: np.ndarray | None = None  # float64 (n,)
     groups: tuple[np.ndarray, list[str]] | None = None  # int32 codes (n,) and their names
     num_bytes: np.ndarray | None = None  # int64 (n,)
+    clusters: tuple[np.ndarray, list[str]] | None = None  # as groups: rows of one are not independent
 
     def __len__(self) -> int:
         """The number of rows."""
@@ -60,14 +61,19 @@ class LabelBatch:
             probabilities = None if probabilities is None else probabilities[first:last]
         else:
             labels = labels[start:stop]
+
+        def named(codes: tuple[np.ndarray, list[str]] | None) -> Any:
+            return None if codes is None else (codes[0][start:stop], codes[1])
+
         return LabelBatch(
             self.first_row + start,
             labels,
             probabilities=probabilities,
             ignored=rows(self.ignored),
             weights=rows(self.weights),
-            groups=None if self.groups is None else (self.groups[0][start:stop], self.groups[1]),
+            groups=named(self.groups),
             num_bytes=rows(self.num_bytes),
+            clusters=named(self.clusters),
         )
 
 
@@ -213,6 +219,8 @@ class Labels:
                 batch.groups = _columns.groups(by_name[chosen.group])
             if chosen.num_bytes is not None:
                 batch.num_bytes = _columns.num_bytes(*asked(chosen.num_bytes), ignored, row)
+            if chosen.cluster is not None:
+                batch.clusters = _columns.groups(by_name[chosen.cluster])
             return batch
 
 
@@ -233,6 +241,8 @@ def fingerprint_of(labels: Iterable[LabelBatch]) -> str:
         columns = batch.labels if isinstance(batch.labels, tuple) else (batch.labels,)
         for values in (*columns, batch.probabilities, batch.ignored, batch.weights, groups, batch.num_bytes):
             found.update(b"-" if values is None else np.ascontiguousarray(values).tobytes())
+        if batch.clusters is not None:
+            found.update(np.asarray(batch.clusters[1])[batch.clusters[0]].tobytes())
     return found.hexdigest()
 
 
@@ -244,6 +254,7 @@ def read_labels(
     group_column: str | None = None,
     bytes_column: str | None = None,
     probability_column: str | None = None,
+    cluster_column: str | None = None,
 ) -> Labels:
     """Read labels, in batches, from Arrow, Parquet or .npy files or from an array or table in memory.
 
@@ -259,6 +270,7 @@ def read_labels(
         group_column: strings, integers or booleans; null is the group "(null)".
         bytes_column: bytes of text behind each label, >= 0, for bits per byte.
         probability_column: lists of numbers >= 0, as long as the lists of ids.
+        cluster_column: as group_column; rows of one cluster are not independent.
 
     Raises:
         FormatError: a file is of no supported format, truncated, corrupt, or changes while it is read.
@@ -278,6 +290,7 @@ def read_labels(
         "group": group_column,
         "num_bytes": bytes_column,
         "probability": probability_column,
+        "cluster": cluster_column,
     }
     for role, name in options.items():
         if not isinstance(name, str | None):

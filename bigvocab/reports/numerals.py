@@ -45,6 +45,35 @@ def with_error(shown: str, error: float | None, plus_minus: str = "±") -> str:
     return f"{shown} {plus_minus} {fixed(error, decimals)}"
 
 
+def is_within_error(mean: float, error: float) -> bool:
+    """Whether a difference is not told from 0 by its error: within two of them.
+
+    >>> is_within_error(0.3, 0.2), is_within_error(-0.5, 0.2), is_within_error(0.1, float("nan"))
+    (True, False, False)
+    """
+    return not math.isnan(error) and abs(mean) <= 2 * error
+
+
+def to_error(number: float, error: float | None, plus_minus: str = "±", digits: int = 2) -> str:
+    """A number and its standard error, both rounded where the error has so many significant digits.
+
+    >>> to_error(0.0300619, 0.0045264), to_error(0.0300619, 0.0045264, digits=1)
+    ('0.0301 ± 0.0045', '0.030 ± 0.005')
+    >>> to_error(1.2345678e-05, 2.5e-07), to_error(30.5561, None), to_error(0.0, 0.0)
+    ('1.235e-05 ± 2.5e-07', '30.556', '0 ± 0')
+    """
+    if error is None or math.isnan(error) or not math.isfinite(number):
+        return significant(number)
+    if error == 0 or not math.isfinite(error):
+        return f"{number:.5g} {plus_minus} {error:.2g}"
+    decimals = digits - 1 - math.floor(math.log10(error))
+    if decimals > 6:
+        of_number = max(0, decimals + math.floor(math.log10(abs(number) or error)))
+        return f"{number:.{of_number}e} {plus_minus} {error:.{digits - 1}e}"
+    decimals = max(0, decimals)
+    return f"{number:,.{decimals}f} {plus_minus} {error:,.{decimals}f}"
+
+
 def count(number: float) -> str:
     """A whole number with thousands separators; a sum of weights that is none keeps its decimals.
 

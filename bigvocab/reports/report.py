@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from bigvocab.errors import printable
+from bigvocab.reports.infinities import finite_figures
 from bigvocab.reports.numerals import count, counted, fixed, significant, size, tail, with_error
 
 _MOST_GROUPS = 20
@@ -56,14 +57,15 @@ class Report:
         return copy.deepcopy(self._figures)
 
     def to_json(self) -> str:
-        """All figures as JSON: NaN is null, an infinity 1e999, which parsers read as one.
+        """All figures as JSON: NaN is null, an infinity 1e999, which parsers read as one; those of comparisons are null
+        too, and named under `infinite`.
 
         >>> print(Report({"mean": float("nan")}).to_json())
         {
           "mean": null
         }
         """
-        return as_json(self._figures)
+        return as_json(finite_figures(self._figures) if is_comparison(self._figures) else self._figures)
 
     def figure(self, name: str) -> Any:
         """The figure of a dotted name such as `perplexity`, `accuracy.1` or `groups.St. John.mean`.
@@ -85,8 +87,13 @@ class Report:
     def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
         """What rich prints: the table, in colours where the console has them."""
         figures, sign = self._figures, "+/-" if options.ascii_only else "±"
+        if is_comparison(figures):
+            from bigvocab.reports.comparison_table import comparison_tables
+
+            yield from comparison_tables(figures, sign, options.max_width)
+            return
         blocks = [_first(figures, sign), _rest(figures), _reductions(figures), _sampled(figures, sign)]
-        source = _source(figures)
+        source = source_pairs(figures)
         width = max(len(name) for block in [*blocks, source] for name, _ in block)
         tables = [pairs_table(pairs, width, "bold" if i == 0 else "") for i, pairs in enumerate(blocks) if pairs]
         if figures.get("groups"):
@@ -97,6 +104,11 @@ class Report:
             if i:
                 yield ""
             yield table
+
+
+def is_comparison(figures: Mapping[str, Any]) -> bool:
+    """Whether figures are those of a comparison of models."""
+    return "candidates" in figures or "kl" in figures
 
 
 def plain_text(items: Iterable[Any]) -> str:
@@ -112,10 +124,10 @@ def plain_text(items: Iterable[Any]) -> str:
 
 # ---- what stands in the table, as pairs of a name and a text
 
-_Pairs = list[tuple[str, str]]
+Pairs = list[tuple[str, str]]
 
 
-def _first(figures: Mapping[str, Any], sign: str) -> _Pairs:
+def _first(figures: Mapping[str, Any], sign: str) -> Pairs:
     """What matters most."""
     pairs = [("loss", str(figures.get("loss", "?")))]
     if "mean" in figures:
@@ -143,7 +155,7 @@ _REST = {
 }
 
 
-def _rest(figures: Mapping[str, Any]) -> _Pairs:
+def _rest(figures: Mapping[str, Any]) -> Pairs:
     pairs = [(name.replace("_", " "), show(figures[name])) for name, show in _REST.items() if name in figures]
     if "entropy" in figures:
         pairs.append(("entropy", f"{fixed(figures['entropy'])} nats"))
@@ -154,7 +166,7 @@ def _rest(figures: Mapping[str, Any]) -> _Pairs:
     return pairs
 
 
-def _reductions(figures: Mapping[str, Any]) -> _Pairs:
+def _reductions(figures: Mapping[str, Any]) -> Pairs:
     """The other reductions, which tell something only where rows were weighted."""
     if "reductions" not in figures or figures.get("weight") == figures.get("rows"):
         return []
@@ -162,7 +174,7 @@ def _reductions(figures: Mapping[str, Any]) -> _Pairs:
     return [("sum of weights", count(figures["weight"])), *shown]
 
 
-def _sampled(figures: Mapping[str, Any], sign: str) -> _Pairs:
+def _sampled(figures: Mapping[str, Any], sign: str) -> Pairs:
     """The sampled loss beside the exact one."""
     found = figures.get("sampled")
     if not found:
@@ -177,7 +189,7 @@ def _sampled(figures: Mapping[str, Any], sign: str) -> _Pairs:
     return pairs
 
 
-def _source(figures: Mapping[str, Any]) -> _Pairs:
+def source_pairs(figures: Mapping[str, Any]) -> Pairs:
     """Which data, and how fast."""
     files = figures.get("inputs", [])
     pairs = _model(figures.get("model"))
@@ -194,7 +206,7 @@ def _source(figures: Mapping[str, Any]) -> _Pairs:
     return pairs
 
 
-def _model(model: Mapping[str, Any] | None) -> _Pairs:
+def _model(model: Mapping[str, Any] | None) -> Pairs:
     """Which model made the logits, in one line."""
     if not model:
         return []
@@ -236,7 +248,7 @@ def title(text: str) -> Any:
     return Text(f" {text}", style="bold", overflow="fold")
 
 
-def pairs_table(pairs: _Pairs, width: int, style: str = "") -> Any:
+def pairs_table(pairs: Pairs, width: int, style: str = "") -> Any:
     """Names on the left, in a column of `width`, and values on the right."""
     from rich.table import Table
     from rich.text import Text

@@ -153,7 +153,12 @@ def candidate(size, seed):
         "same_top": {"share": 1 - math.sqrt(size) / 3, "stderr": 0.0041, "cluster_stderr": 0.0067, "tied_rows": 4},
         "top_in_candidate": {"1": 1 - math.sqrt(size) / 3, "5": 0.997, "10": 0.9991},
         "top_in_reference": {"1": 1 - math.sqrt(size) / 3, "5": 0.9965, "10": 0.9989},
-        "flips": {"share": size / 2, "to_wrong": size * 0.29, "to_right": size * 0.21, "mcnemar_p": 0.0312},
+        "flips": {
+            "share": size / 2,
+            "to_wrong": round(size * 2900),
+            "to_right": round(size * 2100),
+            "mcnemar_p": 0.0312,
+        },
         "by_confidence": [
             {"from": a, "to": b, "rows": rng.randint(300, 1200), "kl_mean": x, "kl_median": x / 2.7}
             for (a, b), x in zip(sure, spread, strict=True)

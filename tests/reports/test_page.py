@@ -325,7 +325,7 @@ def broken():
         "clusters": 7,
     }.items():
         yield put(path, value), path.replace("/", ".")
-    for path, value in {"kl/mean": "x", "kl/percentiles": [1], "flips/to_wrong": 7, "by_confidence": 1}.items():
+    for path, value in {"kl/mean": "x", "kl/percentiles": [1], "flips/to_wrong": 0.5, "by_confidence": 1}.items():
         yield put(path, value, "one candidate"), path.replace("/", ".")
     yield put("candidates/Q8_0/kl", None, "candidates"), "candidates.Q8_0.kl"
     deep = {}

@@ -227,15 +227,15 @@ def _confidence(item: _Report) -> str:
 
 def _flip_section(sides: _Sides) -> Section | None:
     with_them = [(side, block["flips"]) for side, block in sides if "to_wrong" in block.get("flips", {})][:MOST_IN_FULL]
-    items = [(side, block["to_wrong"] or 0.0, block.get("to_right") or 0.0) for side, block in with_them]
+    items = [(side, *_flipped(block)) for side, block in with_them]
     if not items:
         return None
     rows = [
         (
             named(side),
             percent(block["share"]) if "share" in block else "",
-            percent(block["to_wrong"]),
-            percent(block["to_right"]) if "to_right" in block else "",
+            whole(block["to_wrong"]),
+            whole(block["to_right"]) if "to_right" in block else "",
             digits(block["mcnemar_p"], 3) if "mcnemar_p" in block else "",
         )
         for side, block in with_them
@@ -245,6 +245,13 @@ def _flip_section(sides: _Sides) -> Section | None:
     what = f"Shares of rows that became wrong and right with each of {len(items)} candidates."
     table = Table(("candidate", "flips", "became wrong", "became right", "McNemar p"), rows)
     return Section("flips", title, text, pictures.flips("flips", title, items, what), table)
+
+
+def _flipped(block: _Report) -> tuple[float, float]:
+    """Shares of rows that became wrong and right, of the share that flipped and the two counts."""
+    wrong, right = block["to_wrong"], block.get("to_right", 0)
+    each = (block.get("share") or 0.0) / max(1, wrong + right)
+    return each * wrong, each * right
 
 
 def _between(pairs: list[_Report]) -> Section:

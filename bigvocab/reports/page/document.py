@@ -96,9 +96,11 @@ def _title(report: dict[str, Any]) -> str:
 
 def _subject(report: dict[str, Any]) -> str:
     parts = [f"{whole(report['rows'])} rows"] if "rows" in report else []
-    for name, word in (("ignored_rows", "ignored"), ("nonfinite_rows", "not finite")):
-        if report.get(name):
-            parts.append(f"{whole(report[name])} {word}")
+    bad = report.get("nonfinite_rows", 0)
+    lists = [(report.get("ignored_rows", 0), "ignored")]
+    lists += [(n, f"not finite in the {side}") for side, n in bad.items()] if isinstance(bad, dict) else []
+    lists += [] if isinstance(bad, dict) else [(bad, "not finite")]
+    parts += [f"{whole(n)} {word}" for n, word in lists if n]
     if "progress" in report:
         parts.append(
             f"not finished: {whole(report['progress']['rows_done'])} of {whole(report['progress']['rows_total'])}"

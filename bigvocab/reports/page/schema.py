@@ -12,6 +12,7 @@ from typing import Any
 
 from bigvocab.errors import BigvocabError
 from bigvocab.reports.numerals import printable
+from bigvocab.reports.report import is_comparison as is_comparison
 
 SCHEMA_VERSION = 1
 MOST_BINS = 1000  # of a histogram or a breakdown: more would be a page that no browser likes
@@ -42,11 +43,6 @@ def check_report(report: Any) -> None:
         _EVALUATION(report, "")
     else:
         raise BigvocabError("report: got neither loss nor kl, expected the figures of an evaluation or a comparison")
-
-
-def is_comparison(report: Mapping[str, Any]) -> bool:
-    """Whether a report compares two models."""
-    return "candidates" in report or "kl" in report
 
 
 def with_infinities(report: dict[str, Any]) -> dict[str, Any]:
@@ -314,7 +310,8 @@ _CANDIDATE: dict[str, Check] = {
     "top_in_candidate": _each(_share),
     "top_in_reference": _each(_share),
     "overlap": _each(_share),
-    "flips": _record({"share": _share, "to_wrong": _share, "to_right": _share, "mcnemar_p": _share}),
+    "flips": _record({"share": _share, "to_wrong": _whole, "to_right": _whole, "mcnemar_p": _share}),
+    "nonfinite_rows": _record({"reference": _whole, "candidate": _whole}),
     "by_confidence": _bins({"kl_mean": _number, "kl_median": _number}),
     "groups": _each(
         _record(

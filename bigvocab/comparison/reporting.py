@@ -1,0 +1,35 @@
+"""The report of a comparison: figures of each candidate, what lies between them, and what they were made of."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bigvocab.comparison.llama_table import STORED_CANDIDATE
+from bigvocab.comparison.rules import ONLY
+from bigvocab.comparison.sums import ComparisonSums
+from bigvocab.evaluation.reporting import SCHEMA_VERSION
+from bigvocab.reports.report import Report
+from bigvocab.reports.versions import versions
+
+
+def comparison_report(sums: ComparisonSums) -> Report:
+    """The report of all rows in some sums; of one candidate its figures stand at the top."""
+    found = sums.tally.to_dict()
+    names = list(sums.tally.candidates)
+    blocks = found["candidates"] if len(names) > 1 else {names[0]: found} if names else {}
+    for name, block in blocks.items():
+        if "floor" in block and name in sums.floors:
+            block["floor"] |= sums.floors[name]
+        if name in sums.tables and block["rows"]:
+            block["llama_cpp"] = sums.tables[name].figures()
+            block["llama_cpp"] |= {"note": STORED_CANDIDATE} if name in sums.stored else {}
+    head: dict[str, Any] = {"schema_version": SCHEMA_VERSION}
+    if len(names) > 1:
+        counts = sums.counts()
+        head |= {"rows": counts["rows"], "ignored_rows": counts["ignored_rows"]}
+        clusters = [block["clusters"] for block in blocks.values() if "clusters" in block]
+        head |= {"clusters": clusters[0]} if clusters else {}
+    elif names and names[0] != ONLY:
+        head["name"] = names[0]
+    notes = {"notes": list(sums.notes)} if sums.notes else {}
+    return Report({**head, **found, **notes, "versions": versions()})

@@ -1,0 +1,244 @@
+"""What was asked of a comparison: figures, columns, limits, and what each side is, which is a `Specification` too."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, TypedDict
+
+from bigvocab import arguments
+from bigvocab.arguments import integer, one_of, parse_bytes, parse_top_k
+from bigvocab.catalogue import COMPARISON_METRICS, DEFAULT_COMPARISON_METRICS
+from bigvocab.comparison.pairs import Asked
+from bigvocab.comparison.rules import SIDE_OPTIONS, value_for
+from bigvocab.errors import BigvocabError, Keyword
+from bigvocab.evaluation.specification import NONFINITE, Specification, specify
+from bigvocab.threads import resolve_threads
+
+_MOST_OVERLAP = 64
+# Columns of records by the metric that they belong to; those not listed are always there.
+_COLUMNS_OF = {
+    "kl_reverse": ("kl_reverse",),
+    "js": ("js",),
+    "tv": ("tv",),
+    "delta_p": ("delta_p",),
+    "entropy": ("entropy_reference", "entropy_candidate"),
+    "logit_difference": ("logit_difference",),
+}
+
+
+class ComparisonOptions(TypedDict, total=False):
+    """The keywords of `Comparison`, which `compare` takes too; see there what they mean."""
+
+    metrics: str | Iterable[str] | None
+    top_k: int | str | Iterable[int]
+    llama_cpp: bool
+    ignore_index: int | None
+    num_classes: int | None
+    nonfinite: str
+    threads: int | None
+    chunk_rows: int | None
+    max_memory: int | str | None
+    label_column: str | None
+    group_column: str | None
+    cluster_column: str | None
+    vocab_shards: bool
+    weights: Any
+    biases: Any
+    final_norm: str | None
+    norm_weight: Any
+    norm_bias: Any
+    norm_epsilon: float
+    logit_scale: float
+    softcap: float | None
+    shape: Any
+    dtype: str | None
+    offset: int
+    reference_weights: Any
+    reference_biases: Any
+    reference_final_norm: str | None
+    reference_norm_weight: Any
+    reference_norm_bias: Any
+    reference_norm_epsilon: float | None
+    reference_logit_scale: float | None
+    reference_softcap: float | None
+    reference_shape: Any
+    reference_dtype: str | None
+    reference_offset: int | None
+    candidate_weights: Any
+    candidate_biases: Any
+    candidate_final_norm: Any
+    candidate_norm_weight: Any
+    candidate_norm_bias: Any
+    candidate_norm_epsilon: Any
+    candidate_logit_scale: Any
+    candidate_softcap: Any
+    candidate_shape: Any
+    candidate_dtype: Any
+    candidate_offset: Any
+
+
+# The default of each keyword; of those not listed, None.
+COMPARISON_DEFAULTS: dict[str, Any] = {
+    **dict.fromkeys(ComparisonOptions.__annotations__),
+    "top_k": (1, 5),
+    "llama_cpp": False,
+    "nonfinite": "error",
+    "vocab_shards": False,
+    "norm_epsilon": 1e-6,
+    "logit_scale": 1.0,
+    "offset": 0,
+}
+
+
+@dataclass(frozen=True)
+class ComparisonColumns:
+    """Names of the columns of labels by role; None is the one that fits, or none."""
+
+    label: str | None = None
+    group: str | None = None
+    cluster: str | None = None
+
+    def keywords(self) -> dict[str, str | None]:
+        """As keywords of `read_labels`."""
+        return {f"{role}_column": name for role, name in vars(self).items()}
+
+
+@dataclass(frozen=True, eq=False)
+class ComparisonSpecification:
+    """All that was asked of a comparison; made by `specify_comparison`.
+
+    Attributes:
+        metrics: by-products beside kl, in the order of the catalogue.
+        top_k: the k of the overlap.
+        reference: how its rows become logits.
+        candidates: the same, by name.
+    """
+
+    metrics: tuple[str, ...]
+    top_k: tuple[int, ...]
+    llama_cpp: bool
+    ignore_index: int | None
+    num_classes: int | None
+    nonfinite: str
+    columns: ComparisonColumns
+    threads: int
+    threads_asked: int | None
+    max_memory: int | str | None
+    reference: Specification
+    candidates: Mapping[str, Specification]
+
+    @property
+    def asked(self) -> Asked:
+        """What kernels are asked for."""
+        spread = any(name in self.metrics for name in ("js", "tv", "logit_difference"))
+        return Asked(spread, "tops" in self.metrics, self.top_k if "overlap" in self.metrics else ())
+
+    def keeps(self, column: str) -> bool:
+        """Whether a column of values was asked for, or is always there."""
+        owner = next((metric for metric, columns in _COLUMNS_OF.items() if column in columns), None)
+        return owner is None or owner in self.metrics
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the figures, but for the sides: values as JSON has them."""
+        return {
+            "metrics": list(self.metrics),
+            "top_k": list(self.asked.overlap),
+            "llama_cpp": self.llama_cpp,
+            "ignore_index": self.ignore_index,
+            "num_classes": self.num_classes,
+            "nonfinite": self.nonfinite,
+        }
+
+    def with_threads(self, threads: int) -> ComparisonSpecification:
+        """The same with so many threads."""
+        return replace(self, threads=threads, threads_asked=threads)
+
+    def with_sides(self, reference: Specification, candidates: Mapping[str, Specification]) -> ComparisonSpecification:
+        """The same with sides whose layers are opened."""
+        return replace(self, reference=reference, candidates=candidates)
+
+    def to_json(self) -> dict[str, Any]:
+        """What `from_json` takes, as JSON has it; arrays over 1 MiB are left out, and how many threads."""
+        own = {**self.identity(), "top_k": list(self.top_k), "max_memory": self.max_memory, **self.columns.keywords()}
+        sides = {name: one.to_json() for name, one in self.candidates.items()}
+        return {"options": own, "reference": self.reference.to_json(), "candidates": sides}
+
+    @classmethod
+    def from_json(cls, held: Mapping[str, Any], path: str, **instead: Any) -> ComparisonSpecification:
+        """The inverse of `to_json`; `instead` may have `threads`, `path` is where it was read."""
+        if unknown := [name for name in instead if name != "threads"]:
+            raise TypeError(f"load() got an unexpected keyword argument {unknown[0]!r}, expected threads alone")
+        found = specify_comparison((), **held["options"], **instead)
+        candidates = {name: Specification.from_json(one, path) for name, one in held["candidates"].items()}
+        return found.with_sides(Specification.from_json(held["reference"], path), candidates)
+
+
+def specify_comparison(names: Iterable[str], **options: Any) -> ComparisonSpecification:
+    """The keywords of `Comparison`, checked, as a specification for candidates of these names.
+
+    Raises:
+        BigvocabError: an option outside its range; TypeError: one of the wrong kind, or a keyword that there is not.
+    """
+    if unknown := [name for name in options if name not in COMPARISON_DEFAULTS]:
+        raise TypeError(f"Comparison() got an unexpected keyword argument {unknown[0]!r}")
+    asked = COMPARISON_DEFAULTS | options
+    names = tuple(names)
+    if asked["chunk_rows"] is not None:
+        integer("chunk_rows", asked["chunk_rows"], 1, 2**62)
+    if asked["max_memory"] is not None:
+        parse_bytes("max_memory", asked["max_memory"])
+    num_classes = asked["num_classes"]
+    found = ComparisonSpecification(
+        parse_comparison_metrics(asked["metrics"]),
+        parse_top_k(asked["top_k"]),
+        arguments.boolean("llama_cpp", asked["llama_cpp"]),
+        arguments.index_or_none("ignore_index", asked["ignore_index"]),
+        None if num_classes is None else integer("num_classes", num_classes, 1, 2**31 - 1),
+        one_of("nonfinite", asked["nonfinite"], NONFINITE),
+        ComparisonColumns(*(asked[f"{role}_column"] for role in ("label", "group", "cluster"))),
+        resolve_threads(asked["threads"], "threads"),
+        asked["threads"],
+        asked["max_memory"],
+        _side(asked, "reference"),
+        {name: _side(asked, "candidate", name) for name in names},
+    )
+    most = max(found.asked.overlap, default=0)
+    if most > _MOST_OVERLAP:
+        raise BigvocabError(Keyword("top_k"), f": got {most}, expected at most {_MOST_OVERLAP} for overlap")
+    return found
+
+
+def _side(asked: Mapping[str, Any], prefix: str, name: str | None = None) -> Specification:
+    """How rows of a side become logits: what `specify` makes of its options."""
+    own = {option: value_for(asked, prefix, option, name) for option in SIDE_OPTIONS}
+    shared = ("ignore_index", "num_classes", "nonfinite", "threads", "chunk_rows", "max_memory", "vocab_shards")
+    with_layer = own["weights"] is not None
+    if not with_layer:
+        own |= {"biases": None, "final_norm": None, "norm_weight": None, "norm_bias": None, "norm_epsilon": 1e-6}
+    return specify(metrics=(), **own, **{option: asked[option] for option in shared})
+
+
+def parse_comparison_metrics(metrics: str | Iterable[str] | None) -> tuple[str, ...]:
+    """By-products by name, in the order of the catalogue; kl is always there.
+
+    >>> parse_comparison_metrics("tv, js")
+    ('kl', 'js', 'tv')
+    """
+    if metrics is None:
+        return DEFAULT_COMPARISON_METRICS
+    if not isinstance(metrics, Iterable):
+        raise TypeError(f"metrics: expected names, got {metrics!r}")
+    names = [part.strip() for part in metrics.split(",") if part.strip()] if isinstance(metrics, str) else list(metrics)
+    chosen = {"kl", *(one_of("metrics", name, tuple(COMPARISON_METRICS)) for name in names)}
+    return tuple(name for name in COMPARISON_METRICS if name in chosen)
+
+
+def comparison_signature(*own: inspect.Parameter) -> inspect.Signature:
+    """The signature of a function with keywords of its own and those of `Comparison`, as help and editors show it."""
+    keyword, types = inspect.Parameter.KEYWORD_ONLY, ComparisonOptions.__annotations__
+    options = [
+        inspect.Parameter(name, keyword, default=COMPARISON_DEFAULTS[name], annotation=types[name]) for name in types
+    ]
+    return inspect.Signature([*own, *options])

@@ -1,0 +1,145 @@
+"""compare: one job over the files of two models or more, block by block, in bounded memory, to one report."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Mapping
+from typing import Any, Unpack
+
+from bigvocab.comparison.comparer import Comparer
+from bigvocab.comparison.comparison import check_names
+from bigvocab.comparison.llama_source import LlamaLabels, NoLabels
+from bigvocab.comparison.rules import candidate_names, comparison_faults, rows_for, value_for
+from bigvocab.comparison.sides import Sides
+from bigvocab.comparison.specification import (
+    COMPARISON_DEFAULTS,
+    ComparisonOptions,
+    ComparisonSpecification,
+    comparison_signature,
+    specify_comparison,
+)
+from bigvocab.errors import BigvocabError, Keyword
+from bigvocab.evaluation.specification import given_among
+from bigvocab.jobs.comparison_task import ComparisonTask
+from bigvocab.jobs.evaluation import row_range
+from bigvocab.jobs.pages import check_page, write_page
+from bigvocab.jobs.run import Progress, RunOptions, run_task
+from bigvocab.labels.label_sources import LabelSource, open_labels
+from bigvocab.reports.report import Report
+
+
+def compare(
+    *,
+    reference: Any = None,
+    candidate: Any = None,
+    labels: Any = None,
+    inputs: Any = None,
+    reference_inputs: Any = None,
+    candidate_inputs: Any = None,
+    output: str | os.PathLike[str] | None = None,
+    report: str | os.PathLike[str] | None = None,
+    report_every: float | None = None,
+    html: str | os.PathLike[str] | None = None,
+    shard: str | tuple[int, int] | None = None,
+    vocab_shard: None = None,
+    weight_column: None = None,
+    state: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    engine: str | None = None,
+    workers: int | None = None,
+    address: str | None = None,
+    progress: Progress | None = None,
+    **options: Unpack[ComparisonOptions],
+) -> Report:
+    """Compare candidates with a reference, row by row, in files or arrays, in bounded memory.
+
+    Args:
+        reference: logits (N, V): a path, a glob, a folder, a list of paths, an array, or a llama.cpp logits file.
+        candidate: the same, or a dict of candidates by name; the reference is read once for all.
+        labels: a path, a list of paths, or an array: one class per row. None: those of a llama.cpp file; without any,
+            there are no figures of losses.
+        inputs: hidden states (N, D) of both sides, whose `weights` (V, D) are among the options.
+        reference_inputs: of the reference alone, as all that begins so.
+        candidate_inputs: of the candidates; one for all or a dict by name, as all that begins so.
+        output: path of a Parquet file, one record per row.
+        report: path of report.json.
+        report_every: seconds; `report` is also written so often, then with `progress` {rows_done, rows_total}.
+        html: path of a page of the report, which needs bigvocab[html].
+        shard: "I/N" or (I, N): only the I-th of N equal ranges of rows; see `evaluate`.
+        vocab_shard: refused: figures of ranges of classes do not merge.
+        weight_column: refused: percentiles and flips have no weights.
+        state: path of the state file, written at checkpoints and at the end.
+        resume: go on from `state`, where it is there; a run that had ended just reports again.
+        engine: "local" or "ray": ranges of rows go to `workers` processes, here or on a cluster.
+        workers: how many; None is one process, or all of a cluster.
+        address: of a Ray cluster; None is RAY_ADDRESS, or a Ray of our own.
+        progress: called with (rows done, rows in all, bytes read).
+        options: those of `Comparison`. `chunk_rows` and `max_memory` are as of `evaluate`.
+
+    Rows meet by their position. Beside a llama.cpp file other sides may have the rows that it scored, or those of every
+    position of its windows.
+
+    Raises:
+        BigvocabError: rows or classes that differ, bad values, named by file and row; FormatError: files that are not
+            what they say. No output is left then. TypeError: arguments of the wrong kind.
+
+    Source: comparison/README.md has the formula of each figure.
+
+    >>> import numpy as np
+    >>> p, q = np.log([[0.5, 0.25, 0.25]] * 2), np.log([[0.25, 0.5, 0.25]] * 2)
+    >>> round(compare(reference=p, candidate=q, labels=[0, 2])["kl"]["mean"], 6)
+    0.173287
+    """
+    run = RunOptions.checked(output, report, report_every, state, resume, engine, workers, address)
+    if unknown := [name for name in options if name not in COMPARISON_DEFAULTS]:
+        of_command = "; it belongs to the command" if unknown[0] in ("fail_if", "format", "quiet") else ""
+        raise TypeError(f"compare() got an unexpected keyword argument {unknown[0]!r}{of_command}")
+    rows = {
+        "reference": reference, "candidate": candidate, "inputs": inputs, "reference_inputs": reference_inputs,
+        "candidate_inputs": candidate_inputs,
+    }  # fmt: skip
+    asked = {
+        **COMPARISON_DEFAULTS, **options, **vars(run), **rows, "labels": labels, "html": html, "shard": shard,
+        "vocab_shard": vocab_shard, "weight_column": weight_column,
+    }  # fmt: skip
+    for name, value in asked.items():
+        if name.startswith("candidate") and isinstance(value, Mapping):
+            check_names(value)
+    for fault in comparison_faults(asked, given_among(asked)):
+        raise fault
+    comparer = Comparer(specify_comparison(candidate_names(asked), **options))
+    sides = comparer.open(*_rows(asked, comparer))
+    found, labelled = _labels(comparer.specification, sides, labels)
+    part = row_range(shard, sides.num_rows)
+    task = ComparisonTask(comparer, sides, found, labelled=labelled, part=part, records=output is not None)
+    check_page(html, [*task.data.paths(), *task.files()])
+    task.check()
+    found_report = run_task(task, run, progress=progress)
+    write_page(html, found_report)
+    return found_report
+
+
+def _rows(asked: Mapping[str, Any], comparer: Comparer) -> tuple[Any, dict[str, Any]]:
+    """What the reference and each candidate were given: logits, else hidden states."""
+
+    def given(prefix: str, name: str | None = None) -> Any:
+        logits = rows_for(asked, prefix, name)
+        return value_for(asked, prefix, "inputs", name) if logits is None else logits
+
+    return given("reference"), {name: given("candidate", name) for name in comparer.candidates}
+
+
+def _labels(asked: ComparisonSpecification, sides: Sides, labels: Any) -> tuple[LabelSource, bool]:
+    """The labels, or what stands for them; and whether there are any."""
+    if labels is not None:
+        return open_labels(labels, ("id",), asked.columns.keywords()), True
+    if named := [name for name, value in asked.columns.keywords().items() if value is not None]:
+        raise BigvocabError(Keyword(named[0]), ": needs ", Keyword("labels"), ", the file that it is a column of")
+    if sides.leader is not None:
+        return LlamaLabels(sides.leader), True
+    return NoLabels(sides.num_rows), False
+
+
+_OWN = [one for one in inspect.signature(compare).parameters.values() if one.kind is one.KEYWORD_ONLY]
+compare.__signature__ = comparison_signature(*_OWN)  # type: ignore[attr-defined]  # with the keywords of **options
