@@ -1,8 +1,8 @@
 """Hidden states of a real model, stored as serving systems store them, evaluated through the model's GGUF file.
 
 Transformers loads the GGUF file, with every tensor dequantised to float32, and makes hidden states of a text: from
-before the final norm, one file per sequence with the tokens beside them, and from after it. bigvocab evaluates both with
-the quantised layer of the same file; PyTorch makes full logits and their cross-entropy. All three should agree.
+before the final norm, one file per sequence with the tokens beside them, and from after it. bigvocab evaluates both
+with the quantised layer of the same file; PyTorch makes full logits and their cross-entropy. All three should agree.
 """
 
 import argparse
