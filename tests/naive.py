@@ -475,3 +475,14 @@ def call(function, *, weights=None, ignore_index=None, reduction=None, **argumen
             below = np.asarray(arguments["class_weights"], dtype=np.float64)[arguments["labels"]]
     losses = globals()[function](**arguments)
     return compute_weighted_loss(losses, 1.0 if weights is None else weights, reduction or "none", ignored, below)
+
+
+def next_tokens(sequences, score_from=0):
+    """(row of all, label) of every row that is scored: on the next token of its own sequence, from a position on."""
+    pairs, first = [], 0
+    for tokens in sequences:
+        for t in range(len(tokens) - 1):
+            if t >= score_from:
+                pairs.append((first + t, int(tokens[t + 1])))
+        first += len(tokens)
+    return pairs
