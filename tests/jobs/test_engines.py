@@ -282,6 +282,45 @@ def test_an_address_where_nothing_listens():
         refuse_deaf(other)
 
 
+def test_a_port_that_listens_but_never_answers(monkeypatch, tmp_path):
+    """Ray itself is a stand-in: one that tries for ever, or that fails as Ray does."""
+    from bigvocab.jobs.workers.ray import refuse_mute
+
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    (tmp_path / "ray.py").write_text("import signal\ndef init(**given): signal.pause()\n")
+    with pytest.raises(bv.BigvocabError, match=r"address: no Ray at x:1: no answer in 0.5 seconds; .*RAY_AUTH_MODE"):
+        refuse_mute("x:1", 0.5)
+    for error, words in [
+        ("import sys; sys.exit('InvalidAuthToken: missing')", "its token is another one than here"),
+        ("raise ConnectionError('Failed to connect')", "no Ray at x:1: Failed to connect; "),
+        ("import os; os._exit(9)", "no Ray at x:1: it did not answer; "),
+    ]:
+        (tmp_path / "ray.py").write_text(f"def init(**given):\n    {error}\n")
+        with pytest.raises(bv.BigvocabError, match=f"{words}.*RAY_AUTH_MODE"):
+            refuse_mute("x:1")
+    (tmp_path / "ray.py").write_text("def init(**given): pass\ndef shutdown(): pass\n")
+    refuse_mute("x:1")
+
+
+def test_sums_that_come_back_can_be_added_to(folder):
+    """Ray gives back arrays that are read-only; sums travel as bytes."""
+    from bigvocab.evaluation.scoring import Scorer
+    from bigvocab.evaluation.specification import specify
+    from bigvocab.jobs.evaluation import open_data
+    from bigvocab.jobs.evaluation_task import EvaluationTask
+    from bigvocab.jobs.workers.orders import as_piece, do_task, order_of
+
+    scorer = Scorer(specify())
+    given = job(folder)
+    task = EvaluationTask(scorer, open_data(scorer, given["logits"], given["labels"]))
+    done = do_task(order_of(task, 1), 0, 50)
+    assert isinstance(done[0], bytes)
+    piece = as_piece(task, 0, 50, done)
+    sums = task.new_sums()
+    sums.merge(piece.sums)
+    assert sums.tally.counts["rows"] > 0
+
+
 @RAY
 def test_a_cluster_at_an_address(folder, tmp_path, monkeypatch):
     with socket.socket() as free:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Iterator
-from typing import Any
 
 import pyarrow as pa
 
@@ -20,7 +19,8 @@ _TASKS = 8  # for each worker at least, so that the last one does not keep all o
 # Bytes of logits in a task at most: what is lost with a worker, and the grain of progress and checkpoints.
 _TASK_BYTES = 4 << 30
 
-Done = tuple[Any, list[bytes], int]  # sums, records, bytes read
+# Sums (pickled here: arrays that Ray unpickles are read-only), records, bytes read.
+Done = tuple[bytes, list[bytes], int]
 
 
 def order_of(task: RowTask, threads: int) -> bytes:
@@ -42,7 +42,7 @@ def do_task(order: bytes, start: int, stop: int) -> Done:
     if _opened is None or _opened[0] != order:
         _opened = order, _open(order)
     sums, records, read = whole_range(_opened[1], start, stop)
-    return sums, [batch.serialize().to_pybytes() for batch in records], read
+    return pickle.dumps(sums), [batch.serialize().to_pybytes() for batch in records], read
 
 
 def _open(order: bytes) -> RowTask:
@@ -61,7 +61,7 @@ def as_piece(task: RowTask, start: int, stop: int, done: Done) -> Piece:
     task.data.check()
     sums, records, read = done
     batches = [pa.ipc.read_record_batch(pa.py_buffer(record), task.schema) for record in records]
-    return Piece(start, stop, sums, batches, read)
+    return Piece(start, stop, pickle.loads(sums), batches, read)
 
 
 def task_ranges(task: RowTask, start: int, workers: int) -> Iterator[tuple[int, int]]:

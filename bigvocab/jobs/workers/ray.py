@@ -9,7 +9,11 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import signal
 import socket
+import subprocess
+import sys
+import threading
 from collections import deque
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -22,6 +26,9 @@ from bigvocab.kernels.jit import announce_compilation
 from bigvocab.threads import usable_cores
 
 _PATIENCE = 10.0  # seconds for a connection to a cluster's first port
+_ANSWER = 60.0  # and for an answer of Ray there
+_PROBE = "import ray, sys; ray.init(address=sys.argv[1], log_to_driver=False, logging_level='ERROR'); ray.shutdown()"
+_WHICH = "is it the port of a head, with the same RAY_AUTH_MODE and token as here?"
 _LOOK = 10.0  # seconds between looks whether a node is left that could hold a task
 _PARTS = 10_000  # of a CPU, as Ray counts them
 
@@ -128,20 +135,55 @@ def _connected(ray: Any, workers: int | None, address: str | None) -> Iterator[b
     ours = place in (None, "", "local")
     if place and not ours:
         refuse_deaf(place)
+        refuse_mute(place)
     try:
         if not ours:
-            ray.init(address=place, log_to_driver=False, logging_level="ERROR")
+            with _own_signals():
+                ray.init(address=place, log_to_driver=False, logging_level="ERROR")
         else:
             quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
-            ray.init(address="local", num_cpus=workers or usable_cores(), **quiet)
+            with _own_signals():
+                ray.init(address="local", num_cpus=workers or usable_cores(), **quiet)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        hint = "" if ours else "; is it the port of a head, with the same RAY_AUTH_MODE and token as here?"
+        hint = "" if ours else f"; {_WHICH}"
         where = "this machine" if ours else place
         raise BigvocabError(Keyword("address"), f": no Ray at {where}: {str(error).splitlines()[0]}{hint}") from None
     try:
         yield ours
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _own_signals() -> Iterator[None]:
+    """Whatever SIGTERM does here, it does afterwards: Ray has it print a stack of C++ instead."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if before is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
+
+
+def refuse_mute(place: str, patience: float = _ANSWER) -> None:
+    """Raise where no Ray answers in time: `ray.init` would try for many minutes, deaf to signals, and print the while.
+
+    A process of its own tries, because that can be ended.
+    """
+    command = [sys.executable, "-c", _PROBE, place]
+    try:
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=patience)
+    except subprocess.TimeoutExpired:
+        raise BigvocabError(
+            Keyword("address"), f": no Ray at {place}: no answer in {patience:g} seconds; {_WHICH}"
+        ) from None
+    if done.returncode == 0:
+        return
+    raised = re.findall(r"^(?:[\w.]+\.)?\w*(?:Error|Exception): (.*)$", done.stderr, re.MULTILINE)
+    reason = raised[-1] if raised else "it did not answer"
+    if "AuthToken" in done.stderr:
+        reason = "its token is another one than here, or there is none here"
+    raise BigvocabError(Keyword("address"), f": no Ray at {place}: {reason}; {_WHICH}")
 
 
 def refuse_deaf(place: str) -> None:
