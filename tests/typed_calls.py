@@ -1,24 +1,26 @@
 """Calls that mypy checks (see [tool.mypy] in pyproject.toml): right ones pass, wrong ones are found.
 
-Nothing runs it. An `ignore` that hides no error is an error itself, so each line marked so must be found.
+Nothing calls it. An `ignore` that hides no error is an error itself, so each line marked so must be found.
 """
 
 import numpy as np
 
 import bigvocab as bv
 
-logits, labels = np.zeros((2, 3), np.float32), [1, 2]
 
-report: bv.Report = bv.evaluate(logits=logits, labels=labels, loss="sparse-softmax", top_k=(1, 5), threads=2)
-evaluator = bv.Evaluator(label_smoothing=0.1, metrics="rank", nonfinite="skip")
-evaluator.update(logits, labels)
-again: bv.Evaluator = bv.Evaluator.from_bytes(evaluator.to_bytes(), threads=1)
-whole: bv.Report = bv.merge([evaluator.to_bytes(), "part.state"], rows=4)
+def calls() -> None:
+    logits, labels = np.zeros((2, 3), np.float32), [1, 2]
 
-bv.evaluate(logits=logits, labels=labels, label_smothing=0.1)  # type: ignore[call-arg]
-bv.evaluate(logits=logits, labels=labels, softcap="30")  # type: ignore[arg-type]
-bv.evaluate(logits=logits)  # type: ignore[call-arg]
-bv.Evaluator(tops=3)  # type: ignore[call-arg]
-bv.Evaluator(nonfinite=1)  # type: ignore[arg-type]
-bv.merge(3)  # type: ignore[arg-type]
-print(bv.no_such_name)  # type: ignore[attr-defined]
+    report: bv.Report = bv.evaluate(logits=logits, labels=labels, loss="sparse-softmax", top_k=(1, 5), threads=2)
+    evaluator = bv.Evaluator(label_smoothing=0.1, metrics="rank", nonfinite="skip")
+    evaluator.update(logits, labels)
+    again: bv.Evaluator = bv.Evaluator.from_bytes(evaluator.to_bytes(), threads=1)
+    whole: bv.Report = bv.merge([evaluator.to_bytes(), "part.state"], rows=4)
+
+    bv.evaluate(logits=logits, labels=labels, label_smothing=0.1)  # type: ignore[call-arg]
+    bv.evaluate(logits=logits, labels=labels, softcap="30")  # type: ignore[arg-type]
+    bv.evaluate(logits=logits)  # type: ignore[call-arg]
+    bv.Evaluator(tops=3)  # type: ignore[call-arg]
+    bv.Evaluator(nonfinite=1)  # type: ignore[arg-type]
+    bv.merge(3)  # type: ignore[arg-type]
+    print(bv.no_such_name)  # type: ignore[attr-defined]
