@@ -11,11 +11,11 @@ import bigvocab as bv
 def calls() -> None:
     logits, labels = np.zeros((2, 3), np.float32), [1, 2]
 
-    report: bv.Report = bv.evaluate(logits=logits, labels=labels, loss="sparse-softmax", top_k=(1, 5), threads=2)
+    _report: bv.Report = bv.evaluate(logits=logits, labels=labels, loss="sparse-softmax", top_k=(1, 5), threads=2)
     evaluator = bv.Evaluator(label_smoothing=0.1, metrics="rank", nonfinite="skip")
     evaluator.update(logits, labels)
-    again: bv.Evaluator = bv.Evaluator.from_bytes(evaluator.to_bytes(), threads=1)
-    whole: bv.Report = bv.merge([evaluator.to_bytes(), "part.state"], rows=4)
+    _again: bv.Evaluator = bv.Evaluator.from_bytes(evaluator.to_bytes(), threads=1)
+    _whole: bv.Report = bv.merge([evaluator.to_bytes(), "part.state"], rows=4)
 
     bv.evaluate(logits=logits, labels=labels, label_smothing=0.1)  # type: ignore[call-arg]
     bv.evaluate(logits=logits, labels=labels, softcap="30")  # type: ignore[arg-type]
