@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import numpy.typing as npt
 
 from bigvocab import arguments
@@ -12,11 +13,12 @@ from bigvocab.heads.hidden_states import tell_of
 from bigvocab.heads.linear_rows import LinearRows
 from bigvocab.heads.output_layer import OutputLayer
 from bigvocab.losses.leading import Floats, by_block, flat_weights, float_rows, shaped
-from bigvocab.losses.reductions import check_reduction
+from bigvocab.losses.reductions import check_reduction, reduce_losses
 from bigvocab.losses.row_statistics import softmax_rows, wanted
-from bigvocab.losses.softmax import reduce_rows, sparse_softmax_formula
+from bigvocab.losses.soft_rows import as_soft_labels, soft_losses
+from bigvocab.losses.softmax import SparseSoftmax, reduce_rows
 from bigvocab.matrices.matrix import Matrix
-from bigvocab.matrices.row_source import RowSource, flat_labels
+from bigvocab.matrices.row_source import RowSource, as_row_source, flat_labels
 from bigvocab.threads import resolve_threads
 
 
@@ -26,6 +28,7 @@ def linear_cross_entropy(
     labels: npt.ArrayLike,
     *,
     biases: Any = None,
+    class_weights: npt.ArrayLike | None = None,
     ignore_index: int | None = None,
     label_smoothing: float = 0.0,
     softcap: float | None = None,
@@ -34,10 +37,11 @@ def linear_cross_entropy(
     reduction: str = "none",
     num_threads: int | None = None,
 ) -> Any:
-    """Softmax cross-entropy of one class per row from hidden states and an output layer; no (N, V) array ever exists.
+    """Softmax cross-entropy of hidden states and an output layer; no (N, V) array of logits ever exists.
 
     g_j = softcap(logit_scale (x . w_j + b_j)), softcap(y) = c tanh(y / c); L = log S_j exp(g_j) - g_y; with smoothing
-    e, (1 - e) (lse - g_y) + e (lse - mean_j g_j). Products are summed in float32, in float64 where inputs or weights
+    e, (1 - e) (lse - g_y) + e (lse - mean_j g_j); class weights and soft labels are those of
+    `sparse_softmax_cross_entropy` and `softmax_cross_entropy`. Products are summed in float32, in float64 where inputs or weights
     are float64.
 
     Args:
@@ -45,8 +49,10 @@ def linear_cross_entropy(
         weights: (V, D) output layer, of any of these types: an array, or what `open_matrix` returns. Or what
             `open_model` returns: then biases, norm, scale, softcap and number of classes are those of the model, except
             what is given here, and whether the inputs come from before or after the norm is told from them.
-        labels: (...) integers in [0, num_classes), or `ignore_index`.
+        labels: (...) integers in [0, num_classes), or `ignore_index`; or soft labels, (..., num_classes) floats.
         biases: (V,), of any of these types; -inf masks a class.
+        class_weights: (num_classes,), weight of each class; under "mean" the denominator is the sum of the weights of
+            the labels seen, of soft labels the number of rows.
         ignore_index: rows with this label count in no figure and are not computed; their loss is 0.
         label_smoothing: e in [0, 1].
         softcap: c > 0, or None.
@@ -80,24 +86,66 @@ def linear_cross_entropy(
     else:
         layer = OutputLayer(_floats("weights", weights), _floats("biases", biases), num_classes=classes)
     LinearRows(layer, x.rows(0, 0))  # an error where they do not fit
+    options = _Options(
+        arguments.in_unit_interval("label_smoothing", label_smoothing),
+        arguments.optional_class_vector("class_weights", class_weights, layer.num_classes),
+        arguments.positive("logit_scale", logit_scale),
+        0.0 if softcap is None else arguments.positive("softcap", softcap),
+        resolve_threads(num_threads),
+    )
+    ignored = arguments.index_or_none("ignore_index", ignore_index)
+    if not arguments.is_of_floats(labels):
+        return _of_ids(layer, x, labels, ignored, options, reduction)
+    if ignored is not None:
+        raise BigvocabError(Keyword("ignore_index"), ": belongs to labels of one id per row, not to soft labels")
+    z = as_row_source(as_soft_labels("labels", labels, (*x.leading, layer.num_classes)), "labels")
+
+    def of_block(start: int, block: npt.NDArray[Any]) -> Floats:
+        rows, beside = LinearRows(layer, block), z.rows(start, start + len(block))
+        return soft_losses(
+            rows,
+            beside,
+            label_smoothing=options.label_smoothing,
+            class_weights=options.class_weights,
+            scale=options.logit_scale,
+            softcap=options.softcap,
+            num_threads=options.threads,
+            first_row=start,
+        )
+
+    return shaped(reduce_losses(by_block(x, of_block), np.float64(1.0), reduction), x.leading, reduction)
+
+
+class _Options(NamedTuple):
+    """Checked options."""
+
+    label_smoothing: float
+    class_weights: Floats | None
+    logit_scale: float
+    softcap: float
+    threads: int
+
+
+def _of_ids(
+    layer: OutputLayer, x: RowSource, labels: Any, ignored: int | None, options: _Options, reduction: str
+) -> Any:
+    """The loss where labels are one id per row."""
     y = arguments.as_integers("labels", labels)
     shape = y.shape
     y = flat_labels(y, x.leading, of="inputs")
-    y = arguments.labels_in_range(
-        y, layer.num_classes, ignore_index=arguments.index_or_none("ignore_index", ignore_index)
-    )
-    formula = sparse_softmax_formula(layer.num_classes, label_smoothing, None)
-    scale = arguments.positive("logit_scale", logit_scale)
-    cap = 0.0 if softcap is None else arguments.positive("softcap", softcap)
-    threads = resolve_threads(num_threads)
+    y = arguments.labels_in_range(y, layer.num_classes, ignore_index=ignored)
+    formula = SparseSoftmax(layer.num_classes, options.label_smoothing, options.class_weights)
+    transform, threads = (options.logit_scale, options.softcap), options.threads
     want = wanted(logit_sum=formula.needs_logit_sum)
 
     def of_block(start: int, block: npt.NDArray[Any]) -> Floats:
         rows, here = LinearRows(layer, block), y[start : start + len(block)]
-        return formula.losses(softmax_rows(rows, here, want=want, scale=scale, softcap=cap, num_threads=threads))
+        found = softmax_rows(rows, here, want=want, scale=transform[0], softcap=transform[1], num_threads=threads)
+        return formula.weighted_losses(found, here, formula.weighted_sums(rows, here, transform, threads))
 
     losses = by_block(x, of_block)
-    return shaped(reduce_rows(losses, flat_weights(None, shape), None, y >= 0, reduction), shape, reduction)
+    weights = flat_weights(None, shape)
+    return shaped(reduce_rows(losses, weights, formula.label_weights(y), y >= 0, reduction), shape, reduction)
 
 
 def _layer_for(layer: OutputLayer, inputs: RowSource, biases: Any, num_classes: int | None) -> OutputLayer:

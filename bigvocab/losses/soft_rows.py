@@ -30,6 +30,12 @@ def as_soft_labels(name: str, labels: Any, shape: tuple[int, ...], hint: str = "
     return array
 
 
+def weighted_labels(labels: Array, class_weights: Floats, label_smoothing: float) -> Array:
+    """w_j ((1 - e) z_j + e / V): class weights and smoothing as labels, whose cross-entropy is the weighted one."""
+    smoothed = (1 - label_smoothing) * labels.astype(np.float64) + label_smoothing / len(class_weights)
+    return np.multiply(smoothed, class_weights, out=smoothed)
+
+
 def refuse_bad_label(name: str, labels: Array, row: int, first_row: int = 0) -> None:
     """Raise for the first label of the row that is not finite."""
     values = np.asarray(labels[row]).astype(np.float64)
@@ -58,7 +64,8 @@ class SoftLabelRows:
             base = np.where(np.isnan(reference), 0.0, self.rows.transformed(reference))
             above = self.rows.transformed(highest) - base + np.log(total)  # lse - g(reference)
             losses = np.where(mass == 0, 0.0, above * mass) + shift
-            losses[np.isnan(total) | (highest == -np.inf)] = np.nan
+            nothing = (mass == 0) & (shift == 0)  # of the labels: then it does not matter that every class is masked
+            losses[np.isnan(total) | (highest == -np.inf) & ~nothing] = np.nan
             e = label_smoothing
             if e:
                 uniform = self.rows.uniform_loss(self.num_classes)
@@ -88,6 +95,25 @@ def dense_label_rows(
     if bad.any():
         refuse_bad_label(name, labels, int(np.argmax(bad)), first_row)
     return SoftLabelRows(RowStatistics(columns, np.full(len(skip), np.nan), scale, softcap), sums, rows.num_classes)
+
+
+def soft_losses(
+    rows: LogitRows,
+    labels: Array,
+    *,
+    label_smoothing: float,
+    class_weights: Floats | None = None,
+    first_row: int = 0,
+    **options: Any,
+) -> Floats:
+    """The loss of each row with soft labels (n, V) and, where there are, class weights (V,); options as
+    `dense_label_rows`.
+    """
+    if class_weights is not None:
+        labels, label_smoothing = weighted_labels(labels, class_weights, label_smoothing), 0.0
+    skip = np.zeros(len(labels), bool)
+    found = dense_label_rows(rows, labels, skip, label_smoothing=label_smoothing, first_row=first_row, **options)
+    return found.losses(label_smoothing)
 
 
 def sparse_label_rows(

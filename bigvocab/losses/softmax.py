@@ -25,7 +25,7 @@ from bigvocab.losses.sigmoid import (
     sparse_sigmoid_cross_entropy,
     weighted_sigmoid_cross_entropy,
 )
-from bigvocab.losses.soft_rows import as_soft_labels, dense_label_rows
+from bigvocab.losses.soft_rows import as_soft_labels, soft_losses
 from bigvocab.matrices.logit_rows import Floats, Ids, LogitRows
 from bigvocab.matrices.row_source import as_row_source, flat_labels
 from bigvocab.matrices.tiles import StoredRows
@@ -164,7 +164,7 @@ def sparse_softmax_cross_entropy(
 def sparse_softmax_formula(num_classes: int, label_smoothing: Any, class_weights: Any) -> SparseSoftmax:
     """The formula with checked options."""
     e = arguments.in_unit_interval("label_smoothing", label_smoothing)
-    weights = None if class_weights is None else arguments.class_vector("class_weights", class_weights, num_classes)
+    weights = arguments.optional_class_vector("class_weights", class_weights, num_classes)
     return SparseSoftmax(num_classes, e, weights)
 
 
@@ -186,6 +186,7 @@ def softmax_cross_entropy(
     labels: npt.ArrayLike,
     *,
     weights: npt.ArrayLike | None = None,
+    class_weights: npt.ArrayLike | None = None,
     label_smoothing: float = 0.0,
     reduction: str = "none",
     num_threads: int | None = None,
@@ -193,13 +194,15 @@ def softmax_cross_entropy(
     """Softmax cross-entropy of a distribution over the classes as label.
 
     L = S_j z_j (lse - x_j), lse = log S_j exp(x_j), where a class of z = 0 adds 0 whatever its logit; with smoothing e,
-    (1 - e) z_j + e / V in place of z_j. Rows of labels need not sum to 1: a row of zeros gives 0.
+    (1 - e) z_j + e / V in place of z_j, and with class weights w, as PyTorch, w_j times that. Rows of labels need not
+    sum to 1: a row of zeros gives 0, even where every class is masked.
 
     Args:
         logits: x, (..., V) float16, bfloat16, float32 or float64, in any layout and of any library; -inf is a masked
             class.
         labels: z, (..., V) floats, integers or booleans.
         weights: a scalar or (...), weight of each row.
+        class_weights: w, (V,), weight of each class; it does not change what "mean" divides by.
         label_smoothing: e in [0, 1].
         reduction: see `compute_weighted_loss`.
         num_threads: None is all usable cores; no result depends on it.
@@ -223,13 +226,13 @@ def softmax_cross_entropy(
     hint = "one id per row is for sparse_softmax_cross_entropy"
     z = as_row_source(as_soft_labels("labels", labels, (*x.leading, x.shape[1]), hint), "labels")
     e = arguments.in_unit_interval("label_smoothing", label_smoothing)
+    by_class = arguments.optional_class_vector("class_weights", class_weights, x.shape[1])
     spread = flat_weights(weights, x.leading)
     threads = resolve_threads(num_threads)
 
     def of_block(start: int, block: npt.NDArray[Any]) -> Floats:
         rows, beside = StoredRows.of(block), z.rows(start, start + len(block))
-        skip = np.zeros(len(block), bool)
-        return dense_label_rows(rows, beside, skip, label_smoothing=e, num_threads=threads, first_row=start).losses(e)
+        return soft_losses(rows, beside, label_smoothing=e, class_weights=by_class, num_threads=threads, first_row=start)
 
     return shaped(reduce_losses(by_block(x, of_block), spread, reduction), x.leading, reduction)
 
