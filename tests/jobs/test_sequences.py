@@ -168,6 +168,13 @@ def test_an_evaluator_picks_a_layer():
     assert np.array_equal(losses.reshape(-1), plain)
 
 
+@pytest.mark.parametrize("option", [{"shift_labels": True}, {"score_from": 2}])
+def test_an_evaluator_does_not_see_sequences(option):
+    (name,) = option
+    with pytest.raises(bv.BigvocabError, match=f"{name}: belongs to evaluate"):
+        bv.Evaluator(**option).update(np.zeros((2, 3)), [0, 1])
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
