@@ -17,7 +17,7 @@ def calls() -> None:
     _again: bv.Evaluator = bv.Evaluator.from_bytes(evaluator.to_bytes(), threads=1)
     _whole: bv.Report = bv.merge([evaluator.to_bytes(), "part.state"], rows=4)
     layer: bv.OutputLayer = bv.open_model("model")
-    bv.evaluate(inputs=logits, labels=labels, model=layer, hidden_states="after-norm", num_classes="tokenizer", layer=-1)
+    bv.evaluate(inputs=logits, labels=labels, model=layer, hidden_states="after-norm", num_classes="tokenizer")
 
     bv.evaluate(logits=logits, labels=labels, label_smothing=0.1)  # type: ignore[call-arg]
     bv.evaluate(logits=logits, labels=labels, softcap="30")  # type: ignore[arg-type]
