@@ -6,7 +6,8 @@ file is the one kind that only a comparison knows.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +25,7 @@ from bigvocab.matrices import fingerprints
 from bigvocab.matrices.logit_rows import LogitRows
 from bigvocab.matrices.matrix import Matrix
 from bigvocab.matrices.names import DataNames
-from bigvocab.matrices.opening import as_matrix
+from bigvocab.matrices.sequences import open_rows
 from bigvocab.matrices.sources import RowSource
 from bigvocab.matrices.tiles import StoredRows, Tiles
 
@@ -46,6 +47,7 @@ class Side:
         layer: that makes the logits.
         file: where the rows are those of a llama.cpp file.
         which: the row of `stored` for each row that is compared; all in order where None.
+        model: what a report says of the model that the layer is of.
     """
 
     name: str
@@ -58,6 +60,7 @@ class Side:
     layer: OutputLayer | None = None
     file: LlamaLogits | None = None
     which: Integers | None = None
+    model: dict[str, Any] | None = None
 
     @property
     def made(self) -> bool:
@@ -104,16 +107,17 @@ class Side:
 
     def paths(self) -> set[str]:
         """All files that it is made of."""
-        return {file["path"] for file in self.source.files if file["path"] != "<array>"}
+        return {os.path.realpath(file["path"]) for file in self.source.files if file["path"] != "<array>"}
 
 
-def open_side(name: str, scorer: Scorer, values: Any) -> Side:
+def open_side(name: str, scorer: Scorer, values: Any, label_rows: Callable[[], int] | None = None) -> Side:
     """Open what one side was given: the one place that knows the kinds of sides.
 
     Args:
         name: "reference", or the name of the candidate.
         scorer: how its rows become logits; with a layer, `values` are hidden states.
-        values: a path, several paths, an array or a Matrix.
+        values: a path, several paths, an array of any library, or a Matrix.
+        label_rows: says how many labels there are, as `open_rows` asks.
     """
     shown = name if name in ("reference", "candidate") else f"candidate {name}"
     asked = scorer.specification
@@ -123,12 +127,15 @@ def open_side(name: str, scorer: Scorer, values: Any) -> Side:
     opening = asked.opening.keywords()
     if scorer.head is not None:
         opening.pop("vocab_shards", None)  # files of a layer are ranges of classes in any case
-    source = scorer.source(as_matrix(values, shown, **opening))
+    source = scorer.source(
+        open_rows(values, shown, layer=asked.sequences.layer, label_rows=label_rows, **opening)
+    )  # which is then a Matrix, that has its name
     path = source.files[0]["path"]
     shown = shown if path == "<array>" else path
     names = DataNames(shown, files=tuple(source.row_files()))
     transform = Transform(*asked.loss.transform)
-    return Side(name, shown, source, source.shape[1], transform, names, source.stored, scorer.head)
+    model = scorer.model
+    return Side(name, shown, source, source.shape[1], transform, names, source.stored, scorer.head, model=model)
 
 
 def _llama_side(name: str, scorer: Scorer, path: str) -> Side:

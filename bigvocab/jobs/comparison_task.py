@@ -149,7 +149,9 @@ class ComparisonTask:
         )
 
     def files(self) -> Iterator[str]:
-        """Layers and the like."""
+        """Each file of many rows, and layers."""
+        for side in self.sides.all:
+            yield from [] if side.stored is None else [path for path, _, _ in side.stored.fingerprints]
         yield from self.comparer.files()
 
     def matrices(self) -> Iterator[Matrix]:

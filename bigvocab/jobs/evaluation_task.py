@@ -197,7 +197,8 @@ class EvaluationTask:
         )
 
     def files(self) -> Iterator[str]:
-        """The layer, vectors, vocabularies and candidates."""
+        """Each file of many rows, the layer, vectors, vocabularies and candidates."""
+        yield from (path for path, _, _ in self.data.source.stored.fingerprints)
         yield from self.scorer.files()
 
     def matrices(self) -> Iterator[Matrix]:
