@@ -149,9 +149,7 @@ class ComparisonTask:
         )
 
     def files(self) -> Iterator[str]:
-        """Each file of many rows, and layers."""
-        for side in self.sides.all:
-            yield from [] if side.stored is None else [path for path, _, _ in side.stored.fingerprints]
+        """Layers and the like."""
         yield from self.comparer.files()
 
     def matrices(self) -> Iterator[Matrix]:

@@ -197,8 +197,7 @@ class EvaluationTask:
         )
 
     def files(self) -> Iterator[str]:
-        """Each file of many rows, the layer, vectors, vocabularies and candidates."""
-        yield from (path for path, _, _ in self.data.source.stored.fingerprints)
+        """The layer, vectors, vocabularies and candidates."""
         yield from self.scorer.files()
 
     def matrices(self) -> Iterator[Matrix]:
