@@ -161,9 +161,9 @@ class Comparison:
 
     def _comparer_for(self, names: tuple[str, ...]) -> Comparer:
         """The layers for candidates of these names, opened at the first batch."""
-        if self._comparer is None:
-            self._comparer = Comparer(specify_comparison(names, **self._options))
-        known = tuple(self._comparer.candidates)
+        known = () if self._comparer is None else tuple(self._comparer.candidates)
+        if self._comparer is None or self.sums is None and known != names:  # nothing was counted with other names
+            self._comparer, known = Comparer(specify_comparison(names, **self._options)), names
         if sorted(known) != sorted(names):
             raise BigvocabError(f"candidate: got {', '.join(names)}, expected {', '.join(known)}, as before")
         return self._comparer

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -48,6 +48,7 @@ class Side:
         file: where the rows are those of a llama.cpp file.
         which: the row of `stored` for each row that is compared; all in order where None.
         model: what a report says of the model that the layer is of.
+        options: what decides its logits beside the files.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Side:
     file: LlamaLogits | None = None
     which: Integers | None = None
     model: dict[str, Any] | None = None
+    options: dict[str, Any] = field(default_factory=dict)
 
     @property
     def made(self) -> bool:
@@ -134,8 +136,9 @@ def open_side(name: str, scorer: Scorer, values: Any, label_rows: Callable[[], i
     shown = shown if path == "<array>" else path
     names = DataNames(shown, files=tuple(source.row_files()))
     transform = Transform(*asked.loss.transform)
-    model = scorer.model
-    return Side(name, shown, source, source.shape[1], transform, names, source.stored, scorer.head, model=model)
+    side = Side(name, shown, source, source.shape[1], transform, names, source.stored, scorer.head)
+    side.model, side.options = scorer.model, scorer.options()
+    return side
 
 
 def _llama_side(name: str, scorer: Scorer, path: str) -> Side:
@@ -206,8 +209,7 @@ class Sides:
         """What is probably not meant."""
         found = []
         for side in self.candidates.values():
-            same = side.paths() == self.reference.paths() and side.transform == self.reference.transform
-            if side.paths() and same:
+            if side.paths() and side.paths() == self.reference.paths() and side.options == self.reference.options:
                 text = f"{side.shown} is the reference and {side.name} too: a model compared with itself"
                 found.append({"code": "same-file", "text": text})
         return found

@@ -166,6 +166,10 @@ def test_what_does_not_fit_counts_nothing():
         with pytest.raises(bv.BigvocabError, match=words):
             call()
     assert shown(comparison.report()) == before
+    fresh = bv.Comparison()
+    with pytest.raises(bv.BigvocabError, match="candidate a: 3 rows"):
+        fresh.update(x, {"a": x[:3]})
+    fresh.update(x, {"b": x})  # names are those of the first batch that counts
     with pytest.raises(TypeError, match="unexpected keyword argument 'tops'"):
         bv.Comparison(tops=3)
     with pytest.raises(TypeError, match="expected a Comparison"):

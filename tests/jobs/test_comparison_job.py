@@ -290,6 +290,9 @@ def test_the_same_file_twice_is_noted(folder):
     assert [note["code"] for note in report["notes"]] == ["same-file"]
     assert report["candidates"]["a"]["kl"]["max"] == 0
     assert "says what the reference says" in str(report)
+    cooler = bv.compare(reference=folder / "q8.npy", candidate=folder / "q8.npy", candidate_logit_scale=0.9)
+    assert "notes" not in cooler
+    assert cooler["kl"]["mean"] > 0
 
 
 def test_the_report_so_far_and_the_page(folder, tmp_path):
