@@ -232,7 +232,11 @@ def test_rows_that_are_not_finite(folder, tmp_path):
     found = report["candidates"]
     assert (found["ok"]["rows"], found["bad"]["rows"], report["rows"]) == (ROWS, ROWS - 2, ROWS)
     assert found["bad"]["nonfinite_rows"] == {"reference": 0, "candidate": 2}
-    assert math.isnan(bv.compare(**job, nonfinite="keep")["candidates"]["bad"]["kl"]["mean"])
+    kept = bv.compare(**job, nonfinite="keep", output=tmp_path / "kept.parquet")
+    assert math.isnan(kept["candidates"]["bad"]["kl"]["mean"])
+    row = pq.read_table(tmp_path / "kept.parquet").slice(120, 1).to_pylist()[0]
+    assert row["bad.predicted_candidate"] is None  # a row with a NaN has no greatest logit
+    assert row["bad.predicted_reference"] == row["ok.predicted_reference"]
     swapped = {"reference": tmp_path / "bad.npy", "candidate": str(folder / "reference-*.npy")}
     with pytest.raises(bv.BigvocabError, match=r"bad\.npy: row 120 holds a NaN"):
         bv.compare(**swapped)
