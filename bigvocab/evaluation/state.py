@@ -34,6 +34,7 @@ from bigvocab import arguments
 from bigvocab.errors import BigvocabError, FormatError
 from bigvocab.evaluation.coverage import Coverage
 from bigvocab.evaluation.json_values import from_given, packed
+from bigvocab.formats.magic import ARROW_FILE
 from bigvocab.storage.output import replacing
 
 FORMAT, VERSION = "bigvocab-state", 2
@@ -165,7 +166,7 @@ def read_state(source: str | os.PathLike[str] | bytes) -> State:
         BigvocabError: no such file, or one of another version; FormatError: no state, cut short or damaged.
     """
     if isinstance(source, bytes):
-        if not source.startswith(b"ARROW1") or len(source) < 32:
+        if not source.startswith(ARROW_FILE) or len(source) < 32:
             raise FormatError(f"bytes: {_NO_STATE.replace('an Arrow IPC file', 'bytes')}")
         _check_digest("bytes", source)
         return parse_state(pa.BufferReader(source), "bytes")
@@ -175,7 +176,7 @@ def read_state(source: str | os.PathLike[str] | bytes) -> State:
     try:
         with open(source, "rb") as file:
             head = file.read(8)
-            if not head.startswith(b"ARROW1") or os.fstat(file.fileno()).st_size < 32:
+            if not head.startswith(ARROW_FILE) or os.fstat(file.fileno()).st_size < 32:
                 raise FormatError(f"{shown}: {_NO_STATE}")
             import mmap
 

@@ -16,6 +16,7 @@ from bigvocab.arguments import path as checked_path
 from bigvocab.arrays import BFLOAT16, Array
 from bigvocab.errors import BigvocabError
 from bigvocab.formats.layout import SUPPORTED, is_supported, parse_dtype
+from bigvocab.formats.magic import NPY
 from bigvocab.matrices.row_source import as_row_source
 from bigvocab.storage.output import check_writable, replacing
 
@@ -205,7 +206,7 @@ class _NpySink(_Flat):
     def _header(self, rows: int) -> bytes:
         descr = "<V2" if self._dtype == BFLOAT16 else self._dtype.newbyteorder("<").str
         text = f"{{'descr': '{descr}', 'fortran_order': False, 'shape': ({rows}, {self._columns}), }}"
-        return b"\x93NUMPY\x01\x00" + struct.pack("<H", _NPY_HEADER - 10) + text.encode().ljust(117) + b"\n"
+        return NPY + b"\x01\x00" + struct.pack("<H", _NPY_HEADER - 10) + text.encode().ljust(117) + b"\n"
 
 
 class _SafetensorsSink(_Flat):
