@@ -22,6 +22,7 @@ from bigvocab.labels.ragged import RaggedIds
 from bigvocab.sampling.draw_blocks import SAMPLERS, make_sampler
 from bigvocab.sampling.random_stream import expected_count, seed_pair
 from bigvocab.sampling.sampled_rows import Draw
+from bigvocab.storage.arrow_file import ArrowFile
 from bigvocab.storage.output import refuse_overwriting, replacing
 
 Ids = npt.NDArray[np.int64]
@@ -98,12 +99,9 @@ def write_candidates(
         "distortion": distortion,
     }
     table = pa.table({name: _one_row(row[name], SCHEMA.field(name).type) for name in SCHEMA.names}, schema=SCHEMA)
-    with (
-        replacing(output) as temporary,
-        pa.OSFile(os.fsencode(temporary), "wb") as sink,
-        pa.ipc.new_file(sink, SCHEMA) as writer,
-    ):
-        writer.write_table(table)
+    with replacing(output) as temporary, ArrowFile(temporary, SCHEMA) as file:
+        for batch in table.to_batches():
+            file.append(batch)
     told = ("sampler", "range_max", "seed", "step", "num_tries")
     return {"path": os.fspath(output), "num_sampled": len(values.sampled_candidates)} | {
         name: row[name] for name in told
