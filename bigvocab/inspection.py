@@ -30,7 +30,7 @@ from bigvocab.matrices.opening import open_matrix
 from bigvocab.matrices.parts import Array
 from bigvocab.matrices.sequences import open_rows
 from bigvocab.reports.numerals import count, counted, fixed, size
-from bigvocab.reports.report import pairs_table, title
+from bigvocab.reports.tables import pairs_table, title
 from bigvocab.storage.mapped import MappedFile
 from bigvocab.storage.paths import SUFFIXES, Source, expand, natural_key, split_selector
 

@@ -12,7 +12,7 @@ from typing import Any
 from bigvocab.errors import printable
 from bigvocab.reports.llama_cpp import format_table
 from bigvocab.reports.numerals import count, counted, fixed, is_within_error, significant, to_error
-from bigvocab.reports.report import Pairs, pairs_table, source_pairs, title
+from bigvocab.reports.tables import Pairs, pairs_table, source_pairs, title
 
 _Figures = Mapping[str, Any]
 _MOST_GROUPS, _MOST_WORST = 20, 5
