@@ -26,7 +26,7 @@ def of_command(name, command, parent):
     yield f"`{' '.join(command.get_usage(context).removeprefix('Usage: ').split())}`"
     sections = {}
     for option in command.params:
-        if isinstance(option, click.Option):
+        if isinstance(option, click.Option) and not option.hidden:
             names, text = option.get_help_record(context)
             sections.setdefault(option.section, []).append(f"| `{escaped(names)}` | {escaped(text)} |")
     yield "\n".join(

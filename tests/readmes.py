@@ -80,6 +80,12 @@ def without_times(text):
     return re.sub(r"^ time .*$", "", text, flags=re.M).rstrip()
 
 
+def is_cut_of(printed, whole):
+    """Whether a README shows what was printed; a line ` ...` stands for any number of lines."""
+    pattern = re.escape(without_times(printed) + "\n").replace(re.escape("\n ...\n"), r"\n(?:.*\n)*?")
+    return re.fullmatch(pattern, without_times(whole) + "\n") is not None
+
+
 class Page:
     """The fences of a README, run one after the other in one namespace."""
 
@@ -103,7 +109,8 @@ class Page:
 
     def console(self, fence, place):
         for command, printed in commands_of(fence.text):
-            assert without_times(run(command)) == without_times("\n".join(printed)), f"{place}: {command}"
+            whole = run(command)
+            assert is_cut_of("\n".join(printed), whole), f"{place}: {command}\n{whole}"
 
     def as_file(self, fence, folder):
         (folder / "recipe.py").write_text(fence.text)

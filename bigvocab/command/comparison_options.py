@@ -114,11 +114,11 @@ COMPARE = [
     option(DATA, "--vocab-shards", is_flag=True, help="Several files are split by classes, not rows."),
     *_sides(),
     option(COLUMNS, "--label-column", metavar="NAME", help="Class of the row."),
-    option(COLUMNS, "--group-column", metavar="NAME", help="Group of the row: figures for each group."),
+    option(COLUMNS, "--group-column", metavar="NAME", help="Group of the row: values for each group."),
     option(COLUMNS, "--cluster-column", metavar="NAME",
            help="Rows of one cluster are not independent; default: llama.cpp's windows."),
     option(COLUMNS, "--weight-column", metavar="NAME", hidden=True),
-    option(FIGURES, "--ignore-index", type=int, metavar="ID", help="Rows with this label count in no figure."),
+    option(FIGURES, "--ignore-index", type=int, metavar="ID", help="Rows with this label do not count."),
     option(FIGURES, "--metrics", metavar="NAMES", default=",".join(DEFAULT_COMPARISON_METRICS), callback=_metrics,
            show_default=True,
            help=f"Of {', '.join(COMPARISON_METRICS)}. For js, tv, tops and logit_difference a layer makes its products "
