@@ -4,18 +4,16 @@ import doctest
 import glob
 import re
 import shlex
-import subprocess
-import sys
 from dataclasses import dataclass
 from unittest import mock
 
 from click.testing import CliRunner
-from commands import ENVIRONMENT, ROOT
+from commands import ROOT
 
 from bigvocab.command.cli import cli
 
 RUN = {"python", "pycon", "sh", "console"}
-MARKS = re.compile(r"<!-- (not run: .+|recipe: .+|run as a file) -->")
+MARKS = re.compile(r"<!-- (not run: .+|recipe: .+) -->")
 
 
 def shown(path):
@@ -112,17 +110,8 @@ class Page:
             whole = run(command)
             assert is_cut_of("\n".join(printed), whole), f"{place}: {command}\n{whole}"
 
-    def as_file(self, fence, folder):
-        (folder / "recipe.py").write_text(fence.text)
-        done = subprocess.run(
-            [sys.executable, "recipe.py"], cwd=folder, env=ENVIRONMENT, capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr
-
-    def run(self, path, folder):
+    def run(self, path):
         for fence in fences(path):
             place = f"{shown(path)}:{fence.line}"
-            if fence.mark == "run as a file":
-                self.as_file(fence, folder)
-            elif fence.language in RUN and not fence.mark:
+            if fence.language in RUN and not fence.mark:
                 getattr(self, fence.language)(fence, place)

@@ -97,7 +97,7 @@ def test_the_reference_names_every_command_and_option():
     for name, command in cli.commands.items():
         section = re.search(rf"### `bigvocab {name}`\n.*?(?=\n### |<!-- /reference)", text, flags=re.S)[0]
         for parameter in command.params:
-            if parameter.param_type_name == "option" and not parameter.hidden:
+            if parameter.param_type_name == "option":
                 assert f"{parameter.opts[0]} " in section or f"{parameter.opts[0]}`" in section, (name, parameter.name)
 
 
@@ -128,7 +128,7 @@ RUNNABLE = [path for path in READMES if path != ADDS and any(fence.language in R
 
 @pytest.mark.parametrize("path", RUNNABLE, ids=shown)
 def test_fences_run_as_they_stand(path, folder):
-    Page().run(path, folder)
+    Page().run(path)
 
 
 def test_a_loss_and_a_metric_are_added_as_the_readme_says(folder):
