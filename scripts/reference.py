@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from bigvocab.command.cli import cli
+from bigvocab.command.options import HELP
 
 README = Path(__file__).parents[1] / "bigvocab" / "command" / "README.md"
 BEGIN, END = "<!-- reference -->", "<!-- /reference -->"
@@ -14,7 +15,7 @@ BEGIN, END = "<!-- reference -->", "<!-- /reference -->"
 
 def reference():
     """All commands in their order, each with a table of its options under their headings."""
-    context = click.Context(cli, info_name="bigvocab")
+    context = click.Context(cli, info_name="bigvocab", **HELP)  # commands keep the first help option they make
     return "\n\n".join(section for name in cli.commands for section in of_command(name, cli.commands[name], context))
 
 
@@ -27,7 +28,9 @@ def of_command(name, command, parent):
     sections = {}
     for option in command.params:
         if isinstance(option, click.Option):
+            hidden, option.hidden = option.hidden, False  # what --help leaves out is here
             names, text = option.get_help_record(context)
+            option.hidden = hidden
             sections.setdefault(option.section, []).append(f"| `{escaped(names)}` | {escaped(text)} |")
     yield "\n".join(
         ["| option | meaning |", "|---|---|"]

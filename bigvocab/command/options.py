@@ -105,7 +105,7 @@ def _conditions(ctx: click.Context, param: click.Parameter, texts: Sequence[str]
 
 
 # For options that stand in other modules.
-option, Number, ks_of, shard_of, conditions_of = _option, _Number, _ks, _shard, _conditions
+option, Number, Classes, ks_of, shard_of, conditions_of = _option, _Number, _Classes, _ks, _shard, _conditions
 
 
 def as_usage(option: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -138,7 +138,7 @@ def with_options(options: Sequence[Callable[[Any], Any]]) -> Callable[[Any], Any
 # ---- options
 
 _INT32 = click.IntRange(1, 2**31 - 1)
-DATA, COLUMNS, LOSS, FIGURES = "Data", "Columns of the labels", "Loss", "Figures"
+DATA, COLUMNS, LOSS, FIGURES = "Data", "Columns of the labels", "Loss", "Metrics"
 SAMPLING = "Sampled losses"
 RUNNING, BIG_JOBS, RESULT = "Running", "Big jobs", "Result"
 # fmt: off
@@ -173,8 +173,8 @@ JOBS = [
     *ENGINES,
 ]
 RUN = [
-    _option(RUNNING, "--chunk-rows", type=click.IntRange(1), metavar="N", help="Rows of a block; changes no figure."),
-    _option(RUNNING, "--threads", type=click.IntRange(1), metavar="N", help="Default: all cores; changes no figure."),
+    _option(RUNNING, "--chunk-rows", type=click.IntRange(1), metavar="N", help="Rows of a block; changes no value."),
+    _option(RUNNING, "--threads", type=click.IntRange(1), metavar="N", help="Default: all cores; changes no value."),
     _option(RUNNING, "--max-memory", metavar="512M", help="Most memory for mapped logits, at least 1M."),
     _option(RUNNING, "--quiet", "-q", is_flag=True, help="No progress bar and no messages."),
 ]
@@ -239,11 +239,11 @@ EVAL = [
     _option(COLUMNS, "--label-column", metavar="NAME", help="Class, list of classes, or soft labels, of the row."),
     _option(COLUMNS, "--probability-column", metavar="NAME", help="Probabilities of the listed classes."),
     _option(COLUMNS, "--weight-column", metavar="NAME", help="Weight of the row."),
-    _option(COLUMNS, "--group-column", metavar="NAME", help="Group of the row: figures for each group."),
+    _option(COLUMNS, "--group-column", metavar="NAME", help="Group of the row: values for each group."),
     _option(COLUMNS, "--bytes-column", metavar="NAME", help="Bytes of text behind the label: bits per byte."),
     _option(LOSS, "--loss", type=click.Choice(list(LOSSES)), metavar="NAME", default=DEFAULT_LOSS,
             help=f"{enumerated(LOSSES)}."),
-    _option(LOSS, "--ignore-index", type=int, metavar="ID", help="Rows with this label count in no figure."),
+    _option(LOSS, "--ignore-index", type=int, metavar="ID", help="Rows with this label do not count."),
     _option(LOSS, "--label-smoothing", type=_Number(0, 1), metavar="E", help="Share spread over all classes."),
     _option(LOSS, "--class-weights", metavar="PATH", help="One weight per class (sparse-softmax)."),
     _option(LOSS, "--pos-weight", metavar="X|PATH", callback=_number_or_path,

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bigvocab import arguments
+from bigvocab.errors import BigvocabError, Keyword
 from bigvocab.heads.hidden_states import tell_of
 from bigvocab.heads.linear_rows import LinearRows
 from bigvocab.heads.output_layer import OutputLayer
@@ -41,8 +42,8 @@ def linear_cross_entropy(
 
     g_j = softcap(logit_scale (x . w_j + b_j)), softcap(y) = c tanh(y / c); L = log S_j exp(g_j) - g_y; with smoothing
     e, (1 - e) (lse - g_y) + e (lse - mean_j g_j); class weights and soft labels are those of
-    `sparse_softmax_cross_entropy` and `softmax_cross_entropy`. Products are summed in float32, in float64 where inputs or weights
-    are float64.
+    `sparse_softmax_cross_entropy` and `softmax_cross_entropy`. Products are summed in float32, in float64 where inputs
+    or weights are float64.
 
     Args:
         inputs: (..., D) hidden states of any library, float16, bfloat16, float32 or float64.
@@ -94,7 +95,7 @@ def linear_cross_entropy(
         resolve_threads(num_threads),
     )
     ignored = arguments.index_or_none("ignore_index", ignore_index)
-    if not arguments.is_of_floats(labels):
+    if not arguments.is_of_floats(labels) or np.ndim(labels) == len(x.leading):
         return _of_ids(layer, x, labels, ignored, options, reduction)
     if ignored is not None:
         raise BigvocabError(Keyword("ignore_index"), ": belongs to labels of one id per row, not to soft labels")
@@ -113,7 +114,7 @@ def linear_cross_entropy(
             first_row=start,
         )
 
-    return shaped(reduce_losses(by_block(x, of_block), np.float64(1.0), reduction), x.leading, reduction)
+    return shaped(reduce_losses(by_block(x, of_block), flat_weights(None, x.leading), reduction), x.leading, reduction)
 
 
 class _Options(NamedTuple):

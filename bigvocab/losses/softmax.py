@@ -232,7 +232,9 @@ def softmax_cross_entropy(
 
     def of_block(start: int, block: npt.NDArray[Any]) -> Floats:
         rows, beside = StoredRows.of(block), z.rows(start, start + len(block))
-        return soft_losses(rows, beside, label_smoothing=e, class_weights=by_class, num_threads=threads, first_row=start)
+        return soft_losses(
+            rows, beside, label_smoothing=e, class_weights=by_class, num_threads=threads, first_row=start
+        )
 
     return shaped(reduce_losses(by_block(x, of_block), spread, reduction), x.leading, reduction)
 

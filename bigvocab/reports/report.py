@@ -10,7 +10,7 @@ import io
 import json
 import math
 import numbers
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, KeysView, Mapping
 from typing import Any
 
 from bigvocab.errors import printable
@@ -40,6 +40,16 @@ class Report:
 
     def __getitem__(self, name: str) -> Any:
         return self._figures[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._figures)
+
+    def __len__(self) -> int:
+        return len(self._figures)
+
+    def keys(self) -> KeysView[str]:
+        """Names of the values, so that `dict(report)` is a copy."""
+        return self._figures.keys()
 
     def __contains__(self, name: object) -> bool:
         return name in self._figures

@@ -48,7 +48,7 @@ def test_help_says_what_there_is():
             assert found.exit_code == 0
             assert max(map(len, found.stdout.splitlines())) <= 80
     assert run("--version").stdout == f"bigvocab {bigvocab.__version__}\n"
-    for section in ("Data:", "Columns of the labels:", "Loss:", "Figures:", "Running:", "Result:", "Examples:"):
+    for section in ("Data:", "Columns of the labels:", "Loss:", "Metrics:", "Running:", "Result:", "Examples:"):
         assert section in run("eval", "--help").stdout
 
 

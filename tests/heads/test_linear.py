@@ -197,7 +197,8 @@ def test_transforms(options):
     got = statistics(inputs, weights, biases, labels, **options)
     expected = softmax_rows(StoredRows.of(written_out(inputs, weights, biases)), labels, want=ALL, **options)
     for figure in ("label_loss", "logsumexp", "entropy", "logit_sum"):
-        np.testing.assert_allclose(getattr(got, figure), getattr(expected, figure), rtol=1e-6, atol=3e-6)
+        least = 1e-7 * len(weights) if figure == "logit_sum" else 3e-6  # softcapped logits are float32's
+        np.testing.assert_allclose(getattr(got, figure), getattr(expected, figure), rtol=1e-6, atol=least)
     for figure in ("rank", "tied", "predicted"):
         np.testing.assert_array_equal(getattr(got, figure), getattr(expected, figure))
 
