@@ -16,10 +16,17 @@ def calls() -> None:
     evaluator.update(logits, labels)
     _again: bv.Evaluator = bv.Evaluator.from_bytes(evaluator.to_bytes(), threads=1)
     _whole: bv.Report = bv.merge([evaluator.to_bytes(), "part.state"], rows=4)
+    layer: bv.OutputLayer = bv.open_model("model")
+    bv.evaluate(inputs=logits, labels=labels, model=layer, hidden_states="after-norm", num_classes="tokenizer")
+    comparison = bv.Comparison(metrics=("js", "tv"), candidate_softcap={"q4": 30.0})
+    comparison.update(logits, {"q4": logits}, labels)
+    _compared: bv.Report = bv.compare(reference=logits, candidate={"q4": logits}, labels=labels, nonfinite="skip")
 
     bv.evaluate(logits=logits, labels=labels, label_smothing=0.1)  # type: ignore[call-arg]
     bv.evaluate(logits=logits, labels=labels, softcap="30")  # type: ignore[arg-type]
     bv.evaluate(logits=logits)  # type: ignore[call-arg]
+    bv.compare(reference=logits, candidte=logits)  # type: ignore[call-arg]
+    bv.Comparison(nonfinite=1)  # type: ignore[arg-type]
     bv.Evaluator(tops=3)  # type: ignore[call-arg]
     bv.Evaluator(nonfinite=1)  # type: ignore[arg-type]
     bv.merge(3)  # type: ignore[arg-type]

@@ -298,8 +298,7 @@ def compare_(ctx: click.Context, form: str, quiet: bool, conditions: list[Condit
 
             as_usage("--max-memory", parse_bytes, "max_memory", given["max_memory"])
         report = compare(**given, progress=progress)
-    for note in report["notes"] if "notes" in report and not quiet else ():
-        _say(f"note: {note['text']}")
+    _say_notes(report, quiet)
     _print_report(report, form)
     _judge(report, conditions)
 

@@ -21,6 +21,7 @@ from bigvocab.command.options import (
     RESULT,
     RUN,
     STATE,
+    Classes,
     Number,
     conditions_of,
     ks_of,
@@ -30,13 +31,16 @@ from bigvocab.command.options import (
 
 BOTH = "Both sides; of one alone with --reference-... or --candidate-..."
 REFERENCE, CANDIDATES = "The reference alone", "Candidates alone, [NAME=]VALUE"
-_SHOWN = ("inputs", "weights", "biases")  # of one side; all others are there, but not in the help
+_SHOWN = ("inputs", "weights", "biases", "model")  # of one side; all others are there, but not in the help
 
 # Name, how its value is called, its type, whether files may be given one after the other, help.
 _SIDE: tuple[tuple[str, str, Any, bool, str], ...] = (
     ("inputs", "PATH", str, True, "Hidden states, in place of logits."),
     ("weights", "PATH", str, True, "Output layer for them."),
     ("biases", "PATH", str, False, "Biases of that layer."),
+    ("model", "PATH", str, False, "A model's folder, or GGUF file: gives layer, norm, scale, softcap, classes."),
+    ("hidden-states", "WHERE", click.Choice(["before-norm", "after-norm"]), False, "Of --model; told from the data."),
+    ("layer", "I", click.INT, False, "Which layer of states (T, L, D); default: the last."),
     ("final-norm", "NAME", click.Choice(["rms", "layer"]), False, "Norm before that layer: rms or layer."),
     ("norm-weight", "PATH", str, False, "Weight of that norm."),
     ("norm-bias", "PATH", str, False, "Bias of that norm (layer)."),
@@ -109,7 +113,11 @@ COMPARE = [
     option(DATA, "--candidate", metavar="[NAME=]PATH", multiple=True, callback=_named(str),
            help="What is held against it; repeatable, with names."),
     option(DATA, "--labels", metavar="PATH", help="Labels: Arrow IPC, Parquet, .npy; llama.cpp files have theirs."),
-    option(DATA, "--num-classes", type=click.IntRange(1), metavar="V",
+    option(DATA, "--shift-labels", is_flag=True,
+           help="Row t of a sequence is scored on label t + 1; its last row is ignored."),
+    option(DATA, "--score-from", type=click.IntRange(0), metavar="K",
+           help="Rows before position K of their sequence are ignored."),
+    option(DATA, "--num-classes", type=Classes(1), metavar="V|tokenizer",
            help="Classes that count on all sides; others are padding."),
     option(DATA, "--vocab-shards", is_flag=True, help="Several files are split by classes, not rows."),
     *_sides(),
@@ -117,7 +125,8 @@ COMPARE = [
     option(COLUMNS, "--group-column", metavar="NAME", help="Group of the row: values for each group."),
     option(COLUMNS, "--cluster-column", metavar="NAME",
            help="Rows of one cluster are not independent; default: llama.cpp's windows."),
-    option(COLUMNS, "--weight-column", metavar="NAME", hidden=True),
+    option(COLUMNS, "--weight-column", metavar="NAME", hidden=True,
+           help="Refused: percentiles and flips have no weights."),
     option(FIGURES, "--ignore-index", type=int, metavar="ID", help="Rows with this label do not count."),
     option(FIGURES, "--metrics", metavar="NAMES", default=",".join(DEFAULT_COMPARISON_METRICS), callback=_metrics,
            show_default=True,
@@ -131,7 +140,8 @@ COMPARE = [
     *RUN,
     *STATE,
     *ENGINES,
-    option(BIG_JOBS, "--vocab-shard", metavar="I/N", callback=shard_of, hidden=True),
+    option(BIG_JOBS, "--vocab-shard", metavar="I/N", callback=shard_of, hidden=True,
+           help="Refused: values of ranges of classes do not merge; --vocab-shards reads files split so."),
     option(RESULT, "--output", metavar="PATH", help="Write what each row has, as Parquet."),
     REPORT,
     REPORT_EVERY,

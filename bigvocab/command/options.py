@@ -105,7 +105,7 @@ def _conditions(ctx: click.Context, param: click.Parameter, texts: Sequence[str]
 
 
 # For options that stand in other modules.
-option, Number, ks_of, shard_of, conditions_of = _option, _Number, _ks, _shard, _conditions
+option, Number, Classes, ks_of, shard_of, conditions_of = _option, _Number, _Classes, _ks, _shard, _conditions
 
 
 def as_usage(option: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

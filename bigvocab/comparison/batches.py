@@ -21,10 +21,8 @@ def vectors_of_batch(batch: Any) -> tuple[npt.NDArray[Any], dict[str, npt.NDArra
     """(reference, candidates by name, the other columns) of a batch.
 
     Raises:
-        TypeError: no batch; BigvocabError: columns that are missing.
+        BigvocabError: columns that are missing.
     """
-    if not isinstance(batch, pa.RecordBatch | pa.Table):
-        raise TypeError(f"batch: expected a pyarrow RecordBatch or Table, got {type(batch).__name__}")
     table = batch if isinstance(batch, pa.Table) else pa.Table.from_batches([batch])
     vectors = [field.name for field in table.schema if _is_vector(field.type) and field.name != _REFERENCE]
     names = [ONLY] if ONLY in table.column_names else vectors

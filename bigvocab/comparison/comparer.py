@@ -5,7 +5,7 @@ Both doors, rows in memory (`Comparison`) and files (`jobs`), go through `Compar
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from bigvocab.comparison.blocks import Block, compared_blocks
@@ -31,16 +31,19 @@ class Comparer:
         self.reference = Scorer(specification.reference)
         self.candidates = {name: Scorer(one) for name, one in specification.candidates.items()}
 
-    def open(self, reference: Any, candidates: Mapping[str, Any]) -> Sides:
+    def open(self, reference: Any, candidates: Mapping[str, Any], label_rows: Callable[[], int] | None = None) -> Sides:
         """Rows of all sides, opened and checked against each other.
 
         Args:
             reference: logits, or hidden states where it has a layer: a path, several, an array or a Matrix.
             candidates: the same by name.
+            label_rows: says how many labels there are.
         """
         asked = self.specification
-        first = open_side("reference", self.reference, reference)
-        others = {name: open_side(name, scorer, candidates[name]) for name, scorer in self.candidates.items()}
+        first = open_side("reference", self.reference, reference, label_rows)
+        others = {
+            name: open_side(name, scorer, candidates[name], label_rows) for name, scorer in self.candidates.items()
+        }
         if asked.llama_cpp and first.file is None:
             wrong = (": needs a llama.cpp logits file for the reference", f", got {first.shown}")
             raise BigvocabError(Keyword("llama_cpp"), *wrong)
@@ -54,6 +57,7 @@ class Comparer:
         """The sums of no row of these sides."""
         sums = ComparisonSums.of(sides.candidates)
         sums.notes = sides.notes()
+        sums.models = {side.name: side.model for side in sides.all if side.model is not None}
         for name, side in sides.candidates.items():
             files = [one.file for one in (sides.reference, side) if one.file is not None]
             if files:

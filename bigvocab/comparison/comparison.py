@@ -25,12 +25,13 @@ from bigvocab.comparison.specification import (
 )
 from bigvocab.comparison.sums import BlockRows, ComparisonSums, restored_sums, stored_sums
 from bigvocab.errors import BigvocabError
-from bigvocab.evaluation.batches import label_batch
+from bigvocab.evaluation.batches import as_batch, label_batch
 from bigvocab.evaluation.compatibility import refuse_difference
 from bigvocab.evaluation.coverage import Coverage, merged_coverage
 from bigvocab.evaluation.state import State, read_state, state_bytes, write_state
 from bigvocab.labels.columns import groups_of
 from bigvocab.labels.labels import LabelBatch
+from bigvocab.labels.leading import flat_batch
 from bigvocab.reports.report import Report
 
 Floats = npt.NDArray[np.float64]
@@ -56,7 +57,9 @@ class Comparison:
         weights, biases, final_norm, norm_weight, norm_bias, norm_epsilon: an output layer; rows of both sides are then
             hidden states. With `reference_` or `candidate_` in front: of that side alone; `candidate_...` may be a dict
             by the name of the candidate.
+        model, hidden_states, layer: see `Evaluator`; the same holds.
         logit_scale, softcap: of the logits; the same holds.
+        shift_labels, score_from: for sequences in files alone; see `compare`.
         shape, dtype, offset, vocab_shards: how to open sides that are given as files; see `open_matrix`.
 
     A candidate has its name where several come as a dict; names are those of the first batch. Figures are in nats.
@@ -98,15 +101,15 @@ class Comparison:
         """Add a batch and return the kl of each row; NaN where the row is ignored or skipped.
 
         Args:
-            reference: (N, V) logits of any type, layout or source of `open_matrix`, or a llama.cpp logits file; hidden
-                states (N, D) where there is an output layer.
+            reference: (..., V) logits of any type, layout, library or source of `open_matrix`, or a llama.cpp logits
+                file; hidden states (..., D) where there is an output layer.
             candidate: as `reference`, of the same rows; several as a dict by name.
-            labels: (N,) integers; without them, there are no figures of losses.
-            groups: (N,) names; the report has figures for each.
-            clusters: (N,) names; rows of one are not independent, and errors take account of it.
+            labels: (...) integers; without them, there are no figures of losses.
+            groups: (...) names; the report has figures for each.
+            clusters: (...) names; rows of one are not independent, and errors take account of it.
 
         Returns:
-            (N,) float64, in nats; a dict of these where candidates came as a dict.
+            float64 (...), in nats; a dict of these where candidates came as a dict.
 
         Raises:
             BigvocabError: rows or classes that differ, a label out of range, a row that is not finite, with its number
@@ -119,14 +122,14 @@ class Comparison:
         named = _named(candidate)
         comparer = self._comparer_for(tuple(named))
         sides = comparer.open(reference, named)
-        labelled, batch = _batch(sides, labels, groups, clusters, comparer.specification.ignore_index)
+        labelled, batch, shape = _batch(sides, labels, groups, clusters, comparer.specification.ignore_index)
         blocks = list(comparer.blocks(sides, batch, "labels", labelled=labelled))
-        found = {name: column for name, (column, _) in self._add(comparer, sides, blocks).items()}
+        found = {name: column.reshape(shape) for name, (column, _) in self._add(comparer, sides, blocks).items()}
         return found if isinstance(candidate, Mapping) else found[ONLY]
 
     def update_batch(self, batch: Any) -> Any:
         """Add a pyarrow RecordBatch or Table and return the same kind with a column `kl` appended: for map_batches and
-        mapInArrow.
+        mapInArrow. Anything else with `__arrow_c_stream__` (Polars, pandas, DuckDB) comes back as a Table.
 
         Logits, or hidden states, are the columns `reference` and `candidate`; where there is none of the latter, each
         other column of vectors is a candidate by its name, and gets a column `NAME.kl`. Labels are `label_column`, or
@@ -142,6 +145,7 @@ class Comparison:
         """
         self._refuse_rows_of_files()
         asked = specify_comparison((), **self._options) if self._comparer is None else self._comparer.specification
+        batch = as_batch(batch)
         reference, named, rest = vectors_of_batch(batch)
         comparer = self._comparer_for(tuple(named))
         sides = comparer.open(reference, named)
@@ -157,9 +161,9 @@ class Comparison:
 
     def _comparer_for(self, names: tuple[str, ...]) -> Comparer:
         """The layers for candidates of these names, opened at the first batch."""
-        if self._comparer is None:
-            self._comparer = Comparer(specify_comparison(names, **self._options))
-        known = tuple(self._comparer.candidates)
+        known = () if self._comparer is None else tuple(self._comparer.candidates)
+        if self._comparer is None or self.sums is None and known != names:  # nothing was counted with other names
+            self._comparer, known = Comparer(specify_comparison(names, **self._options)), names
         if sorted(known) != sorted(names):
             raise BigvocabError(f"candidate: got {', '.join(names)}, expected {', '.join(known)}, as before")
         return self._comparer
@@ -296,14 +300,19 @@ def check_names(candidates: Mapping[Any, Any]) -> dict[str, Any]:
     return dict(candidates)
 
 
-def _batch(sides: Sides, labels: Any, groups: Any, clusters: Any, ignore_index: int | None) -> tuple[bool, LabelBatch]:
-    """Whether there are labels, and the batch of all rows."""
+def _batch(
+    sides: Sides, labels: Any, groups: Any, clusters: Any, ignore_index: int | None
+) -> tuple[bool, LabelBatch, tuple[int, ...]]:
+    """Whether there are labels, the batch of all rows, and the shape in which they came."""
     from bigvocab.kernels.row_statistics import NO_LABEL
 
-    rows = sides.num_rows
+    rows, stored = sides.num_rows, sides.reference.stored
+    shape = (rows,) if stored is None or sides.leader is not None else stored.leading
     if labels is None and sides.leader is not None:
         labels = sides.leader.labels
+    leading = shape
     if labels is not None:
+        labels, _, groups, shape = flat_batch(labels, None, groups, leading, one_each=True)
         batch = label_batch(("id",), labels, None, groups, rows=rows, ignore_index=ignore_index)
     else:
         batch = LabelBatch(0, np.full(rows, NO_LABEL))
@@ -313,4 +322,4 @@ def _batch(sides: Sides, labels: Any, groups: Any, clusters: Any, ignore_index: 
     if clusters is not None:
         batch.clusters = groups_of(clusters)
         arguments.one_per_row("clusters", batch.clusters[0], rows)
-    return labels is not None, batch
+    return labels is not None, batch, shape

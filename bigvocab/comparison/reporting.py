@@ -31,5 +31,5 @@ def comparison_report(sums: ComparisonSums) -> Report:
         head |= {"clusters": clusters[0]} if clusters else {}
     elif names and names[0] != ONLY:
         head["name"] = names[0]
-    notes = {"notes": list(sums.notes)} if sums.notes else {}
-    return Report({**head, **found, **notes, "versions": versions()})
+    beside = {"notes": list(sums.notes), "models": dict(sums.models)}
+    return Report({**head, **found, **{name: value for name, value in beside.items() if value}, "versions": versions()})

@@ -12,7 +12,9 @@ from bigvocab.errors import BigvocabError, Keyword
 from bigvocab.evaluation.rules import OptionsError, job_faults, raw_faults
 
 # What one side may have of its own, with `reference_` or `candidate_` in front; without, it serves both.
-LAYER_OPTIONS = ("weights", "biases", "final_norm", "norm_weight", "norm_bias", "norm_epsilon")
+LAYER_OPTIONS = (
+    "weights", "biases", "model", "hidden_states", "final_norm", "norm_weight", "norm_bias", "norm_epsilon", "layer",
+)  # fmt: skip
 SIDE_OPTIONS = (*LAYER_OPTIONS, "logit_scale", "softcap", "shape", "dtype", "offset")
 PREFIXES = ("reference", "candidate")
 ONLY = "candidate"  # what the only candidate is called where it has no name
@@ -26,7 +28,7 @@ def candidate_names(options: Mapping[str, Any]) -> tuple[str, ...]:
         value = options.get(option)
         if isinstance(value, Mapping):
             found |= dict.fromkeys(value)
-        elif option in ("candidate", "candidate_inputs", "candidate_weights"):
+        elif option in ("candidate", "candidate_inputs", "candidate_weights", "candidate_model"):
             single = single or value is not None
     if single and not found or options.get("candidate") is not None and not isinstance(options["candidate"], Mapping):
         found.setdefault(ONLY)
@@ -49,9 +51,15 @@ def comparison_faults(options: Mapping[str, Any], given: Collection[str]) -> Ite
         instead = (Keyword("shard"), " splits rows, and ", Keyword("vocab_shards"), " reads files split by classes")
         yield _fault("vocab_shard", "goes with no comparison; ", *instead)
     yield from side_faults(options)
+    for name in ("shift_labels", "score_from", "label_column", "group_column", "cluster_column"):
+        if options.get(name) and options.get("labels") is None:
+            yield _fault(name, "needs ", Keyword("labels"))
+    tokenizer = any(value_for(options, prefix, "model", side) is not None for prefix, side in _sides(options))
+    if options.get("num_classes") == "tokenizer" and not tokenizer:
+        yield _fault("num_classes", "tokenizer needs ", Keyword("model"), ", the folder of a model, or a GGUF file")
     yield from job_faults(options, given)
-    for prefix, name in _sides(options):
-        raw = {option: value_for(options, prefix, option, name) for option in ("shape", "dtype", "offset")}
+    for prefix, side in _sides(options):
+        raw = {option: value_for(options, prefix, option, side) for option in ("shape", "dtype", "offset")}
         yield from raw_faults(raw)
 
 
@@ -59,8 +67,8 @@ def side_faults(options: Mapping[str, Any]) -> Iterator[BigvocabError]:
     """What is wrong with the rows and layers of the sides."""
     if not candidate_names(options):
         yield OptionsError(
-            Keyword("candidate"), ": expected one, or ", Keyword("candidate_weights"), " or ",
-            Keyword("candidate_inputs"),
+            Keyword("candidate"), ": expected one, or ", Keyword("candidate_weights"), ", ",
+            Keyword("candidate_model"), " or ", Keyword("candidate_inputs"),
         )  # fmt: skip
     for prefix, name in _sides(options):
         yield from _one_side(options, prefix, name)
@@ -76,6 +84,7 @@ def _one_side(options: Mapping[str, Any], prefix: str, name: str | None) -> Iter
     logits = rows_for(options, prefix, name)
     own = _own(options, f"{prefix}_inputs", name)
     inputs, weights = value_for(options, prefix, "inputs", name), value_for(options, prefix, "weights", name)
+    model = value_for(options, prefix, "model", name)
     if logits is not None:
         if own is not None:
             excluded = Keyword(f"{prefix}_inputs")
@@ -85,15 +94,17 @@ def _one_side(options: Mapping[str, Any], prefix: str, name: str | None) -> Iter
                 text = f"belongs to an output layer{whose}, which needs "
                 yield _fault(f"{prefix}_{option}", text, Keyword(f"{prefix}_inputs"))
         return
-    if inputs is None and weights is None:
+    if inputs is None and weights is None and model is None:
         layer = (Keyword(f"{prefix}_inputs"), " and ", Keyword(f"{prefix}_weights"))
         yield OptionsError(Keyword(prefix), f": expected it{whose}, or ", *layer)
-    elif weights is None:
-        yield _fault(f"{prefix}_inputs", "needs ", Keyword(f"{prefix}_weights"), f", the output layer{whose}")
+    elif weights is None and model is None:
+        layer = (Keyword(f"{prefix}_weights"), f", the output layer{whose}, or ", Keyword(f"{prefix}_model"))
+        yield _fault(f"{prefix}_inputs", "needs ", *layer)
     elif inputs is None:
-        yield _fault(f"{prefix}_weights", "needs ", Keyword(f"{prefix}_inputs"), f", the hidden states{whose}")
-    norm = [o for o in LAYER_OPTIONS[3:5] if value_for(options, prefix, o, name) is not None]
-    if norm and value_for(options, prefix, "final_norm", name) is None:
+        given = "model" if weights is None else "weights"
+        yield _fault(f"{prefix}_{given}", "needs ", Keyword(f"{prefix}_inputs"), f", the hidden states{whose}")
+    norm = [o for o in ("norm_weight", "norm_bias") if value_for(options, prefix, o, name) is not None]
+    if norm and model is None and value_for(options, prefix, "final_norm", name) is None:
         yield _fault(norm[0], "needs ", Keyword("final_norm"), ", rms or layer")
 
 

@@ -6,8 +6,9 @@ file is the one kind that only a comparison knows.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from bigvocab.matrices import fingerprints
 from bigvocab.matrices.logit_rows import LogitRows
 from bigvocab.matrices.matrix import Matrix
 from bigvocab.matrices.names import DataNames
-from bigvocab.matrices.opening import as_matrix
+from bigvocab.matrices.sequences import open_rows
 from bigvocab.matrices.sources import RowSource
 from bigvocab.matrices.tiles import StoredRows, Tiles
 
@@ -46,6 +47,8 @@ class Side:
         layer: that makes the logits.
         file: where the rows are those of a llama.cpp file.
         which: the row of `stored` for each row that is compared; all in order where None.
+        model: what a report says of the model that the layer is of.
+        options: what decides its logits beside the files.
     """
 
     name: str
@@ -58,6 +61,8 @@ class Side:
     layer: OutputLayer | None = None
     file: LlamaLogits | None = None
     which: Integers | None = None
+    model: dict[str, Any] | None = None
+    options: dict[str, Any] = field(default_factory=dict)
 
     @property
     def made(self) -> bool:
@@ -104,16 +109,17 @@ class Side:
 
     def paths(self) -> set[str]:
         """All files that it is made of."""
-        return {file["path"] for file in self.source.files if file["path"] != "<array>"}
+        return {os.path.realpath(file["path"]) for file in self.source.files if file["path"] != "<array>"}
 
 
-def open_side(name: str, scorer: Scorer, values: Any) -> Side:
+def open_side(name: str, scorer: Scorer, values: Any, label_rows: Callable[[], int] | None = None) -> Side:
     """Open what one side was given: the one place that knows the kinds of sides.
 
     Args:
         name: "reference", or the name of the candidate.
         scorer: how its rows become logits; with a layer, `values` are hidden states.
-        values: a path, several paths, an array or a Matrix.
+        values: a path, several paths, an array of any library, or a Matrix.
+        label_rows: says how many labels there are, as `open_rows` asks.
     """
     shown = name if name in ("reference", "candidate") else f"candidate {name}"
     asked = scorer.specification
@@ -123,12 +129,16 @@ def open_side(name: str, scorer: Scorer, values: Any) -> Side:
     opening = asked.opening.keywords()
     if scorer.head is not None:
         opening.pop("vocab_shards", None)  # files of a layer are ranges of classes in any case
-    source = scorer.source(as_matrix(values, shown, **opening))
+    source = scorer.source(
+        open_rows(values, shown, layer=asked.sequences.layer, label_rows=label_rows, **opening)
+    )  # which is then a Matrix, that has its name
     path = source.files[0]["path"]
     shown = shown if path == "<array>" else path
     names = DataNames(shown, files=tuple(source.row_files()))
     transform = Transform(*asked.loss.transform)
-    return Side(name, shown, source, source.shape[1], transform, names, source.stored, scorer.head)
+    side = Side(name, shown, source, source.shape[1], transform, names, source.stored, scorer.head)
+    side.model, side.options = scorer.model, scorer.options()
+    return side
 
 
 def _llama_side(name: str, scorer: Scorer, path: str) -> Side:
@@ -199,8 +209,7 @@ class Sides:
         """What is probably not meant."""
         found = []
         for side in self.candidates.values():
-            same = side.paths() == self.reference.paths() and side.transform == self.reference.transform
-            if side.paths() and same:
+            if side.paths() and side.paths() == self.reference.paths() and side.options == self.reference.options:
                 text = f"{side.shown} is the reference and {side.name} too: a model compared with itself"
                 found.append({"code": "same-file", "text": text})
         return found

@@ -11,9 +11,9 @@ from bigvocab import arguments
 from bigvocab.arguments import integer, one_of, parse_bytes, parse_top_k
 from bigvocab.catalogue import COMPARISON_METRICS, DEFAULT_COMPARISON_METRICS
 from bigvocab.comparison.pairs import Asked
-from bigvocab.comparison.rules import SIDE_OPTIONS, value_for
+from bigvocab.comparison.rules import LAYER_OPTIONS, SIDE_OPTIONS, value_for
 from bigvocab.errors import BigvocabError, Keyword
-from bigvocab.evaluation.specification import NONFINITE, Specification, specify
+from bigvocab.evaluation.specification import NONFINITE, TOKENIZER, Sequences, Specification, specify
 from bigvocab.threads import resolve_threads
 
 _MOST_OVERLAP = 64
@@ -35,8 +35,10 @@ class ComparisonOptions(TypedDict, total=False):
     top_k: int | str | Iterable[int]
     llama_cpp: bool
     ignore_index: int | None
-    num_classes: int | None
+    num_classes: int | str | None
     nonfinite: str
+    shift_labels: bool
+    score_from: int
     threads: int | None
     chunk_rows: int | None
     max_memory: int | str | None
@@ -46,6 +48,9 @@ class ComparisonOptions(TypedDict, total=False):
     vocab_shards: bool
     weights: Any
     biases: Any
+    model: Any
+    hidden_states: str | None
+    layer: int | None
     final_norm: str | None
     norm_weight: Any
     norm_bias: Any
@@ -57,6 +62,9 @@ class ComparisonOptions(TypedDict, total=False):
     offset: int
     reference_weights: Any
     reference_biases: Any
+    reference_model: Any
+    reference_hidden_states: str | None
+    reference_layer: int | None
     reference_final_norm: str | None
     reference_norm_weight: Any
     reference_norm_bias: Any
@@ -68,6 +76,9 @@ class ComparisonOptions(TypedDict, total=False):
     reference_offset: int | None
     candidate_weights: Any
     candidate_biases: Any
+    candidate_model: Any
+    candidate_hidden_states: Any
+    candidate_layer: Any
     candidate_final_norm: Any
     candidate_norm_weight: Any
     candidate_norm_bias: Any
@@ -85,6 +96,8 @@ COMPARISON_DEFAULTS: dict[str, Any] = {
     "top_k": (1, 5),
     "llama_cpp": False,
     "nonfinite": "error",
+    "shift_labels": False,
+    "score_from": 0,
     "vocab_shards": False,
     "norm_epsilon": 1e-6,
     "logit_scale": 1.0,
@@ -122,6 +135,7 @@ class ComparisonSpecification:
     ignore_index: int | None
     num_classes: int | None
     nonfinite: str
+    sequences: Sequences
     columns: ComparisonColumns
     threads: int
     threads_asked: int | None
@@ -149,6 +163,7 @@ class ComparisonSpecification:
             "ignore_index": self.ignore_index,
             "num_classes": self.num_classes,
             "nonfinite": self.nonfinite,
+            **self.sequences.identity(),
         }
 
     def with_threads(self, threads: int) -> ComparisonSpecification:
@@ -162,6 +177,7 @@ class ComparisonSpecification:
     def to_json(self) -> dict[str, Any]:
         """What `from_json` takes, as JSON has it; arrays over 1 MiB are left out, and how many threads."""
         own = {**self.identity(), "top_k": list(self.top_k), "max_memory": self.max_memory, **self.columns.keywords()}
+        own |= {"shift_labels": self.sequences.shift_labels, "score_from": self.sequences.score_from}
         sides = {name: one.to_json() for name, one in self.candidates.items()}
         return {"options": own, "reference": self.reference.to_json(), "candidates": sides}
 
@@ -189,20 +205,29 @@ def specify_comparison(names: Iterable[str], **options: Any) -> ComparisonSpecif
         integer("chunk_rows", asked["chunk_rows"], 1, 2**62)
     if asked["max_memory"] is not None:
         parse_bytes("max_memory", asked["max_memory"])
-    num_classes = asked["num_classes"]
+    num_classes = _num_classes(asked["num_classes"])
+    sides: dict[str | None, Specification] = {None: _side(options, num_classes, "reference")}
+    sides |= {name: _side(options, num_classes, "candidate", name) for name in names}
+    if num_classes == TOKENIZER:
+        num_classes, sides = _told_classes(options, sides)
     found = ComparisonSpecification(
         parse_comparison_metrics(asked["metrics"]),
         parse_top_k(asked["top_k"]),
         arguments.boolean("llama_cpp", asked["llama_cpp"]),
         arguments.index_or_none("ignore_index", asked["ignore_index"]),
-        None if num_classes is None else integer("num_classes", num_classes, 1, 2**31 - 1),
+        num_classes,
         one_of("nonfinite", asked["nonfinite"], NONFINITE),
+        Sequences(
+            None,
+            arguments.boolean("shift_labels", asked["shift_labels"]),
+            integer("score_from", asked["score_from"], 0, 2**62),
+        ),
         ComparisonColumns(*(asked[f"{role}_column"] for role in ("label", "group", "cluster"))),
         resolve_threads(asked["threads"], "threads"),
         asked["threads"],
         asked["max_memory"],
-        _side(asked, "reference"),
-        {name: _side(asked, "candidate", name) for name in names},
+        sides.pop(None),
+        {name: side for name, side in sides.items() if name is not None},
     )
     most = max(found.asked.overlap, default=0)
     if most > _MOST_OVERLAP:
@@ -210,14 +235,38 @@ def specify_comparison(names: Iterable[str], **options: Any) -> ComparisonSpecif
     return found
 
 
-def _side(asked: Mapping[str, Any], prefix: str, name: str | None = None) -> Specification:
-    """How rows of a side become logits: what `specify` makes of its options."""
-    own = {option: value_for(asked, prefix, option, name) for option in SIDE_OPTIONS}
-    shared = ("ignore_index", "num_classes", "nonfinite", "threads", "chunk_rows", "max_memory", "vocab_shards")
-    with_layer = own["weights"] is not None
-    if not with_layer:
-        own |= {"biases": None, "final_norm": None, "norm_weight": None, "norm_bias": None, "norm_epsilon": 1e-6}
-    return specify(metrics=(), **own, **{option: asked[option] for option in shared})
+def _num_classes(value: Any) -> Any:
+    """A number of classes, "tokenizer", or None."""
+    return value if value in (None, TOKENIZER) else integer("num_classes", value, 1, 2**31 - 1)
+
+
+def _side(options: Mapping[str, Any], num_classes: Any, prefix: str, name: str | None = None) -> Specification:
+    """How rows of a side become logits: what `specify` makes of its options, those that were given."""
+    own = {option: value_for(options, prefix, option, name) for option in SIDE_OPTIONS}
+    if own["weights"] is None and own["model"] is None:
+        own |= dict.fromkeys(LAYER_OPTIONS)
+    if num_classes == TOKENIZER and own["model"] is None:
+        num_classes = None  # that of the sides with a model, once it is known
+    shared = ("ignore_index", "nonfinite", "threads", "chunk_rows", "max_memory", "vocab_shards")
+    own |= {option: options.get(option) for option in shared} | {"num_classes": num_classes}
+    return specify(metrics=(), **{option: value for option, value in own.items() if value is not None})
+
+
+def _told_classes(
+    options: Mapping[str, Any], sides: dict[str | None, Specification]
+) -> tuple[int, dict[str | None, Specification]]:
+    """The number of classes that the tokenizers of all models know, and the sides with it."""
+    told = {name: side.loss.num_classes for name, side in sides.items() if side.head is not None and side.head.model}
+    known = sorted({number for number in told.values() if number is not None})
+    if len(known) != 1:
+        got = f"tokenizers of {' and '.join(map(str, known))} classes" if known else "no model"
+        raise BigvocabError(Keyword("num_classes", TOKENIZER), f": got {got}, expected one number of classes")
+    rest: dict[str | None, Specification] = {
+        name: _side(options, known[0], "reference" if name is None else "candidate", name)
+        for name in sides
+        if name not in told
+    }
+    return known[0], {name: rest.get(name, side) for name, side in sides.items()}
 
 
 def parse_comparison_metrics(metrics: str | Iterable[str] | None) -> tuple[str, ...]:

@@ -36,6 +36,7 @@ class ComparisonSums:
         floors: {"step", "nats"} of llama.cpp files, by candidate.
         stored: candidates that are llama.cpp files themselves.
         notes: see `Sides.notes`.
+        models: what reports say of models, by side.
     """
 
     tally: ComparisonTally
@@ -43,6 +44,7 @@ class ComparisonSums:
     floors: dict[str, dict[str, float]] = field(default_factory=dict)
     stored: list[str] = field(default_factory=list)
     notes: list[dict[str, str]] = field(default_factory=list)
+    models: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, names: Iterable[str]) -> ComparisonSums:
@@ -59,6 +61,7 @@ class ComparisonSums:
         for name, table in self.tables.items():
             sums.tables.setdefault(name, LlamaTable()).merge(table)
         sums.floors |= self.floors
+        sums.models |= self.models
         sums.stored = sorted({*sums.stored, *self.stored})
         sums.notes += [note for note in self.notes if note not in sums.notes]
 
@@ -83,6 +86,7 @@ class ComparisonSums:
             "floors": self.floors,
             "stored": self.stored,
             "notes": self.notes,
+            "models": self.models,
         }
 
     @classmethod
@@ -90,7 +94,8 @@ class ComparisonSums:
         """The inverse of `state`."""
         tables = {name: LlamaTable.from_state(table) for name, table in state["tables"].items()}
         tally = ComparisonTally.from_state(state["tally"])
-        return cls(tally, tables, dict(state["floors"]), list(state["stored"]), list(state["notes"]))
+        floors, models = dict(state["floors"]), dict(state["models"])
+        return cls(tally, tables, floors, list(state["stored"]), list(state["notes"]), models)
 
 
 @dataclass

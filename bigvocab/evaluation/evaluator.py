@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bigvocab import arguments
-from bigvocab.errors import BigvocabError
+from bigvocab.errors import BigvocabError, Keyword
 from bigvocab.evaluation.batches import arrays_of, as_batch, label_batch, with_losses
 from bigvocab.evaluation.compatibility import refuse_difference, refuse_same_draws
 from bigvocab.evaluation.coverage import Coverage, merged_coverage
@@ -199,6 +199,14 @@ class Evaluator:
             raise BigvocabError(
                 "update: this evaluator holds rows of a job over files, expected a new one for other rows"
             )
+        asked = self.specification.sequences
+        for name, given in (("shift_labels", asked.shift_labels), ("score_from", asked.score_from)):
+            if given:
+                raise BigvocabError(
+                    Keyword(name),
+                    ": belongs to evaluate, which sees sequences whole; expected rows and labels that match, such as "
+                    "logits[:, :-1] and labels[:, 1:]",
+                )
 
     # ---- the whole
 

@@ -19,13 +19,15 @@ from bigvocab.comparison.specification import (
     comparison_signature,
     specify_comparison,
 )
-from bigvocab.errors import BigvocabError, Keyword
 from bigvocab.evaluation.specification import given_among
 from bigvocab.jobs.comparison_task import ComparisonTask
 from bigvocab.jobs.evaluation import row_range
+from bigvocab.jobs.opening import LabelsOnce
 from bigvocab.jobs.pages import check_page, write_page
 from bigvocab.jobs.run import Progress, RunOptions, run_task
-from bigvocab.labels.label_sources import LabelSource, open_labels
+from bigvocab.labels.label_sources import LabelSource
+from bigvocab.labels.sequences import as_sequences
+from bigvocab.matrices.sequences import sequence_edges
 from bigvocab.reports.report import Report
 
 
@@ -58,7 +60,7 @@ def compare(
         reference: logits (N, V): a path, a glob, a folder, a list of paths, an array, or a llama.cpp logits file.
         candidate: the same, or a dict of candidates by name; the reference is read once for all.
         labels: a path, a list of paths, or an array: one class per row. None: those of a llama.cpp file; without any,
-            there are no figures of losses.
+            there are no figures of losses. `shift_labels` and `score_from` are as of `evaluate`.
         inputs: hidden states (N, D) of both sides, whose `weights` (V, D) are among the options.
         reference_inputs: of the reference alone, as all that begins so.
         candidate_inputs: of the candidates; one for all or a dict by name, as all that begins so.
@@ -109,8 +111,9 @@ def compare(
     for fault in comparison_faults(asked, given_among(asked)):
         raise fault
     comparer = Comparer(specify_comparison(candidate_names(asked), **options))
-    sides = comparer.open(*_rows(asked, comparer))
-    found, labelled = _labels(comparer.specification, sides, labels)
+    opened = LabelsOnce(labels, ("id", "list"), comparer.specification.columns.keywords())
+    sides = comparer.open(*_rows(asked, comparer), None if labels is None else opened.count)
+    found, labelled = _labels(comparer.specification, sides, None if labels is None else opened)
     part = row_range(shard, sides.num_rows)
     task = ComparisonTask(comparer, sides, found, labelled=labelled, part=part, records=output is not None)
     check_page(html, [*task.data.paths(), *task.files()])
@@ -130,12 +133,22 @@ def _rows(asked: Mapping[str, Any], comparer: Comparer) -> tuple[Any, dict[str, 
     return given("reference"), {name: given("candidate", name) for name in comparer.candidates}
 
 
-def _labels(asked: ComparisonSpecification, sides: Sides, labels: Any) -> tuple[LabelSource, bool]:
+def _labels(asked: ComparisonSpecification, sides: Sides, opened: LabelsOnce | None) -> tuple[LabelSource, bool]:
     """The labels, or what stands for them; and whether there are any."""
-    if labels is not None:
-        return open_labels(labels, ("id",), asked.columns.keywords()), True
-    if named := [name for name, value in asked.columns.keywords().items() if value is not None]:
-        raise BigvocabError(Keyword(named[0]), ": needs ", Keyword("labels"), ", the file that it is a column of")
+    if opened is not None:
+        stored, first = sides.reference.stored, sides.reference
+        whole = stored is not None and first.which is None
+        found = opened.beside(stored.leading if stored is not None and whole else (sides.num_rows,))
+        sequences = as_sequences(
+            found,
+            sides.num_rows,
+            sequence_edges(stored) if stored is not None and whole else None,
+            kinds=("id",),
+            shift=asked.sequences.shift_labels,
+            score_from=asked.sequences.score_from,
+            rows_name=first.shown,
+        )
+        return sequences, True
     if sides.leader is not None:
         return LlamaLabels(sides.leader), True
     return NoLabels(sides.num_rows), False

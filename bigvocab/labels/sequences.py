@@ -166,6 +166,7 @@ def _flattened(batch: LabelBatch, width: int, path: str) -> LabelBatch:
         weights=each(batch.weights),
         groups=None if batch.groups is None else (each(batch.groups[0]), batch.groups[1]),
         num_bytes=each(batch.num_bytes),
+        clusters=None if batch.clusters is None else (each(batch.clusters[0]), batch.clusters[1]),
     )
 
 
@@ -202,6 +203,7 @@ def _join(batches: list[LabelBatch]) -> LabelBatch:
         weights=all_of("weights"),
         groups=_joined_groups([batch.groups for batch in batches]),
         num_bytes=all_of("num_bytes"),
+        clusters=_joined_groups([batch.clusters for batch in batches]),
     )
 
 

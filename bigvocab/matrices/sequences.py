@@ -24,8 +24,8 @@ from bigvocab.storage.file_identity import FileIdentity
 from bigvocab.storage.mapped import MappedFile
 from bigvocab.storage.paths import Source, expand
 
-# More files than these are read when their rows are asked for: each map holds a descriptor.
-MOST_MAPPED = 256
+# More files than these, where they are small, are read when their rows are asked for: each map holds a descriptor.
+MOST_MAPPED, SMALL_FILE = 256, 64 << 20
 
 
 class _Found(NamedTuple):
@@ -67,13 +67,14 @@ def open_rows(
     sources = expand(values)
     first = _peek(sources[0])
     dimensions = 0 if first is None else len(first.array.shape)
-    if first is None or dimensions < 3 and len(sources) <= MOST_MAPPED or dimensions < 2:
+    many = first is not None and len(sources) > MOST_MAPPED and first.identity.size <= SMALL_FILE
+    if first is None or dimensions < 2 or dimensions < 3 and not many:
         _refuse_layer(layer, sources[0].shown if dimensions else name)
         return as_matrix(values, name, any_leading=True, **options)
     found = [first, *(_checked(_peek(source), source) for source in sources[1:])]
     wanted = parse_dtype(options.get("dtype"))
     picked = _picked_layer([(one.array.shown, one.array.shape) for one in found], layer, label_rows)
-    if picked is None and len(sources) <= MOST_MAPPED and len({one.array.shape[-2] for one in found}) == 1:
+    if picked is None and not many and len({one.array.shape[-2] for one in found}) == 1:
         return as_matrix(values, name, any_leading=True, **options)
     return SequenceMatrix(_files(found, wanted, picked), _shown(values, sources))
 

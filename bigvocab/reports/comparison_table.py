@@ -77,7 +77,7 @@ def _line_each(sides: list[tuple[str, _Figures]], sign: str) -> Any:
 
     table = Table(box=None, padding=(0, 0, 0, 1), header_style="cyan")
     labelled = all("difference" in block for _, block in sides)
-    table.add_column("candidate", overflow="fold", min_width=4, max_width=24)  # names give way to figures
+    table.add_column("candidate", overflow="fold", min_width=9, max_width=24)  # names give way to figures
     columns = [*["perplexity", "its ratio"] * labelled, "mean KL", "99.9%", "max", "same\ntop"]
     for name in columns:
         table.add_column(name, justify="right", no_wrap=True)
@@ -86,8 +86,8 @@ def _line_each(sides: list[tuple[str, _Figures]], sign: str) -> Any:
         cells = []
         if labelled:
             cells = [significant(block["candidate"]["perplexity"]), _ratio(block, sign, 1)]
-        cells += [to_error(kl["mean"], _error(kl), sign, 1), _short(kl["percentiles"]["99.9"])]
-        cells += [_short(kl["max"]), f"{block['same_top']['share']:.1%}"]
+        cells += [to_error(kl["mean"], _error(kl), sign, 1), _short(kl["percentiles"]["99.9"], 2)]
+        cells += [_short(kl["max"], 2), f"{block['same_top']['share']:.1%}"]
         table.add_row(Text(printable(name)), *cells)
     return table
 
@@ -194,8 +194,8 @@ def _divergences(block: _Figures, sign: str) -> Iterator[tuple[str, str]]:
         yield "floor", text + (f", and {counted(found['labels'], 'label')}" if found["labels"] else "")
 
 
-def _short(number: float) -> str:
-    return f"{number:.3g}"
+def _short(number: float, digits: int = 3) -> str:
+    return f"{number:.{digits}g}"
 
 
 def _percentiles(found: _Figures, show: Any) -> str:

@@ -14,6 +14,11 @@ import numpy as np
 import worker
 
 import bigvocab as bv
+from bigvocab.comparison.made_rows import compare_rows
+from bigvocab.comparison.pairs import Asked
+from bigvocab.comparison.tile_pairs import compare_tiles
+from bigvocab.heads.linear_rows import LinearRows
+from bigvocab.heads.output_layer import OutputLayer
 from bigvocab.losses.row_statistics import softmax_rows, wanted
 from bigvocab.matrices.tiles import StoredRows
 from bigvocab.storage import memory
@@ -120,6 +125,38 @@ def head(dtype):
     return lambda: bv.linear_cross_entropy(inputs, layer, y)
 
 
+def apart(dtype):
+    """A second model near the first: logits of PAIR with noise."""
+    x = worker.logits(worker.PAIR)
+    return x.astype(dtype), (x + worker.logits(worker.PAIR, 6) * np.float32(0.03)).astype(dtype)
+
+
+def compared(dtype, **asked):
+    """Both losses, both divergences and tops of two arrays, and what is asked beside."""
+    x, y = apart(dtype)
+    rows, labels = len(x), worker.labels(worker.PAIR)
+    tiles = {"q": [(0, y)]}
+    return lambda: compare_tiles([(0, x)], tiles, labels[:rows], x.shape[1], asked=Asked(tops=True, **asked))
+
+
+def compared_limit(dtype):
+    return reading(np.concatenate(apart(dtype)))
+
+
+def compared_heads():
+    """Rows of two layers over the same hidden states."""
+    inputs, layer, y = worker.head()
+    sides = {"reference": inputs, "candidate": inputs}
+    layers = {"reference": layer, "candidate": layer + np.float32(0.001)}
+    rows = {name: LinearRows(OutputLayer(layers[name]), sides[name]) for name in sides}
+    return lambda: compare_rows(rows["reference"], {"q": rows["candidate"]}, y)
+
+
+def two_matmuls():
+    once = matmul()
+    return lambda: (once(), once())
+
+
 def soft_labels():
     x, z = worker.logits(worker.SOFT), worker.probabilities()
     return lambda: bv.softmax_cross_entropy(x, z)
@@ -179,6 +216,16 @@ CASES = {
     "memory bf16": lambda: loss_in_memory(BF16),
     "command f32": lambda: command(np.float32),
     "command bf16": lambda: command(BF16),
+    "compare limit f32": lambda: compared_limit(np.float32),
+    "compare limit bf16": lambda: compared_limit(BF16),
+    "compare limit f16": lambda: compared_limit(np.float16),
+    "compare f32": lambda: compared(np.float32),
+    "compare bf16": lambda: compared(BF16),
+    "compare f16": lambda: compared(np.float16),
+    "compare js f32": lambda: compared(np.float32, spread=True),
+    "compare js bf16": lambda: compared(BF16, spread=True),
+    "compare heads limit": two_matmuls,
+    "compare heads": compared_heads,
     "soft labels limit": soft_labels_limit,
     "soft labels f32": soft_labels,
     "sigmoid sum f32": sigmoid_sum,

@@ -25,6 +25,25 @@ def by_products(dtype):
     return run
 
 
+def compared(dtype):
+    """KL of two models from two log_softmax, as one writes it with PyTorch; no labels, no tops."""
+    x = worker.logits(worker.PAIR)
+    y = torch.from_numpy(x + worker.logits(worker.PAIR, 6) * 0.03).to(dtype)
+    x = torch.from_numpy(x).to(dtype)
+    return lambda: F.kl_div(F.log_softmax(y, 1), F.log_softmax(x, 1), reduction="none", log_target=True).sum(1)
+
+
+def compared_heads():
+    inputs, layer, _ = (torch.from_numpy(array) for array in worker.head())
+    other = layer + 0.001
+
+    def run():
+        x, y = F.log_softmax(inputs @ layer.T, 1), F.log_softmax(inputs @ other.T, 1)
+        return F.kl_div(y, x, reduction="none", log_target=True).sum(1)
+
+    return run
+
+
 def soft_labels():
     x, z = torch.from_numpy(worker.logits(worker.SOFT)), torch.from_numpy(worker.probabilities())
     return lambda: F.cross_entropy(x, z, reduction="none")
@@ -55,6 +74,10 @@ CASES = {
     "by-products f32": lambda: by_products(F32),
     "by-products bf16": lambda: by_products(BF16),
     "by-products f16": lambda: by_products(F16),
+    "compare f32": lambda: compared(F32),
+    "compare bf16": lambda: compared(BF16),
+    "compare f16": lambda: compared(F16),
+    "compare heads": compared_heads,
     "soft labels f32": soft_labels,
     "sigmoid sum f32": sigmoid_sum,
     "sigmoid f32": sigmoid,

@@ -14,6 +14,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 README, FRONT_PAGE = HERE / "README.md", HERE.parents[1] / "README.md"
 M = 128_000_000  # logits of the big array
+PAIR = 64 * 262_144 / 1e9
 HEAD = 2 * 256 * 512 * 262_144
 SAMPLED = 2 * 512 * 256 * 8192
 
@@ -35,6 +36,36 @@ ROWS = [
         8 * M / 1e9,
     ),
     ("`bigvocab eval` on a cached file, bfloat16", "command bf16", "memory bf16", "G logits/s", 8 * M / 1e9),
+    (
+        "two models: losses, KL both ways, tops, float32 (64 x 262,144)",
+        "compare f32",
+        "compare limit f32",
+        "G pairs/s",
+        PAIR,
+    ),
+    ("two models, bfloat16", "compare bf16", "compare limit bf16", "G pairs/s", PAIR),
+    ("two models, float16", "compare f16", "compare limit f16", "G pairs/s", PAIR),
+    (
+        "+ JS, TV, mean difference of log probabilities, float32",
+        "compare js f32",
+        "compare limit f32",
+        "G pairs/s",
+        PAIR,
+    ),
+    (
+        "+ JS, TV, mean difference of log probabilities, bfloat16",
+        "compare js bf16",
+        "compare limit bf16",
+        "G pairs/s",
+        PAIR,
+    ),
+    (
+        "two layers on the same hidden states (256 x 512 x 262,144)",
+        "compare heads",
+        "compare heads limit",
+        "GFLOP/s",
+        2 * HEAD / 1e9,
+    ),
     ("softmax, soft labels, float32 (64 x 1,000,000)", "soft labels f32", "soft labels limit", "G logits/s", M / 2e9),
     ("sigmoid summed over classes, float32", "sigmoid sum f32", "limit f32", "G logits/s", M / 1e9),
     ("sigmoid elementwise, float32 (32 x 1,000,000)", "sigmoid f32", None, "G logits/s", M / 4e9),

@@ -213,7 +213,7 @@ def test_shards_workers_and_resume_are_one_run(job, tmp_path, states):
     for i, state in enumerate(ranges):
         bv.evaluate(**given, vocab_shard=(i + 1, 2), state=state)
     merged = figures(bv.merge(ranges))
-    assert merged["mean"] == pytest.approx(expected["mean"], abs=1e-12)
+    assert merged["mean"] == pytest.approx(expected["mean"], rel=1e-7)  # softcaps are in float32
     assert merged["model"] == expected["model"]
     assert merged["accuracy"] == expected["accuracy"]
 

@@ -15,6 +15,7 @@ from jobs import figures
 from safetensors.numpy import load_file, save_file
 
 import bigvocab as bv
+from bigvocab.matrices.sequences import open_rows
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "families"
 MODEL = GOLDEN / "llama"
@@ -167,6 +168,13 @@ def test_an_evaluator_picks_a_layer():
     assert np.array_equal(losses.reshape(-1), plain)
 
 
+@pytest.mark.parametrize("option", [{"shift_labels": True}, {"score_from": 2}])
+def test_an_evaluator_does_not_see_sequences(option):
+    (name,) = option
+    with pytest.raises(bv.BigvocabError, match=f"{name}: belongs to evaluate"):
+        bv.Evaluator(**option).update(np.zeros((2, 3)), [0, 1])
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -248,6 +256,39 @@ print(json.dumps([report["mean"], report["rows"], len(report["inputs"])]))
     assert (mean, rows) == (expected["mean"], expected["rows"])
     assert entries == 4  # states, layer, norm, labels: not one for each file
     assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] > 64
+
+
+def test_many_small_files_of_rows(tmp_path):
+    states, tokens = make([2] * 300)
+    for i, rows in enumerate(states):
+        np.save(tmp_path / f"x-{i}.npy", rows)
+    np.save(tmp_path / "labels", np.concatenate(tokens))
+    given = {"inputs": f"{tmp_path}/x-*.npy", "labels": f"{tmp_path}/labels.npy", "model": str(MODEL)}
+    code = f"""
+import resource, bigvocab as bv
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+print(bv.evaluate(**{given!r})["mean"])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    expected = bv.evaluate(inputs=np.concatenate(states), labels=np.concatenate(tokens), model=MODEL)
+    assert float(done.stdout) == expected["mean"]
+
+
+def test_rows_of_a_file_that_has_changed_are_not_read(tmp_path):
+    states, tokens = make()
+    write_requests(tmp_path / "dump", states, tokens)
+    rows = open_rows(f"{tmp_path}/dump::hidden_states", "inputs", layer=-1)
+    assert np.array_equal(rows[5:7], np.concatenate(states)[5:7])
+    assert np.array_equal(rows[[58, 0]], np.concatenate(states)[[58, 0]])
+    path = tmp_path / "dump/cmpl-1.safetensors"
+    path.write_bytes(path.read_bytes())
+    assert np.array_equal(rows[:5], states[0])
+    with pytest.raises(bv.FormatError, match=r"cmpl-1\.safetensors::hidden_states: was written to or replaced"):
+        rows[4:6]
+    path.unlink()
+    with pytest.raises(bv.FormatError, match=r"cmpl-1\.safetensors::hidden_states: is gone"):
+        rows[4:6]
 
 
 # ---- notes
