@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from bigvocab.matrices.opening import open_matrix as open_matrix
     from bigvocab.matrices.writer import MatrixWriter as MatrixWriter
     from bigvocab.reports.report import Report as Report
+    from bigvocab.sampling.accidental_hits import compute_accidental_hits as compute_accidental_hits
     from bigvocab.sampling.candidates import write_candidates as write_candidates
     from bigvocab.sampling.losses import nce_loss as nce_loss
     from bigvocab.sampling.losses import sampled_softmax_loss as sampled_softmax_loss
@@ -45,7 +46,6 @@ if TYPE_CHECKING:
     from bigvocab.sampling.samplers import LogUniformSampler as LogUniformSampler
     from bigvocab.sampling.samplers import SampledValues as SampledValues
     from bigvocab.sampling.samplers import UniformSampler as UniformSampler
-    from bigvocab.sampling.samplers import compute_accidental_hits as compute_accidental_hits
 
 __version__ = "0.1.0"
 
@@ -75,6 +75,7 @@ _HOMES = {
     "matrices.opening": ["open_matrix"],
     "matrices.writer": ["MatrixWriter"],
     "reports.report": ["Report"],
+    "sampling.accidental_hits": ["compute_accidental_hits"],
     "sampling.candidates": ["write_candidates"],
     "sampling.losses": ["nce_loss", "sampled_softmax_loss"],
     "sampling.samplers": [
@@ -84,7 +85,6 @@ _HOMES = {
         "LogUniformSampler",
         "SampledValues",
         "UniformSampler",
-        "compute_accidental_hits",
     ],
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}

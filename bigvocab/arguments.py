@@ -98,6 +98,16 @@ def one_per_row(name: str, array: npt.NDArray[Any], rows: int, of: str = "logits
         raise BigvocabError(Keyword(name), f": got shape {array.shape}, expected ({rows},), one for each row of {of}")
 
 
+def first_outside(ids: npt.NDArray[Any], stop: int, left_out: npt.NDArray[np.bool_] | None = None) -> int | None:
+    """The place of the first id outside [0, stop), of those that are not left out; None where there is none."""
+    if ids.size == 0 or ids.min() >= 0 and ids.max() < stop:
+        return None
+    wrong = (ids < 0) | (ids >= stop)
+    if left_out is not None:
+        wrong &= ~left_out
+    return int(np.argmax(wrong)) if wrong.any() else None
+
+
 def labels_in_range(
     labels: npt.NDArray[np.int64],
     num_classes: int,
@@ -111,11 +121,7 @@ def labels_in_range(
     skip = None if ignore_index is None else labels == ignore_index
     if ignored is not None:
         skip = ignored if skip is None else skip | ignored
-    bad = (labels < 0) | (labels >= num_classes)
-    if skip is not None:
-        bad &= ~skip
-    if bad.any():
-        row = int(np.argmax(bad))
+    if (row := first_outside(labels, num_classes, skip)) is not None:
         raise BigvocabError.of_row(name, first_row + row, f" is {labels[row]}, expected a class in [0, {num_classes})")
     return np.where(skip, -1, labels) if skip is not None and skip.any() else labels
 

@@ -18,6 +18,7 @@ from bigvocab.errors import BigvocabError, FormatError, printable
 from bigvocab.formats import list_archive
 from bigvocab.formats.gguf import read_gguf
 from bigvocab.formats.llama_logits import open_llama_logits
+from bigvocab.formats.magic import ARROW_STREAM, LONGEST, kind_of
 from bigvocab.formats.safetensors import check_offsets, check_whole, read_header
 from bigvocab.heads.found_model import FoundModel
 from bigvocab.heads.open_model import find_layer
@@ -154,11 +155,10 @@ def _kind(path: str) -> str | None:
         place = expand(path)[0].path
         if os.path.isfile(place):
             with open(place, "rb") as file:
-                head = file.read(8)
-            magic = {b"ARROW1": "arrow", b"\xff\xff\xff\xff": "arrow", b"PAR1": "parquet", b"\x93NUMPY": "npy"}
-            magic[b"GGUF"] = "gguf"
-            if found := [kind for start, kind in magic.items() if head.startswith(start)]:
-                return found[0]
+                head = file.read(LONGEST)
+            kind = "arrow" if head.startswith(ARROW_STREAM) else kind_of(head)
+            if kind in ("arrow", "parquet", "npy", "gguf"):
+                return kind
         return SUFFIXES.get(os.path.splitext(place)[1].lower())
     kinds = {SUFFIXES.get(os.path.splitext(name)[1].lower()) for name in os.listdir(place)} - {None}
     return kinds.pop() if len(kinds) == 1 else None

@@ -217,6 +217,17 @@ def test_tests_go_through_public_names(path):
 # ---- what else
 
 
+def test_first_bytes_of_formats_stand_in_one_file():
+    from bigvocab.formats import magic
+
+    starts = [value for value in vars(magic).values() if isinstance(value, bytes)]
+    assert len(starts) > 9
+    for path in set(SOURCES) - {PACKAGE / "formats" / "magic.py"}:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Constant) and isinstance(node.value, bytes):
+                assert not any(node.value.startswith(start) for start in starts), f"{path.name}:{node.lineno}"
+
+
 def test_kernels_use_no_fastmath_and_no_threads_of_numba():
     for path in (PACKAGE / "kernels").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):

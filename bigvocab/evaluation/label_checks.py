@@ -10,26 +10,23 @@ import numpy.typing as npt
 from bigvocab import arguments
 from bigvocab.errors import BigvocabError, Keyword
 from bigvocab.evaluation.context import RowContext
-from bigvocab.labels.id_sets import IdSets, check_ids, in_rising_order
 from bigvocab.labels.label_sources import LabelSource, errors_of_files
 from bigvocab.labels.labels import LabelBatch
-from bigvocab.labels.true_classes import TrueClasses
+from bigvocab.labels.ragged import RaggedIds
 
 
-def id_sets(asked: RowContext, batch: LabelBatch, num_classes: int) -> IdSets:
+def id_sets(asked: RowContext, batch: LabelBatch, num_classes: int) -> RaggedIds:
     """The sets of ids of a batch, in range; of positive classes, rising and each once."""
-    sets = IdSets(*batch.labels)
-    check_ids(asked.names.labels, sets, num_classes, batch.first_row)
-    if batch.probabilities is None:
-        return in_rising_order(asked.names.labels, sets, batch.first_row)
-    return sets
+    sets = RaggedIds(batch.labels[0], batch.labels[1], asked.names.labels)
+    sets.check_range(num_classes, batch.first_row)
+    return sets.in_rising_order(batch.first_row) if batch.probabilities is None else sets
 
 
 def dense_labels(asked: RowContext, batch: LabelBatch, num_classes: int) -> npt.NDArray[Any]:
     """The labels of a batch as (n, V) numbers."""
     name, first, labels = asked.names.labels, batch.first_row, batch.labels
     if isinstance(labels, tuple):
-        labels = _filled(name, IdSets(*labels), batch, num_classes)
+        labels = _filled(RaggedIds(labels[0], labels[1], name), batch, num_classes)
     elif labels.ndim == 1:
         labels = labels[:, None]
     if labels.shape[1] != num_classes:
@@ -40,23 +37,21 @@ def dense_labels(asked: RowContext, batch: LabelBatch, num_classes: int) -> npt.
     return labels
 
 
-def _filled(name: str, sets: IdSets, batch: LabelBatch, num_classes: int) -> npt.NDArray[Any]:
+def _filled(sets: RaggedIds, batch: LabelBatch, num_classes: int) -> npt.NDArray[Any]:
     """Lists of V integers 0 and 1 as (n, V); zeros where the row is ignored."""
     whole = np.diff(sets.offsets) == num_classes
     wrong = ~whole if batch.ignored is None else ~whole & ~batch.ignored
     if wrong.any():
         row = int(np.argmax(wrong))
         raise BigvocabError.of_row(
-            name,
+            sets.name,
             batch.first_row + row,
             f" has {sets.offsets[row + 1] - sets.offsets[row]} labels, expected "
             f"{num_classes}, one for each class; ids of positive classes are for sparse-sigmoid",
         )
-    bad = (sets.ids < 0) | (sets.ids > 1)
-    if bad.any():
-        at = int(np.argmax(bad))
+    if (at := arguments.first_outside(sets.ids, 2)) is not None:
         row = batch.first_row + sets.row_of(at)
-        raise BigvocabError.of_row(name, row, f" has the label {sets.ids[at]}, expected 0 or 1 for each class")
+        raise BigvocabError.of_row(sets.name, row, f" has the label {sets.ids[at]}, expected 0 or 1 for each class")
     out = np.zeros((len(whole), num_classes), np.float32)
     out[whole] = sets.ids.reshape(-1, num_classes)
     return out
@@ -87,12 +82,8 @@ def true_classes(
         row = int(np.argmax(wrong))
         what = "at least one" if expected is None else f"{expected}, as num_true says"
         raise BigvocabError.of_row(name, first + row, f" has {counts[row]} true classes, expected {what}")
-    sets = IdSets(np.concatenate([[0], np.cumsum(counts)]), ids)
-    if ids.size and (ids.min() < 0 or ids.max() >= num_classes):
-        at = int(np.argmax((ids < 0) | (ids >= num_classes)))
-        raise BigvocabError.of_row(
-            name, first + sets.row_of(at), f" is {ids[at]}, expected a class in [0, {num_classes})"
-        )
+    sets = RaggedIds(np.concatenate([[0], np.cumsum(counts)]), ids, name)
+    sets.check_range(num_classes, first)
     return sets.offsets, ids, ignored
 
 
@@ -132,7 +123,7 @@ def _check_labels(asked: RowContext, labels: LabelSource, num_classes: int) -> N
             if asked.draws is not None:
                 there = np.flatnonzero(~ignored)
                 own = np.concatenate([[0], np.cumsum(np.diff(offsets)[there])])  # ignored rows have no classes
-                asked.draws.check(TrueClasses((own, ids), name), batch.first_row, there)
+                asked.draws.check(RaggedIds(own, ids, name), batch.first_row, there)
             kept += int(np.count_nonzero(~ignored))
             continue
         kept += len(batch) if batch.ignored is None else int(np.count_nonzero(~batch.ignored))

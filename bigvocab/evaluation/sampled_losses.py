@@ -13,9 +13,8 @@ from bigvocab.evaluation.label_checks import true_classes
 from bigvocab.evaluation.row_losses import weighted_result
 from bigvocab.evaluation.row_result import RowResult
 from bigvocab.heads.linear_rows import LinearRows
-from bigvocab.labels.id_sets import IdSets
 from bigvocab.labels.labels import LabelBatch
-from bigvocab.labels.true_classes import TrueClasses
+from bigvocab.labels.ragged import RaggedIds
 from bigvocab.losses.row_statistics import softmax_rows
 from bigvocab.losses.sigmoid_rows import sparse_sigmoid_rows
 from bigvocab.sampling.draw_blocks import DRAW_ROWS
@@ -54,7 +53,7 @@ def _sampled(
     batch: LabelBatch,
     losses_of: Callable[[SampledRows], Floats],
     remove_hits: bool,
-    exact_of: Callable[[LinearRows, TrueClasses, Ids, Floats, int], Floats],
+    exact_of: Callable[[LinearRows, RaggedIds, Ids, Floats, int], Floats],
 ) -> RowResult:
     assert asked.draws is not None
     offsets, ids, ignored = true_classes(asked, batch, rows.num_classes)
@@ -67,7 +66,7 @@ def _sampled(
         kept = np.flatnonzero(~ignored[start:stop])
         part = slice(offsets[start], offsets[stop])
         own = np.concatenate([[0], np.cumsum(np.diff(offsets)[start:stop][kept])])
-        true = TrueClasses((own, ids[part]), asked.names.labels)
+        true = RaggedIds(own, ids[part], asked.names.labels)
         draw = asked.draws.draw(first + start, stop - start, true, kept)
         inputs = rows.inputs[start:stop] if len(kept) == stop - start else rows.inputs[start + kept]
         sampled = SampledRows(head, inputs, true, draw, remove_hits=remove_hits, num_threads=asked.threads)
@@ -77,7 +76,7 @@ def _sampled(
     result_exact = None
     finite = np.isfinite(losses)
     if asked.measures.exact:
-        result_exact = exact_of(rows, TrueClasses((offsets, ids)), np.flatnonzero(~ignored), true_logits, asked.threads)
+        result_exact = exact_of(rows, RaggedIds(offsets, ids), np.flatnonzero(~ignored), true_logits, asked.threads)
         finite &= np.isfinite(result_exact)
     result = weighted_result(
         asked,
@@ -103,7 +102,7 @@ def _fault(rows: LinearRows, row: int, loss: float) -> str:
     return f"has the loss {loss}: the output layer is not finite in a class that was looked at"
 
 
-def _exact_softmax(rows: LinearRows, true: TrueClasses, kept: Ids, true_logits: Floats, num_threads: int) -> Floats:
+def _exact_softmax(rows: LinearRows, true: RaggedIds, kept: Ids, true_logits: Floats, num_threads: int) -> Floats:
     from bigvocab.kernels import row_statistics
 
     labels = np.full(len(rows), row_statistics.SKIP)
@@ -113,7 +112,7 @@ def _exact_softmax(rows: LinearRows, true: TrueClasses, kept: Ids, true_logits: 
     return _only(losses, kept)
 
 
-def _exact_nce(rows: LinearRows, true: TrueClasses, kept: Ids, true_logits: Floats, num_threads: int) -> Floats:
+def _exact_nce(rows: LinearRows, true: RaggedIds, kept: Ids, true_logits: Floats, num_threads: int) -> Floats:
     """Sum of sigmoid losses over all classes, with target 1 / T for the true ones; a repeated one counts each time."""
     owner = np.repeat(np.arange(len(rows)), np.diff(true.offsets))
     order = np.lexsort((true.ids, owner))
@@ -121,7 +120,7 @@ def _exact_nce(rows: LinearRows, true: TrueClasses, kept: Ids, true_logits: Floa
     first[1:] = (owner[order][1:] != owner[order][:-1]) | (true.ids[order][1:] != true.ids[order][:-1])
     chosen = order[first]
     sizes = np.bincount(owner[chosen], minlength=len(rows))
-    sets = IdSets(np.concatenate([[0], np.cumsum(sizes)]), np.ascontiguousarray(true.ids[chosen]))
+    sets = RaggedIds(np.concatenate([[0], np.cumsum(sizes)]), np.ascontiguousarray(true.ids[chosen]))
     skip = np.ones(len(rows), bool)
     skip[kept] = False
     sums = sparse_sigmoid_rows(rows, sets, skip, pos_weight=np.ones(1), num_threads=num_threads)

@@ -34,6 +34,8 @@ from bigvocab import arguments
 from bigvocab.errors import BigvocabError, FormatError
 from bigvocab.evaluation.coverage import Coverage
 from bigvocab.evaluation.json_values import from_given, packed
+from bigvocab.formats.magic import ARROW_FILE
+from bigvocab.storage.arrow_file import ArrowFile
 from bigvocab.storage.output import replacing
 
 FORMAT, VERSION = "bigvocab-state", 2
@@ -83,8 +85,7 @@ def write_lines(
 ) -> None:
     """Write a state whose table comes in batches."""
     with replacing(path, fixed=fixed) as temporary:
-        with pa.OSFile(os.fsencode(temporary), "wb") as sink:
-            _write(sink, state, schema, batches)
+        _write(temporary, state, schema, batches)
         _seal(temporary)
 
 
@@ -99,7 +100,7 @@ def state_bytes(state: State) -> bytes:
     return bytes(content)
 
 
-def _write(sink: Any, state: State, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
+def _write(target: Any, state: State, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
     held = {
         "format": FORMAT,
         "version": VERSION,
@@ -115,9 +116,9 @@ def _write(sink: Any, state: State, schema: pa.Schema, batches: Iterable[pa.Reco
         "learned": state.learned and {name: packed(value) for name, value in state.learned.items()},
         "sums": state.sums,
     }
-    with pa.ipc.new_file(sink, schema.with_metadata({KEY: json.dumps(held)})) as writer:
+    with ArrowFile(target, schema.with_metadata({KEY: json.dumps(held)})) as file:
         for batch in batches:
-            writer.write_batch(batch)
+            file.append(batch)
 
 
 def _seal(path: Path) -> None:
@@ -165,7 +166,7 @@ def read_state(source: str | os.PathLike[str] | bytes) -> State:
         BigvocabError: no such file, or one of another version; FormatError: no state, cut short or damaged.
     """
     if isinstance(source, bytes):
-        if not source.startswith(b"ARROW1") or len(source) < 32:
+        if not source.startswith(ARROW_FILE) or len(source) < 32:
             raise FormatError(f"bytes: {_NO_STATE.replace('an Arrow IPC file', 'bytes')}")
         _check_digest("bytes", source)
         return parse_state(pa.BufferReader(source), "bytes")
@@ -175,7 +176,7 @@ def read_state(source: str | os.PathLike[str] | bytes) -> State:
     try:
         with open(source, "rb") as file:
             head = file.read(8)
-            if not head.startswith(b"ARROW1") or os.fstat(file.fileno()).st_size < 32:
+            if not head.startswith(ARROW_FILE) or os.fstat(file.fileno()).st_size < 32:
                 raise FormatError(f"{shown}: {_NO_STATE}")
             import mmap
 

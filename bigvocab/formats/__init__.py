@@ -11,6 +11,7 @@ from bigvocab.errors import BigvocabError, FormatError
 from bigvocab.formats.arrow import arrow_layout
 from bigvocab.formats.gguf import gguf_layout
 from bigvocab.formats.layout import Layout, Stored
+from bigvocab.formats.magic import LONGEST, kind_of
 from bigvocab.formats.npy import npy_array, npy_layout
 from bigvocab.formats.npz import npz_array, npz_arrays, npz_names
 from bigvocab.formats.safetensors import safetensors_array, safetensors_layout
@@ -18,19 +19,9 @@ from bigvocab.formats.stored_array import StoredArray
 from bigvocab.formats.torch_file import pickle_member, torch_array, torch_shapes
 from bigvocab.formats.zip_members import ZipMembers
 from bigvocab.storage.mapped import MappedFile
-from bigvocab.storage.paths import LFS_ADVICE, LFS_POINTER, SUFFIXES
+from bigvocab.storage.paths import LFS_ADVICE, SUFFIXES
 
 _MAPPABLE = ".npy, .safetensors, Arrow IPC (.arrow, .ipc, .feather) or raw binary"
-_MAGIC = {
-    b"\x93NUMPY": "npy",
-    b"ARROW1": "arrow",
-    b"PAR1": "parquet",
-    b"PK\x03\x04": "zip",
-    b"FEA1": "feather",
-    b"GGUF": "gguf",
-    b"FUGG": "gguf",
-    LFS_POINTER: "git-lfs",
-}
 _REFUSED = {
     "parquet": f"Parquet is compressed in pages and cannot be memory-mapped; write it as {_MAPPABLE}",
     "feather": "Feather version 1 cannot hold a matrix; write version 2 (pyarrow.feather.write_feather), uncompressed",
@@ -47,7 +38,7 @@ def _magic(file: MappedFile) -> str | None:
     """The kind of a file as its first bytes give it away."""
     if file.suffix == ".safetensors" and file.buffer[8:9] == b"{":
         return "safetensors"
-    return next((kind for start, kind in _MAGIC.items() if file.buffer[: len(start)] == start), None)
+    return kind_of(file.buffer[:LONGEST])
 
 
 def read_layout(file: MappedFile, wanted: Stored | None, *, any_leading: bool = False) -> Layout:

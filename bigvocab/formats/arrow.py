@@ -9,10 +9,10 @@ import numpy as np
 
 from bigvocab.errors import BigvocabError, FormatError, Place
 from bigvocab.formats.layout import SUPPORTED, Layout, Stored, check_shape, refuse_second, resolve_dtype
+from bigvocab.formats.magic import ARROW_FILE, ARROW_STREAM
 from bigvocab.formats.vectors import LISTS, vector_type, vectors_of
 from bigvocab.storage.mapped import MappedFile
 
-STREAM_START = b"\xff\xff\xff\xff"
 _MOST_PARTS = 1 << 16  # of rows of list views that do not follow one another
 
 
@@ -35,7 +35,7 @@ def arrow_layout(file: MappedFile, wanted: Stored | None) -> Layout:
 
 
 def _is_file(file: MappedFile) -> bool:
-    return file.buffer[:6] == b"ARROW1"
+    return file.buffer[: len(ARROW_FILE)] == ARROW_FILE
 
 
 def _layout(file: MappedFile, wanted: Stored | None, buffer: Any) -> Layout:
@@ -62,7 +62,7 @@ def _layout(file: MappedFile, wanted: Stored | None, buffer: Any) -> Layout:
         raise FormatError(f"{shown}: no rows, and lists say how wide they are by their rows alone")
     if not _is_file(file):
         end = source.tell()
-        refuse_second(file.shown, file.buffer[end : end + len(STREAM_START)], end, STREAM_START, "stream")
+        refuse_second(file.shown, file.buffer[end : end + len(ARROW_STREAM)], end, ARROW_STREAM, "stream")
     return Layout(check_shape(shown, (rows, width)), stored, tuple(parts))
 
 

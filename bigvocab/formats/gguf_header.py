@@ -16,9 +16,9 @@ import numpy as np
 
 from bigvocab.errors import FormatError
 from bigvocab.formats.gguf_types import TYPES, type_name
+from bigvocab.formats.magic import GGUF, GGUF_SWAPPED
 from bigvocab.storage.mapped import MappedFile
 
-MAGIC = b"GGUF"
 _STRING, _ARRAY, _BOOL = 8, 9, 7
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "B", 10: "Q", 11: "q", 12: "d"}
 _NUMBERS = {code: struct.Struct("<" + letter) for code, letter in _SCALARS.items()}
@@ -60,7 +60,7 @@ class Header(NamedTuple):
 
 def is_gguf(file: MappedFile) -> bool:
     """Whether a file begins as GGUF does, in either byte order."""
-    return file.buffer[:4] in (MAGIC, MAGIC[::-1])
+    return file.buffer[:4] in (GGUF, GGUF_SWAPPED)
 
 
 def read_header(file: MappedFile) -> Header:
@@ -107,13 +107,13 @@ class _Parser:
 
     def _check_start(self) -> None:
         start = self.file.buffer[:4]
-        if start == MAGIC[::-1]:
+        if start == GGUF_SWAPPED:
             self._fail("a big-endian GGUF file, expected a little-endian one: convert it anew")
-        if start != MAGIC and MAGIC.startswith(start):
+        if start != GGUF and GGUF.startswith(start):
             self._fail(f"truncated: has {self.file.size} bytes, expected a header of at least 24")
-        if start != MAGIC:
+        if start != GGUF:
             pointer = ": a pointer of git-lfs, fetch the file itself" if start == b"vers" else ""
-            self._fail(f"begins with {start!r}, expected {MAGIC!r}{pointer}")
+            self._fail(f"begins with {start!r}, expected {GGUF!r}{pointer}")
         self.at = 4
         version = self._number(4, "the version")
         if version not in (2, 3):

@@ -18,10 +18,10 @@ import numpy as np
 import numpy.typing as npt
 
 from bigvocab.errors import FormatError
+from bigvocab.formats.magic import LLAMA_LOGITS, LLAMA_LOGITS_2
 from bigvocab.storage.mapped import MappedFile
 from bigvocab.storage.paths import Source
 
-MAGIC, _MAGIC_V2 = b"_logits_", b"_logits_v2"
 TOP = 65535  # what the greatest log probability of a row is stored as
 _HEAD, _HEAD_V2 = 20, 30
 _FLOORS = (16.0, 24.0)
@@ -65,7 +65,7 @@ class LlamaHeader(NamedTuple):
 
 def is_llama_logits(head: bytes) -> bool:
     """Whether a file that begins so is a llama.cpp logits file."""
-    return head[: len(MAGIC)] == MAGIC
+    return head.startswith(LLAMA_LOGITS)
 
 
 def _first_version(shown: str, head: bytes, size: int) -> LlamaHeader:
@@ -94,9 +94,9 @@ def _plausible(header: LlamaHeader) -> bool:
 def _read_header(shown: str, head: bytes, size: int) -> LlamaHeader:
     """The header of a file of `size` bytes; its dialect by the size, because one's first bytes may be the other's."""
     if not is_llama_logits(head):
-        raise FormatError(f"{shown}: begins with {head[:8]!r}, expected {MAGIC!r}: not a llama.cpp logits file")
+        raise FormatError(f"{shown}: begins with {head[:8]!r}, expected {LLAMA_LOGITS!r}: not a llama.cpp logits file")
     header = _first_version(shown, head, size)
-    if head.startswith(_MAGIC_V2) and size >= _HEAD_V2:
+    if head.startswith(LLAMA_LOGITS_2) and size >= _HEAD_V2:
         second = _second_version(head)
         fits = [h for h in (header, second) if _plausible(h) and h.size == size]
         # else by the context, of which "v2" would be half: a first version may have 12,918, but hardly 65,536 more
@@ -126,7 +126,7 @@ def _check_size(file: MappedFile, header: LlamaHeader) -> None:
             f"was full (whole windows: {whole // header.rows_per_window} of {header.windows})"
         )
     if size > header.size:
-        second = file.buffer[header.size : header.size + len(MAGIC)] == MAGIC
+        second = file.buffer[header.size : header.size + len(LLAMA_LOGITS)] == LLAMA_LOGITS
         what = "a second file begins there" if second else "what follows is not known"
         raise FormatError(f"{shown}: {size} bytes, expected {header.size} by its header; {what}")
 

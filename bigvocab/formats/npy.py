@@ -12,6 +12,7 @@ from numpy.lib import format as npy
 
 from bigvocab.errors import FormatError
 from bigvocab.formats.layout import Layout, Stored, check_room, check_shape, num_bytes, refuse_second, resolve_dtype
+from bigvocab.formats.magic import NPY
 from bigvocab.formats.stored_array import StoredArray
 from bigvocab.storage.mapped import MappedFile
 
@@ -77,7 +78,7 @@ def npy_array(file: MappedFile, shown: str, begin: int, end: int) -> StoredArray
     needed = num_bytes(header.shape, header.dtype.itemsize)
     check_room(shown, end - begin, header.begin, needed)
     after = begin + header.begin + needed
-    refuse_second(shown, file.buffer[after : min(end, after + 6)], after, npy.MAGIC_PREFIX, "array")
+    refuse_second(shown, file.buffer[after : min(end, after + 6)], after, NPY, "array")
     return StoredArray(
         shown, header.shape, header.dtype, begin + header.begin, header.fortran, swapped_void=header.swapped_void
     )

@@ -11,9 +11,10 @@ from bisect import bisect_right
 from typing import Any, NamedTuple
 
 from bigvocab.errors import BigvocabError, FormatError
+from bigvocab.formats.magic import ZIP
 from bigvocab.storage.mapped import MappedFile
 
-_END, _END_64, _LOCATOR_64, _CENTRAL, _LOCAL = b"PK\5\6", b"PK\6\6", b"PK\6\7", b"PK\1\2", b"PK\3\4"
+_END, _END_64, _LOCATOR_64, _CENTRAL, _LOCAL = b"PK\5\6", b"PK\6\6", b"PK\6\7", b"PK\1\2", ZIP
 _MOST_MEMBERS = 1_000_000
 _MOST_DIRECTORY = 256 << 20
 _UNKNOWN = 0xFFFFFFFF  # the value is in the Zip64 extra field

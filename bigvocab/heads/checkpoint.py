@@ -13,11 +13,12 @@ import numpy.typing as npt
 
 from bigvocab.errors import BigvocabError, FormatError
 from bigvocab.formats.layout import check_shape, num_bytes
+from bigvocab.formats.magic import LONGEST, kind_of
 from bigvocab.formats.safetensors import check_offsets, check_whole, read_header
 from bigvocab.heads.found_model import TensorPlace
 from bigvocab.heads.model_config import read_json_object
 from bigvocab.storage.mapped import MappedFile
-from bigvocab.storage.paths import Source, natural_key
+from bigvocab.storage.paths import LFS_ADVICE, Source, natural_key
 
 WHOLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -206,8 +207,8 @@ def _no_weights(folder: str, listed: list[str]) -> str:
 
 def _read_entries(path: str) -> dict[str, Entry]:
     file = MappedFile(Source(os.path.abspath(path), path, None))
-    if file.buffer[:23] == b"version https://git-lfs":
-        raise FormatError(f"{path}: is a git-lfs pointer, not the file itself; run git lfs pull")
+    if kind_of(file.buffer[:LONGEST]) == "git-lfs":
+        raise FormatError(f"{path}: is {LFS_ADVICE}")
     header, start = read_header(file)
     raw = {name: entry for name, entry in header.items() if name != "__metadata__"}
     check_offsets(file, raw, file.size - start)

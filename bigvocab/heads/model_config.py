@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from bigvocab.errors import BigvocabError, FormatError
+from bigvocab.formats.magic import kind_of
+from bigvocab.storage.paths import LFS_ADVICE
 
 MOST_CONFIG = 16 << 20
 MOST_TOKENIZER = 512 << 20
@@ -29,8 +31,8 @@ def read_json_object(path: str, most_bytes: int) -> dict[str, Any]:
         raise BigvocabError(f"{path}: cannot open: {error.strerror or error}") from error
     if len(data) > most_bytes:
         raise FormatError(f"{path}: is larger than {most_bytes >> 20} MiB, which no such file needs")
-    if data.startswith(b"version https://git-lfs"):
-        raise FormatError(f"{path}: is a git-lfs pointer, not the file itself; run git lfs pull")
+    if kind_of(data) == "git-lfs":
+        raise FormatError(f"{path}: is {LFS_ADVICE}")
     try:
         value = json.loads(data.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:

@@ -8,6 +8,7 @@ from typing import Any
 
 from bigvocab import arguments
 from bigvocab.errors import BigvocabError
+from bigvocab.formats.magic import GGUF
 from bigvocab.heads.found_model import FoundModel
 from bigvocab.heads.gguf_model import find_gguf_model
 from bigvocab.heads.model_folder import find_model
@@ -52,7 +53,7 @@ def is_gguf(path: str) -> bool:
     if not os.path.isfile(path):
         return False
     with open(path, "rb") as file:
-        return file.read(4) == b"GGUF"
+        return file.read(len(GGUF)) == GGUF
 
 
 def _gguf_of(folder: str) -> str | None:

@@ -23,13 +23,13 @@ from bigvocab.errors import BigvocabError
 from bigvocab.evaluation.compatibility import refuse_difference
 from bigvocab.evaluation.coverage import Coverage, joined, refuse_other_files, shown_rows
 from bigvocab.evaluation.state import State, read_state, write_lines, write_state
+from bigvocab.formats.magic import ARROW_STREAM
 from bigvocab.jobs.records import regrouped
 from bigvocab.jobs.task import RowTask
 from bigvocab.kernels.jit import clock
 from bigvocab.storage.output import check_writable, sync_folder
 
 MIN_SECONDS = 5.0  # between two checkpoints
-_STREAM = b"\xff\xff\xff\xff"  # an Arrow stream begins so, the file of lines
 SHARE = 200  # and at least so many times what the last one took: under 1% of the run
 
 
@@ -104,7 +104,7 @@ class Checkpoints:
                 )
         fresh = not (self.resumed and self.coverage.lines)
         if fresh:
-            _refuse_foreign(self.lines_path, _STREAM)
+            _refuse_foreign(self.lines_path, ARROW_STREAM)
         self._file = os.open(self.lines_path, os.O_RDWR | os.O_CREAT, 0o666)
         self._length = 0 if fresh else self.coverage.lines
         os.ftruncate(self._file, self._length)
@@ -200,7 +200,7 @@ class Checkpoints:
     def remove_lines(self) -> None:
         """Remove what a run that has ended may have left, but no file of someone else."""
         with contextlib.suppress(OSError, BigvocabError):
-            _refuse_foreign(self.lines_path, _STREAM)
+            _refuse_foreign(self.lines_path, ARROW_STREAM)
             self.lines_path.unlink()
 
     def close_lines(self) -> None:
@@ -271,7 +271,7 @@ def _uncovered(task: RowTask) -> Coverage:
 def _refuse_foreign(path: Path, start: bytes) -> None:
     """Raise if there is a file of someone else, one that does not begin as ours do: it would be lost."""
     with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
-        head = file.read(len(_STREAM))
+        head = file.read(len(ARROW_STREAM))
         if head and (not start or head != start):
             raise BigvocabError(f"{path}: is there already and is none of this program's; choose another state")
 

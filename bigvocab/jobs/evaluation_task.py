@@ -25,7 +25,7 @@ from bigvocab.jobs.data import JobData
 from bigvocab.jobs.records import record_schema, records_of
 from bigvocab.jobs.task import Piece
 from bigvocab.labels.labels import LabelBatch
-from bigvocab.labels.true_classes import TrueClasses
+from bigvocab.labels.ragged import RaggedIds
 from bigvocab.matrices import fingerprints
 from bigvocab.matrices.matrix import Matrix
 from bigvocab.matrices.names import DataNames
@@ -142,7 +142,7 @@ class EvaluationTask:
                 end = min(len(batch), (first + start) // DRAW_ROWS * DRAW_ROWS + DRAW_ROWS - first)
                 kept = np.flatnonzero(~ignored[start:end])
                 own = np.concatenate([[0], np.cumsum(np.diff(offsets)[start:end][kept])])
-                true = TrueClasses((own, ids[offsets[start] : offsets[end]]), self.data.names.labels)
+                true = RaggedIds(own, ids[offsets[start] : offsets[end]], self.data.names.labels)
                 draws.draw(first + start, end - start, true, kept)
                 start = end
 

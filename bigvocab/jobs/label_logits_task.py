@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,11 +14,11 @@ from bigvocab.evaluation.coverage import Coverage
 from bigvocab.evaluation.scoring import Scorer
 from bigvocab.jobs.class_ranges import ClassSpan, ClassTask
 from bigvocab.jobs.data import JobData
-from bigvocab.jobs.records import RecordWriter
 from bigvocab.jobs.run import Progress, RunOptions, run_task
 from bigvocab.jobs.task import Piece
 from bigvocab.labels.labels import LabelBatch
 from bigvocab.reports.report import Report
+from bigvocab.storage.arrow_file import ArrowFile
 
 
 @dataclass
@@ -60,25 +59,6 @@ class LabelLogitsTask(ClassTask):
         return Report({"loss": loss, "rows": coverage.rows, "label_logits": sums.count, "inputs": coverage.inputs})
 
 
-class ArrowWriter(RecordWriter):
-    """Writes records as an Arrow IPC file, which is mapped when it is read."""
-
-    def __init__(self, path: Path, schema: pa.Schema) -> None:
-        self._file = pa.OSFile(os.fsencode(path), "wb")
-        self._arrow = pa.ipc.new_file(self._file, schema)
-
-    def append(self, batch: pa.RecordBatch) -> None:
-        """Add records."""
-        self._arrow.write_batch(batch)
-
-    def close(self) -> None:
-        """Write the footer."""
-        self._arrow.close()
-        self._file.close()
-
-
 def write_task(task: LabelLogitsTask, path: str | os.PathLike[str], *, progress: Progress | None = None) -> Report:
     """Run the first pass, and write its records to `path`, whole or not at all."""
-    return run_task(
-        task, RunOptions(output=path), progress=progress, writer=ArrowWriter, output_name="save_label_logits"
-    )
+    return run_task(task, RunOptions(output=path), progress=progress, writer=ArrowFile, output_name="save_label_logits")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -80,6 +80,16 @@ class RecordGroups:
         """The last batch."""
         if self._rows:
             yield from pa.Table.from_batches(self._held).combine_chunks().to_batches()
+
+
+class RecordSink(Protocol):
+    """What records are written to, in the order of the data."""
+
+    def append(self, batch: pa.RecordBatch) -> None:
+        """Add records."""
+
+    def close(self) -> None:
+        """Write what is left, and what ends the file."""
 
 
 class RecordWriter:

@@ -14,7 +14,7 @@ from typing import Any
 from bigvocab import arguments
 from bigvocab.errors import BigvocabError, Keyword
 from bigvocab.jobs.checkpoints import Checkpoints, files_beside, keeping
-from bigvocab.jobs.records import RecordWriter
+from bigvocab.jobs.records import RecordSink, RecordWriter
 from bigvocab.jobs.task import Piece, RowTask
 from bigvocab.jobs.work import pieces
 from bigvocab.jobs.workers import local, ray
@@ -76,7 +76,7 @@ def run_task(
     options: RunOptions,
     *,
     progress: Progress | None = None,
-    writer: Callable[[Path, Any], RecordWriter] = RecordWriter,
+    writer: Callable[[Path, Any], RecordSink] = RecordWriter,
     output_name: str = "output",
 ) -> Report:
     """Do what is not done yet of a task, and report.
@@ -167,7 +167,7 @@ class _Run:
         keeper.finish()
 
     @contextlib.contextmanager
-    def _writer(self, *, fixed: bool) -> Iterator[RecordWriter | None]:
+    def _writer(self, *, fixed: bool) -> Iterator[RecordSink | None]:
         """The writer of the output, which takes its place at the end."""
         if self.options.output is None:
             yield None

@@ -9,8 +9,8 @@ from itertools import accumulate
 import pyarrow as pa
 
 from bigvocab.errors import FormatError
-from bigvocab.formats.arrow import STREAM_START
 from bigvocab.formats.layout import refuse_second
+from bigvocab.formats.magic import ARROW_STREAM
 
 _Opened = tuple[pa.Schema, int, Callable[[list[str], int, int], Iterator[tuple[int, pa.RecordBatch]]]]
 
@@ -36,7 +36,7 @@ def _open_stream(path: str, form: str) -> _Opened:
     counts = [pa.ipc.read_record_batch(message, pa.schema([])).num_rows for message in messages]
     if form == "Arrow IPC stream":
         end = stream.tell()
-        refuse_second(path, stream.read(len(STREAM_START)), end, STREAM_START, "stream")
+        refuse_second(path, stream.read(len(ARROW_STREAM)), end, ARROW_STREAM, "stream")
     stream.seek(0)
     schema = pa.ipc.open_stream(stream).schema
     promised = len(counts)

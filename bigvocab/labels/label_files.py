@@ -17,11 +17,9 @@ import ml_dtypes
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.lib.format import MAGIC_PREFIX
 
 from bigvocab.errors import BigvocabError, FormatError, Keyword
-from bigvocab.formats import read_array
-from bigvocab.formats.arrow import STREAM_START
+from bigvocab.formats import magic, read_array
 from bigvocab.labels import columns as _columns
 from bigvocab.labels.ipc_files import open_ipc
 from bigvocab.labels.tables import as_table_source
@@ -64,16 +62,9 @@ class LabelPart(NamedTuple):
         return [(field.name, str(field.type)) for field in self.schema]
 
     def check(self) -> None:
-        """Refuse a file that has changed: its mapped pages may be gone, and touching those kills the process."""
-        if self.identity is None:
-            return
-        try:
-            now = FileIdentity.of(os.stat(self.path))
-        except OSError as error:
-            raise FormatError(f"{self.path}: vanished while it was read: {error.strerror}") from error
-        if now != self.identity:
-            sizes = f"{self.identity.size} bytes before, {now.size} now"
-            raise FormatError(f"{self.path}: changed while it was read ({sizes})")
+        """Raise FormatError if the file has changed since it was opened."""
+        if self.identity is not None:
+            self.identity.check(self.path)
 
 
 @contextlib.contextmanager
@@ -190,9 +181,9 @@ def open_table(table: pa.Table) -> _Opened:
 
 
 _OPENERS = {
-    b"ARROW1": ("Arrow IPC file", open_ipc),
-    STREAM_START: ("Arrow IPC stream", open_ipc),
-    b"PAR1": ("Parquet", _open_parquet),
+    magic.ARROW_FILE: ("Arrow IPC file", open_ipc),
+    magic.ARROW_STREAM: ("Arrow IPC stream", open_ipc),
+    magic.PARQUET: ("Parquet", _open_parquet),
 }
 _ARRAYS = {".npz", ".pt", ".pth", ".safetensors"}
 
@@ -207,7 +198,7 @@ def _open_file(path: str, column: str | None) -> LabelPart:
         raise BigvocabError(f"{path}: cannot be read: {error.strerror}") from error
     if not head:
         raise FormatError(f"{path}: the file is empty; expected {_SUPPORTED}")
-    if head.startswith(paths.LFS_POINTER):
+    if head.startswith(magic.GIT_LFS):
         raise FormatError(f"{path}: {paths.LFS_ADVICE}")
     form, selector = _form(path, head), None
     with reading(path, form):
@@ -218,7 +209,7 @@ def _open_file(path: str, column: str | None) -> LabelPart:
         elif form in ("csv", "tsv", "jsonl"):
             opened = open_text(path, form)
         else:
-            opened = next(opener for magic, (_, opener) in _OPENERS.items() if head.startswith(magic))(path, form)
+            opened = next(opener for start, (_, opener) in _OPENERS.items() if head.startswith(start))(path, form)
         opened = _with_partitions(path, opened)
         part = LabelPart(path, form, *opened, stat.st_size, FileIdentity.of(stat), selector)
         part.columns()  # names that are no text fail here
@@ -227,10 +218,10 @@ def _open_file(path: str, column: str | None) -> LabelPart:
 
 def _form(path: str, head: bytes) -> str:
     """The format of a file by its first bytes, else by its name: text and archives are not known by theirs."""
-    for magic, (form, _) in _OPENERS.items():
-        if head.startswith(magic):
+    for start, (form, _) in _OPENERS.items():
+        if head.startswith(start):
             return form
-    if head.startswith(MAGIC_PREFIX):
+    if head.startswith(magic.NPY):
         return ".npy"
     suffix = os.path.splitext(path)[1].lower()
     form = suffix if suffix in _ARRAYS else text_kind(path) or ""

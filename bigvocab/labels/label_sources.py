@@ -17,8 +17,8 @@ import pyarrow as pa
 
 from bigvocab import arguments
 from bigvocab.errors import BigvocabError, FormatError, Keyword
-from bigvocab.labels.id_sets import IdSets, as_id_sets
 from bigvocab.labels.labels import LabelBatch, Labels, place_among, read_labels
+from bigvocab.labels.ragged import RaggedIds, as_ragged
 from bigvocab.labels.tables import as_table_source
 from bigvocab.matrices.fingerprints import of_matrix
 from bigvocab.matrices.matrix import Matrix
@@ -188,13 +188,13 @@ def _as_label_matrix(source: Any) -> MatrixLabels | None:
 # ---- labels of a batch in memory
 
 
-def _sets_of(labels: Any, rows: int, sparse: bool) -> tuple[IdSets, npt.NDArray[np.float64] | None]:
+def _sets_of(labels: Any, rows: int, sparse: bool) -> tuple[RaggedIds, npt.NDArray[np.float64] | None]:
     """Checked (offsets, ids), and the probabilities where there are some."""
     if not sparse:
-        return as_id_sets("labels", labels, rows), None
+        return as_ragged("labels", labels, rows), None
     if not isinstance(labels, tuple) or len(labels) != 3:
         raise BigvocabError(Keyword("labels"), f": got {type(labels).__name__}, expected (offsets, ids, probabilities)")
-    sets = as_id_sets("labels", labels[:2], rows)
+    sets = as_ragged("labels", labels[:2], rows)
     values = arguments.as_array("labels", labels[2])
     if values.dtype.kind not in "fiub" and values.dtype.name not in arguments.FLOATS:
         raise TypeError(f"labels: probabilities: expected real numbers, got {values.dtype}")
@@ -224,7 +224,7 @@ def labels_of(kinds: tuple[str, ...], labels: Any, rows: int) -> tuple[Any, npt.
         return ids, None
     if kinds in (("list",), _TRUE) or isinstance(labels, tuple) and "sparse" in kinds:
         sets, probabilities = _sets_of(labels, rows, "sparse" in kinds)
-        return tuple(sets), probabilities
+        return (sets.offsets, sets.ids), probabilities
     if isinstance(labels, Matrix):
         array = np.asarray(labels)
     elif isinstance(labels, str | os.PathLike):

@@ -84,7 +84,7 @@ class _Text:
                 file.seek(block.offset)
                 table = self._parsed(file.read(block.size), schema, block.first)
                 if table.num_rows != block.rows:
-                    raise FormatError(f"{self._path}: changed while it was read")
+                    raise FormatError(f"{self._path}: was written to or replaced while it is read")
                 for batch in table.select(names).combine_chunks().to_batches():
                     yield block.first, batch
 

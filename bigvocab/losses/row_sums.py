@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from bigvocab.arguments import FLOATS
-from bigvocab.labels.id_sets import IdSets
+from bigvocab.labels.ragged import RaggedIds
 from bigvocab.matrices.logit_rows import Array, Bools, Floats, Ids, State
 from bigvocab.matrices.tiles import Span, streamed
 
@@ -174,7 +174,7 @@ class SoftplusSums(_Sums):
         transform: of the logits.
     """
 
-    def __init__(self, sets: IdSets, skip: Bools, pos_weight: Floats, transform: Transform) -> None:
+    def __init__(self, sets: RaggedIds, skip: Bools, pos_weight: Floats, transform: Transform) -> None:
         super().__init__(skip)
         self.sets, self.pos_weight, self.transform = sets, pos_weight, transform
 

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bigvocab import arguments
-from bigvocab.labels.id_sets import as_id_sets, check_ids, in_rising_order
+from bigvocab.labels.ragged import as_ragged
 from bigvocab.losses.exact_sums import ExactSums
 from bigvocab.losses.leading import by_block, flat_elements, flat_ids, flat_weights, float_rows, shaped
 from bigvocab.losses.reductions import broadcast_weights, check_reduction, reduce_losses, reduced
@@ -231,9 +231,9 @@ def sparse_sigmoid_cross_entropy(
     """
     check_reduction(reduction)
     x = float_rows("logits", logits)
-    sets = as_id_sets("labels", flat_ids("labels", labels, x.leading), len(x))
-    check_ids("labels", sets, x.shape[1])
-    sets = in_rising_order("labels", sets)
+    sets = as_ragged("labels", flat_ids("labels", labels, x.leading), len(x))
+    sets.check_range(x.shape[1])
+    sets = sets.in_rising_order()
     spread = flat_weights(weights, x.leading)
     q = pos_weight_vector(pos_weight, x.shape[1])
     threads = resolve_threads(num_threads)

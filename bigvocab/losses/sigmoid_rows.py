@@ -13,7 +13,7 @@ import numpy as np
 
 from bigvocab import arguments
 from bigvocab.errors import BigvocabError, Keyword
-from bigvocab.labels.id_sets import IdSets
+from bigvocab.labels.ragged import RaggedIds
 from bigvocab.losses.row_sums import (
     PLAIN,
     LogLossSums,
@@ -121,7 +121,7 @@ def sigmoid_row_sums(
 
 def sparse_sigmoid_rows(
     rows: LogitRows,
-    sets: IdSets,
+    sets: RaggedIds,
     skip: Bools,
     *,
     pos_weight: Floats,

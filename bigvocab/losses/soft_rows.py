@@ -9,7 +9,7 @@ import numpy as np
 
 from bigvocab.arguments import FLOATS, as_array
 from bigvocab.errors import BigvocabError
-from bigvocab.labels.id_sets import IdSets
+from bigvocab.labels.ragged import RaggedIds
 from bigvocab.losses.row_statistics import RowStatistics, softmax_rows, wanted
 from bigvocab.losses.row_sums import SoftLabelSums
 from bigvocab.matrices.logit_rows import Array, Bools, Floats, Ids, LogitRows
@@ -92,7 +92,7 @@ def dense_label_rows(
 
 def sparse_label_rows(
     rows: LogitRows,
-    sets: IdSets,
+    sets: RaggedIds,
     probabilities: Floats,
     skip: Bools,
     *,
@@ -116,7 +116,7 @@ def sparse_label_rows(
 
 def _add_listed(
     rows: LogitRows,
-    sets: IdSets,
+    sets: RaggedIds,
     probabilities: Floats,
     marks: Ids,
     transform: tuple[float, float],

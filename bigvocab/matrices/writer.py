@@ -16,6 +16,7 @@ from bigvocab.arguments import path as checked_path
 from bigvocab.arrays import BFLOAT16, Array
 from bigvocab.errors import BigvocabError
 from bigvocab.formats.layout import SUPPORTED, is_supported, parse_dtype
+from bigvocab.formats.magic import NPY
 from bigvocab.matrices.row_source import as_row_source
 from bigvocab.storage.output import check_writable, replacing
 
@@ -205,7 +206,7 @@ class _NpySink(_Flat):
     def _header(self, rows: int) -> bytes:
         descr = "<V2" if self._dtype == BFLOAT16 else self._dtype.newbyteorder("<").str
         text = f"{{'descr': '{descr}', 'fortran_order': False, 'shape': ({rows}, {self._columns}), }}"
-        return b"\x93NUMPY\x01\x00" + struct.pack("<H", _NPY_HEADER - 10) + text.encode().ljust(117) + b"\n"
+        return NPY + b"\x01\x00" + struct.pack("<H", _NPY_HEADER - 10) + text.encode().ljust(117) + b"\n"
 
 
 class _SafetensorsSink(_Flat):
@@ -224,10 +225,11 @@ class _ArrowSink:
     def __init__(self, path: Path, dtype: np.dtype[Any], columns: int) -> None:
         import pyarrow as pa
 
+        from bigvocab.storage.arrow_file import ArrowFile
+
         self._columns = columns
         self._schema = pa.schema([pa.field(_NAME, pa.list_(pa.from_numpy_dtype(dtype), columns), nullable=False)])
-        self._file = pa.OSFile(os.fsencode(path), "wb")
-        self._writer = pa.ipc.new_file(self._file, self._schema)
+        self._file = ArrowFile(path, self._schema)
 
     def append(self, rows: Array) -> None:
         """Write rows as one record batch."""
@@ -235,16 +237,15 @@ class _ArrowSink:
 
         if len(rows):
             lists = pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), self._columns)
-            self._writer.write_batch(pa.record_batch([lists], schema=self._schema))
+            self._file.append(pa.record_batch([lists], schema=self._schema))
 
     def close(self, rows: int) -> None:
         """Write the footer."""
-        self._writer.close()
         self._file.close()
 
     def abandon(self) -> None:
         """Close without one."""
-        self._file.close()
+        self._file.abandon()
 
 
 _SINKS: dict[str, Any] = {

@@ -15,13 +15,14 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from bigvocab.arguments import as_integers
+from bigvocab.arguments import as_integers, first_outside
 from bigvocab.errors import BigvocabError, FormatError, Keyword
 from bigvocab.labels.labels import Labels, read_labels
-from bigvocab.labels.true_classes import TrueClasses
+from bigvocab.labels.ragged import RaggedIds
 from bigvocab.sampling.draw_blocks import SAMPLERS, make_sampler
 from bigvocab.sampling.random_stream import expected_count, seed_pair
 from bigvocab.sampling.sampled_rows import Draw
+from bigvocab.storage.arrow_file import ArrowFile
 from bigvocab.storage.output import refuse_overwriting, replacing
 
 Ids = npt.NDArray[np.int64]
@@ -83,7 +84,7 @@ def write_candidates(
     pair = seed_pair(seed)
     name = os.fspath(true_classes) if isinstance(true_classes, str | os.PathLike) else "true_classes"
     offsets, ids = (np.zeros(1, np.int64), np.zeros(0, np.int64)) if labels is None else _true_of(labels)
-    values = source.sample(TrueClasses((offsets, ids), name), num_sampled, seed=pair, step=step)
+    values = source.sample(RaggedIds(offsets, ids, name), num_sampled, seed=pair, step=step)
     row = {
         "sampled_candidates": values.sampled_candidates,
         "sampled_expected_count": values.sampled_expected_count,
@@ -98,12 +99,9 @@ def write_candidates(
         "distortion": distortion,
     }
     table = pa.table({name: _one_row(row[name], SCHEMA.field(name).type) for name in SCHEMA.names}, schema=SCHEMA)
-    with (
-        replacing(output) as temporary,
-        pa.OSFile(os.fsencode(temporary), "wb") as sink,
-        pa.ipc.new_file(sink, SCHEMA) as writer,
-    ):
-        writer.write_table(table)
+    with replacing(output) as temporary, ArrowFile(temporary, SCHEMA) as file:
+        for batch in table.to_batches():
+            file.append(batch)
     told = ("sampler", "range_max", "seed", "step", "num_tries")
     return {"path": os.fspath(output), "num_sampled": len(values.sampled_candidates)} | {
         name: row[name] for name in told
@@ -235,7 +233,7 @@ class FileCandidates:
         drawn = {"sampler": self.name, "num_sampled": self.num_sampled, "seed": self.seed}
         return {"candidates": self.path, **drawn, "vocab_file": vocab_file}
 
-    def draw(self, row: int, rows: int, true: TrueClasses, kept: Ids) -> Draw:
+    def draw(self, row: int, rows: int, true: RaggedIds, kept: Ids) -> Draw:
         """The candidates, for `rows` rows from `row` on; `kept` are those that have the true classes, from 0."""
         if self._true is not None and self._true_counts is not None:
             counts = self._true_counts[self._stored(self._true, row, true, kept)]
@@ -252,7 +250,7 @@ class FileCandidates:
             )
         return Draw(self._candidates, np.log(counts), np.log(self._counts))
 
-    def check(self, true: TrueClasses, row: int, kept: Ids) -> None:
+    def check(self, true: RaggedIds, row: int, kept: Ids) -> None:
         """Raise if the file has no expected count of a true class; `kept` are the rows from `row` on that have them."""
         self.draw(row, len(kept), true, kept)
 
@@ -279,7 +277,7 @@ class FileCandidates:
         """The file, and the vocabulary it was drawn with, where that is read."""
         return [self.path] if self.vocab_file is None else [self.path, os.fspath(self.vocab_file)]
 
-    def _stored(self, classes: tuple[Ids, Ids], row: int, true: TrueClasses, kept: Ids) -> Ids:
+    def _stored(self, classes: tuple[Ids, Ids], row: int, true: RaggedIds, kept: Ids) -> Ids:
         """Where the true classes of these rows stand in the file, which must have the same ones."""
         offsets, ids = classes
         there = len(offsets) - 1
@@ -363,9 +361,7 @@ def _check(path: str, candidates: Ids, counts: npt.NDArray[np.float64], num_clas
         raise FormatError(f"{path}: sampled_candidates is empty or has nulls, expected ids of classes")
     if len(candidates) != len(counts):
         raise FormatError(f"{path}: {len(candidates)} candidates, but {len(counts)} expected counts, expected as many")
-    bad = (candidates < 0) | (candidates >= num_classes)
-    if bad.any():
-        at = int(np.argmax(bad))
+    if (at := first_outside(candidates, num_classes)) is not None:
         raise BigvocabError(f"{path}: candidate {at} is {candidates[at]}, expected a class in [0, {num_classes})")
     bad = ~((counts > 0) & (counts < np.inf))
     if bad.any():

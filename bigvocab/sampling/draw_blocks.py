@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from bigvocab.arguments import integer
 from bigvocab.errors import BigvocabError, Keyword
-from bigvocab.labels.true_classes import TrueClasses
+from bigvocab.labels.ragged import RaggedIds
 from bigvocab.sampling.random_stream import expected_count, seed_pair
 from bigvocab.sampling.sampled_rows import Draw
 from bigvocab.sampling.samplers import (
@@ -45,10 +45,10 @@ class Draws(Protocol):
 
     ordered: bool  # whether draws depend on the labels of all rows before
 
-    def draw(self, row: int, rows: int, true: TrueClasses, kept: Ids) -> Draw:
+    def draw(self, row: int, rows: int, true: RaggedIds, kept: Ids) -> Draw:
         """The candidates for `rows` rows from `row` on; `kept` are those that have the true classes, from 0."""
 
-    def check(self, true: TrueClasses, row: int, kept: Ids) -> None:
+    def check(self, true: RaggedIds, row: int, kept: Ids) -> None:
         """Raise if a true class of the rows from `row` on has no expected count; `kept` are those that have classes."""
 
     def check_rows(self, rows: int) -> None:
@@ -154,7 +154,7 @@ class DrawBlocks:
         nothing: Ids = np.zeros((0, 1), np.int64)
         return self.sampler.sample(nothing, self.num_sampled, seed=self.seed, step=step)
 
-    def draw(self, row: int, rows: int, true: TrueClasses, kept: Ids) -> Draw:
+    def draw(self, row: int, rows: int, true: RaggedIds, kept: Ids) -> Draw:
         """The draw of the block of `row`, for `rows` rows of it; `kept` are those that have the true classes."""
         step = row // DRAW_ROWS
         if self.ordered:
@@ -210,7 +210,7 @@ class DrawBlocks:
             self.sampler.learn(np.concatenate(self._unlearned))
             self._unlearned.clear()
 
-    def check(self, true: TrueClasses, row: int, kept: Ids) -> None:
+    def check(self, true: RaggedIds, row: int, kept: Ids) -> None:
         """Raise if a true class of the rows from `row` on is never drawn; `kept` are those that have the classes."""
         if not self.ordered:
             self._true_counts(true, row, kept)
@@ -222,7 +222,7 @@ class DrawBlocks:
         """P of each id; 1 or 0 where the first classes are all drawn."""
         return np.asarray(ids < self.num_sampled, np.float64) if self.name == "all" else self.sampler.probability(ids)
 
-    def _true_counts(self, true: TrueClasses, row: int, kept: Ids) -> Floats:
+    def _true_counts(self, true: RaggedIds, row: int, kept: Ids) -> Floats:
         """Q of each true id: 1 where all classes are drawn."""
         probability = self._probability(true.ids)
         if not probability.all():

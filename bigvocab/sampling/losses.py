@@ -12,7 +12,7 @@ from bigvocab import arguments
 from bigvocab.arguments import integer
 from bigvocab.errors import BigvocabError, Keyword
 from bigvocab.heads.layer_shards import STRATEGIES, open_layer
-from bigvocab.labels.true_classes import TrueClasses
+from bigvocab.labels.ragged import RaggedIds, as_ragged
 from bigvocab.matrices.matrix import Matrix
 from bigvocab.matrices.row_source import as_row_source
 from bigvocab.sampling.sampled_rows import Draw, Head, SampledRows, nce_losses, softmax_losses
@@ -200,7 +200,7 @@ def _sampled_rows(
             Keyword("inputs"),
             f": has {x.shape[1]} columns, but weights has {layer.shape[1]}, expected the same hidden size in both",
         )
-    true = TrueClasses(labels, "labels")
+    true = as_ragged("labels", labels)
     _check_true_classes(true, len(x), num_classes, num_true)
     if sampled_values is None:
         seeds = (secrets.randbits(31), secrets.randbits(31)) if seed is None else seed
@@ -221,7 +221,7 @@ def _biases(biases: Any, rows: int, num_classes: int, strategy: str) -> Any:
     return found
 
 
-def _check_true_classes(true: TrueClasses, rows: int, num_classes: int, num_true: int) -> None:
+def _check_true_classes(true: RaggedIds, rows: int, num_classes: int, num_true: int) -> None:
     """Raise unless there are labels for so many rows, num_true in each, all in range; 1 lets ragged rows be."""
     counts = np.diff(true.offsets)
     if len(counts) != rows:
@@ -236,7 +236,7 @@ def _check_true_classes(true: TrueClasses, rows: int, num_classes: int, num_true
     true.check_range(num_classes)
 
 
-def _checked_draw(values: Any, true: TrueClasses, num_sampled: int, num_classes: int, subtract_log_q: bool) -> Draw:
+def _checked_draw(values: Any, true: RaggedIds, num_sampled: int, num_classes: int, subtract_log_q: bool) -> Draw:
     """The candidates and log Q of a `SampledValues`, or of TensorFlow's triple."""
     if not isinstance(values, tuple | list) or len(values) not in (3, 4):
         raise TypeError(
@@ -250,9 +250,7 @@ def _checked_draw(values: Any, true: TrueClasses, num_sampled: int, num_classes:
             f"sampled_values: sampled_candidates has shape {candidates.shape}, "
             f"expected ({num_sampled},), as num_sampled says"
         )
-    bad = (candidates < 0) | (candidates >= num_classes)
-    if bad.any():
-        at = int(np.argmax(bad))
+    if (at := arguments.first_outside(candidates, num_classes)) is not None:
         raise BigvocabError(
             f"sampled_values: candidate {at} is {candidates[at]}, expected a class in [0, {num_classes})"
         )
@@ -275,7 +273,7 @@ def _counts(name: str, values: Any) -> npt.NDArray[Any]:
     return array.astype(np.float64)
 
 
-def _true_counts(counts: Floats, true: TrueClasses) -> Floats:
+def _true_counts(counts: Floats, true: RaggedIds) -> Floats:
     """Q of each true id, flat."""
     sizes = np.diff(true.offsets)
     if counts.shape == true.shape:
@@ -288,7 +286,7 @@ def _true_counts(counts: Floats, true: TrueClasses) -> Floats:
     )
 
 
-def _logs(name: str, counts: Floats, true: TrueClasses | None = None) -> Floats:
+def _logs(name: str, counts: Floats, true: RaggedIds | None = None) -> Floats:
     bad = ~((counts > 0) & (counts < np.inf))
     if bad.any():
         at = int(np.argmax(bad))

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from bigvocab.heads.layer_shards import picked_at_random
 from bigvocab.heads.products import Packed, accumulator, converted, lanes, paired
 from bigvocab.kernels import random as random_kernels
-from bigvocab.labels.true_classes import TrueClasses
+from bigvocab.labels.ragged import RaggedIds
 from bigvocab.matrices.tiles import kernel_view
 from bigvocab.threads import run_threads
 
@@ -87,7 +87,7 @@ class SampledRows:
     """
 
     def __init__(
-        self, head: Head, inputs: Array, true: TrueClasses, draw: Draw, *, remove_hits: bool, num_threads: int
+        self, head: Head, inputs: Array, true: RaggedIds, draw: Draw, *, remove_hits: bool, num_threads: int
     ) -> None:
         self.head, self.inputs, self.true, self.draw = head, inputs, true, draw
         self.num_threads = num_threads

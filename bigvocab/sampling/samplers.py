@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from bigvocab.arguments import as_integers, boolean, integer, real
+from bigvocab.arguments import as_integers, boolean, first_outside, integer, real
 from bigvocab.errors import BigvocabError, Keyword
 from bigvocab.kernels import alias
 from bigvocab.kernels import random as kernels
-from bigvocab.labels.true_classes import TrueClasses, compute_accidental_hits
+from bigvocab.labels.ragged import as_ragged
 from bigvocab.sampling.random_stream import MAX_INT32, MAX_TRIES, Stream, draw_all, draw_unique, expected_count
 from bigvocab.sampling.unigram_weights import as_weights, distorted, of_shard, tables
 
@@ -30,7 +30,6 @@ __all__ = [
     "LogUniformSampler",
     "SampledValues",
     "UniformSampler",
-    "compute_accidental_hits",
 ]
 
 _Ids = npt.NDArray[np.int64]
@@ -69,9 +68,7 @@ class _Sampler:
             BigvocabError: an id outside [0, range_max); TypeError: ids that are no integers.
         """
         array = as_integers("ids", ids)
-        outside = (array < 0) | (array >= self.range_max)
-        if outside.any():
-            at = int(np.argmax(outside))
+        if (at := first_outside(array, self.range_max)) is not None:
             raise BigvocabError.of_row("ids", at, f" is {array.flat[at]}, expected a class in [0, {self.range_max})")
         return np.asarray(self._probability(array))
 
@@ -99,7 +96,7 @@ class _Sampler:
             BigvocabError: num_sampled below 1 or too many for unique draws, a true class out of range or of weight 0,
                 offsets that do not fit; TypeError: what should be integers is not.
         """
-        rows = TrueClasses.of(true_classes)
+        rows = as_ragged("true_classes", true_classes)
         rows.check_range(self.range_max)
         unique, num_sampled = boolean("unique", unique), integer("num_sampled", num_sampled, 1, MAX_INT32)
         true_probability = self._probability(rows.ids)
@@ -404,7 +401,7 @@ class AllCandidateSampler(_Sampler):
         step: int = 0,
     ) -> SampledValues:
         """The first `num_sampled` classes, with expected counts 1; a true class must be one of them. No seed counts."""
-        rows = TrueClasses.of(true_classes)
+        rows = as_ragged("true_classes", true_classes)
         num_sampled = integer("num_sampled", num_sampled, 1, self.range_max)
         rows.check_range(num_sampled)
         return SampledValues(np.arange(num_sampled), np.ones(rows.shape), np.ones(num_sampled), num_sampled)

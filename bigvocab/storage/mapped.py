@@ -59,15 +59,7 @@ class MappedFile:
 
     def check(self) -> None:
         """Raise FormatError if the file has shrunk, was written to or was replaced since it was opened."""
-        try:
-            status = os.stat(self.path)
-        except OSError as error:
-            raise FormatError(f"{self.shown}: is gone while it is read: {error.strerror}") from error
-        if status.st_size != self.size:
-            verb = "shrank" if status.st_size < self.size else "grew"
-            raise FormatError(f"{self.shown}: {verb} while it is read, from {self.size} to {status.st_size} bytes")
-        if FileIdentity.of(status) != self.identity:
-            raise FormatError(f"{self.shown}: was written to or replaced while it is read")
+        self.identity.check(self.path, self.shown)
 
     def watched(self) -> list[MappedFile]:
         """What a bus error may be of."""

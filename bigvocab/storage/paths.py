@@ -27,7 +27,6 @@ SUFFIXES = {
 }
 FOLDER_SUFFIXES = (".npy", ".safetensors", ".arrow", ".arrows", ".feather", ".ipc")
 ARCHIVE_SUFFIXES = (".npz", ".pt", ".pth")  # in a folder only where nothing else is there
-LFS_POINTER = b"version https://git-lfs"
 LFS_ADVICE = "a git-lfs pointer, which stands for the file itself; fetch that with `git lfs pull`"
 RAW_SUFFIXES = (".bin", ".dat", ".raw")
 

@@ -524,7 +524,7 @@ def test_a_true_class_that_is_never_drawn(job, tmp_path):
 def test_labels_out_of_range(job):
     labels = job["labels"].copy()
     labels[1234] = CLASSES
-    with pytest.raises(bv.BigvocabError, match=rf"row 1234 is {CLASSES}, expected a class in"):
+    with pytest.raises(bv.BigvocabError, match=rf"row 1234 has the id {CLASSES}, expected classes in"):
         bv.evaluate(**(job | {"labels": labels}), loss="nce", num_sampled=2)
 
 

@@ -13,8 +13,8 @@ from bigvocab.heads.output_layer import OutputLayer
 from bigvocab.jobs.data import JobData
 from bigvocab.jobs.evaluation_task import EvaluationTask
 from bigvocab.jobs.work import whole_range
-from bigvocab.labels.id_sets import IdSets
 from bigvocab.labels.label_sources import open_labels
+from bigvocab.labels.ragged import RaggedIds
 from bigvocab.losses.row_statistics import merged_statistics, softmax_rows, wanted
 from bigvocab.losses.sigmoid_rows import log_loss_row_sums, sigmoid_row_sums, sparse_sigmoid_rows
 from bigvocab.losses.soft_rows import dense_label_rows, sparse_label_rows
@@ -121,11 +121,11 @@ def lists(rng, rows=ROWS, classes=CLASSES):
     """Up to four ids of each row, in no order, and a probability for each."""
     picked = [rng.choice(classes, rng.integers(0, 5), replace=False) for _ in range(rows)]
     offsets = np.concatenate([[0], np.cumsum([len(ids) for ids in picked])])
-    return IdSets(offsets, np.concatenate(picked).astype(np.int64)), rng.random(offsets[-1])
+    return RaggedIds(offsets, np.concatenate(picked).astype(np.int64)), rng.random(offsets[-1])
 
 
 def in_order(sets):
-    return IdSets(sets.offsets, sets.ids[np.lexsort((sets.ids, sets.rows()))])
+    return RaggedIds(sets.offsets, sets.ids[np.lexsort((sets.ids, sets.rows()))])
 
 
 def losses_of(rows, skip):
@@ -286,11 +286,12 @@ def test_sets_of_some_rows():
 @pytest.mark.parametrize("loss", ["sparse-softmax", "softmax", "sigmoid", "sparse-sigmoid"])
 def test_a_job_over_a_source_of_its_own(factors, loss):
     rng = np.random.default_rng(9)
+    sets = in_order(lists(rng)[0])
     labels = {
         "sparse-softmax": rng.integers(0, CLASSES, ROWS),
         "softmax": rng.random((ROWS, CLASSES)),
         "sigmoid": rng.random((ROWS, CLASSES)),
-        "sparse-sigmoid": tuple(in_order(lists(rng)[0])),
+        "sparse-sigmoid": (sets.offsets, sets.ids),
     }[loss]
 
     def run(source):

@@ -333,9 +333,9 @@ def put(values, at, value):
 
 
 BAD = {
-    "label too large": (lambda a: {"labels": put(a["labels"], 3, 30)}, "labels: row 3 is 30, expected a class in"),
-    "label negative": (lambda a: {"labels": put(a["labels"], 0, -1)}, "labels: row 0 is -1"),
-    "labels of one dimension": (lambda a: {"labels": a["labels"][:, 0]}, r"labels: expected shape \(N, T\)"),
+    "label too large": (lambda a: {"labels": put(a["labels"], 3, 30)}, "labels: row 3 has the id 30, expected"),
+    "label negative": (lambda a: {"labels": put(a["labels"], 0, -1)}, "labels: row 0 has the id -1"),
+    "labels of one dimension": (lambda a: {"labels": a["labels"][:, 0]}, r"labels: got shape \(5,\), expected"),
     "labels of other rows": (lambda a: {"labels": a["labels"][:4]}, "labels: 4 rows of labels, but inputs has 5"),
     "num_true": (lambda a: {"num_true": 2}, "num_true: got 2, but row 0 of labels has 1"),
     "candidate out of range": (changed_values(0, lambda c: put(c, 7, 30)), "candidate 7 is 30, expected a class in"),
