@@ -141,7 +141,7 @@ COMPARE = [
     *STATE,
     *ENGINES,
     option(BIG_JOBS, "--vocab-shard", metavar="I/N", callback=shard_of, hidden=True,
-           help="Refused: figures of ranges of classes do not merge; --vocab-shards reads files split so."),
+           help="Refused: values of ranges of classes do not merge; --vocab-shards reads files split so."),
     option(RESULT, "--output", metavar="PATH", help="Write what each row has, as Parquet."),
     REPORT,
     REPORT_EVERY,
