@@ -79,6 +79,7 @@ def _better_labels(source: LogitSource, labels: LabelSource, loss: LossOptions) 
     own, after, before = (
         loss.logit_scale * rows.gather(kept, ids[kept + step], 1).astype(np.float64) for step in (0, 1, -1)
     )
+    source.release(start, stop)  # a fault maps far more than a logit
     found = {}
     for step, other in ((1, after), (-1, before)):
         gains = (other - own)[np.isfinite(other - own)]
