@@ -17,7 +17,7 @@ from bigvocab.evaluation.specification import LossOptions
 from bigvocab.labels.label_sources import LabelSource
 from bigvocab.matrices.sources import LogitSource
 
-_ROWS, _FEWEST = 128, 16
+_ROWS, _FEWEST = 48, 16
 _NATS, _SIGMAS = 2.0, 5.0  # by which a neighbour's label must fit better, in the mean and in standard errors
 _TOKENS = ("token_ids", "input_ids", "prompt_token_ids", "tokens")  # what tensors of the inputs' own tokens are called
 
