@@ -13,6 +13,7 @@ from bigvocab.heads.found_model import FoundModel
 from bigvocab.heads.gguf_model import find_gguf_model
 from bigvocab.heads.model_folder import find_model
 from bigvocab.heads.output_layer import NORMS, OutputLayer
+from bigvocab.storage import uris
 from bigvocab.storage.paths import natural_key
 
 # What a path inside a model's folder may be, to mean the folder.
@@ -33,7 +34,12 @@ def find_layer(model: Any, *, tokenizer: bool = False) -> FoundModel:
         return find_layer(model.found.path, tokenizer=True) if tokenizer else model.found
     if not isinstance(model, str | os.PathLike):
         raise TypeError(f"model: expected a path or what open_model returns, got {type(model).__name__}")
-    path = arguments.path("model", model)
+    path = uris.plain(arguments.path("model", model))
+    if uris.is_remote(path):
+        raise BigvocabError(
+            f"{uris.shown(path)}: a model in a store is not read yet; name its layer as weights, "
+            "FILE.safetensors::lm_head.weight: only its bytes are fetched"
+        )
     if os.path.isdir(path):
         gguf = _gguf_of(path)
         return find_gguf_model(gguf, tokenizer=tokenizer) if gguf else find_model(path, tokenizer=tokenizer)

@@ -19,7 +19,7 @@ from typing import Any
 import pyarrow as pa
 
 from bigvocab import arguments
-from bigvocab.errors import BigvocabError
+from bigvocab.errors import BigvocabError, Keyword
 from bigvocab.evaluation.compatibility import refuse_difference
 from bigvocab.evaluation.coverage import Coverage, joined, refuse_other_files, shown_rows
 from bigvocab.evaluation.state import State, read_state, write_lines, write_state
@@ -27,6 +27,7 @@ from bigvocab.formats.magic import ARROW_STREAM
 from bigvocab.jobs.records import regrouped
 from bigvocab.jobs.task import RowTask
 from bigvocab.kernels.jit import clock
+from bigvocab.storage import uris
 from bigvocab.storage.output import check_writable, sync_folder
 
 MIN_SECONDS = 5.0  # between two checkpoints
@@ -233,6 +234,13 @@ def keeping(path: str | os.PathLike[str] | None, task: RowTask, *, resume: bool)
     if path is None:
         yield Checkpoints(None, task)
         return
+    if uris.is_remote(path):
+        raise BigvocabError(
+            Keyword("state"),
+            f": {uris.shown(os.fspath(path))} is in a store, where nothing can be appended or locked; expected a path "
+            "on a disk: copy the file there when the run has ended, merge reads it from the store",
+        )
+    path = uris.plain(os.fsdecode(path))
     target = Path(os.path.realpath(path))
     if target.is_dir() or not target.parent.is_dir():
         raise BigvocabError(f"{target}: cannot be written: expected a file in a folder that exists")
