@@ -62,6 +62,7 @@ class RemoteFile(MappedFile):
 
     def __init__(self, source: Source) -> None:
         self.path, _, self.selector = source
+        self.path = whole_uri(self.path)
         self.shown = remember(self.path)
         name = uris.name_of(self.path)
         self.suffix = ("." + name.rpartition(".")[2].lower()) if "." in name else ""

@@ -15,14 +15,16 @@ from bigvocab.errors import BigvocabError
 from bigvocab.storage import uris
 from bigvocab.storage.mapped import MappedFile
 from bigvocab.storage.paths import Source
-from bigvocab.storage.remote import RemoteFile
-from bigvocab.storage.stores import RemoteIdentity
+from bigvocab.storage.remote import RemoteFile, whole_uri
+from bigvocab.storage.stores import RemoteIdentity, attempt, store_of
 
 _STEP = 256 << 20  # bytes fetched and written at a time
 _HEADER, _MOST_HEADER = 1 << 20, 100_000_008
 _lock = threading.Lock()
 _folder: tempfile.TemporaryDirectory[str] | None = None
 _files: dict[str, SparseFile] = {}  # by URI
+_by_path: dict[str, SparseFile] = {}  # those of mirrored folders
+_SMALL = 256 << 20  # bytes of an object of a mirrored folder that is fetched whole
 
 
 class SparseFile:
@@ -64,14 +66,20 @@ class SparseFile:
             self.fill(0, min(8 + length, _MOST_HEADER))
 
 
+def _home() -> str:
+    """The folder of all local copies, which goes with the process."""
+    global _folder
+    if _folder is None:
+        _folder = tempfile.TemporaryDirectory(prefix="bigvocab-", ignore_cleanup_errors=True)
+    return _folder.name
+
+
 def sparse(uri: str) -> SparseFile:
     """The local file of an object, made at first, with nothing in it."""
-    global _folder
+    uri = whole_uri(uri)
     with _lock:
         if uri not in _files:
-            if _folder is None:
-                _folder = tempfile.TemporaryDirectory(prefix="bigvocab-", ignore_cleanup_errors=True)
-            place = tempfile.mkdtemp(dir=_folder.name)
+            place = tempfile.mkdtemp(dir=_home())
             _files[uri] = SparseFile(uri, os.path.join(place, uris.name_of(uri) or "object"))
         return _files[uri]
 
@@ -85,6 +93,50 @@ def local_copy(path: Any) -> Any:
         return text if isinstance(path, str) else path
     found = sparse(text)
     found.fill(0, found.remote.size)
+    return found.path
+
+
+def mirror(uri: str) -> str:
+    """A local folder with the objects of a folder: small ones whole, of .safetensors files nothing but what `filled`
+    asks for.
+    """
+    before, query = uris.split_query(uri)
+    base = before.rstrip("/")
+    names: list[str] = attempt(uri, store_of(f"{base}/{query}").list, "cannot be listed")
+    if not names:
+        raise BigvocabError(f"{uris.shown(uri)}: no such folder in this store, or an empty one")
+    with _lock:
+        place = tempfile.mkdtemp(dir=_home())
+    for one in names:
+        name = uris.name_of(one)
+        found = SparseFile(one, os.path.join(place, name))
+        if not name.endswith(".safetensors"):
+            if found.remote.size <= _SMALL:
+                found.fill(0, found.remote.size)
+            continue
+        with _lock:
+            found = _files.setdefault(one, found)
+            os.replace(found.path, os.path.join(place, name))
+            found.path = os.path.join(place, name)
+            _by_path[found.path] = found
+    return place
+
+
+def filled(path: str, start: int, stop: int) -> str:
+    """The path of the file itself, with these bytes in it, where it is a mirrored one, or the URI of one."""
+    found = sparse(path) if uris.is_remote(path) else _by_path.get(path)
+    if found is None:
+        return path
+    found.fill(start, stop)
+    return found.path
+
+
+def with_header(path: str) -> str:
+    """As `filled`, of what a parser of headers looks at."""
+    found = sparse(path) if uris.is_remote(path) else _by_path.get(path)
+    if found is None:
+        return path
+    found.fill_header()
     return found.path
 
 

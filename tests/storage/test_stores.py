@@ -289,3 +289,32 @@ def test_keys_are_never_shown(store, tmp_path):
     for uri in ("s3://AKIA:hunter2@b/x.npy", "s3://b/x?secret_key=hunter2&region=eu"):
         assert "hunter2" not in uris.shown(uri)
     assert uris.shown("s3://b/x?secret_key=k&region=eu") == "s3://b/x?region=eu"
+
+
+def test_of_a_model_only_the_head_and_the_norm_are_fetched(store, tmp_path):
+    import json
+
+    from safetensors.numpy import save
+
+    faults, query = store[0], store[2]
+    body = np.zeros(1 << 20, np.float32)
+    norm = np.linspace(0.5, 1.5, SIZE, dtype=np.float32)
+    states = INPUTS / np.sqrt((INPUTS.astype(np.float64) ** 2).mean(1, keepdims=True)).astype(np.float32) * norm
+    config = {"model_type": "llama", "vocab_size": CLASSES, "hidden_size": SIZE, "tie_word_embeddings": False}
+    tensors = {"model.a": body, "lm_head.weight": LAYER, "model.norm.weight": norm, "model.z": body}
+    files = {"config.json": json.dumps(config).encode(), "model.safetensors": save(tensors)}
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+        faults.put(f"/b/m/{name}", content)
+    expected = bv.evaluate(model=tmp_path, inputs=states, labels=LABELS)
+    for place in (f"s3://b/m{query}", f"s3://b/m/{query}"):
+        found = bv.evaluate(model=place, inputs=states, labels=LABELS)
+        assert found["sum"] == expected["sum"]
+        assert found["model"]["path"].startswith("s3://b/m?")
+        assert "/tmp" not in found.to_json()
+    assert faults.fetched("/b/m/model.safetensors") < len(files["model.safetensors"])
+    faults.put("/b/m/config.json", b"{}")
+    with pytest.raises(bv.FormatError, match=r"^s3://b/m/config.json: has no model_type"):
+        bv.evaluate(model=f"s3://b/m{query}", inputs=states, labels=LABELS)
+    with pytest.raises(bv.BigvocabError, match=r"s3://b/none\?.*: no such folder in this store"):
+        bv.open_model(f"s3://b/none{query}")
