@@ -172,6 +172,10 @@ class Handler(BaseHTTPRequestHandler):
             faults.put(path, data)
             self.answer(200, ETag='"whole"')
 
+    def do_DELETE(self):
+        self.server.faults.objects.pop(self.split()[0], None)
+        self.answer(204)
+
     def do_POST(self):
         path, query = self.split()
         faults = self.server.faults

@@ -56,6 +56,9 @@ class Store(Protocol):
     def check_writable(self) -> None:
         """Raise where it is known beforehand that nothing can be written."""
 
+    def delete(self) -> None:
+        """Remove the object."""
+
 
 def attempt(uri: str, request: Callable[[], Any], what: str = "cannot be read") -> Any:
     """The result of a request, tried again while that may help; else one BigvocabError that names the URI."""
@@ -129,6 +132,10 @@ class ArrowStore:
         root = scheme.removesuffix("/")
         found = self._fs.get_file_info(FileSelector(self._path, allow_not_found=True))
         return [f"{root}/{info.base_name}{self._query}" for info in found if info.is_file]
+
+    def delete(self) -> None:
+        """Remove the object."""
+        self._fs.delete_file(self._path)
 
     def check_writable(self) -> None:
         """Look at what is there, which also finds out whether the store answers."""
@@ -261,6 +268,10 @@ class HttpStore:
     def list(self) -> list[str]:
         """Web servers have no listings."""
         raise Final("a web server lists no files; name each of them")
+
+    def delete(self) -> None:
+        """Nothing is removed from the web."""
+        self.check_writable()
 
     def check_writable(self) -> None:
         """Nothing is written to the web."""

@@ -251,8 +251,45 @@ def test_shards_resume_and_merge(store, tmp_path):
     store[0].put("/b/logits.npy", npy(LOGITS * 2))
     with pytest.raises(bv.BigvocabError, match="logits"):
         bv.evaluate(**given, shard=(1, 3), state=tmp_path / "1", resume=True)
-    with pytest.raises(bv.BigvocabError, match="state: s3://b/states/2.* is in a store"):
-        bv.evaluate(**given, state=at("states/2"))
+
+
+def test_a_run_in_a_store_is_killed_and_resumed(store, tmp_path, monkeypatch):
+    """At every checkpoint in turn; the records of rows that are done are in the store, too."""
+    from bigvocab.jobs import checkpoints
+
+    monkeypatch.setattr(checkpoints, "MIN_SECONDS", 0.0)
+    monkeypatch.setattr(checkpoints, "SHARE", 0)
+    faults, at = store[0], places(store)["s3"]
+    given = {"logits": at("logits.npy"), "labels": LABELS, "chunk_rows": 100, "state": at("runs/s")}
+    expected = bv.evaluate(logits=LOGITS, labels=LABELS, output=tmp_path / "l.parquet")
+
+    class Killed(Exception):
+        pass
+
+    def killed_at(rows):
+        def progress(done, total, read):
+            if done >= rows:
+                raise Killed
+
+        return progress
+
+    for rows in (100, 200):
+        with pytest.raises(Killed):
+            bv.evaluate(**given, output=at("runs/l.parquet"), resume=True, progress=killed_at(rows))
+        assert "/b/runs/l.parquet" not in faults.objects
+        assert any(name.startswith("/b/runs/s.lines-") for name in faults.objects)
+    found = bv.evaluate(**given, output=at("runs/l.parquet"), resume=True)
+    assert found["sum"] == expected["sum"]
+    losses = pq.read_table(pa.BufferReader(faults.objects["/b/runs/l.parquet"]))
+    assert losses.equals(pq.read_table(tmp_path / "l.parquet"))
+    assert sorted(name for name in faults.objects if "/runs/" in name and name[-1] != "/") == [
+        "/b/runs/l.parquet",
+        "/b/runs/s",
+    ]
+    assert bv.evaluate(**given, output=at("runs/l.parquet"), resume=True)["sum"] == expected["sum"]
+    assert bv.merge(at("runs/s"))["sum"] == expected["sum"]
+    with pytest.raises(bv.BigvocabError, match=r"^s3://b/runs/s\?.*: is there already|already exists"):
+        bv.evaluate(**given)
 
 
 def test_workers_open_objects_by_themselves(store, monkeypatch):
