@@ -81,6 +81,15 @@ class BigvocabError(ValueError):
         error.place, error.row, error._rest = place, row, rest
         return error
 
+    def renamed(self, before: str, now: str) -> Self:
+        """The same error, with a file called by another name."""
+        error = type(self)(*(part.replace(before, now) if isinstance(part, str) else part for part in self.parts))
+        place = self.place
+        if place is not None and isinstance(place.path, str):
+            place = Place(place.path.replace(before, now), place.detail)
+        error.place, error.row, error._rest = place, self.row, self._rest
+        return error
+
     def moved(self, path: str, row: int) -> Self:
         """The same error as one of a row of the file that holds it, where this one counts the rows of all files."""
         if self.place is None or self.row is None:

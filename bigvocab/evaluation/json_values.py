@@ -13,6 +13,7 @@ import numpy as np
 from bigvocab.arguments import BFLOAT16
 from bigvocab.errors import BigvocabError
 from bigvocab.matrices.matrix import Matrix
+from bigvocab.storage import uris
 
 _HELD_BYTES = 1 << 20  # of an array among the options
 
@@ -36,7 +37,7 @@ def as_given(value: Any) -> Any:
     """A keyword as JSON has it; an array that is too large to be held becomes {"missing": shape}."""
     if isinstance(value, Matrix):
         if value.maps:
-            paths = [file.path + (f"::{file.selector}" if file.selector else "") for file in value.maps]
+            paths = [uris.shown(file.path) + (f"::{file.selector}" if file.selector else "") for file in value.maps]
             return paths[0] if len(paths) == 1 else paths
         value = np.asarray(value)
     if isinstance(value, np.generic):
@@ -44,7 +45,7 @@ def as_given(value: Any) -> Any:
     if isinstance(value, str | int | float | None):
         return value
     if isinstance(value, os.PathLike):
-        return os.path.abspath(value)
+        return uris.absolute(value)
     if isinstance(value, list | tuple | set | frozenset) and all(
         isinstance(item, str | int | np.integer | os.PathLike) for item in value
     ):

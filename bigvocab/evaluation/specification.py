@@ -24,6 +24,7 @@ from bigvocab.heads.found_model import AFTER, BEFORE, FoundModel
 from bigvocab.heads.open_model import find_layer
 from bigvocab.losses.sigmoid_rows import pos_weight_vector
 from bigvocab.matrices.vectors import read_vector
+from bigvocab.storage import uris
 from bigvocab.threads import resolve_threads
 
 NONFINITE = ("error", "skip", "keep")
@@ -108,7 +109,7 @@ class ClassVector:
     def read(cls, name: str, given: Any) -> ClassVector | None:
         """The numbers of an array or a path; None stays None."""
         values = read_vector(name, given)
-        path = os.path.abspath(given) if isinstance(given, str | os.PathLike) else None
+        path = uris.absolute(given) if isinstance(given, str | os.PathLike) else None
         return None if values is None else cls(values, path)
 
     def given(self) -> Any:
@@ -349,7 +350,7 @@ class Specification:
         }
         for name in ("vocab_file", "candidates", "model"):
             if isinstance(found[name], str | os.PathLike):
-                found[name] = os.path.abspath(found[name])
+                found[name] = uris.shown(uris.absolute(found[name]))
         if self.head is not None and self.head.model is not None:
             for name in (*_OF_MODEL, "norm_epsilon"):
                 if name not in self.head.by_hand:

@@ -35,8 +35,10 @@ from bigvocab.errors import BigvocabError, FormatError
 from bigvocab.evaluation.coverage import Coverage
 from bigvocab.evaluation.json_values import from_given, packed
 from bigvocab.formats.magic import ARROW_FILE
+from bigvocab.storage import uris
 from bigvocab.storage.arrow_file import ArrowFile
 from bigvocab.storage.output import replacing
+from bigvocab.storage.spool import local_copy
 
 FORMAT, VERSION = "bigvocab-state", 2
 KEY = b"bigvocab"
@@ -170,6 +172,15 @@ def read_state(source: str | os.PathLike[str] | bytes) -> State:
             raise FormatError(f"bytes: {_NO_STATE.replace('an Arrow IPC file', 'bytes')}")
         _check_digest("bytes", source)
         return parse_state(pa.BufferReader(source), "bytes")
+    if uris.is_remote(arguments.path("state", source)):
+        local, name = local_copy(source), uris.shown(os.fspath(source))
+        try:
+            state = read_state(local)
+        except BigvocabError as error:
+            raise error.renamed(local, name) from error
+        state.path = name
+        return state
+    source = uris.plain(os.fsdecode(source))
     shown = arguments.path("state", source)
     if "\0" in shown or os.path.exists(shown) and not os.path.isfile(shown):
         raise BigvocabError(f"{shown!r}: is no regular file, expected a state")

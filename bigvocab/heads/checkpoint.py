@@ -17,8 +17,10 @@ from bigvocab.formats.magic import LONGEST, kind_of
 from bigvocab.formats.safetensors import check_offsets, check_whole, read_header
 from bigvocab.heads.found_model import TensorPlace
 from bigvocab.heads.model_config import read_json_object
+from bigvocab.storage import uris
 from bigvocab.storage.mapped import MappedFile
 from bigvocab.storage.paths import LFS_ADVICE, Source, natural_key
+from bigvocab.storage.spool import filled, with_header
 
 WHOLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -74,7 +76,8 @@ class Entry(NamedTuple):
 
     def bytes_of(self, start: int, stop: int) -> npt.NDArray[np.uint8]:
         """A range of its bytes, mapped."""
-        return np.memmap(self.place.file, np.uint8, "r", self.start + start, (stop - start,))
+        path = filled(self.place.file, self.start + start, self.start + stop)
+        return np.memmap(path, np.uint8, "r", self.start + start, (stop - start,))
 
 
 class Checkpoint:
@@ -206,7 +209,7 @@ def _no_weights(folder: str, listed: list[str]) -> str:
 
 
 def _read_entries(path: str) -> dict[str, Entry]:
-    file = MappedFile(Source(os.path.abspath(path), path, None))
+    file = MappedFile(Source(with_header(uris.absolute(path)), path, None))
     if kind_of(file.buffer[:LONGEST]) == "git-lfs":
         raise FormatError(f"{path}: is {LFS_ADVICE}")
     header, start = read_header(file)

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from bigvocab import arguments
 from bigvocab.errors import BigvocabError
 from bigvocab.formats.magic import GGUF
-from bigvocab.heads.found_model import FoundModel
+from bigvocab.heads.found_model import FoundModel, TensorPlace
 from bigvocab.heads.gguf_model import find_gguf_model
 from bigvocab.heads.model_folder import find_model
 from bigvocab.heads.output_layer import NORMS, OutputLayer
+from bigvocab.storage import uris
 from bigvocab.storage.paths import natural_key
+from bigvocab.storage.remote import remember, whole_uri
+from bigvocab.storage.spool import local_copy, mirror
 
 # What a path inside a model's folder may be, to mean the folder.
 _OF_FOLDER = ("config.json", "model.safetensors", "model.safetensors.index.json")
@@ -30,10 +34,12 @@ def find_layer(model: Any, *, tokenizer: bool = False) -> FoundModel:
     if isinstance(model, OutputLayer):
         if model.found is None:
             raise TypeError("model: expected a path or what open_model returns, got a layer of no model")
-        return find_layer(model.found.path, tokenizer=True) if tokenizer else model.found
+        return find_layer(whole_uri(model.found.path), tokenizer=True) if tokenizer else model.found
     if not isinstance(model, str | os.PathLike):
         raise TypeError(f"model: expected a path or what open_model returns, got {type(model).__name__}")
-    path = arguments.path("model", model)
+    path = uris.plain(arguments.path("model", model))
+    if uris.is_remote(path):
+        return _in_store(path, tokenizer)
     if os.path.isdir(path):
         gguf = _gguf_of(path)
         return find_gguf_model(gguf, tokenizer=tokenizer) if gguf else find_model(path, tokenizer=tokenizer)
@@ -44,6 +50,39 @@ def find_layer(model: Any, *, tokenizer: bool = False) -> FoundModel:
     if not is_gguf(path):
         raise BigvocabError(f"{path}: expected the folder of a model (config.json, model.safetensors), or a GGUF file")
     return find_gguf_model(path, tokenizer=tokenizer)
+
+
+def _in_store(uri: str, tokenizer: bool) -> FoundModel:
+    """A model in an object store: small files are fetched whole, of weights the headers and the tensors in use."""
+    if uris.name_of(uri).lower().endswith(".gguf"):
+        return find_layer(local_copy(uri), tokenizer=tokenizer)
+    shown, query = uris.split_query(remember(uri))
+    shown, folder = shown.rstrip("/"), mirror(uri)
+
+    def moved(place: TensorPlace | None) -> TensorPlace | None:
+        """The same tensor by the URI of its file, which other processes can open."""
+        if place is None:
+            return None
+        name = os.path.basename(place.file)
+        remember(f"{uris.split_query(uri)[0].rstrip('/')}/{name}{uris.split_query(uri)[1]}")
+        return TensorPlace(f"{shown}/{name}{query}", place.tensor)
+
+    try:
+        found = find_layer(folder, tokenizer=tokenizer)
+    except BigvocabError as error:
+        raise error.renamed(folder, shown) from error
+    head = moved(found.head)
+    assert head is not None
+    return replace(
+        found,
+        path=shown + query,
+        head=head,
+        biases=moved(found.biases),
+        norm=moved(found.norm),
+        norm_biases=moved(found.norm_biases),
+        notes=tuple(note.replace(folder, shown) for note in found.notes),
+        sources={name: text.replace(folder, shown) for name, text in found.sources.items()},
+    )
 
 
 def is_gguf(path: str) -> bool:

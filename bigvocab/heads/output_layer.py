@@ -61,7 +61,7 @@ class FinalNorm:
 
 def _vector_of(name: str, values: Any, size: int) -> Floats:
     """A vector from an array or a file, as float64."""
-    matrix = as_matrix(values, name)
+    matrix = as_matrix(values, name, spooled=True)
     shown = shown_as(name, matrix)
     if matrix.shape != (size,):
         raise BigvocabError(f"{shown}: got shape {matrix.shape}, expected ({size},), one for each column of the inputs")
@@ -135,7 +135,7 @@ class OutputLayer:
         self.files = list(self.weights.files)
         for name, value in self.vectors.items():
             if value is not None:
-                self.vectors[name] = as_matrix(value, name)
+                self.vectors[name] = as_matrix(value, name, spooled=True)
                 self.files += self.vectors[name].files
         self.biases = self._checked_biases()
         if final_norm is None and (norm_weight is not None or norm_bias is not None):

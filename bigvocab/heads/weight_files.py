@@ -10,6 +10,7 @@ from bigvocab.heads.checkpoint import INDEX, SHARD, WHOLE, Checkpoint, tensor_na
 from bigvocab.matrices.matrix import Matrix
 from bigvocab.matrices.opening import as_matrix
 from bigvocab.storage.paths import expand, split_selector
+from bigvocab.storage.uris import is_remote
 
 _INDEX_SUFFIX = ".safetensors.index.json"
 
@@ -22,16 +23,19 @@ def open_weights(value: Any, name: str = "weights") -> Matrix:
         BigvocabError: a folder of a model without the name of a tensor; one name in several shards.
     """
     if isinstance(value, str | os.PathLike):
-        return as_matrix(_placed(os.fsdecode(value)), name)
+        return as_matrix(_placed(os.fsdecode(value)), name, spooled=True)
     if isinstance(value, list | tuple) and value and all(isinstance(item, str | os.PathLike) for item in value):
         placed = [_placed(os.fsdecode(item)) for item in value]
-        return as_matrix([path for item in placed for path in (item if isinstance(item, list) else [item])], name)
+        paths = [path for item in placed for path in (item if isinstance(item, list) else [item])]
+        return as_matrix(paths, name, spooled=True)
     return as_matrix(value, name)
 
 
 def _placed(text: str) -> str | list[str]:
     """The file that holds a tensor, or the files, for a folder, an index or a glob; any other path as it is."""
     place, tensor = split_selector(text)
+    if is_remote(place):
+        return text
     folder = _checkpoint_folder(place)
     if folder is not None:
         if tensor is None:

@@ -25,8 +25,10 @@ from bigvocab.evaluation.coverage import Coverage, joined, refuse_other_files, s
 from bigvocab.evaluation.state import State, read_state, write_lines, write_state
 from bigvocab.formats.magic import ARROW_STREAM
 from bigvocab.jobs.records import regrouped
+from bigvocab.jobs.stored_states import StoredState
 from bigvocab.jobs.task import RowTask
 from bigvocab.kernels.jit import clock
+from bigvocab.storage import uris
 from bigvocab.storage.output import check_writable, sync_folder
 
 MIN_SECONDS = 5.0  # between two checkpoints
@@ -44,6 +46,7 @@ class Checkpoints:
         self.lines_path = Path(f"{self.path}.lines")
         self.busy = False  # between two moments at which tally, lines and ranges agree
         self.resumed = False
+        self.stored: StoredState | None = None
         self._file = -1
         self._length = 0
         self._saved_rows = -1
@@ -162,6 +165,8 @@ class Checkpoints:
         self.state.sums, self.state.table = self.task.stored(self.sums)
         try:
             write_state(self.path, self.state, fixed=True)
+            if self.stored is not None:
+                self.stored.send(self.coverage.lines)
         except BigvocabError as error:
             raise BigvocabError(f"{error}; {self._kept()}") from None
         self._last = time.monotonic()
@@ -193,9 +198,13 @@ class Checkpoints:
             assert self.task.schema is not None
             write_lines(self.path, self.state, self.task.schema, regrouped(self.all_lines()), fixed=True)
             self._saved_rows = self.next_row
+            if self.stored is not None:
+                self.stored.send(0)
         else:
             self.save()
         self.remove_lines()
+        if self.stored is not None:
+            self.stored.forget_lines()
 
     def remove_lines(self) -> None:
         """Remove what a run that has ended may have left, but no file of someone else."""
@@ -212,20 +221,23 @@ class Checkpoints:
 
 def files_beside(path: str | os.PathLike[str] | None) -> dict[str, str]:
     """The files that a run with this state writes beside it, by what they are."""
-    if path is None:
+    if path is None or uris.is_remote(path):
         return {}
     place = os.path.realpath(arguments.path("state", path))
     return {f"state (its {what})": place + suffix for what, suffix in (("lines", ".lines"), ("lock", ".lock"))}
 
 
 @contextlib.contextmanager
-def keeping(path: str | os.PathLike[str] | None, task: RowTask, *, resume: bool) -> Iterator[Checkpoints]:
+def keeping(
+    path: str | os.PathLike[str] | None, task: RowTask, *, resume: bool, stored: StoredState | None = None
+) -> Iterator[Checkpoints]:
     """Checkpoints at `path`, or none, for the time of a run.
 
     Args:
         path: the state file; None keeps nothing.
         task: what the run does.
         resume: go on from a state that is there.
+        stored: where checkpoints are sent to.
 
     Raises:
         BigvocabError: another run has the file, it is there and `resume` is False, or it is of other inputs or options.
@@ -233,12 +245,18 @@ def keeping(path: str | os.PathLike[str] | None, task: RowTask, *, resume: bool)
     if path is None:
         yield Checkpoints(None, task)
         return
+    if uris.is_remote(path):
+        with _in_store(os.fspath(path), task, resume) as keeper:
+            yield keeper
+        return
+    path = uris.plain(os.fsdecode(path))
     target = Path(os.path.realpath(path))
     if target.is_dir() or not target.parent.is_dir():
         raise BigvocabError(f"{target}: cannot be written: expected a file in a folder that exists")
     check_writable(path, kept=True)
     with _locked(target):
         keeper = Checkpoints(target, task)
+        keeper.stored = stored
         if target.exists():
             if not resume:
                 raise BigvocabError(
@@ -257,6 +275,21 @@ def keeping(path: str | os.PathLike[str] | None, task: RowTask, *, resume: bool)
             raise
         finally:
             keeper.close_lines()
+
+
+@contextlib.contextmanager
+def _in_store(uri: str, task: RowTask, resume: bool) -> Iterator[Checkpoints]:
+    """Checkpoints in an object store."""
+    check_writable(uri)
+    stored = StoredState(uri)
+    try:
+        stored.fetch()
+        with keeping(stored.path, task, resume=resume, stored=stored) as keeper:
+            yield keeper
+    except BigvocabError as error:
+        raise stored.renamed(error) from error
+    finally:
+        stored.close()
 
 
 def _shown(coverage: Coverage) -> str:

@@ -20,6 +20,7 @@ from bigvocab.jobs.work import pieces
 from bigvocab.jobs.workers import local, ray
 from bigvocab.kernels.jit import keeps_none_yet
 from bigvocab.reports.report import Report
+from bigvocab.storage import uris
 from bigvocab.storage.fingerprints import of_file
 from bigvocab.storage.output import check_writable, refuse_overwriting, replacing, write_text
 from bigvocab.threads import usable_cores
@@ -122,7 +123,7 @@ class _Run:
         output, state = self.options.output, self.options.state
         if output is None:
             return
-        if not os.path.exists(output):
+        if not uris.is_remote(output) and not os.path.exists(uris.plain(os.fsdecode(output))):
             raise BigvocabError(f"{output}: is gone, and the run of {state} has ended; start anew to write it again")
         if of_file(output) != keeper.coverage.output_is:
             raise BigvocabError(f"{output}: is not what the run of {state} wrote, which has ended; expected that file")

@@ -24,10 +24,12 @@ from bigvocab.labels import columns as _columns
 from bigvocab.labels.ipc_files import open_ipc
 from bigvocab.labels.tables import as_table_source
 from bigvocab.labels.text_files import TEXT_SUFFIXES, open_text, text_kind
-from bigvocab.storage import paths
+from bigvocab.storage import paths, uris
 from bigvocab.storage.file_identity import FileIdentity
 from bigvocab.storage.folders import dataset_files, partitioned_files, partitions
 from bigvocab.storage.mapped import MappedFile
+from bigvocab.storage.remote import remember, whole_uri
+from bigvocab.storage.spool import local_copy
 
 _SUFFIXES = tuple(suffix for suffix, form in paths.SUFFIXES.items() if form in ("npy", "arrow", "parquet"))
 _LESS = (*TEXT_SUFFIXES, ".npz", ".pt", ".pth", ".safetensors")  # in a folder where there are none of those above
@@ -54,7 +56,7 @@ class LabelPart(NamedTuple):
     @property
     def source(self) -> str:
         """What opens it again, in any folder."""
-        path = os.path.abspath(self.path)
+        path = whole_uri(uris.absolute(self.path))
         return path if self.selector is None else f"{path}::{self.selector}"
 
     def columns(self) -> list[tuple[str, str]]:
@@ -63,7 +65,7 @@ class LabelPart(NamedTuple):
 
     def check(self) -> None:
         """Raise FormatError if the file has changed since it was opened."""
-        if self.identity is not None:
+        if self.identity is not None and not uris.is_remote(self.path):  # whose copy nobody changes
             self.identity.check(self.path)
 
 
@@ -189,6 +191,9 @@ _ARRAYS = {".npz", ".pt", ".pth", ".safetensors"}
 
 
 def _open_file(path: str, column: str | None) -> LabelPart:
+    if uris.is_remote(path):
+        return _open_remote(path, column)
+    path = uris.plain(path)
     try:
         if not os.path.isfile(path) and os.path.exists(path) and not os.path.isdir(path):
             raise BigvocabError(f"{path}: not a regular file, so it cannot be read in parts; expected {_SUPPORTED}")
@@ -214,6 +219,28 @@ def _open_file(path: str, column: str | None) -> LabelPart:
         part = LabelPart(path, form, *opened, stat.st_size, FileIdentity.of(stat), selector)
         part.columns()  # names that are no text fail here
         return part
+
+
+def _open_remote(uri: str, column: str | None) -> LabelPart:
+    """Labels in a store: small, so they are read whole, and kept in a local file."""
+    local, name = local_copy(uri), remember(uri)
+    try:
+        part = _open_file(local, column)
+    except BigvocabError as error:
+        raise error.renamed(local, name) from error
+    return part._replace(path=name, batches=_renamed(part.batches, local, name))
+
+
+def _renamed(batches: _Batches, local: str, name: str) -> _Batches:
+    """Batches whose errors call the local copy by the name of what it is a copy of."""
+
+    def named(names: list[str], start: int, stop: int) -> Iterator[tuple[int, pa.RecordBatch]]:
+        try:
+            yield from batches(names, start, stop)
+        except BigvocabError as error:
+            raise error.renamed(local, name) from error
+
+    return named
 
 
 def _form(path: str, head: bytes) -> str:
@@ -255,6 +282,8 @@ def _find_files(path: Any) -> tuple[list[str], str | None]:
     text, column = paths.split_selector(os.fsdecode(path))
     if not text or "\0" in text:
         raise BigvocabError(Keyword("labels"), f": expected the name of a file, got {text!r}")
+    if uris.is_remote(text):
+        return paths.uri_files(text, _SUFFIXES), column
     if os.path.isdir(text):
         if (listed := dataset_files(text)) is not None:
             return listed, column

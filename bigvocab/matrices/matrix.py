@@ -305,7 +305,7 @@ class Matrix:
     def prefetch(self, start: int, stop: int, ended: threading.Event) -> None:
         """Have rows start to stop read from the disk, in order, unless it has `ended`: for a thread ahead of others."""
         for part, first, last in self._parts_of(start, stop):
-            if part.file is not None:
+            if part.file is not None and part.device is None:
                 fetch_rows(part.file, part, first, last, ended)
 
     @contextlib.contextmanager
@@ -329,7 +329,7 @@ class Matrix:
     def release(self, start: int, stop: int) -> None:
         """Tell the system that the pages of rows start to stop are not needed any more; arrays in memory stay."""
         for part, first, last in self._parts_of(start, stop):
-            if part.file is not None:
+            if part.file is not None and part.device is None:
                 release_rows(part.file, part, first, last)
 
     def _parts_of(self, start: int, stop: int) -> Iterator[tuple[Part, int, int]]:

@@ -18,8 +18,11 @@ from bigvocab.matrices.matrix import Matrix
 from bigvocab.matrices.parts import make_parts, make_shard
 from bigvocab.matrices.quantised_matrix import QuantisedMatrix
 from bigvocab.matrices.row_source import as_row_source
+from bigvocab.storage import uris
 from bigvocab.storage.mapped import MappedFile
 from bigvocab.storage.paths import Source, expand
+from bigvocab.storage.remote import RemoteFile
+from bigvocab.storage.spool import SpooledFile
 
 
 class Options(NamedTuple):
@@ -30,6 +33,27 @@ class Options(NamedTuple):
     offset: int
     vocab_shards: bool
     any_leading: bool = False
+    spooled: bool = False
+
+
+_STREAMED = (".npy", ".safetensors")  # of which a header says where rows lie
+
+
+def _open_file(source: Source, options: Options) -> MappedFile:
+    """A file, mapped; an object of a store as one whose rows are fetched when they are asked for, or as a local copy:
+    of what is read again and again (`spooled`), and of formats that lie anywhere in their file.
+    """
+    if not uris.is_remote(source.path):
+        return MappedFile(source if options.shape else locate(source))
+    whole = not options.shape and not uris.name_of(source.path).lower().endswith(_STREAMED)
+    if options.spooled or whole:
+        return SpooledFile(source, whole=whole)
+    return RemoteFile(source)
+
+
+def _row_by_row(file: MappedFile, layout: Layout, source: Source) -> MappedFile:
+    """A copy of an object in Fortran order, of which every row is all over the file."""
+    return SpooledFile(source, whole=True) if file.streamed and layout.fortran else file
 
 
 def _check_alike(maps: list[MappedFile], layouts: list[Layout], vocab_shards: bool) -> None:
@@ -50,7 +74,7 @@ def _check_alike(maps: list[MappedFile], layouts: list[Layout], vocab_shards: bo
 
 def _opened(sources: list[Source], options: Options) -> Matrix:
     stored = parse_dtype(options.dtype)
-    maps = [MappedFile(source if options.shape else locate(source)) for source in sources]
+    maps = [_open_file(source, options) for source in sources]
     if options.shape is None:
         layouts = [read_layout(file, stored, any_leading=options.any_leading) for file in maps]
     else:
@@ -63,6 +87,7 @@ def _opened(sources: list[Source], options: Options) -> Matrix:
             if options.offset == 0:
                 refuse_header(file)
         layouts = raw_layouts(maps, options.shape, stored, options.offset, options.vocab_shards)
+    maps = [_row_by_row(*triple) for triple in zip(maps, layouts, sources, strict=True)]
     _check_alike(maps, layouts, options.vocab_shards)
     by_class = options.vocab_shards and len(layouts[0].shape) == 2
     shards, parts, at = [], [], 0
@@ -159,6 +184,7 @@ def _open_files(
     offset: int = 0,
     vocab_shards: bool = False,
     any_leading: bool = False,
+    spooled: bool = False,
 ) -> Matrix:
     """`open_matrix` of paths; with `any_leading`, an array (..., V) in a file counts as its rows."""
     if isinstance(offset, bool) or not isinstance(offset, int | np.integer):
@@ -167,13 +193,16 @@ def _open_files(
         expected = "0 or more" if offset < 0 else "0, because only raw binary (shape=, dtype=) has an offset"
         raise BigvocabError(Keyword("offset"), f": got {offset}, expected {expected}")
     sizes = None if shape is None else parse_shape(shape)
-    given = Options(dtype, sizes, int(offset), bool(vocab_shards), any_leading)
+    given = Options(dtype, sizes, int(offset), bool(vocab_shards), any_leading, spooled)
     return _opened(expand(path, raw=sizes is not None), given)
 
 
-def as_matrix(value: Any, name: str = "array", *, any_leading: bool = False, **options: Any) -> Matrix:
+def as_matrix(
+    value: Any, name: str = "array", *, any_leading: bool = False, spooled: bool = False, **options: Any
+) -> Matrix:
     """A Matrix from a Matrix, from an array of any library, or from a path, with `options` as `open_matrix` takes them;
-    messages call it by its `name`. With `any_leading`, an array (..., V) counts as its rows.
+    messages call it by its `name`. With `any_leading`, an array (..., V) counts as its rows; with `spooled`, objects of
+    stores are copied to a local file, because they are read again and again.
     """
     if isinstance(value, Matrix):
         return value
@@ -182,7 +211,7 @@ def as_matrix(value: Any, name: str = "array", *, any_leading: bool = False, **o
     ):
         if value in ("", []):
             raise BigvocabError(f"{name}: expected the name of a file, got {value!r}")
-        return _open_files(value, any_leading=any_leading, **options)
+        return _open_files(value, any_leading=any_leading, spooled=spooled, **options)
     if isinstance(value, list | tuple) and value:
         value = as_array(name, value)
     found = foreign_array(value, name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from bisect import bisect_right
 from dataclasses import dataclass
@@ -102,6 +103,12 @@ def make_parts(file: MappedFile, layout: Layout, first: int) -> list[Part]:
         shape = (rows, *layout.stored_columns)
         if rows:
             raw = layout.stored.raw
+            elsewhere = file.rows_elsewhere(offset, shape, raw)
+            if elsewhere is not None:
+                parts.append(Part(first, first + rows, np.empty((0, *shape[1:]), raw), file, offset, elsewhere))
+                first += rows
+                continue
+            file.fill(offset, offset + math.prod(shape) * raw.itemsize)
             array: Array = np.ndarray(shape, raw, file.buffer, offset, order="F" if layout.fortran else "C")
             parts.append(Part(first, first + rows, array, file, offset))
         first += rows

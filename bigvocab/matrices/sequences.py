@@ -23,6 +23,7 @@ from bigvocab.matrices.sequence_files import RowFile, SequenceFiles, SequenceMat
 from bigvocab.storage.file_identity import FileIdentity
 from bigvocab.storage.mapped import MappedFile
 from bigvocab.storage.paths import Source, expand
+from bigvocab.storage.uris import is_remote
 
 # More files than these, where they are small, are read when their rows are asked for: each map holds a descriptor.
 MOST_MAPPED, SMALL_FILE = 256, 64 << 20
@@ -61,7 +62,8 @@ def open_rows(
         return values
     if not _are_paths(values):
         return _of_array(values, name, layer, label_rows)
-    if not values or options.get("shape") is not None or options.get("vocab_shards"):
+    remote = any(map(is_remote, values if isinstance(values, list | tuple) else [values]))
+    if not values or remote or options.get("shape") is not None or options.get("vocab_shards"):
         _refuse_layer(layer, name)
         return as_matrix(values, name, any_leading=True, **options)
     sources = expand(values)

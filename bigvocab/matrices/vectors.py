@@ -10,12 +10,14 @@ import numpy as np
 from bigvocab import arguments
 from bigvocab.errors import BigvocabError
 from bigvocab.matrices.opening import as_matrix
+from bigvocab.storage.spool import local_copy
 
 
 def read_vector(name: str, values: Any) -> Any:
     """Numbers from a path (.npy, text with one a line, or what `open_matrix` reads) or an array; None stays None."""
     if not isinstance(values, str | os.PathLike):
         return None if values is None else arguments.as_array(name, values)
+    values = local_copy(values)
     if str(values).lower().endswith((".txt", ".csv")):
         try:
             return _one_dimension(values, np.loadtxt(values, dtype=np.float64, ndmin=1))

@@ -22,6 +22,7 @@ from bigvocab.labels.ragged import RaggedIds
 from bigvocab.sampling.draw_blocks import SAMPLERS, make_sampler
 from bigvocab.sampling.random_stream import expected_count, seed_pair
 from bigvocab.sampling.sampled_rows import Draw
+from bigvocab.storage import uris
 from bigvocab.storage.arrow_file import ArrowFile
 from bigvocab.storage.output import refuse_overwriting, replacing
 
@@ -95,7 +96,7 @@ def write_candidates(
         "step": step,
         "sampler": sampler,
         "range_max": source.range_max,
-        "vocab_file": None if vocab_file is None else os.path.abspath(vocab_file),
+        "vocab_file": None if vocab_file is None else uris.absolute(vocab_file),
         "distortion": distortion,
     }
     table = pa.table({name: _one_row(row[name], SCHEMA.field(name).type) for name in SCHEMA.names}, schema=SCHEMA)
@@ -229,7 +230,7 @@ class FileCandidates:
 
     def options(self) -> dict[str, Any]:
         """What tells candidates apart."""
-        vocab_file = None if self.vocab_file is None else os.path.abspath(self.vocab_file)
+        vocab_file = None if self.vocab_file is None else uris.absolute(self.vocab_file)
         drawn = {"sampler": self.name, "num_sampled": self.num_sampled, "seed": self.seed}
         return {"candidates": self.path, **drawn, "vocab_file": vocab_file}
 

@@ -11,13 +11,21 @@ import hashlib
 import os
 
 from bigvocab.errors import BigvocabError
+from bigvocab.storage import uris
 
 WHOLE = 1 << 20  # bytes of a file that is hashed whole
 _BLOCKS, _BLOCK_BYTES = 16, 16 << 10
 
 
 def of_file(path: str | os.PathLike[str], whole: int = WHOLE) -> str:
-    """The fingerprint of a file: of all of it up to `whole` bytes, else of blocks of it."""
+    """The fingerprint of a file: of all of it up to `whole` bytes, else of blocks of it; of an object in a store its
+    size and its ETag or time of change.
+    """
+    path = uris.plain(os.fsdecode(path))
+    if uris.is_remote(path):
+        from bigvocab.storage.remote import fingerprint
+
+        return fingerprint(path)
     found = hashlib.blake2b(digest_size=16)
     try:
         with open(path, "rb") as file:

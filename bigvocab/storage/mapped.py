@@ -7,6 +7,7 @@ import mmap
 import os
 import stat
 import sys
+from typing import Any
 
 import numpy as np
 
@@ -60,6 +61,15 @@ class MappedFile:
     def check(self) -> None:
         """Raise FormatError if the file has shrunk, was written to or was replaced since it was opened."""
         self.identity.check(self.path, self.shown)
+
+    streamed = False  # whether rows are fetched when they are asked for, and nothing is mapped
+
+    def fill(self, start: int, stop: int) -> None:
+        """Have bytes `start` to `stop` there: they are, but in copies of what lies in stores."""
+
+    def rows_elsewhere(self, offset: int, shape: tuple[int, ...], dtype: Any) -> Any:
+        """What hands out the rows at an offset, where they are not mapped; else None."""
+        return None
 
     def watched(self) -> list[MappedFile]:
         """What a bus error may be of."""

@@ -14,6 +14,7 @@ from typing import Any
 
 from bigvocab import arguments
 from bigvocab.errors import BigvocabError
+from bigvocab.storage import uris
 
 _temporaries: set[Path] = set()  # of files that are being written
 _STREAMS = ("/dev/stdin", "/dev/stdout", "/dev/stderr")
@@ -36,6 +37,9 @@ def refuse_overwriting(outputs: Mapping[str, Any], inputs: Iterable[Any]) -> Non
 
 def _place(path: str | os.PathLike[str]) -> Any:
     """What two paths to one file have in common."""
+    if uris.is_remote(path):
+        return uris.split_query(uris.shown(os.fspath(path)))[0]
+    path = uris.plain(os.fsdecode(path))
     with contextlib.suppress(OSError):
         found = os.stat(path)
         return found.st_dev, found.st_ino
@@ -50,7 +54,11 @@ def replacing(path: str | os.PathLike[str], *, fixed: bool = False) -> Iterator[
     end. With `fixed`, for a path that a lock protects, the temporary one has one name, so that what a killed run has
     left is used again.
     """
-    target = Path(path)
+    if uris.is_remote(path):
+        with _uploaded(os.fspath(path)) as temporary:
+            yield temporary
+        return
+    target = Path(uris.plain(os.fsdecode(path)))
     if "\0" in os.fsdecode(path):
         raise BigvocabError(f"expected the name of a file to write, got {os.fsdecode(path)!r}")
     if _is_special(target):
@@ -80,6 +88,18 @@ def replacing(path: str | os.PathLike[str], *, fixed: bool = False) -> Iterator[
 
 
 @contextlib.contextmanager
+def _uploaded(uri: str) -> Iterator[Path]:
+    """A temporary path whose content becomes the object at the end; nothing goes there after an error."""
+    from bigvocab.storage.stores import attempt, store_of
+
+    handle, name = tempfile.mkstemp(prefix="bigvocab.", suffix=".part")
+    os.close(handle)
+    with _passing(name, Path(name)) as temporary:
+        yield temporary
+        attempt(uri, lambda: store_of(uri).write(temporary), "cannot be written")
+
+
+@contextlib.contextmanager
 def _passing(name: str, target: Path) -> Iterator[Path]:
     """A temporary file on its way to `target`: gone at the end, whatever happens."""
     temporary = Path(name)
@@ -106,6 +126,12 @@ def _is_special(path: Path) -> bool:
 
 def check_writable(path: str | os.PathLike[str], *, kept: bool = False) -> None:
     """Fail now, not after hours, if `path` cannot be written; what is `kept` while a run goes on must be a file."""
+    if uris.is_remote(path):
+        from bigvocab.storage.stores import attempt, store_of
+
+        attempt(os.fspath(path), lambda: store_of(os.fspath(path)).check_writable(), "cannot be written")
+        return
+    path = uris.plain(os.fsdecode(path))
     if _is_special(Path(path)):
         if kept:
             raise BigvocabError(f"{os.fspath(path)}: is a pipe or a device, expected a file that can be replaced")

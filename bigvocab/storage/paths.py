@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import glob
 import os
 import re
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from bigvocab.errors import BigvocabError
+from bigvocab.storage import uris
 from bigvocab.storage.folders import dataset_files
 
 SUFFIXES = {
@@ -49,6 +51,9 @@ def natural_key(path: str) -> tuple[Any, ...]:
 
 def split_selector(path: str) -> tuple[str, str | None]:
     """Split `file::name`; a file whose own name holds `::` is found first."""
+    if uris.is_remote(path):
+        return _split_uri(path)
+    path = uris.plain(path)
     if "::" not in path or os.path.exists(path):
         return path, None
     splits = [(path[: found.start()], path[found.end() :]) for found in re.finditer("::", path)]
@@ -56,6 +61,47 @@ def split_selector(path: str) -> tuple[str, str | None]:
     if not selector:
         raise BigvocabError(f"{path}: expected the name of a tensor or column after '::'")
     return file, selector
+
+
+def _split_uri(uri: str) -> tuple[str, str | None]:
+    """A URI and the tensor named behind `::`, before the query or after it."""
+    before, query = uris.split_query(uri)
+    query, _, name = query.partition("::")
+    if not name:
+        before, _, name = before.partition("::")
+    if uri.partition("?")[0].endswith("::"):
+        raise BigvocabError(f"{uris.shown(uri)}: expected the name of a tensor or column after '::'")
+    return before + query, name or None
+
+
+def uri_files(uri: str, suffixes: tuple[str, ...]) -> list[str]:
+    """The objects that a URI means: one, those of a folder (a name without a suffix, or with / at its end), a glob."""
+    before, query = uris.split_query(uri)
+    folder, _, pattern = before.rpartition("/")
+    name = uris.name_of(uri)
+    if not glob.has_magic(pattern):
+        if before.lower().startswith("http") or ("." in name and not before.endswith("/")):
+            return [uri]
+        folder, pattern = before.rstrip("/"), ""
+    from bigvocab.storage.stores import attempt, store_of
+
+    place = f"{folder}/{query}"
+    listed: list[str] = attempt(place, store_of(place).list, "cannot be listed")
+    names = {found: uris.name_of(found) for found in listed}
+    if pattern:
+        found = [
+            one for one, name in names.items() if fnmatch.fnmatchcase(name, pattern) and not _hidden(name, pattern)
+        ]
+    else:
+        found = [one for one, name in names.items() if name.lower().endswith(suffixes) and not _hidden(name)]
+        if not listed:
+            return [uri]  # opening says what is wrong with it
+    if not found:
+        looked = (
+            f"no object matches {pattern!r}" if pattern else f"no object with a known suffix: {', '.join(suffixes)}"
+        )
+        raise BigvocabError(f"{uris.shown(place)}: {looked}")
+    return sorted(found, key=natural_key)
 
 
 def _hidden(name: str, pattern: str = "") -> bool:
@@ -122,6 +168,10 @@ def expand(path: Any, *, raw: bool = False) -> list[Source]:
     sources = []
     for text in _as_texts(path):
         place, selector = split_selector(text)
+        if uris.is_remote(place):
+            found = uri_files(place, RAW_SUFFIXES if raw else FOLDER_SUFFIXES)
+            sources += [Source(file, uris.shown(file), selector) for file in found]
+            continue
         for file in _expand(place, RAW_SUFFIXES if raw else FOLDER_SUFFIXES):
             sources.append(Source(os.path.abspath(file), file, selector))
     if not sources:

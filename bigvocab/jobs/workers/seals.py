@@ -21,6 +21,7 @@ import bigvocab
 from bigvocab.errors import BigvocabError, FormatError, Keyword
 from bigvocab.jobs.task import RowTask
 from bigvocab.kernels import jit
+from bigvocab.storage import uris
 from bigvocab.storage.fingerprints import of_file
 
 WHOLE = 64 << 20  # of the files of a matrix together: hashed in some 0.1 s, by every worker
@@ -59,7 +60,9 @@ def unseal(sealed: bytes) -> bytes:
         except BigvocabError as error:
             raise FormatError(f"{error} ({here})") from None
         if found["bytes"] != expected["bytes"]:
-            raise FormatError(f"{path}: {found['bytes']} bytes {here}, expected {expected['bytes']}, as there")
+            raise FormatError(
+                f"{uris.shown(path)}: {found['bytes']} bytes {here}, expected {expected['bytes']}, as there"
+            )
         if found["fingerprint"] != expected["fingerprint"]:
             raise _other_content(path, here)
     return order
@@ -84,7 +87,7 @@ def _here(sealed: bytes) -> str:
 
 
 def _other_content(name: str, where: str) -> FormatError:
-    return FormatError(f"{name}: other content {where}, expected the same file on both")
+    return FormatError(f"{uris.shown(name)}: other content {where}, expected the same file on both")
 
 
 def _versions() -> dict[str, str]:
@@ -93,6 +96,8 @@ def _versions() -> dict[str, str]:
 
 def _look(path: str, whole: int) -> dict[str, Any]:
     """Size and fingerprint of a file."""
+    if uris.is_remote(path):
+        return {"bytes": 0, "fingerprint": of_file(path)}
     try:
         status = os.stat(path)  # before opening: a FIFO would wait for its writer
     except OSError as error:
@@ -108,7 +113,7 @@ def _files(task: RowTask) -> Iterator[tuple[str, int]]:
         paths = _spread([path for path, _, _ in matrix.fingerprints])
         yield from ((path, max(1 << 20, WHOLE // len(paths))) for path in paths)
     held = {path for matrix in task.matrices() for path, _, _ in matrix.fingerprints}
-    others = map(os.path.abspath, [*task.data.labels.paths, *task.worker_files()])
+    others = map(uris.absolute, [*task.data.labels.paths, *task.worker_files()])
     yield from ((path, _WHOLE_LABELS) for path in _spread([path for path in others if path not in held]))
 
 

@@ -1,0 +1,167 @@
+"""Objects of stores as local files: whole, or sparse ones of which only the bytes that are asked for are fetched.
+
+A layer is read again for each block of rows, so it is fetched once, and mapped; of a model's file only the header and
+the tensors in use are ever there. All of it goes with the process.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import threading
+from typing import Any
+
+from bigvocab.errors import BigvocabError
+from bigvocab.storage import uris
+from bigvocab.storage.mapped import MappedFile
+from bigvocab.storage.paths import Source
+from bigvocab.storage.remote import RemoteFile, whole_uri
+from bigvocab.storage.stores import RemoteIdentity, attempt, store_of
+
+_STEP = 256 << 20  # bytes fetched and written at a time
+_HEADER, _MOST_HEADER = 1 << 20, 100_000_008
+_lock = threading.Lock()
+_folder: tempfile.TemporaryDirectory[str] | None = None
+_files: dict[str, SparseFile] = {}  # by URI
+_by_path: dict[str, SparseFile] = {}  # those of mirrored folders
+_SMALL = 256 << 20  # bytes of an object of a mirrored folder that is fetched whole
+
+
+class SparseFile:
+    """A local file of the size of an object, with the ranges of bytes that were fetched."""
+
+    def __init__(self, uri: str, path: str) -> None:
+        self.remote, self.path = RemoteFile(Source(uri, uri, None)), path
+        self._filled: list[tuple[int, int]] = []
+        self._lock = threading.Lock()
+        with open(path, "wb") as file:
+            file.truncate(self.remote.size)
+
+    def fill(self, start: int, stop: int) -> None:
+        """Have bytes `start` to `stop` in the file."""
+        stop = min(stop, self.remote.size)
+        with self._lock:
+            if start >= stop or any(first <= start and stop <= last for first, last in self._filled):
+                return
+            try:
+                with open(self.path, "r+b") as file:
+                    for at in range(start, stop, _STEP):
+                        piece = self.remote.read(at, min(at + _STEP, stop))
+                        file.seek(at)
+                        file.write(piece.tobytes())
+            except OSError as error:
+                raise BigvocabError(
+                    f"{self.remote.shown}: cannot be kept in {os.path.dirname(self.path)}: {error.strerror}; "
+                    "TMPDIR names another folder"
+                ) from None
+            self._filled.append((start, stop))
+        self.remote.check()
+
+    def fill_header(self) -> None:
+        """Have what a parser of headers looks at: the beginning; of a .safetensors file all of its header."""
+        self.fill(0, _HEADER)
+        if self.remote.suffix == ".safetensors" and self.remote.size >= 8:
+            with open(self.path, "rb") as file:
+                length = int.from_bytes(file.read(8), "little")
+            self.fill(0, min(8 + length, _MOST_HEADER))
+
+
+def _home() -> str:
+    """The folder of all local copies, which goes with the process."""
+    global _folder
+    if _folder is None:
+        _folder = tempfile.TemporaryDirectory(prefix="bigvocab-", ignore_cleanup_errors=True)
+    return _folder.name
+
+
+def sparse(uri: str) -> SparseFile:
+    """The local file of an object, made at first, with nothing in it."""
+    uri = whole_uri(uri)
+    with _lock:
+        if uri not in _files:
+            place = tempfile.mkdtemp(dir=_home())
+            _files[uri] = SparseFile(uri, os.path.join(place, uris.name_of(uri) or "object"))
+        return _files[uri]
+
+
+def local_copy(path: Any) -> Any:
+    """The path of a local copy of an object, all of it; anything but a URI as it is."""
+    if not isinstance(path, str | os.PathLike):
+        return path
+    text = uris.plain(os.fsdecode(path))
+    if not uris.is_remote(text):
+        return text if isinstance(path, str) else path
+    found = sparse(text)
+    found.fill(0, found.remote.size)
+    return found.path
+
+
+def mirror(uri: str) -> str:
+    """A local folder with the objects of a folder: small ones whole, of .safetensors files nothing but what `filled`
+    asks for.
+    """
+    before, query = uris.split_query(uri)
+    base = before.rstrip("/")
+    names: list[str] = attempt(uri, store_of(f"{base}/{query}").list, "cannot be listed")
+    if not names:
+        raise BigvocabError(f"{uris.shown(uri)}: no such folder in this store, or an empty one")
+    with _lock:
+        place = tempfile.mkdtemp(dir=_home())
+    for one in names:
+        name = uris.name_of(one)
+        found = SparseFile(one, os.path.join(place, name))
+        if not name.endswith(".safetensors"):
+            if found.remote.size <= _SMALL:
+                found.fill(0, found.remote.size)
+            continue
+        with _lock:
+            found = _files.setdefault(one, found)
+            os.replace(found.path, os.path.join(place, name))
+            found.path = os.path.join(place, name)
+            _by_path[found.path] = found
+    return place
+
+
+def filled(path: str, start: int, stop: int) -> str:
+    """The path of the file itself, with these bytes in it, where it is a mirrored one, or the URI of one."""
+    found = sparse(path) if uris.is_remote(path) else _by_path.get(path)
+    if found is None:
+        return path
+    found.fill(start, stop)
+    return found.path
+
+
+def with_header(path: str) -> str:
+    """As `filled`, of what a parser of headers looks at."""
+    found = sparse(path) if uris.is_remote(path) else _by_path.get(path)
+    if found is None:
+        return path
+    found.fill_header()
+    return found.path
+
+
+class SpooledFile(MappedFile):
+    """An object as a mapped file: its header at first, all of it, or what `fill` asks for."""
+
+    def __init__(self, source: Source, *, whole: bool) -> None:
+        self._sparse = sparse(source.path)
+        if whole:
+            self._sparse.fill(0, self._sparse.remote.size)
+        else:
+            self._sparse.fill_header()
+        remote = self._sparse.remote
+        super().__init__(Source(self._sparse.path, remote.shown, source.selector))
+        self.path = source.path
+        self._local = self.identity
+        self.identity: RemoteIdentity = remote.identity  # type: ignore[assignment]
+
+    def fill(self, start: int, stop: int) -> None:
+        """Have bytes `start` to `stop` in the map."""
+        self._sparse.fill(start, stop)  # a map of the file sees what is written to it
+
+    def check(self) -> None:
+        """What was fetched is here, and is of one version of the object."""
+
+    def watched(self) -> list[MappedFile]:
+        """Nobody else cuts this file short."""
+        return []

@@ -1,0 +1,63 @@
+"""What a user may name beside paths: URIs of object stores and of files on the web. Nothing is opened here."""
+
+from __future__ import annotations
+
+import os
+import re
+from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
+
+_REMOTE = re.compile(r"(s3|gs|gcs|abfs|abfss|hdfs|viewfs|https?)://", re.IGNORECASE)
+# Of a query, what says where and how, and is no secret.
+_SHOWN = {"endpoint_override", "scheme", "region", "anonymous", "allow_bucket_creation", "replication", "buffer_size"}
+
+
+def is_remote(path: str | os.PathLike[str]) -> bool:
+    """Whether it is a URI of an object store, of HDFS or of the web.
+
+    >>> is_remote("s3://bucket/logits.npy"), is_remote("logits.npy"), is_remote("file:///logits.npy")
+    (True, False, False)
+    """
+    return isinstance(path, str) and _REMOTE.match(path) is not None
+
+
+def plain(path: str) -> str:
+    """The path of a file:// URI; anything else as it is.
+
+    >>> plain("file:///data/a%20b.npy::x"), plain("a.npy")
+    ('/data/a b.npy::x', 'a.npy')
+    """
+    return unquote(re.sub(r"^file:(//(localhost)?)?(?=/)", "", path, flags=re.IGNORECASE)) if _is_file(path) else path
+
+
+def _is_file(path: str) -> bool:
+    return path[:6].lower() == "file:/"
+
+
+def shown(uri: str) -> str:
+    """A URI as messages, reports and states have it: without user, password, keys and signatures.
+
+    >>> shown("s3://key:secret@bucket/a.npy?region=eu&secret_key=x"), shown("https://host/a.npy?sig=abc")
+    ('s3://bucket/a.npy?region=eu', 'https://host/a.npy')
+    """
+    if not is_remote(uri):
+        return uri
+    parts = urlsplit(uri)
+    query = urlencode([pair for pair in parse_qsl(parts.query, keep_blank_values=True) if pair[0] in _SHOWN], safe=":/")
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, query, ""))
+
+
+def absolute(path: str | os.PathLike[str]) -> str:
+    """The absolute path; a URI as it is."""
+    text = os.fsdecode(path)
+    return text if is_remote(text) else os.path.abspath(plain(text))
+
+
+def split_query(uri: str) -> tuple[str, str]:
+    """A URI before its query, and the query with its question mark."""
+    before, mark, query = uri.partition("?")
+    return before, mark + query
+
+
+def name_of(uri: str) -> str:
+    """The last name of the path of a URI."""
+    return unquote(split_query(uri)[0].rstrip("/").rpartition("/")[2])
