@@ -7,7 +7,6 @@ of a range of its rows.
 from __future__ import annotations
 
 import contextlib
-import glob
 import itertools
 import os
 from collections.abc import Callable, Iterator
@@ -26,13 +25,18 @@ from bigvocab.labels.tables import as_table_source
 from bigvocab.labels.text_files import TEXT_SUFFIXES, open_text, text_kind
 from bigvocab.storage import paths, uris
 from bigvocab.storage.file_identity import FileIdentity
-from bigvocab.storage.folders import dataset_files, partitioned_files, partitions
+from bigvocab.storage.folders import partitions
 from bigvocab.storage.mapped import MappedFile
 from bigvocab.storage.remote import remember, whole_uri
 from bigvocab.storage.spool import local_copy
 
-_SUFFIXES = tuple(suffix for suffix, form in paths.SUFFIXES.items() if form in ("npy", "arrow", "parquet"))
-_LESS = (*TEXT_SUFFIXES, ".npz", ".pt", ".pth", ".safetensors")  # in a folder where there are none of those above
+_KINDS = paths.Kinds(
+    (
+        tuple(suffix for suffix, form in paths.SUFFIXES.items() if form in ("npy", "arrow", "parquet")),
+        (*TEXT_SUFFIXES, ".npz", ".pt", ".pth", ".safetensors"),
+    ),
+    partitions=True,
+)
 _MOST_KEPT = 16 << 20
 _SUPPORTED = "an Arrow IPC file or stream, Parquet, or .npy; by name also .csv, .tsv, .jsonl, .npz, .pt, .safetensors"
 
@@ -283,32 +287,8 @@ def _find_files(path: Any) -> tuple[list[str], str | None]:
     if not text or "\0" in text:
         raise BigvocabError(Keyword("labels"), f": expected the name of a file, got {text!r}")
     if uris.is_remote(text):
-        return paths.uri_files(text, _SUFFIXES), column
-    if os.path.isdir(text):
-        if (listed := dataset_files(text)) is not None:
-            return listed, column
-        found = _in_folder(text)
-    elif os.path.exists(text) or not glob.has_magic(text):
-        return [text], column
-    else:
-        hidden = os.path.basename(text).startswith((".", "_"))  # where the pattern itself asks for them
-        found = [f for f in glob.glob(text, recursive=True) if hidden or not os.path.basename(f).startswith((".", "_"))]
-    found = [name for name in found if os.path.isfile(name) or os.path.islink(name) and not os.path.isdir(name)]
-    if not found:
-        paths.check_listing(text)
-        raise BigvocabError(f"{text}: no file of labels there (in a folder: {', '.join(_SUFFIXES + _LESS)})")
-    return sorted(found, key=paths.natural_key), column
-
-
-def _in_folder(folder: str) -> list[str]:
-    """Files of labels in a folder, or in its partitions; text and archives where there are none of the usual."""
-    found = glob.glob(os.path.join(glob.escape(folder), "[!._]*"))
-    for suffixes in (_SUFFIXES, _LESS):
-        if some := [name for name in found if name.lower().endswith(suffixes)]:
-            return some
-        if some := partitioned_files(folder, suffixes):
-            return some
-    return []
+        return paths.uri_files(text, _KINDS.groups[0]), column
+    return paths.files_of(text, _KINDS), column
 
 
 def open_source(source: Any) -> tuple[list[LabelPart], str | None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import glob
+import itertools
 import os
 import re
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from typing import Any, NamedTuple
 
 from bigvocab.errors import BigvocabError
 from bigvocab.storage import uris
-from bigvocab.storage.folders import dataset_files
+from bigvocab.storage.folders import dataset_files, partitioned_files
 
 SUFFIXES = {
     ".npy": "npy",
@@ -27,10 +28,20 @@ SUFFIXES = {
     ".pt": "torch",
     ".pth": "torch",
 }
-FOLDER_SUFFIXES = (".npy", ".safetensors", ".arrow", ".arrows", ".feather", ".ipc")
-ARCHIVE_SUFFIXES = (".npz", ".pt", ".pth")  # in a folder only where nothing else is there
 LFS_ADVICE = "a git-lfs pointer, which stands for the file itself; fetch that with `git lfs pull`"
-RAW_SUFFIXES = (".bin", ".dat", ".raw")
+
+
+class Kinds(NamedTuple):
+    """Which files of a folder are meant: those of the first group of suffixes that any has; with `partitions`, also
+    those in folders named key=value below it.
+    """
+
+    groups: tuple[tuple[str, ...], ...]
+    partitions: bool = False
+
+
+MATRICES = Kinds(((".npy", ".safetensors", ".arrow", ".arrows", ".feather", ".ipc"), (".npz", ".pt", ".pth")))
+RAW = Kinds(((".bin", ".dat", ".raw"),))
 
 
 class Source(NamedTuple):
@@ -121,7 +132,7 @@ def check_listing(path: str) -> None:
         pass
 
 
-def _folder(path: str, suffixes: tuple[str, ...]) -> list[str]:
+def _folder(path: str, kinds: Kinds) -> list[str]:
     if (listed := dataset_files(path)) is not None:
         return listed
     try:
@@ -130,18 +141,20 @@ def _folder(path: str, suffixes: tuple[str, ...]) -> list[str]:
             names = [e.name for e in entries if not _hidden(e.name) and not os.path.isdir(e.path)]
     except OSError as error:
         raise BigvocabError(f"{path}: cannot list the folder: {error.strerror}") from error
-    known = [name for name in names if os.path.splitext(name)[1].lower() in suffixes]
-    if not known and suffixes == FOLDER_SUFFIXES:
-        known = [name for name in names if os.path.splitext(name)[1].lower() in ARCHIVE_SUFFIXES]
-    names = known
-    if not names:
-        raise BigvocabError(f"{path}: no file with a known suffix in this folder (looked for {', '.join(suffixes)})")
-    return [os.path.join(path, name) for name in sorted(names, key=natural_key)]
+    for suffixes in kinds.groups:
+        found = [os.path.join(path, name) for name in names if name.lower().endswith(suffixes)]
+        if not found and kinds.partitions:
+            found = partitioned_files(path, suffixes)
+        if found:
+            return sorted(found, key=natural_key)
+    known = ", ".join(itertools.chain(*kinds.groups))
+    raise BigvocabError(f"{path}: no file with a known suffix in this folder (looked for {known})")
 
 
-def _expand(path: str, suffixes: tuple[str, ...]) -> list[str]:
+def files_of(path: str, kinds: Kinds) -> list[str]:
+    """The files that a path, a glob or a folder means, the last two in natural order."""
     if os.path.isdir(path):
-        return _folder(path, suffixes)
+        return _folder(path, kinds)
     if os.path.lexists(path) or not glob.has_magic(path):
         return [path]  # opening says what is wrong with it
     pattern = os.path.basename(path)
@@ -169,10 +182,10 @@ def expand(path: Any, *, raw: bool = False) -> list[Source]:
     for text in _as_texts(path):
         place, selector = split_selector(text)
         if uris.is_remote(place):
-            found = uri_files(place, RAW_SUFFIXES if raw else FOLDER_SUFFIXES)
+            found = uri_files(place, (RAW if raw else MATRICES).groups[0])
             sources += [Source(file, uris.shown(file), selector) for file in found]
             continue
-        for file in _expand(place, RAW_SUFFIXES if raw else FOLDER_SUFFIXES):
+        for file in files_of(place, RAW if raw else MATRICES):
             sources.append(Source(os.path.abspath(file), file, selector))
     if not sources:
         raise BigvocabError("path: got an empty list, expected at least one file")
