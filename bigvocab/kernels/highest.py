@@ -1,8 +1,8 @@
 """The highest classes of each row: a threshold, and a buffer of twice as many as are asked for.
 
 Classes above the threshold are put into the buffer in order of their ids; when it is full, the lower half is thrown
-out, which raises the threshold. So most blocks are told to be of no interest by their maximum alone, and of equal logits
-the lower ids stay. Logits are kept as integers in the same order, because counting integers vectorises: a bisection of
+out, which raises the threshold. So most blocks are told to be of no interest by their maximum alone, and of equals the
+lower ids stay. Logits are kept as integers in the same order, because counting integers vectorises: a bisection of
 their range finds which half is which.
 
 A row's buffer is (keys, ids, marks): keys and ids (2 K,) int64, marks (2,) float64 = how many there are, the threshold.

@@ -30,7 +30,7 @@ def labels_beside(labels: Array, span: Span, rows: slice | Ids, skip: Bools) -> 
 
 
 class SoftmaxSums:
-    """Statistics of the softmax, one line of `kernels.row_statistics` per row; one column more where squares are wanted.
+    """Statistics of the softmax, one line of `kernels.row_statistics` per row, with a column for squares if wanted.
 
     Args:
         labels: (n,) the class of each row; -1 leaves the row out, -2 reads a row that has no label.
