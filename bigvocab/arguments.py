@@ -108,6 +108,9 @@ def first_outside(ids: npt.NDArray[Any], stop: int, left_out: npt.NDArray[np.boo
     return int(np.argmax(wrong)) if wrong.any() else None
 
 
+IGNORED_HINT: tuple[str | Keyword, ...] = ("; rows whose label is -100 are left out with ", Keyword("ignore_index"))
+
+
 def labels_in_range(
     labels: npt.NDArray[np.int64],
     num_classes: int,
@@ -122,7 +125,13 @@ def labels_in_range(
     if ignored is not None:
         skip = ignored if skip is None else skip | ignored
     if (row := first_outside(labels, num_classes, skip)) is not None:
-        raise BigvocabError.of_row(name, first_row + row, f" is {labels[row]}, expected a class in [0, {num_classes})")
+        hint: tuple[str | Keyword, ...] = ()
+        if labels[row] == -100 and ignore_index is None:
+            hint = IGNORED_HINT
+        elif labels[row] == num_classes and (labels > 0 if skip is None else (labels > 0) | skip).all():
+            hint = ("; are classes counted from 1?",)
+        text = f" is {labels[row]}, expected a class in [0, {num_classes})"
+        raise BigvocabError.of_row(name, first_row + row, text, *hint)
     return np.where(skip, -1, labels) if skip is not None and skip.any() else labels
 
 

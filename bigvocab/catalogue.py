@@ -21,8 +21,9 @@ class Statistic:
     """How a column of row values becomes a number of the report.
 
     Attributes:
-        kind: mean, reciprocal (the mean of 1 / value), within (the share of values up to each k), count (of rows where
-            it is true) or extremes (least and greatest); see `evaluation.statistics`.
+        kind: mean, mean_error (with its standard error), within (the share of places up to each k), between (that share
+            with ties against and for), count (of rows where it is true), extremes (least and greatest), least,
+            loss_histogram, rank_histogram or calibration; see `evaluation.statistics`.
         column: of the row values.
         figure: the dotted name in the report.
     """
@@ -41,14 +42,14 @@ class MetricSpec:
         text: one line for the help and the docs.
         unit: of its values; "" for shares and counts.
         statistics: the numbers of the report.
-        record: Arrow's name of the type of its column in losses.parquet; None where it has none.
+        records: its columns in losses.parquet: name, and Arrow's name of the type.
     """
 
     name: str
     text: str
     unit: str = ""
     statistics: tuple[Statistic, ...] = ()
-    record: str | None = None
+    records: tuple[tuple[str, str], ...] = ()
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -70,6 +71,7 @@ class LossSpec:
         is_likelihood: whether its mean is that of -log p of the label: perplexity and bits come of it.
         sampled: whether it looks at sampled classes only, and so needs an output layer.
         takes: "logits", or "probabilities".
+        statistics: numbers of the report that it has whatever metrics are asked for, where their columns are there.
         kernels: modules of `bigvocab.kernels` that it needs.
     """
 
@@ -82,6 +84,7 @@ class LossSpec:
     is_likelihood: bool = False
     sampled: bool = False
     takes: str = "logits"
+    statistics: tuple[Statistic, ...] = ()
     kernels: tuple[str, ...] = ()
 
 
@@ -103,31 +106,54 @@ def _by_name(*specs: _Spec) -> dict[str, _Spec]:
 
 METRICS = _by_name(
     MetricSpec(
-        "accuracy", "share of rows whose rank is at most k", statistics=(Statistic("within", "place", "accuracy"),)
+        "accuracy",
+        "share of rows whose rank is at most k",
+        statistics=(Statistic("within", "place", "accuracy"), Statistic("between", "tie", "accuracy_ties")),
     ),
     MetricSpec(
         "rank",
         "1 + the number of classes with a strictly greater logit than the label's",
         statistics=(
             Statistic("mean", "rank", "mean_rank"),
-            Statistic("reciprocal", "rank", "mrr"),
+            Statistic("mean", "reciprocal_rank", "mrr"),
             Statistic("count", "tied", "tied_rows"),
         ),
-        record="int64",
+        records=(("rank", "int64"),),
     ),
     MetricSpec(
         "logsumexp",
         "log of the sum of exp of all logits",
         "nats",
         (Statistic("mean", "logsumexp", "logsumexp.mean"), Statistic("extremes", "logsumexp", "logsumexp")),
-        record="double",
+        (("logsumexp", "double"),),
     ),
     MetricSpec(
-        "entropy", "entropy of the softmax", "nats", (Statistic("mean", "entropy", "entropy"),), record="double"
+        "entropy",
+        "entropy of the softmax",
+        "nats",
+        (Statistic("mean", "entropy", "entropy"),),
+        (("entropy", "double"),),
     ),
-    MetricSpec("predicted", "the lowest id among the greatest logits", record="int64"),
+    MetricSpec("predicted", "the lowest id among the greatest logits", records=(("predicted", "int64"),)),
+    MetricSpec(
+        "calibration",
+        "whether the model is right as often as it says: 15 bins of its confidence, ece, brier",
+        statistics=(
+            Statistic("calibration", "confidence", "calibration"),
+            Statistic("mean", "brier", "calibration.brier"),
+        ),
+    ),
+    MetricSpec(
+        "topk",
+        "the highest classes of each row, in losses.parquet",
+        records=(("top_ids", "list<int64>"), ("top_logprobs", "list<float>")),
+    ),
 )
 DEFAULT_METRICS = ("accuracy", "rank", "logsumexp")
+DEFAULT_KEEP_TOP, MOST_KEPT = 10, 128
+TIES = ("optimistic", "mean", "pessimistic")
+_MASS = (Statistic("mean", "mass", "label_mass.mean"), Statistic("least", "mass", "label_mass"))
+_NLL = Statistic("mean_error", "nll", "nll")
 
 # By-products of comparing two models, beside kl, which is always there.
 COMPARISON_METRICS = {
@@ -150,14 +176,22 @@ _TRUE_WANTED = "one integer label or a list of them per row"
 LOSSES = _by_name(
     LossSpec(
         "sparse-softmax", "softmax cross-entropy of one class per row", ("id",), "one integer label per row",
-        ("ignore_index", "class_weights", "label_smoothing", *_LOGIT_OPTIONS),
+        (
+            "ignore_index", "class_weights", "label_smoothing", "ties", "keep_top", "class_counts", "vocab_file",
+            "text_column", *_LOGIT_OPTIONS,
+        ),
         tuple(METRICS), is_likelihood=True, kernels=("softmax",),
+        statistics=(
+            Statistic("loss_histogram", "loss", "loss_histogram"),
+            Statistic("rank_histogram", "ranked", "rank_histogram"),
+            _NLL,
+        ),
     ),
     LossSpec(
         "softmax", "softmax cross-entropy of a distribution per row", ("dense", "sparse"),
         "a matrix or fixed-size lists of floats, or lists of ids beside a probability column",
         ("label_smoothing", "probability_column", *_LOGIT_OPTIONS),
-        _OF_SOFTMAX, is_likelihood=True, kernels=("softmax", "soft_labels"),
+        _OF_SOFTMAX, is_likelihood=True, kernels=("softmax", "soft_labels"), statistics=(*_MASS, _NLL),
     ),
     LossSpec(
         "sigmoid", "sigmoid cross-entropy of independent classes, summed over the row", _DENSE, _DENSE_WANTED,

@@ -30,6 +30,8 @@ from bigvocab.command.options import (
     LABEL_LOGITS_EPILOG,
     MERGE,
     MERGE_EPILOG,
+    PAGE,
+    PAGE_EPILOG,
     RAW,
     SAMPLE,
     SAMPLE_EPILOG,
@@ -190,12 +192,12 @@ def eval_(ctx: click.Context, form: str, quiet: bool, conditions: list[Condition
         options["metrics"] = default_metrics(options["loss"])
     _check_together(ctx, options, conditions)
     report = _evaluate(options, quiet)
-    _say_notes(report, quiet)
+    _say_notes(report, quiet=quiet)
     _print_report(report, form)
     _judge(report, conditions)
 
 
-def _say_notes(report: Report, quiet: bool) -> None:
+def _say_notes(report: Report, *, quiet: bool) -> None:
     """What is probably not what was meant, one line each."""
     for note in report["notes"] if "notes" in report and not quiet else ():
         _say(f"note: {note['text']}")
@@ -217,9 +219,8 @@ def _check_together(ctx: click.Context, options: dict[str, Any], conditions: lis
         raise click.UsageError("'--top-k' needs accuracy in '--metrics'.")
     if fault := next(faults(options, given), None):
         raise click.UsageError(usage(fault))
-    columns = [role for role in ("group", "bytes") if options[f"{role}_column"] is not None] + ["exact"] * options[
-        "exact"
-    ]
+    columns = [role for role in ("group", "bytes", "cluster") if options[f"{role}_column"] is not None]
+    columns += ["exact"] * options["exact"] + ["smoothing"] * bool(options["label_smoothing"])
     for condition in conditions:
         from bigvocab.reports.fail_if import check_name
 
@@ -298,7 +299,7 @@ def compare_(ctx: click.Context, form: str, quiet: bool, conditions: list[Condit
 
             as_usage("--max-memory", parse_bytes, "max_memory", given["max_memory"])
         report = compare(**given, progress=progress)
-    _say_notes(report, quiet)
+    _say_notes(report, quiet=quiet)
     _print_report(report, form)
     _judge(report, conditions)
 
@@ -412,11 +413,13 @@ def sample_(ctx: click.Context, **options: Any) -> None:
 @with_options(MERGE)
 def merge_(states: tuple[str, ...], form: str, conditions: list[Condition], **options: Any) -> None:
     """Merge the states of shards, in any order, into the report of the whole job: the same bits as one run."""
-    from bigvocab.jobs.merging import merge
+    from bigvocab.jobs.merging import merged
+    from bigvocab.jobs.pages import write_page
     from bigvocab.storage.output import write_text
 
     signals.work_begins()
-    report = merge(states, output=options["output"], rows=options["rows"])
+    outputs = {name: options[name] for name in ("report", "html")}
+    report = merged(states, output=options["output"], rows=options["rows"], outputs=outputs)
     for condition in conditions:
         try:
             report.figure(condition.name)
@@ -424,8 +427,21 @@ def merge_(states: tuple[str, ...], form: str, conditions: list[Condition], **op
             raise click.UsageError(f"--fail-if: the report has no figure {condition.name!r}") from error
     if options["report"] is not None:
         write_text(options["report"], report.to_json() + "\n")
+    write_page(options["html"], report)
+    _say_notes(report, quiet=False)
     _print_report(report, form)
     _judge(report, conditions)
+
+
+@cli.command("page", cls=_Command, short_help="A page to look at, from a report.json.", epilog=PAGE_EPILOG)
+@click.argument("report", metavar="REPORT.json")
+@with_options(PAGE)
+def page_(report: str, html: str) -> None:
+    """Make one HTML page of a report: what was evaluated, its numbers and pictures."""
+    from bigvocab.reports.page import page_of_file
+
+    signals.work_begins()
+    page_of_file(report, html)
 
 
 @cli.command("inspect", cls=_Command, short_help="What files hold: shape, dtype, rows, columns.", epilog=INSPECT_EPILOG)

@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bigvocab.catalogue import DEFAULT_LOSS, DEFAULT_METRICS, DEFAULT_SAMPLER, LOSSES, METRICS, SAMPLERS, enumerated
+from bigvocab.catalogue import (
+    DEFAULT_LOSS,
+    DEFAULT_METRICS,
+    DEFAULT_SAMPLER,
+    LOSSES,
+    METRICS,
+    MOST_KEPT,
+    SAMPLERS,
+    TIES,
+    enumerated,
+)
 from bigvocab.errors import BigvocabError, Keyword
 
 if TYPE_CHECKING:
@@ -150,6 +160,7 @@ RAW = [
 FORMAT = _option(RESULT, "--format", "form", type=click.Choice(["table", "json"]), default="table",
                  help="A table for people, or JSON.")
 REPORT = _option(RESULT, "--report", metavar="PATH", help="Write the report, as JSON.")
+HTML = _option(RESULT, "--html", metavar="PAGE", help="Write the report as a page to look at (bigvocab[html]).")
 FAIL_IF = _option(RESULT, "--fail-if", "conditions", metavar="CONDITION", multiple=True, callback=_conditions,
                   help="Exit with 3 if it holds: 'perplexity > 20', 'accuracy.1 < 0.3'; names as in JSON; repeatable.")
 STATE = [
@@ -241,6 +252,9 @@ EVAL = [
     _option(COLUMNS, "--weight-column", metavar="NAME", help="Weight of the row."),
     _option(COLUMNS, "--group-column", metavar="NAME", help="Group of the row: values for each group."),
     _option(COLUMNS, "--bytes-column", metavar="NAME", help="Bytes of text behind the label: bits per byte."),
+    _option(COLUMNS, "--position-column", metavar="NAME", help="Place in the sequence, from 0: loss by position."),
+    _option(COLUMNS, "--cluster-column", metavar="NAME", help="Rows that depend on each other: errors over clusters."),
+    _option(COLUMNS, "--text-column", metavar="NAME", help="Text to show with the worst rows."),
     _option(LOSS, "--loss", type=click.Choice(list(LOSSES)), metavar="NAME", default=DEFAULT_LOSS,
             help=f"{enumerated(LOSSES)}."),
     _option(LOSS, "--ignore-index", type=int, metavar="ID", help="Rows with this label do not count."),
@@ -258,12 +272,18 @@ EVAL = [
             show_default=True, help=f"Of {', '.join(METRICS)}, as they fit the loss."),
     _option(FIGURES, "--top-k", metavar="K,...", default="1,5", callback=_ks, show_default=True,
             help="The k of the accuracies."),
+    _option(FIGURES, "--keep-top", type=click.IntRange(1, MOST_KEPT), metavar="K",
+            help="Highest classes per row in --output (topk); default 10."),
+    _option(FIGURES, "--ties", type=click.Choice(TIES), metavar="WAY",
+            help="The label before, after or amid equal logits: optimistic (default), pessimistic, mean."),
+    _option(FIGURES, "--class-counts", metavar="PATH", help="Training counts of the classes: loss by frequency."),
     _option(FIGURES, "--nonfinite", type=click.Choice(["error", "skip", "keep"]), metavar="WAY", default="error",
             show_default=True, help="Rows with NaN or +inf: error, skip or keep."),
     *RUN,
     *JOBS,
     _option(RESULT, "--output", metavar="PATH", help="Write the loss of every row, as Parquet."),
     REPORT,
+    HTML,
     REPORT_EVERY,
     FORMAT,
     FAIL_IF,
@@ -279,10 +299,14 @@ LABEL_LOGITS = [
     _option(RUNNING, "--quiet", "-q", is_flag=True, help="No progress bar and no messages."),
     _option(RESULT, "--output", metavar="PATH", required=True, help="Arrow file to write, for --label-logits."),
 ]
+PAGE = [
+    _option(RESULT, "--html", metavar="PAGE", required=True, help="Page to write: one file, nothing loaded."),
+]
 MERGE = [
     _option(DATA, "--rows", type=click.IntRange(0), metavar="N", help="Fail unless all states have seen N rows."),
     _option(RESULT, "--output", metavar="PATH", help="The loss of every row, of states of ranges of classes."),
     REPORT,
+    HTML,
     FORMAT,
     FAIL_IF,
 ]
@@ -318,6 +342,10 @@ MERGE_EPILOG = """\b
 Examples:
   bigvocab eval --logits 'part-*.npy' --labels labels/ --shard 2/8 --state 2.state
   bigvocab merge *.state --report report.json
+"""
+PAGE_EPILOG = """\b
+Example:
+  bigvocab page report.json --html report.html
 """
 INSPECT_EPILOG = """\b
 Examples:

@@ -13,7 +13,7 @@ import pyarrow as pa
 from bigvocab import arguments
 from bigvocab.errors import BigvocabError, Place
 from bigvocab.formats.vectors import LISTS, vector_type, vectors_of
-from bigvocab.labels.columns import groups_of
+from bigvocab.labels.columns import groups_of, nameable
 from bigvocab.labels.label_sources import labels_of
 from bigvocab.labels.labels import LabelBatch, Labels, read_labels
 
@@ -37,7 +37,10 @@ def label_batch(
     if groups is not None:
         coded = groups_of(groups)
         arguments.one_per_row("groups", coded[0], rows)
-    return LabelBatch(0, found, probabilities=probabilities, weights=values, groups=coded)
+    batch = LabelBatch(0, found, probabilities=probabilities, weights=values, groups=coded)
+    if isinstance(labels, np.ndarray) and labels.dtype.kind in "iu":
+        batch.nameable = nameable(pa.from_numpy_dtype(labels.dtype.newbyteorder("=")))
+    return batch
 
 
 def _check_weights(weights: npt.NDArray[np.float64], labels: Any, ignore_index: int | None) -> None:

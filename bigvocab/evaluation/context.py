@@ -45,3 +45,9 @@ class RowContext:
     def class_weights(self) -> Any:
         """The weight of each class, unchecked; None where there are none."""
         return None if self.loss.class_weights is None else self.loss.class_weights.values
+
+    @property
+    def frequencies(self) -> Any:
+        """The count of each class; None where there are none."""
+        found = self.measures.frequencies
+        return None if found is None else found.values

@@ -48,14 +48,19 @@ class Evaluator:
         ignore_index, label_smoothing, class_weights, logit_scale, softcap: as in `sparse_softmax_cross_entropy`.
         pos_weight: weight of positives, one number, one for each class, or a path (weighted-sigmoid, sparse-sigmoid).
         epsilon: added inside the logarithms of log-loss.
-        metrics: by-products to keep, of accuracy, rank, logsumexp, entropy, predicted; None is the first three, as they
-            fit the loss.
+        metrics: by-products to keep, of accuracy, rank, logsumexp, entropy, predicted, calibration, topk; None is the
+            first three, as they fit the loss.
         top_k: the k of the accuracies.
+        keep_top: of topk, how many of the highest classes of each row go to losses.parquet; None is 10.
+        ties: how rank, mrr and accuracy count classes with the label's own logit: "optimistic" behind it, "pessimistic"
+            before it, "mean" as expected under a random order.
+        class_counts: how often each class occurs in the training data, an array or a path: the report tells the loss of
+            rare labels apart. `vocab_file` does the same.
         nonfinite: "error" names the first row with a NaN, +inf or no finite logit; "skip" leaves such rows out; "keep"
             lets them through.
         threads: None is all usable cores.
-        label_column, probability_column, weight_column, group_column, bytes_column: columns of the batches of
-            `update_batch`.
+        label_column, probability_column, weight_column, group_column, bytes_column, position_column, text_column,
+            cluster_column: columns of the batches of `update_batch`; see `read_labels`.
         sampler, num_sampled, vocab_file, distortion, seed: for sampled-softmax and nce, how candidates are drawn: by
             default log-uniform, which takes ids to be sorted by falling frequency, with the seed 0. Rows share a draw
             in blocks of 512, counted from row 0 of the data (with `update`, from the first row this evaluator has
@@ -179,7 +184,7 @@ class Evaluator:
     def _add(self, results: Iterable[tuple[LabelBatch, RowResult]], rows: int) -> None:
         """Count the results of a batch, all of which are there: it counts whole or not at all."""
         for part, result in results:
-            self.tally.add(result, part.groups, part.num_bytes)
+            self.tally.add(result, part, numbered=False)
         self.seen += rows
 
     @contextlib.contextmanager

@@ -56,6 +56,26 @@ def as_given(value: Any) -> Any:
     return packed(array)
 
 
+def shown_value(value: Any) -> Any:
+    """A keyword for people, the same from memory and from a state: arrays become words with their shape."""
+    if isinstance(value, Matrix):
+        value = as_given(value) if value.maps else np.empty(value.shape, np.uint8)
+    if isinstance(value, dict):
+        shape = value["missing"] if "missing" in value else from_given("", value, "").shape
+        return _shape_in_words(shape)
+    if isinstance(value, str | int | float | bool | None):
+        return value
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, list | tuple | set | frozenset) and all(isinstance(i, str | int | os.PathLike) for i in value):
+        return [shown_value(item) for item in value]
+    return _shape_in_words(np.shape(value))
+
+
+def _shape_in_words(shape: Any) -> str:
+    return f"array of shape ({', '.join(map(str, shape))}{',' * (len(shape) == 1)})"
+
+
 def packed(value: Any) -> Any:
     """An array as JSON has it, bfloat16 by its bits; anything else as it is."""
     if not isinstance(value, np.ndarray):

@@ -15,10 +15,14 @@ import numpy.typing as npt
 
 from bigvocab import arguments
 from bigvocab.errors import BigvocabError, Keyword
+from bigvocab.evaluation.breakdowns import frequency_bins
 from bigvocab.evaluation.context import RowContext
 from bigvocab.evaluation.label_checks import dense_labels, id_sets
+from bigvocab.evaluation.observations import look_at_labels, look_at_logits
+from bigvocab.evaluation.ranks import rank_columns
 from bigvocab.evaluation.row_result import RowResult
 from bigvocab.labels.labels import LabelBatch
+from bigvocab.losses.highest_rows import highest_rows
 from bigvocab.losses.row_statistics import RowStatistics, softmax_rows, wanted
 from bigvocab.losses.sigmoid_rows import log_loss_row_sums, sigmoid_row_sums, sparse_sigmoid_rows
 from bigvocab.losses.soft_rows import dense_label_rows, sparse_label_rows
@@ -44,15 +48,31 @@ def sparse_softmax(asked: RowContext, logits: LogitRows, batch: LabelBatch) -> R
     )
     formula = sparse_softmax_formula(classes, asked.loss.label_smoothing, asked.class_weights)
     (scale, softcap), threads = asked.loss.transform, asked.threads
-    want = wanted(
-        rank="rank" in asked.measures or "accuracy" in asked.measures,
-        entropy="entropy" in asked.measures,
-        predicted="predicted" in asked.measures,
-        logit_sum=formula.needs_logit_sum,
-    )
-    rows = softmax_rows(logits, labels, want=want, scale=scale, softcap=softcap, num_threads=threads)
+    options: dict[str, Any] = {
+        "want": wanted_of(asked, rank=asked.measures.ranks, logit_sum=formula.needs_logit_sum),
+        "scale": scale,
+        "softcap": softcap,
+        "num_threads": threads,
+    }
+    highest = None
+    if "topk" in asked.measures:
+        highest = highest_rows(logits, labels, asked.measures.keep_top, **options)
+    rows = highest.rows if highest is not None else softmax_rows(logits, labels, **options)
     sums = formula.weighted_sums(logits, labels, (scale, softcap), threads)
-    return of_statistics(asked, batch, labels, rows, classes, sums)
+    result = of_statistics(asked, batch, labels, rows, classes, sums)
+    if highest is not None:
+        ids = np.where(rows.finite[:, None], highest.ids, -1)
+        result.values |= {"top_ids": ids, "top_logprobs": highest.log_probabilities.astype(np.float32)}
+    look_at_logits(logits, rows, asked.loss.transform, result)
+    return result
+
+
+def wanted_of(asked: RowContext, *, rank: bool, logit_sum: bool) -> int:
+    """The kernels' by-products of sparse softmax; the predicted class is that of the worst rows too."""
+    calibration = "calibration" in asked.measures
+    return wanted(
+        rank=rank, entropy="entropy" in asked.measures, predicted=True, logit_sum=logit_sum, squares=calibration
+    )
 
 
 def of_statistics(
@@ -78,16 +98,25 @@ def of_statistics(
         seen = np.where(ignored, 0.0, formula.class_weights[labels])
         result.row_weight = np.ones(len(seen)) if weights is None else weights
         result.weight = seen * result.row_weight
-    if "rank" in asked.measures or "accuracy" in asked.measures:
-        without = np.isnan(rows.exp_sum)  # a row with a NaN has no order: as if it were last, and right for no k
-        rank = np.where(without, classes, rows.rank)
-        if "rank" in asked.measures:
-            result.values |= {"rank": rank, "tied": rows.tied & ~without}
-        if "accuracy" in asked.measures:
-            result.values["place"] = np.where(without, np.iinfo(np.int64).max, rank)
-    for name in ("predicted", "logsumexp", "entropy"):
+    result.values |= {"loss": result.loss, "predicted": rows.predicted}
+    if asked.loss.label_smoothing:
+        result.values["nll"] = rows.label_loss
+    if asked.measures.ranks:
+        columns = rank_columns(rows, classes, asked.measures.ties)
+        result.counts["ties"] = int(np.count_nonzero(columns["tied"] & ~ignored))
+        names = ["ranked", "place", *["tie"] * ("accuracy" in asked.measures)]
+        names += ["rank", "reciprocal_rank", "tied"] if "rank" in asked.measures else []
+        result.values |= {name: columns[name] for name in names}
+    if "calibration" in asked.measures:
+        right = np.where(result.values["predicted"] == labels, 1.0, 0.0)
+        result.values |= {"confidence": np.stack([rows.confidence, right], 1), "brier": rows.brier}
+    for name in ("logsumexp", "entropy"):
         if name in asked.measures:
             result.values[name] = getattr(rows, name)
+    if asked.frequencies is not None:
+        result.bins["by_frequency"] = frequency_bins(asked.frequencies, labels, classes)
+    result.counts["looked_rows"] = int(np.count_nonzero(~ignored & rows.finite))
+    look_at_labels(batch, labels, classes, result)
     return result
 
 
@@ -160,6 +189,13 @@ def softmax(asked: RowContext, logits: LogitRows, batch: LabelBatch) -> RowResul
         found = sparse_label_rows(logits, id_sets(asked, batch, classes), batch.probabilities, ignored, **options)
     loss, rows = found.losses(asked.loss.label_smoothing), found.rows
     result = weighted_result(asked, batch, loss, None, rows.finite, ignored, lambda i: row_fault(rows, i))
+    result.values["mass"] = found.mass
+    if asked.loss.label_smoothing:
+        result.values["nll"] = found.losses(0.0)
+    result.extremes["classes"] = (classes, classes)
+    if batch.probabilities is not None:
+        result.counts["listed_rows"] = len(batch)
+    look_at_logits(logits, rows, asked.loss.transform, result)
     for name in ("predicted", "logsumexp", "entropy"):
         if name in asked.measures:
             result.values[name] = getattr(rows, name)

@@ -24,7 +24,10 @@ class RowResult:
         ignored: by their label.
         nonfinite: holding a NaN, +inf or no finite logit.
         row_weight: of the row alone, where `weight` has the class weight in it.
-        values: columns by name: rank, tied, place, predicted, logsumexp, entropy, exact, bias.
+        values: columns by name, as statistics and records take them.
+        bins: (n,) bins of rows by the name of a breakdown.
+        counts: of what notes are about.
+        extremes: least and greatest of what notes are about.
     """
 
     loss: Floats
@@ -35,6 +38,9 @@ class RowResult:
     nonfinite: Bools
     row_weight: Floats | None = None
     values: dict[str, npt.NDArray[Any]] = field(default_factory=dict)
+    bins: dict[str, npt.NDArray[Any]] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+    extremes: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.loss)

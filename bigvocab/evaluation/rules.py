@@ -105,9 +105,19 @@ def _loss_faults(options: Mapping[str, Any], given: Collection[str]) -> Iterator
     if loss == "weighted-sigmoid" and "pos_weight" not in given:
         needed = (Keyword("pos_weight"), ", a number or one for each class")
         yield BigvocabError(Keyword("loss", loss), ": needs ", *needed)
+    if "keep_top" in given and "topk" not in _asked_metrics(options):
+        yield _fault("keep_top", "needs topk in ", Keyword("metrics"))
+    if "class_counts" in given and "vocab_file" in given:
+        yield _fault(
+            "class_counts", "and ", Keyword("vocab_file"), " both give counts of classes: expected one of them"
+        )
     for name in given:
         if loss not in (losses := losses_with(name)):
             yield _fault(name, f"goes with {', '.join(losses)}, not with {loss}")
+
+
+def _asked_metrics(options: Mapping[str, Any]) -> Collection[str]:
+    return () if options["metrics"] is None else options["metrics"]
 
 
 def _sampling_faults(options: Mapping[str, Any], given: Collection[str]) -> Iterator[BigvocabError]:
@@ -169,7 +179,7 @@ def _class_range_faults(options: Mapping[str, Any], given: Collection[str]) -> I
         if name in given and not ranges:
             yield _fault(name, "belongs to ", Keyword("first_class"), " or ", Keyword("vocab_shard"))
     if "save_label_logits" in given:
-        for name in ("output", "report", "state", "label_logits", "engine", "workers"):
+        for name in ("output", "report", "html", "state", "label_logits", "engine", "workers"):
             if name in given:
                 yield _fault(
                     "save_label_logits", "writes logits of labels alone: ", Keyword(name), " does not go with it"
@@ -193,10 +203,14 @@ def _class_range_faults(options: Mapping[str, Any], given: Collection[str]) -> I
             " splits by rows",
         )
         yield _fault("class_weights", *both)
+    if "topk" in _asked_metrics(options):
+        yield _fault("metrics", "topk needs all classes of a row at once; ", Keyword("shard"), " splits by rows")
     if "state" not in given:
         yield _fault(chosen, "needs ", Keyword("state"), ": the states of all ranges merge into losses")
     if "output" in given:
         yield _fault("output", "needs all classes: merging makes it, of the states of all ranges")
+    if "html" in given:
+        yield _fault("html", "needs all classes: merging makes it, of the states of all ranges")
     for name in ("engine", "workers"):
         if name in given:
             yield _fault(name, "shares rows: it does not go with ", Keyword(chosen))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -87,6 +88,8 @@ def _sampled(
         ignored,
         lambda row: _fault(rows, row, losses[row]),
     )
+    low = math.isqrt(rows.num_classes + 1) - 1  # log-uniform draws fall below with probability 1/2
+    result.counts |= {"true_ids": len(ids), "low_ids": int(np.count_nonzero(ids < low))}
     if result_exact is not None:
         with np.errstate(invalid="ignore"):
             result.values |= {"exact": result_exact, "bias": result_exact - losses}

@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from bigvocab.arguments import parse_bytes
-from bigvocab.catalogue import DEFAULT_SAMPLER
+from bigvocab.catalogue import DEFAULT_SAMPLER, default_metrics
 from bigvocab.errors import BigvocabError, Keyword
 from bigvocab.evaluation import state as states
 from bigvocab.evaluation.context import RowContext
 from bigvocab.evaluation.json_values import as_options
 from bigvocab.evaluation.model_report import model_block
+from bigvocab.evaluation.reporting import shown_options
 from bigvocab.evaluation.row_losses import ROW_LOSSES
 from bigvocab.evaluation.row_result import RowResult
 from bigvocab.evaluation.sampled_losses import SAMPLED_LOSSES
@@ -157,6 +158,11 @@ class Scorer:
             return asked.with_head(layer.given())
         given = {name: matrix for name, matrix in layer.given().items() if name in asked.head.instead}
         return asked.with_head(given | {"hidden_states": layer.hidden_states})
+
+    def shown(self) -> dict[str, Any]:
+        """The options that are not their defaults, for reports."""
+        loss = self.specification.loss.name
+        return shown_options(self.opened().keywords(), default_metrics(loss))
 
     def files(self) -> Iterator[str]:
         """Paths of the files that are read beside rows and labels."""

@@ -16,7 +16,16 @@ import numpy as np
 
 from bigvocab import arguments
 from bigvocab.arguments import integer, one_of, parse_bytes, parse_seed, parse_top_k
-from bigvocab.catalogue import LOSSES, METRICS, LossSpec, default_metrics, metrics_fault
+from bigvocab.catalogue import (
+    DEFAULT_KEEP_TOP,
+    LOSSES,
+    METRICS,
+    MOST_KEPT,
+    TIES,
+    LossSpec,
+    default_metrics,
+    metrics_fault,
+)
 from bigvocab.errors import BigvocabError, Keyword
 from bigvocab.evaluation.json_values import as_given, as_options, from_given
 from bigvocab.evaluation.rules import refuse_faults
@@ -24,12 +33,14 @@ from bigvocab.heads.found_model import AFTER, BEFORE, FoundModel
 from bigvocab.heads.open_model import find_layer
 from bigvocab.losses.sigmoid_rows import pos_weight_vector
 from bigvocab.matrices.vectors import read_vector
+from bigvocab.sampling.vocab_file import read_vocab_weights
 from bigvocab.storage import uris
 from bigvocab.threads import resolve_threads
 
 NONFINITE = ("error", "skip", "keep")
 TOKENIZER = "tokenizer"  # for num_classes
-FILE_OPTIONS = ("class_weights", "pos_weight", "vocab_file", "candidates")  # keywords that may be a path
+# Keywords that may be a path.
+FILE_OPTIONS = ("class_weights", "pos_weight", "class_counts", "vocab_file", "candidates")
 
 
 class EvaluatorOptions(TypedDict, total=False):
@@ -57,6 +68,9 @@ class EvaluatorOptions(TypedDict, total=False):
     num_classes: int | str | None
     metrics: str | Iterable[str] | None
     top_k: int | str | Iterable[int]
+    keep_top: int | None
+    ties: str
+    class_counts: Any
     nonfinite: str
     threads: int | None
     label_column: str | None
@@ -64,6 +78,9 @@ class EvaluatorOptions(TypedDict, total=False):
     weight_column: str | None
     group_column: str | None
     bytes_column: str | None
+    position_column: str | None
+    text_column: str | None
+    cluster_column: str | None
     sampler: str | None
     num_sampled: int | None
     num_true: int | None
@@ -91,6 +108,7 @@ DEFAULTS: dict[str, Any] = {
     "epsilon": 1e-7,
     "logit_scale": 1.0,
     "top_k": (1, 5),
+    "ties": "optimistic",
     "nonfinite": "error",
     "exact": False,
     "offset": 0,
@@ -155,13 +173,24 @@ class LossOptions:
             self.positive_weights(num_classes)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Measures:
-    """What to report beside the loss: `"rank" in measures`."""
+    """What to report beside the loss: `"rank" in measures`.
+
+    `frequencies` are counts of classes, to tell the loss of rare ones apart.
+    """
 
     metrics: tuple[str, ...]
     top_k: tuple[int, ...]
     exact: bool
+    keep_top: int = DEFAULT_KEEP_TOP
+    ties: str = "optimistic"
+    frequencies: ClassVector | None = None
+
+    @property
+    def ranks(self) -> bool:
+        """Whether the label's rank is wanted."""
+        return "rank" in self.metrics or "accuracy" in self.metrics
 
     def __contains__(self, metric: object) -> bool:
         return metric in self.metrics
@@ -181,6 +210,9 @@ class Columns:
     weight: str | None = None
     group: str | None = None
     bytes: str | None = None
+    position: str | None = None
+    text: str | None = None
+    cluster: str | None = None
 
     def keywords(self) -> dict[str, str | None]:
         """As keywords of `read_labels`."""
@@ -292,13 +324,19 @@ class Specification:
         """What decides the numbers, but for the layer and the candidates: values as JSON has them."""
         loss, measures = self.loss, self.measures
         names = ("ignore_index", "label_smoothing", "logit_scale", "softcap", "epsilon")
-        vectors = {"class_weights": loss.class_weights, "pos_weight": loss.pos_weight}
+        vectors = {
+            "class_weights": loss.class_weights,
+            "pos_weight": loss.pos_weight,
+            "class_counts": measures.frequencies,
+        }
         found = {
             "loss": loss.name,
             **{name: getattr(loss, name) for name in names},
             "num_classes": loss.num_classes,
             "metrics": measures.metrics,
             "top_k": measures.accuracies,
+            "ties": measures.ties,
+            "keep_top": measures.keep_top if "topk" in measures else None,
             "nonfinite": self.nonfinite,
             **self.sequences.identity(),
         }
@@ -318,7 +356,7 @@ class Specification:
 
     def files(self) -> Iterator[str]:
         """Paths of the vectors that were read."""
-        for vector in (self.loss.class_weights, self.loss.pos_weight):
+        for vector in (self.loss.class_weights, self.loss.pos_weight, self.measures.frequencies):
             if isinstance(vector, ClassVector) and vector.path is not None:
                 yield vector.path
 
@@ -330,6 +368,8 @@ class Specification:
             name: value.given() if isinstance(value, ClassVector) else value
             for name, value in (("class_weights", loss.class_weights), ("pos_weight", loss.pos_weight))
         }
+        if measures.frequencies is not None and self.sampling.vocab_file is None:
+            vectors["class_counts"] = measures.frequencies.given()
         found = {
             **DEFAULTS,
             **{name: value for name, value in vars(loss).items() if name != "name"},
@@ -338,6 +378,8 @@ class Specification:
             "metrics": list(measures.metrics),
             "top_k": list(measures.top_k),
             "exact": measures.exact,
+            "keep_top": measures.keep_top if "topk" in measures else None,
+            "ties": measures.ties,
             "nonfinite": self.nonfinite,
             "threads": self.threads_asked,
             **self.columns.keywords(),
@@ -390,9 +432,9 @@ def specify(**options: Any) -> Specification:
         parse_bytes("max_memory", asked["max_memory"])
     found = Specification(
         loss,
-        Measures(metrics, parse_top_k(asked["top_k"]), arguments.boolean("exact", asked["exact"])),
+        _measures(asked, metrics, loss.spec),
         one_of("nonfinite", asked["nonfinite"], NONFINITE),
-        Columns(*(asked[f"{role}_column"] for role in ("label", "probability", "weight", "group", "bytes"))),
+        Columns(*(asked[f"{role}_column"] for role in Columns.__dataclass_fields__)),
         head,
         _sequences(asked),
         _picked(Sampling, asked | {"seed": parse_seed(asked["seed"])}),
@@ -433,6 +475,40 @@ def _sequences(asked: Mapping[str, Any]) -> Sequences:
         arguments.boolean("shift_labels", asked["shift_labels"]),
         integer("score_from", asked["score_from"], 0, 2**62),
     )
+
+
+def _measures(asked: Mapping[str, Any], metrics: tuple[str, ...], loss: LossSpec) -> Measures:
+    keep_top, counts = asked["keep_top"], asked["class_counts"]
+    frequencies = None
+    if not loss.sampled and "class_counts" in loss.options:
+        frequencies = ClassVector.read("class_counts", counts)
+        if asked["vocab_file"] is not None:
+            path = os.path.abspath(asked["vocab_file"])
+            frequencies = ClassVector(read_vocab_weights(path), path)
+        _check_counts(frequencies)
+    return Measures(
+        metrics,
+        parse_top_k(asked["top_k"]),
+        arguments.boolean("exact", asked["exact"]),
+        DEFAULT_KEEP_TOP if keep_top is None else integer("keep_top", keep_top, 1, MOST_KEPT),
+        one_of("ties", asked["ties"], TIES),
+        frequencies,
+    )
+
+
+def _check_counts(counts: ClassVector | None) -> None:
+    """Raise unless counts are a vector of numbers, finite and not below 0."""
+    if counts is None:
+        return
+    values = np.asarray(counts.values)
+    if values.ndim != 1 or values.dtype.kind not in "fiu":
+        raise BigvocabError(
+            Keyword("class_counts"), f": got shape {values.shape} of {values.dtype}, expected one number for each class"
+        )
+    bad = ~((values >= 0) & (values < np.inf))
+    if bad.any():
+        at = int(np.argmax(bad))
+        raise BigvocabError(Keyword("class_counts"), f": class {at} has {values[at]}, expected a count of 0 or more")
 
 
 def signature(*own: inspect.Parameter) -> inspect.Signature:

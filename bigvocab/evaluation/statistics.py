@@ -6,19 +6,26 @@ them at the end, with one division.
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from bigvocab.catalogue import METRICS, Statistic
+from bigvocab.catalogue import LOSSES, METRICS, LossSpec, MetricSpec, Statistic
 from bigvocab.evaluation.sums import Sums
+from bigvocab.losses.exact_sums import divide
 
 Array = npt.NDArray[Any]
 # What reports of the sampled losses have beside their exact ones.
 SAMPLED_STATISTICS = (Statistic("mean", "exact", "exact_mean"), Statistic("paired", "bias", "bias"))
-STATISTICS = tuple(dict.fromkeys(one for metric in METRICS.values() for one in metric.statistics))
+_SPECS: list[MetricSpec | LossSpec] = [*METRICS.values(), *LOSSES.values()]
+STATISTICS = tuple(dict.fromkeys(one for spec in _SPECS for one in spec.statistics))
+# Fixed, whatever the data, so that histograms add up.
+LOSS_EDGES = np.arange(129) / 4.0  # nats; the last bin has no upper end
+RANK_EDGES = 2.0 ** np.arange(63)  # a bin holds its edge, and what is above the edge before
+CONFIDENCE_EDGES = np.arange(16) / 15.0
 
 
 class Kind(Protocol):
@@ -31,12 +38,25 @@ class Kind(Protocol):
         """The number, or dict of numbers, for the report; None where nothing was added."""
 
 
+def weighted(column: Array, weights: Array | None) -> Array:
+    """Values times weights; a row of weight 0 may hold anything."""
+    return _weighted(column, weights, None if weights is None else weights != 0)
+
+
 def _weighted(column: Array, weights: Array | None, live: Array | None) -> Array:
     column = column.astype(np.float64, copy=False)
     if live is not None:
         column = np.where(live, column, 0.0)
     with np.errstate(over="ignore"):
         return column if weights is None else weights * column
+
+
+def share_within(places: Array, k: int) -> Array:
+    """The probability that a place is up to k, where each from the first to the last of (n, 2) is as likely."""
+    first, last = places.T
+    if (first == last).all():
+        return first <= k
+    return np.clip((k + 1 - first) / (last + 1 - first), 0.0, 1.0)
 
 
 class _Mean:
@@ -49,25 +69,34 @@ class _Mean:
         return sums.mean(name) if name in sums.sums else None
 
 
-class _Reciprocal:
-    """The weighted mean of 1 / value."""
-
-    def add(self, sums: Sums, column: Array, name: str, weights: Array | None, live: Array | None) -> None:
-        sums.sum_of(f"reciprocal_{name}").add(_weighted(1.0 / column, weights, live))
-
-    def read(self, sums: Sums, name: str) -> Any:
-        return sums.mean(f"reciprocal_{name}") if f"reciprocal_{name}" in sums.sums else None
-
-
 class _Within:
-    """The weighted share of values up to k, for each k asked for."""
+    """The weighted share of places up to k, for each k asked for: a place is (n, 2), the first and the last of a range
+    of which each is as likely.
+    """
 
     def add(self, sums: Sums, column: Array, name: str, weights: Array | None, live: Array | None) -> None:
         for k in sums.top_k:
-            sums.sum_of(f"top_{k}").add(_weighted(column <= k, weights, live))
+            sums.sum_of(f"top_{k}").add(_weighted(share_within(column, k), weights, live))
 
     def read(self, sums: Sums, name: str) -> Any:
         return {str(k): sums.mean(f"top_{k}") for k in sums.top_k if f"top_{k}" in sums.sums} or None
+
+
+class _Between:
+    """The weighted shares of rows whose last place, and whose first place, is up to k; where the two ever differ."""
+
+    def add(self, sums: Sums, column: Array, name: str, weights: Array | None, live: Array | None) -> None:
+        first, last = column.T
+        differ = first != last if live is None else (first != last) & live
+        sums.counts["ranges"] = sums.counts.get("ranges", 0) + int(np.count_nonzero(differ))
+        for k in sums.top_k:
+            sums.sum_of(f"best_{k}").add(_weighted(first <= k, weights, live))
+            sums.sum_of(f"worst_{k}").add(_weighted(last <= k, weights, live))
+
+    def read(self, sums: Sums, name: str) -> Any:
+        if not sums.counts.get("ranges"):
+            return None
+        return {str(k): [sums.mean(f"worst_{k}"), sums.mean(f"best_{k}")] for k in sums.top_k} or None
 
 
 class _Count:
@@ -87,10 +116,8 @@ class _Extremes:
     def add(self, sums: Sums, column: Array, name: str, weights: Array | None, live: Array | None) -> None:
         column = column if live is None else column[live]
         if column.size:
-            low, high = sums.extremes.get(name, (math.inf, -math.inf))
             column = column[~np.isnan(column)] if np.isnan(column).any() else column
-            least, greatest = float(column.min(initial=math.inf)), float(column.max(initial=-math.inf))
-            sums.extremes[name] = min(low, least), max(high, greatest)
+            sums.widen(name, float(column.min(initial=math.inf)), float(column.max(initial=-math.inf)))
 
     def read(self, sums: Sums, name: str) -> Any:
         if name not in sums.sums:
@@ -99,8 +126,16 @@ class _Extremes:
         return {"min": low, "max": high}
 
 
+class _Least(_Extremes):
+    """The least value alone."""
+
+    def read(self, sums: Sums, name: str) -> Any:
+        found = super().read(sums, name)
+        return None if found is None else {"min": found["min"]}
+
+
 class _Paired:
-    """The weighted mean of a difference between two values of the same row, with its standard error."""
+    """The weighted mean of a value that has a standard error of its own, such as a difference within rows."""
 
     def add(self, sums: Sums, column: Array, name: str, weights: Array | None, live: Array | None) -> None:
         weighted = _weighted(column, weights, live)
@@ -112,13 +147,81 @@ class _Paired:
         return sums.mean(name) if name in sums.sums else None
 
 
+class _MeanError(_Paired):
+    """The same, both numbers of the report."""
+
+    def read(self, sums: Sums, name: str) -> Any:
+        return {"mean": sums.mean(name), "stderr": sums.stderr(name)} if name in sums.sums else None
+
+
+class _LossHistogram:
+    """How many rows have which loss, in quarters of a nat; not weighted, and NaN is in no bin."""
+
+    def add(self, sums: Sums, column: Array, name: str, weights: Array | None, live: Array | None) -> None:
+        column = column if live is None else column[live]
+        bins = np.searchsorted(LOSS_EDGES, column[~np.isnan(column)], "right") - 1
+        sums.bins_of(name, len(LOSS_EDGES)).count(np.maximum(bins, 0))
+
+    def read(self, sums: Sums, name: str) -> Any:
+        if name not in sums.bins:
+            return None
+        return {"edges": [*LOSS_EDGES.tolist(), None], "counts": sums.bins[name].rows.tolist()}
+
+
+class _RankHistogram:
+    """How many rows have which rank, in powers of two; not weighted."""
+
+    def add(self, sums: Sums, column: Array, name: str, weights: Array | None, live: Array | None) -> None:
+        column = column if live is None else column[live]
+        sums.bins_of(name, len(RANK_EDGES)).count(np.searchsorted(RANK_EDGES, column, "left"))
+
+    def read(self, sums: Sums, name: str) -> Any:
+        if name not in sums.bins:
+            return None
+        rows = sums.bins[name].rows
+        used = int(np.flatnonzero(rows)[-1]) + 1 if rows.any() else 1
+        return {"edges": [1 << i for i in range(used)], "counts": rows[:used].tolist()}
+
+
+class _Calibration:
+    """Confidence against accuracy in 15 bins of the confidence, and the mean distance of the two: (n, 2) confidence and
+    whether the row was right. Weighted; a row without a confidence is in no bin.
+    """
+
+    def add(self, sums: Sums, column: Array, name: str, weights: Array | None, live: Array | None) -> None:
+        there = ~np.isnan(column[:, 0]) if live is None else live & ~np.isnan(column[:, 0])
+        confidence, right = column[there].T
+        weights = None if weights is None else weights[there]
+        columns = {name: _weighted(one, weights, None) for name, one in (("confidence", confidence), ("right", right))}
+        bins = np.searchsorted(CONFIDENCE_EDGES[1:-1], confidence, "right")
+        sums.bins_of(name, len(CONFIDENCE_EDGES) - 1).add(bins, columns, weights)
+
+    def read(self, sums: Sums, name: str) -> Any:
+        if name not in sums.bins:
+            return None
+        found, bins = sums.bins[name], []
+        apart: list[Any] = []
+        for i, edges in enumerate(itertools.pairwise(CONFIDENCE_EDGES.tolist())):
+            bins.append({"from": edges[0], "to": edges[1], "rows": int(found.rows[i])})
+            if found.rows[i]:
+                bins[-1] |= {"confidence": found.mean(i, "confidence"), "accuracy": found.mean(i, "right")}
+                apart.append(abs(found.sums["confidence"].exact(i) - found.sums["right"].exact(i)))
+        weight = sum(found.sums["weight"].exact(i) for i in range(len(found))) if apart else 0
+        return {"bins": bins, "ece": divide(sum(apart), weight)}
+
+
 KINDS: dict[str, Kind] = {
     "mean": _Mean(),
-    "reciprocal": _Reciprocal(),
     "within": _Within(),
+    "between": _Between(),
     "count": _Count(),
     "extremes": _Extremes(),
+    "least": _Least(),
     "paired": _Paired(),
+    "mean_error": _MeanError(),
+    "loss_histogram": _LossHistogram(),
+    "rank_histogram": _RankHistogram(),
+    "calibration": _Calibration(),
 }
 
 

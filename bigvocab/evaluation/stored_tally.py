@@ -1,9 +1,10 @@
 """A tally as a state holds it: sums that are few as JSON, groups as a table.
 
 JSON: {counts: integers, extremes: {name: [least, greatest]} as C99 hexadecimal floats, sums: {name: {low, digits,
-specials}}, groups: null or {name: low}}. An exact sum is sum_k digits[k] 2**(32 (k + low) - 1074), with how many NaN,
-+inf and -inf it has. The table has one line per group, by name: `group`, `rows`, and for each sum its digits and (where
-there are any) its specials.
+specials}}, bins: {name: {rows, live, sums}}, worst: rows, groups and clusters: null or {name: low}}. An exact sum is
+sum_k digits[k] 2**(32 (k + low) - 1074), with how many NaN, +inf and -inf it has. The table has one line per group, by
+name: `group`, `rows`, `live`, and for each sum its digits and (where there are any) its specials; below these, where
+there are clusters, one line per cluster, with the same columns called cluster...
 """
 
 from __future__ import annotations
@@ -20,13 +21,23 @@ from bigvocab.evaluation.tally import Tally
 def stored(tally: Tally) -> tuple[dict[str, Any], pa.Table]:
     """JSON and table of a tally."""
     state = tally.state()
-    groups = state["groups"]
+    groups, clusters = state["groups"], state["clusters"]
+    tables = [_table(groups, "")] + ([_table(clusters, "cluster_")] if clusters["names"] else [])
     return {
         "counts": state["counts"],
         "extremes": {name: [least.hex(), greatest.hex()] for name, (least, greatest) in state["extremes"].items()},
         "sums": {name: _listed(one) for name, one in state["sums"].items()},
-        "groups": {name: one["low"] for name, one in groups["sums"].items()} if groups["names"] else None,
-    }, _table(groups)
+        "bins": {name: _listed_bins(bins) for name, bins in state["bins"].items()},
+        "worst": state["worst"],
+        "groups": _lows(groups),
+        "clusters": _lows(clusters),
+    }, pa.concat_tables(tables, promote_options="default") if len(tables) > 1 else tables[0]
+
+
+def _lows(groups: dict[str, Any]) -> dict[str, Any] | None:
+    if not groups["names"]:
+        return None
+    return {name: one["low"] for name, one in groups["sums"].items()}
 
 
 def restored(
@@ -38,7 +49,10 @@ def restored(
             "counts": held["counts"],
             "extremes": {name: (float.fromhex(a), float.fromhex(b)) for name, (a, b) in held["extremes"].items()},
             "sums": {name: _arrays(one) for name, one in held["sums"].items()},
-            "groups": _groups(held["groups"], table, names),
+            "bins": {name: _bins(bins) for name, bins in held["bins"].items()},
+            "worst": held["worst"],
+            "groups": _groups(held["groups"], table, "", names),
+            "clusters": _groups(held["clusters"], table, "cluster_", names),
         },
         top_k,
     )
@@ -52,13 +66,28 @@ def _arrays(one: dict[str, Any]) -> dict[str, Any]:
     return {"low": one["low"], "digits": np.array(one["digits"], np.int64), "specials": np.array(one["specials"])}
 
 
-def _table(groups: dict[str, Any]) -> pa.Table:
-    columns = {"group": pa.array(groups["names"], pa.string()), "rows": pa.array(groups["rows"], pa.int64())}
+def _listed_bins(bins: dict[str, Any]) -> dict[str, Any]:
+    sums = {name: _listed(one) for name, one in bins["sums"].items()}
+    return {"rows": bins["rows"].tolist(), "live": bins["live"].tolist(), "sums": sums}
+
+
+def _bins(held: dict[str, Any]) -> dict[str, Any]:
+    return {**held, "sums": {name: _arrays(one) for name, one in held["sums"].items()}}
+
+
+def _named(prefix: str) -> str:
+    """The column of names."""
+    return "cluster" if prefix else "group"
+
+
+def _table(groups: dict[str, Any], prefix: str) -> pa.Table:
+    columns = {_named(prefix): pa.array(groups["names"], pa.string())}
+    columns |= {f"{prefix}{what}": pa.array(groups[what], pa.int64()) for what in ("rows", "live")}
     for name, one in groups["sums"].items() if groups["names"] else ():
         for what in ("digits", "specials"):
             values = one[what]
             if what == "digits" or values.any():
-                columns[f"{name}_{what}"] = _fixed_lists(values)
+                columns[f"{prefix}{name}_{what}"] = _fixed_lists(values)
     return pa.table(columns)
 
 
@@ -67,19 +96,22 @@ def _fixed_lists(values: Any) -> pa.Array:
     return pa.Array.from_buffers(kind, len(values), [None], children=[pa.array(values.reshape(-1), pa.int64())])
 
 
-def _groups(lows: dict[str, int] | None, table: pa.Table, names: Callable[[Any], list[str]] | None) -> dict[str, Any]:
+def _groups(
+    lows: dict[str, int] | None, table: pa.Table, prefix: str, names: Callable[[Any], list[str]] | None
+) -> dict[str, Any]:
     if lows is None:
-        empty = {"low": 0, "digits": np.zeros((0, 0)), "specials": np.zeros((0, 3))}
-        return {"names": [], "rows": np.zeros(0, np.int64), "sums": {name: empty for name in ("weight", "loss")}}
-    column = table.column("group").combine_chunks()
+        return {"names": [], "rows": np.zeros(0, np.int64), "live": np.zeros(0, np.int64), "sums": {}}
+    table = table.filter(table.column(_named(prefix)).is_valid()) if "cluster" in table.column_names else table
+    column = table.column(_named(prefix)).combine_chunks()
     sums = {}
     for name, low in lows.items():
-        there = f"{name}_specials" in table.column_names
-        specials = _matrix(table, f"{name}_specials") if there else np.zeros((len(table), 3), np.int64)
-        sums[name] = {"low": low, "digits": _matrix(table, f"{name}_digits"), "specials": specials}
+        there = f"{prefix}{name}_specials" in table.column_names
+        specials = _matrix(table, f"{prefix}{name}_specials") if there else np.zeros((len(table), 3), np.int64)
+        sums[name] = {"low": low, "digits": _matrix(table, f"{prefix}{name}_digits"), "specials": specials}
     return {
         "names": names(column) if names else column.to_pylist(),
-        "rows": table.column("rows").to_numpy(),
+        "rows": table.column(f"{prefix}rows").to_numpy(),
+        "live": table.column(f"{prefix}live").to_numpy(),
         "sums": sums,
     }
 
@@ -93,11 +125,12 @@ class Names:
     """Lists of names of groups, made once where the states that follow have the same, as most shards do."""
 
     def __init__(self) -> None:
-        self._column: pa.Array | None = None
-        self._names: list[str] = []
+        self._met: list[tuple[pa.Array, list[str]]] = []  # of groups and of clusters
 
     def __call__(self, column: pa.Array) -> list[str]:
         """The names of a column."""
-        if self._column is None or not column.equals(self._column):
-            self._column, self._names = column, column.to_pylist()
-        return self._names
+        for known, names in self._met:
+            if column.equals(known):
+                return names
+        self._met = [*self._met[-1:], (column, column.to_pylist())]
+        return self._met[-1][1]

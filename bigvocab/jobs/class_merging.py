@@ -20,7 +20,7 @@ from bigvocab.evaluation.row_losses import of_statistics
 from bigvocab.evaluation.specification import Specification
 from bigvocab.evaluation.state import State
 from bigvocab.evaluation.tally import Tally
-from bigvocab.jobs.class_ranges import STATISTICS, ClassSpan
+from bigvocab.jobs.class_ranges import ClassSpan, statistics_of
 from bigvocab.jobs.records import RecordWriter, record_schema, records_of
 from bigvocab.labels.labels import LabelBatch
 from bigvocab.losses.row_statistics import RowStatistics, merged_statistics
@@ -53,11 +53,12 @@ def merge_classes(states: Sequence[State], output: str | os.PathLike[str] | None
     asked = Specification.from_json(given, first.path)
     context, tally = RowContext(asked, DataNames()), Tally(asked.measures.accuracies)
     columns = first.table.column_names
-    schema = record_schema(asked.measures.metrics, weight="weight" in columns, group="group" in columns)
+    has = {"weight": "weight" in columns, "group": "group" in columns, "half_ranks": asked.measures.ties == "mean"}
+    schema = record_schema(asked.measures.metrics, **has)
     with contextlib.ExitStack() as stack:
         writer = None if output is None else RecordWriter(stack.enter_context(replacing(output)), schema)
         for batch, result in _merged(context, ordered, coverage.rows):
-            tally.add(result, batch.groups, batch.num_bytes)
+            tally.add(result, batch)
             if writer is not None:
                 writer.append(records_of(schema, batch, result))
         if writer is not None:
@@ -101,10 +102,11 @@ def _all_classes(states: Sequence[State]) -> list[State]:
 
 def _merged(context: RowContext, states: list[State], rows: int) -> Iterator[tuple[LabelBatch, Any]]:
     scale, softcap = context.loss.transform
-    total = _span(states[0]).total
+    total, names = _span(states[0]).total, statistics_of(context.specification)
+    nameable = _nameable(states[0])
     for start in range(0, rows, _ROWS):
         parts = [state.table.slice(start, _ROWS).combine_chunks() for state in states]
-        groups = np.stack([np.stack([_numbers(part, name) for name in STATISTICS], 1) for part in parts])
+        groups = np.stack([np.stack([_numbers(part, name) for name in names], 1) for part in parts])
         stats = merged_statistics(groups, scale, softcap)
         logits = np.full(len(stats), np.nan)
         for part, state in zip(parts, states, strict=True):
@@ -121,6 +123,7 @@ def _merged(context: RowContext, states: list[State], rows: int) -> Iterator[tup
                 )
             logits = np.where(known, found, logits)
         batch = _labels_of(parts[0], start)
+        batch.nameable = nameable
         yield batch, of_statistics(context, batch, batch.labels, RowStatistics(stats, logits, scale, softcap), total)
 
 
@@ -135,8 +138,26 @@ def _labels_of(part: pa.Table, row: int) -> LabelBatch:
         batch.weights = _numbers(part, "weight")
     if "bytes" in names:
         batch.num_bytes = _numbers(part, "bytes")
+    if "position" in names:
+        batch.positions = _numbers(part, "position")
+    if "text" in names:
+        batch.texts = part.column("text").combine_chunks()
     if "group" in names:
-        coded = part.column("group").combine_chunks().dictionary_encode()
-        coded = coded.combine_chunks() if isinstance(coded, pa.ChunkedArray) else coded
-        batch.groups = (coded.indices.to_numpy(zero_copy_only=False).astype(np.int32), coded.dictionary.to_pylist())
+        batch.groups = _coded(part.column("group"))
+    if "cluster" in names:
+        batch.clusters = _coded(part.column("cluster"))
     return batch
+
+
+def _coded(column: pa.ChunkedArray) -> tuple[Any, list[str]]:
+    """Names as codes and names."""
+    coded = column.combine_chunks().dictionary_encode()
+    coded = coded.combine_chunks() if isinstance(coded, pa.ChunkedArray) else coded
+    return coded.indices.to_numpy(zero_copy_only=False).astype(np.int32), coded.dictionary.to_pylist()
+
+
+def _nameable(state: State) -> int | None:
+    """How many classes the labels' stored type can name, where it has 8 or 16 bits."""
+    types = {file["dtype"] for file in state.covered().files if file["role"] == "labels"}
+    bits = {"int8": 7, "uint8": 8, "int16": 15, "uint16": 16}
+    return min((1 << bits[name] for name in types if name in bits), default=None)

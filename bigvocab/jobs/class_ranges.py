@@ -8,7 +8,8 @@ logit a row (`save_label_logits`); without them accuracy and rank are refused.
 
 A state of a range has one line per row: `row`, `label` (-1: ignored), `label_logit` (raw; null where it is not known
 here), `max` (raw), `sum` of exp(g - g(max)), `argmax`, `shifted` (for the entropy), `total` (of g), `greater`, `equal`,
-and `weight`, `group`, `bytes` where the labels have them.
+`squared` (of exp 2(g - g(max))) where calibration is asked for, and `weight`, `group`, `bytes`, `position`, `text`,
+`cluster` where the labels have them.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ from bigvocab.errors import BigvocabError, Keyword
 from bigvocab.evaluation.coverage import Coverage
 from bigvocab.evaluation.label_checks import check_labels
 from bigvocab.evaluation.reporting import with_rates
+from bigvocab.evaluation.row_losses import wanted_of
 from bigvocab.evaluation.scoring import Scorer
+from bigvocab.evaluation.specification import Specification
 from bigvocab.evaluation.state import State
 from bigvocab.jobs.data import JobData
 from bigvocab.jobs.evaluation_task import EvaluationTask
@@ -33,13 +36,28 @@ from bigvocab.jobs.label_logits import LabelLogits
 from bigvocab.jobs.records import group_names
 from bigvocab.jobs.task import Piece
 from bigvocab.labels.labels import LabelBatch
-from bigvocab.losses.row_statistics import RowStatistics, softmax_rows, wanted
+from bigvocab.losses.row_statistics import RowStatistics, softmax_rows
 from bigvocab.matrices.sources import LogitSource
 from bigvocab.reports.report import Report
 from bigvocab.reports.versions import versions
 
 Floats = npt.NDArray[np.float64]
 STATISTICS = ("max", "sum", "argmax", "shifted", "total", "greater", "equal")  # in the order of the kernels' columns
+
+
+def statistics_of(asked: Specification) -> tuple[str, ...]:
+    """The names of the statistics of a row that are kept."""
+    return (*STATISTICS, "squared") if "calibration" in asked.measures else STATISTICS
+
+
+_COLUMNS = {
+    "weight": pa.float64(),
+    "group": pa.string(),
+    "bytes": pa.int64(),
+    "position": pa.int64(),
+    "text": pa.large_string(),
+    "cluster": pa.string(),
+}
 
 
 class NoSums:
@@ -87,6 +105,7 @@ class ClassTask(EvaluationTask):
         self._offset = 0 if whole else span.first  # class of the first column of the matrix
         self._label_logits = label_logits
         self.growing = False
+        self.statistics = statistics_of(self.specification)
         self.schema = self._schema()
 
     @property
@@ -129,8 +148,8 @@ class ClassTask(EvaluationTask):
         """The columns of the records."""
         columns = self.specification.columns
         fields = [("row", pa.int64()), ("label", pa.int64()), ("label_logit", pa.float64())]
-        fields += [(name, pa.float64()) for name in STATISTICS]
-        for name, kind in (("weight", pa.float64()), ("group", pa.string()), ("bytes", pa.int64())):
+        fields += [(name, pa.float64()) for name in self.statistics]
+        for name, kind in _COLUMNS.items():
             if getattr(columns, name) is not None:
                 fields.append((name, kind))
         return pa.schema(fields)
@@ -156,10 +175,13 @@ class ClassTask(EvaluationTask):
             "label_logit": pa.array(np.where(known, logits, 0.0), mask=~known),
             "weight": batch.weights,
             "bytes": batch.num_bytes,
+            "position": batch.positions,
+            "text": None if batch.texts is None else batch.texts.cast(pa.large_string()),
         }
-        columns |= {name: np.ascontiguousarray(rows.columns[:, i]) for i, name in enumerate(STATISTICS)}
-        if batch.groups is not None:
-            columns["group"] = group_names(batch.groups)
+        columns |= {name: np.ascontiguousarray(rows.columns[:, i]) for i, name in enumerate(self.statistics)}
+        for name, coded in (("group", batch.groups), ("cluster", batch.clusters)):
+            if coded is not None:
+                columns[name] = group_names(coded)
         assert self.schema is not None
         values = (columns[name] for name in self.schema.names)
         return pa.record_batch([v if isinstance(v, pa.Array) else pa.array(v) for v in values], self.schema)
@@ -196,20 +218,15 @@ class ClassTask(EvaluationTask):
         return logits, inside
 
     def _statistics(self, row: int, labels: Any, logits: Floats) -> RowStatistics:
-        loss, measures = self.specification.loss, self.specification.measures
-        want = wanted(
-            rank=self.counts and ("rank" in measures or "accuracy" in measures),
-            entropy="entropy" in measures,
-            predicted="predicted" in measures,
-            logit_sum=loss.label_smoothing > 0,
-        )
+        loss, ranks = self.specification.loss, self.counts and self.specification.measures.ranks
+        want = wanted_of(self.context, rank=ranks, logit_sum=loss.label_smoothing > 0)
         options: dict[str, Any] = {
             "want": want,
             "scale": loss.transform[0],
             "softcap": loss.transform[1],
             "num_threads": self.threads,
         }
-        found = np.empty((len(labels), len(STATISTICS)))
+        found = np.empty((len(labels), len(self.statistics)))
         for first, rows in self.data.source.rows(row, row + len(labels)):
             part = slice(first - row, first - row + len(rows))
             mine = rows.classes(self.first - self._offset, self.stop - self._offset)

@@ -102,7 +102,7 @@ def compare(
         "candidate_inputs": candidate_inputs,
     }  # fmt: skip
     asked = {
-        **COMPARISON_DEFAULTS, **options, **vars(run), **rows, "labels": labels, "html": html, "shard": shard,
+        **COMPARISON_DEFAULTS, **options, **run.given(), **rows, "labels": labels, "html": html, "shard": shard,
         "vocab_shard": vocab_shard, "weight_column": weight_column,
     }  # fmt: skip
     for name, value in asked.items():

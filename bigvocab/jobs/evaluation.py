@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+from dataclasses import replace
 from typing import Any, Unpack
 
 from bigvocab.arguments import parse_shard
@@ -29,6 +30,7 @@ def evaluate(
     output: str | os.PathLike[str] | None = None,
     report: str | os.PathLike[str] | None = None,
     report_every: float | None = None,
+    html: str | os.PathLike[str] | None = None,
     shard: str | tuple[int, int] | None = None,
     vocab_shard: str | tuple[int, int] | None = None,
     first_class: int | None = None,
@@ -58,6 +60,7 @@ def evaluate(
         output: path of losses.parquet, one record per row.
         report: path of report.json.
         report_every: seconds; `report` is also written so often, then with `progress` {rows_done, rows_total}.
+        html: path of a page to look at, one file that loads nothing; needs bigvocab[html].
         shard: "I/N" or (I, N), I from 1 to N: only the I-th of N equal ranges of rows. Its `state` merges with those
             of the others, by `merge`.
         vocab_shard: the same for ranges of classes, over all rows: the I-th of N equal ones, or of the files of a set
@@ -85,12 +88,12 @@ def evaluate(
     >>> evaluate(logits=np.zeros((2, 4), np.float32), labels=[1, 3])["perplexity"]
     4.0
     """
-    run = RunOptions.checked(output, report, report_every, state, resume, engine, workers, address)
+    run = RunOptions.checked(output, report, report_every, state, resume, engine, workers, address, html)
     if unknown := [name for name in options if name not in DEFAULTS]:
         of_command = "; it belongs to the command" if unknown[0] in ("fail_if", "format", "quiet") else ""
         raise TypeError(f"evaluate() got an unexpected keyword argument {unknown[0]!r}{of_command}")
     asked = {
-        **DEFAULTS, **options, **vars(run), "logits": logits, "inputs": inputs, "shard": shard,
+        **DEFAULTS, **options, **run.given(), "logits": logits, "inputs": inputs, "shard": shard,
         "vocab_shard": vocab_shard, "first_class": first_class, "label_logits": label_logits,
         "save_label_logits": save_label_logits,
     }  # fmt: skip
@@ -98,6 +101,7 @@ def evaluate(
     specification = specify(**options)
     refuse_faults({**asked, "metrics": specification.measures.metrics}, given_among(asked))
     scorer = Scorer(specification)
+    run = replace(run, shown=scorer.shown())
     data = open_data(scorer, inputs if logits is None else logits, labels)
     if vocab_shard is None and first_class is None:
         task = EvaluationTask(scorer, data, row_range(shard, data.num_rows), records=output is not None)

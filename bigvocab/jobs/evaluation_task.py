@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from bigvocab.evaluation.breakdowns import check_counts
 from bigvocab.evaluation.context import RowContext
 from bigvocab.evaluation.coverage import Coverage
 from bigvocab.evaluation.label_checks import check_labels, true_classes
@@ -59,7 +60,7 @@ class BlockSums:
 
     def add_to(self, tally: Tally) -> None:
         """Add the rows to a tally."""
-        tally.add(self.rows, self.batch.groups, self.batch.num_bytes)
+        tally.add(self.rows, self.batch)
 
 
 class EvaluationTask:
@@ -90,6 +91,7 @@ class EvaluationTask:
         columns = asked.columns
         self.notes = model_notes(scorer.head)  # those of the report that are known before any row
         has = {"weight": columns.weight is not None, "group": columns.group is not None}
+        has["half_ranks"] = asked.measures.ties == "mean"
         self.schema = record_schema(asked.measures.metrics, **has) if records else None
 
     @property
@@ -113,6 +115,9 @@ class EvaluationTask:
         loss = self.specification.loss
         classes = loss.num_classes or self.data.source.shape[1]
         loss.check(classes)
+        asked = self.specification.measures
+        if asked.frequencies is not None:
+            check_counts(asked.frequencies.values, classes)
         check_labels(self.context, self.data.labels, classes)
 
     def run(self, batch: LabelBatch) -> Iterator[Piece]:

@@ -8,17 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from bigvocab.arguments import integer
+from bigvocab.catalogue import default_metrics
 from bigvocab.comparison.reporting import comparison_report
 from bigvocab.comparison.sums import restored_sums
 from bigvocab.errors import BigvocabError, Keyword
 from bigvocab.evaluation.compatibility import refuse_difference, refuse_same_draws
 from bigvocab.evaluation.coverage import merged_coverage, refuse_incomplete, shown_rows
 from bigvocab.evaluation.model_report import with_model
-from bigvocab.evaluation.reporting import make_report, refuse_nothing, with_rates
+from bigvocab.evaluation.reporting import make_report, refuse_nothing, shown_options, with_rates
 from bigvocab.evaluation.state import State, read_state
 from bigvocab.evaluation.stored_tally import Names, restored
 from bigvocab.evaluation.tally import Tally
 from bigvocab.jobs.class_merging import merge_classes
+from bigvocab.jobs.pages import check_page, write_page
 from bigvocab.reports.report import Report
 from bigvocab.storage.output import refuse_overwriting, write_text
 
@@ -30,6 +32,7 @@ def merge(
     *,
     output: str | os.PathLike[str] | None = None,
     report: str | os.PathLike[str] | None = None,
+    html: str | os.PathLike[str] | None = None,
     rows: int | None = None,
 ) -> Report:
     """The report of a whole job from the states of its shards, in any order.
@@ -39,6 +42,7 @@ def merge(
             of evaluators fed by `update`.
         output: losses.parquet of states of ranges of classes; ranges of rows have written theirs.
         report: path of report.json.
+        html: path of a page to look at; needs bigvocab[html].
         rows: how many rows all of them must have seen, those left out among them; None is any number.
 
     Raises:
@@ -51,22 +55,40 @@ def merge(
     >>> merge([a.to_bytes(), b.to_bytes()], rows=2)["rows"]
     2
     """
-    given = [parts] if isinstance(parts, str | os.PathLike | bytes) else list(parts)
-    paths = [part for part in given if not isinstance(part, bytes)]
-    refuse_overwriting({"output": output, "report": report}, paths)
-    found, seen = _merged(_refuse_twice(given), output)
-    if rows is not None and seen != integer("rows", rows, 0, 2**62):
-        raise BigvocabError(Keyword("rows"), f": all states together have seen {seen} rows, expected {rows}")
+    found = merged(parts, output=output, rows=rows, outputs={"report": report, "html": html})
     if report is not None:
         write_text(report, found.to_json() + "\n")
+    write_page(html, found)
     return found
 
 
-def _merged(parts: list[Part], output: str | os.PathLike[str] | None) -> tuple[Report, int]:
-    """The report, and how many rows were seen, those left out among them."""
+def merged(
+    parts: Iterable[Part] | Part,
+    *,
+    output: str | os.PathLike[str] | None,
+    rows: int | None,
+    outputs: dict[str, str | os.PathLike[str] | None],
+) -> Report:
+    """As `merge`, but the outputs "report" and "html" are only checked, not written."""
+    given = [parts] if isinstance(parts, str | os.PathLike | bytes) else list(parts)
+    paths = [part for part in given if not isinstance(part, bytes)]
+    refuse_overwriting({"output": output, **outputs}, paths)
+    check_page(outputs["html"], [os.fspath(path) for path in paths])
+    found, seen, first = _merged(_refuse_twice(given), output)
+    if rows is not None and seen != integer("rows", rows, 0, 2**62):
+        raise BigvocabError(Keyword("rows"), f": all states together have seen {seen} rows, expected {rows}")
+    compares = first.task == "compare"
+    return Report(
+        found.to_dict(), {} if compares else shown_options(first.given, default_metrics(first.options["loss"]))
+    )
+
+
+def _merged(parts: list[Part], output: str | os.PathLike[str] | None) -> tuple[Report, int, State]:
+    """The report; how many rows were seen, those left out among them; and the first state."""
     whole = read_state(parts[0])
     if whole.task == "classes":
-        return merge_classes([whole, *(read_state(part) for part in parts[1:])], output), whole.covered().rows
+        found = merge_classes([whole, *(read_state(part) for part in parts[1:])], output)
+        return found, whole.covered().rows, whole
     if output is not None:
         raise BigvocabError(
             Keyword("output"),
@@ -91,7 +113,7 @@ def _merged(parts: list[Part], output: str | os.PathLike[str] | None) -> tuple[R
         sums.merge(more)
     if whole.coverage is not None:
         refuse_incomplete(whole.coverage, f"{len(parts)} states" if len(parts) > 1 else whole.path)
-    return kind.report(whole, sums), kind.seen(whole, sums)
+    return kind.report(whole, sums), kind.seen(whole, sums), whole
 
 
 class _Evaluations:

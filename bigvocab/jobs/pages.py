@@ -32,4 +32,5 @@ def write_page(path: str | os.PathLike[str] | None, report: Report) -> None:
     from bigvocab.reports.page import page_of
 
     figures: Any = json.loads(report.to_json())
-    write_text(path, page_of(figures))
+    options = {"options": report.options} if report.options else {}
+    write_text(path, page_of(figures | options))

@@ -16,28 +16,35 @@ from bigvocab.evaluation.row_result import RowResult
 from bigvocab.labels.labels import LabelBatch
 
 GROUP_ROWS = 65_536  # rows of a row group: fixed, so that the file does not depend on the size of the batches
-# Whole numbers first.
+_LISTS = {"list<int64>": pa.list_(pa.int64()), "list<float>": pa.list_(pa.float32())}
+# Whole numbers first, lists last.
 _METRICS = {
-    metric.name: pa.type_for_alias(metric.record)
-    for metric in sorted(METRICS.values(), key=lambda metric: metric.record != "int64")
-    if metric.record
+    name: (metric.name, _LISTS.get(kind) or pa.type_for_alias(kind))
+    for metric in sorted(METRICS.values(), key=lambda m: [kind != "int64" for _, kind in m.records])
+    for name, kind in metric.records
 }
 
 
-def record_schema(metrics: tuple[str, ...], *, weight: bool, group: bool) -> pa.Schema:
-    """The columns of losses.parquet: those that are always there, and those of the metrics that were asked for."""
+def record_schema(metrics: tuple[str, ...], *, weight: bool, group: bool, half_ranks: bool = False) -> pa.Schema:
+    """The columns of losses.parquet: those that are always there, and those of the metrics that were asked for.
+
+    `half_ranks`: where a rank is a mean over ties, it may be no whole number.
+    """
     fields = [pa.field("row", pa.int64(), nullable=False), pa.field("loss", pa.float64())]
     fields += [pa.field("weight", pa.float64())] * weight + [pa.field("group", pa.string())] * group
-    return pa.schema(fields + [pa.field(name, kind) for name, kind in _METRICS.items() if name in metrics])
+    for name, (metric, kind) in _METRICS.items():
+        if metric in metrics:
+            fields.append(pa.field(name, pa.float64() if name == "rank" and half_ranks else kind))
+    return pa.schema(fields)
 
 
 def records_of(schema: pa.Schema, batch: LabelBatch, rows: RowResult) -> pa.RecordBatch:
     """One record for every row of a block; values of ignored and skipped rows are null."""
     null = ~rows.counted
     columns: dict[str, Any] = {
+        **rows.values,
         "row": np.arange(batch.first_row, batch.first_row + len(rows)),
         "loss": rows.loss,
-        **rows.values,
     }
     columns["weight"] = batch.weights if batch.weights is not None else np.ones(len(rows))
     if batch.groups is not None:
@@ -48,8 +55,20 @@ def records_of(schema: pa.Schema, batch: LabelBatch, rows: RowResult) -> pa.Reco
         values = columns[field.name]
         if field.name == "predicted":
             mask = null | (values < 0)
-        arrays.append(values if isinstance(values, pa.Array) else pa.array(values, field.type, mask=mask))
+        if pa.types.is_list(field.type):
+            arrays.append(_lists(values, columns["top_ids"] >= 0, null, field.type))
+        else:
+            arrays.append(values if isinstance(values, pa.Array) else pa.array(values, field.type, mask=mask))
     return pa.record_batch(arrays, schema=schema)
+
+
+def _lists(values: Any, there: Any, null: Any, kind: pa.DataType) -> pa.Array:
+    """The values (n, K) of each row that are there as a list; null where the row is, or has none."""
+    there = there & ~null[:, None]
+    counts = np.count_nonzero(there, axis=1)
+    offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
+    flat = pa.array(values[there], kind.value_type)
+    return pa.ListArray.from_arrays(pa.array(offsets), flat, mask=pa.array(counts == 0))
 
 
 def group_names(groups: tuple[Any, list[str]]) -> pa.Array:

@@ -6,14 +6,15 @@ import contextlib
 import importlib
 import os
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from bigvocab import arguments
 from bigvocab.errors import BigvocabError, Keyword
 from bigvocab.jobs.checkpoints import Checkpoints, files_beside, keeping
+from bigvocab.jobs.pages import check_page, write_page
 from bigvocab.jobs.records import RecordSink, RecordWriter
 from bigvocab.jobs.task import Piece, RowTask
 from bigvocab.jobs.work import pieces
@@ -35,11 +36,17 @@ class RunOptions:
     output: str | os.PathLike[str] | None = None
     report: str | os.PathLike[str] | None = None
     report_every: float | None = None
+    html: str | os.PathLike[str] | None = None
     state: str | os.PathLike[str] | None = None
     resume: bool = False
     engine: str | None = None
     workers: int | None = None
     address: str | None = None
+    shown: Mapping[str, Any] = field(default_factory=dict)  # options for the files of the report
+
+    def given(self) -> dict[str, Any]:
+        """As keywords."""
+        return {name: value for name, value in vars(self).items() if name != "shown"}
 
     @classmethod
     def checked(
@@ -52,6 +59,7 @@ class RunOptions:
         engine: str | None,
         workers: int | None,
         address: str | None,
+        html: str | os.PathLike[str] | None = None,
     ) -> RunOptions:
         """The options, after all that is wrong with one of them."""
         resume = arguments.boolean("resume", resume)
@@ -61,7 +69,7 @@ class RunOptions:
             workers = arguments.integer("workers", workers, 1, 2**20)
         if report_every is not None and not arguments.real("report_every", report_every) >= 0:
             raise BigvocabError(Keyword("report_every"), f": got {report_every}, expected seconds, 0 or more")
-        run = cls(output, report, report_every, state, resume, engine, workers, address)
+        run = cls(output, report, report_every, html, state, resume, engine, workers, address)
         if run.processes:
             local.check_process()
         return run
@@ -89,7 +97,7 @@ def run_task(
         writer: of the records.
         output_name: what messages call the output.
     """
-    outputs = {output_name: options.output, "report": options.report, "state": options.state}
+    outputs = {output_name: options.output, "report": options.report, "html": options.html, "state": options.state}
     refuse_overwriting({**outputs, **files_beside(options.state)}, [*task.data.paths(), *task.files()])
     return _Run(task, options, progress, writer).all()
 
@@ -102,6 +110,7 @@ class _Run:
     def all(self) -> Report:
         """Do what is not done yet, and report."""
         options = self.options
+        check_page(options.html, [*self.task.data.paths(), *self.task.files()])
         for path in (options.report, options.output):
             if path is not None:
                 check_writable(path, kept=path is options.output and options.state is not None)
@@ -114,8 +123,10 @@ class _Run:
                     make_ready(self.task, compiling=compiling)
                 self._to_the_end(keeper, self._source(keeper.next_row))
         result = self._result(keeper)
+        result = Report(result.to_dict(), options.shown)
         if options.report is not None:
             write_text(options.report, result.to_json() + "\n")
+        write_page(options.html, result)
         return result
 
     def _check_output(self, keeper: Checkpoints) -> None:

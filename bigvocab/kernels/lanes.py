@@ -226,6 +226,27 @@ count_greater, count_equal = _counting(">"), _counting("==")
 count_below = _counting("<", signed=False)  # of numbers that are stored as integers
 
 
+@intrinsic
+def mask_greater(typingctx, x, y):
+    """A bit for each lane, the first the lowest: whether x is greater than y."""
+
+    def codegen(context, builder, signature, args):
+        bits = builder.bitcast(builder.fcmp_ordered(">", *args), ir.IntType(x.count))
+        return builder.zext(bits, ir.IntType(64))
+
+    return types.int64(x, x), codegen
+
+
+@intrinsic
+def lowest_bit(typingctx, mask):
+    """The place of the lowest bit of a number that is not 0."""
+
+    def codegen(context, builder, signature, args):
+        return builder.cttz(args[0], ir.Constant(ir.IntType(1), 1))
+
+    return types.int64(types.int64), codegen
+
+
 def _any(comparison):
     @intrinsic
     def test(typingctx, x, y):

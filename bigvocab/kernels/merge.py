@@ -5,13 +5,24 @@ from __future__ import annotations
 import numpy as np
 
 from bigvocab.kernels.jit import jit
-from bigvocab.kernels.row_statistics import ARGMAX, EQUAL, GREATER, MAX, SHIFTED, SUM, TOTAL, merge_tile
+from bigvocab.kernels.row_statistics import (
+    ARGMAX,
+    EQUAL,
+    GREATER,
+    MAX,
+    SHIFTED,
+    SQUARED,
+    SUM,
+    TOTAL,
+    merge_squares,
+    merge_tile,
+)
 from bigvocab.kernels.softmax_wide import transformed
 
 
 @jit
 def merge_statistics(groups, transform, stats):
-    """Add groups' statistics (G, n, COLUMNS), in order, to stats (n, COLUMNS); transform = (scale, softcap or 0)."""
+    """Add groups' statistics (G, n, columns), in order, to stats (n, columns); transform = (scale, softcap or 0)."""
     scale, softcap = transform
     for g in range(groups.shape[0]):
         for r in range(stats.shape[0]):
@@ -32,5 +43,7 @@ def merge_statistics(groups, transform, stats):
                     gap = abs(transformed(top, scale, softcap) - transformed(mine[MAX], scale, softcap))
                 if top > mine[MAX]:
                     mine[ARGMAX] = other[ARGMAX]
+                if stats.shape[1] > SQUARED:
+                    merge_squares(mine, top, other[SQUARED], gap)
                 merge_tile(mine, top, other[SUM], other[SHIFTED], gap)
                 mine[MAX] = max(top, mine[MAX])

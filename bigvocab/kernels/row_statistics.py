@@ -18,9 +18,11 @@ AHEAD = 4096
 # g(MAX)) with g(x) = softcap(scale x), SHIFTED the sum of (g(x) - g(MAX)) exp(g(x) - g(MAX)), TOTAL the sum of g(x).
 MAX, SUM, ARGMAX, SHIFTED, TOTAL, GREATER, EQUAL = range(7)
 COLUMNS = 7
+# One more column where it is wanted: the sum of exp(2 (g(x) - g(MAX))).
+SQUARED = 7
 
 # What is wanted beside maximum and sum, added up.
-RANK, ENTROPY, PREDICTED, LOGIT_SUM = 1, 2, 4, 8
+RANK, ENTROPY, PREDICTED, LOGIT_SUM, SQUARES = 1, 2, 4, 8, 16
 
 SKIP, NO_LABEL = -1, -2  # in place of a label: leave the row out; read it, but it has no label
 
@@ -86,3 +88,14 @@ def merge_tile(stats, top, total, shifted, gap):
         if lower > 0:
             stats[SHIFTED] += lower * (shifted - gap * total)
         stats[SUM] += total * lower
+
+
+@inline
+def merge_squares(stats, top, squared, gap):
+    """Add a tile's sum of squares to the row's, before `merge_tile` and before MAX moves; `gap` as there."""
+    lower = math.exp(-2.0 * gap)
+    if top > stats[MAX]:
+        mine = stats[SQUARED] * lower if stats[SQUARED] != 0 else 0.0  # gap may be infinite where there is none
+        stats[SQUARED] = mine + squared
+    else:
+        stats[SQUARED] += squared * lower

@@ -26,6 +26,7 @@ from numba.extending import overload
 from bigvocab.kernels import lanes as v
 from bigvocab.kernels import memory as m
 from bigvocab.kernels.exp import LN2, LOG2E, power_constants, power_terms
+from bigvocab.kernels.highest import keep_block
 from bigvocab.kernels.jit import inline, jit
 from bigvocab.kernels.row_statistics import (
     AHEAD,
@@ -43,6 +44,7 @@ from bigvocab.kernels.row_statistics import (
     count_block,
     first_at,
     lanes_at,
+    merge_squares,
     merge_tile,
     padding,
 )
@@ -59,6 +61,7 @@ _FARTHEST = 8.0  # an exponent above this is brought down by a new reference: t 
 _LEAST = -125.0  # exponents below this count as this: 2**-125 vanishes beside 1
 _PRECISE = 2.0**19  # references beyond this have too few bits behind the point
 _DRIFT = 4e-7  # nats that the rounding of c may cost; past it the sum is put right by its derivative
+_FAINT = 2.0**-60  # the square of less vanishes beside 1, and would be slow where it underflows
 _SMALLEST_FACTOR = 1e-30  # with less, the logit 125 exponents below another is past float32
 
 
@@ -84,12 +87,13 @@ def _reference(top, c):
 
 
 @inline
-def _add_lanes(logits, ordered, held, constants, low, origin, y, ranked, entropy):
-    """Add one vector to a strip's (sum of 2**t, maximum, sum of (x - origin) 2**t, logits above, at the label's).
+def _add_lanes(logits, ordered, held, constants, low, origin, y, ranked, entropy, squares):
+    """Add one vector to a strip's (sum of 2**t, maximum, sum of (x - origin) 2**t, logits above, at the label's, sum of
+    2**2t).
 
-    `ordered` and `y` are the logits and the label as they are compared.
+    `ordered` and `y` are the logits and the label as they are compared; `squares` is _FAINT in all lanes, or None.
     """
-    sums, top, shifted, greater, equal = held
+    sums, top, shifted, greater, equal, squared = held
     x = v.at_least(logits, low)
     p, e = power_terms(x, constants)
     if entropy:
@@ -100,14 +104,18 @@ def _add_lanes(logits, ordered, held, constants, low, origin, y, ranked, entropy
         greater += v.count_below(ordered, y)
     if ranked != UNRANKED:
         equal += v.count_equal(ordered, y)
-    return v.fma(p, e, sums), v.larger(logits, top), shifted, greater, equal
+    if squares is not None:
+        term = v.at_least(v.mul(p, e), squares)
+        squared = v.fma(term, term, squared)
+    return v.fma(p, e, sums), v.larger(logits, top), shifted, greater, equal, squared
 
 
 @inline
-def _block(x, start, stop, terms, label, ranked, entropy):
+def _block(x, start, stop, terms, label, ranked, entropy, squares):
     """What `_add_lanes` says of a block, sums in float64; the last vector stands apart: the loop has no branch.
 
-    terms = (factor, reference, origin); `ranked` and `entropy` are constants, each pair a loop of its own.
+    terms = (factor, reference, origin); `ranked` and `entropy` are constants, each pair a loop of its own; `squares` is
+    None or True, and so another function.
     """
     factor, reference, origin = terms
     zero = v.zeros_for(x)
@@ -115,7 +123,11 @@ def _block(x, start, stop, terms, label, ranked, entropy):
     low = v.splat(v.like_lane(_lowest(factor, reference), x), zero)
     y = m.order_of(label, x)
     origin = v.splat(origin, zero)
-    sums, shifted = v.fold(zero), v.fold(zero)
+    if squares is None:
+        faint = None
+    else:
+        faint = v.splat(v.like_lane(_FAINT, x), zero)
+    sums, shifted, squared = v.fold(zero), v.fold(zero), v.fold(zero)
     top, greater, equal = v.splat(v.floor_value(x), zero), 0, 0
     size, ahead = m.width(x), AHEAD * x.itemsize // 2
     whole = stop - (stop - start) % size
@@ -123,12 +135,14 @@ def _block(x, start, stop, terms, label, ranked, entropy):
     length = (HALF_STRIP if half else STRIP) * size
     late = zero  # sums of (x - origin) 2**t; of half types, of two strips: they may be half as fine
     for strip in range(start, whole, length):
-        held = (zero, top, late, greater, equal)
+        held = (zero, top, late, greater, equal, zero)
         for i in range(strip, min(strip + length, whole), size):
             m.prefetch(x, i + ahead)
             logits, ordered = m.load_unordered(x, i), m.load_order(x, i)
-            held = _add_lanes(logits, ordered, held, constants, low, origin, y, ranked, entropy)
+            held = _add_lanes(logits, ordered, held, constants, low, origin, y, ranked, entropy, faint)
         sums = v.add(sums, v.fold(held[0]))
+        if squares is not None:
+            squared = v.add(squared, v.fold(held[5]))
         if entropy:
             late = held[2]
             if not half or (strip - start) & length:
@@ -138,47 +152,49 @@ def _block(x, start, stop, terms, label, ranked, entropy):
         shifted = v.add(shifted, v.fold(late))
     if whole < stop:
         rest = m.load_part(x, whole, stop, v.floor_value(x))
-        held = (zero, top, zero, greater, equal)
+        held = (zero, top, zero, greater, equal, zero)
         order = UNRANKED if ranked == UNRANKED else UPWARDS
-        held = _add_lanes(rest, rest, held, constants, low, origin, v.splat(label, zero), order, entropy)
+        held = _add_lanes(rest, rest, held, constants, low, origin, v.splat(label, zero), order, entropy, faint)
         sums = v.add(sums, v.fold(held[0]))
         shifted = v.add(shifted, v.fold(held[2]))
+        if squares is not None:
+            squared = v.add(squared, v.fold(held[5]))
         top, greater, equal = held[1], held[3], held[4]
-    return sums, top, shifted, greater, equal
+    return sums, top, shifted, greater, equal, squared
 
 
-def _any_block(x, start, stop, terms, label, ranked, entropy):
+def _any_block(x, start, stop, terms, label, ranked, entropy, squares):
     """`_block` for what is known at run time only."""
     raise NotImplementedError  # only for kernels: see the overload below
 
 
 @overload(_any_block, inline="always")
-def _any_block_of(x, start, stop, terms, label, ranked, entropy):
+def _any_block_of(x, start, stop, terms, label, ranked, entropy, squares):
     return _block_of_halves if m.is_half(x.dtype) else _block_of_numbers
 
 
-def _block_of_numbers(x, start, stop, terms, label, ranked, entropy):
+def _block_of_numbers(x, start, stop, terms, label, ranked, entropy, squares):
     if entropy:
         if ranked == UNRANKED:
-            return _block(x, start, stop, terms, label, UNRANKED, True)
-        return _block(x, start, stop, terms, label, UPWARDS, True)
+            return _block(x, start, stop, terms, label, UNRANKED, True, squares)
+        return _block(x, start, stop, terms, label, UPWARDS, True, squares)
     if ranked == UNRANKED:
-        return _block(x, start, stop, terms, label, UNRANKED, False)
-    return _block(x, start, stop, terms, label, UPWARDS, False)
+        return _block(x, start, stop, terms, label, UNRANKED, False, squares)
+    return _block(x, start, stop, terms, label, UPWARDS, False, squares)
 
 
-def _block_of_halves(x, start, stop, terms, label, ranked, entropy):
+def _block_of_halves(x, start, stop, terms, label, ranked, entropy, squares):
     if entropy:
         if ranked == UPWARDS:
-            return _block(x, start, stop, terms, label, UPWARDS, True)
+            return _block(x, start, stop, terms, label, UPWARDS, True, squares)
         if ranked == DOWNWARDS:
-            return _block(x, start, stop, terms, label, DOWNWARDS, True)
-        return _block(x, start, stop, terms, label, UNRANKED, True)
+            return _block(x, start, stop, terms, label, DOWNWARDS, True, squares)
+        return _block(x, start, stop, terms, label, UNRANKED, True, squares)
     if ranked == UPWARDS:
-        return _block(x, start, stop, terms, label, UPWARDS, False)
+        return _block(x, start, stop, terms, label, UPWARDS, False, squares)
     if ranked == DOWNWARDS:
-        return _block(x, start, stop, terms, label, DOWNWARDS, False)
-    return _block(x, start, stop, terms, label, UNRANKED, False)
+        return _block(x, start, stop, terms, label, DOWNWARDS, False, squares)
+    return _block(x, start, stop, terms, label, UNRANKED, False, squares)
 
 
 @inline
@@ -200,6 +216,15 @@ def _block_total(x, start, stop, totals):
 @inline
 def softmax_row(x, label, scale, want, first_class, stats):
     """Add the classes of `x` to the row's statistics; False where its logits are too large for this method."""
+    return softmax_row_with(x, label, scale, want, first_class, stats, None, None)
+
+
+@inline
+def softmax_row_with(x, label, scale, want, first_class, stats, squares, kept):
+    """As `softmax_row`, with the sum of squares, and with the highest classes put into `kept` (see `highest`).
+
+    Each is None where it is not asked for: then nothing of it is compiled.
+    """
     factor = v.like_lane(scale * LOG2E, x)
     c = np.float64(factor)
     lane_label = v.like_lane(label, x)
@@ -212,6 +237,7 @@ def softmax_row(x, label, scale, want, first_class, stats):
     reference, origin, limit = v.like_lane(0.0, x), v.like_lane(0.0, x), nothing
     started = False
     sums, shifted_sums, totals = v.fold(v.zeros_for(x)), v.fold(v.zeros_for(x)), v.sums_for(x)
+    squared_sums = v.fold(v.zeros_for(x))
     greater, equal = 0, 0
     best, best_start = nothing, 0
     downwards = m.runs_downwards(lane_label, x)
@@ -235,7 +261,7 @@ def softmax_row(x, label, scale, want, first_class, stats):
                 limit = v.like_lane((np.float64(reference) + _FARTHEST) / c, x)
         counted = want & RANK and near and label != 0 and not again
         ranked = UNRANKED if not counted else DOWNWARDS if downwards else UPWARDS
-        block = _any_block(x, start, stop, (factor, reference, origin), lane_label, ranked, entropy)
+        block = _any_block(x, start, stop, (factor, reference, origin), lane_label, ranked, entropy, squares)
         top = block[1]
         if want & RANK and not again:
             near = v.any_at_least(top, v.splat(lane_label, top))
@@ -256,6 +282,7 @@ def softmax_row(x, label, scale, want, first_class, stats):
             lower = np.float64(origin) - np.float64(highest)
             shifted_sums = v.mul(v.fma(v.splat(lower, sums), sums, shifted_sums), scaling)
             sums = v.mul(sums, scaling)
+            squared_sums = v.mul(squared_sums, v.mul(scaling, scaling))
             reference, origin, due = moved, highest, stop
             limit = v.like_lane((np.float64(reference) + _FARTHEST) / c, x)
             stop, again = start, True
@@ -263,6 +290,9 @@ def softmax_row(x, label, scale, want, first_class, stats):
         again = False
         sums = v.add(sums, block[0])
         shifted_sums = v.add(shifted_sums, block[2])
+        squared_sums = v.add(squared_sums, block[5])
+        if kept is not None:
+            keep_block(x, start, stop, top, first_class, kept)
         if want & LOGIT_SUM:
             totals = _block_total(x, start, stop, totals)
         if v.any_greater(top, v.splat(best, top)):
@@ -286,12 +316,21 @@ def softmax_row(x, label, scale, want, first_class, stats):
         gap = scale * abs(top - stats[MAX])
         if want & PREDICTED and top > stats[MAX]:
             stats[ARGMAX] = first_class + first_at(x, best_start, min(best_start + BLOCK, x.size), top)
+        if squares is not None:
+            rest = max(v.total(squared_sums) - term * term, 0.0) * 2.0 ** (-2.0 * above)
+            merge_squares(stats, top, 1.0 + _as_squares(rest, others, x.size), gap)
         merge_tile(stats, top, total, shifted, gap)
         stats[MAX] = max(top, stats[MAX])
     stats[TOTAL] += scale * v.total(totals)
     stats[GREATER] += greater
     stats[EQUAL] += equal - padding(x, label)
     return True
+
+
+@inline
+def _as_squares(rest, others, classes):
+    """A sum of squares of numbers up to 1, within what their sum allows: of few tiny ones the rounding is larger."""
+    return min(max(rest, others * others / max(classes - 1, 1)), others * min(others, 1.0))
 
 
 @inline

@@ -17,15 +17,18 @@ from bigvocab.kernels.row_statistics import (
     LOGIT_SUM,
     MAX,
     PREDICTED,
+    SQUARES,
     SUM,
     TOTAL,
     count_block,
     first_at,
     lanes_at,
+    merge_squares,
     merge_tile,
     padding,
 )
 
+_FAINT = 2.0**-500  # the square of less vanishes beside 1, and would be slow where it underflows
 BLOCK = 8192  # classes summed by themselves, else a million roundings of equal terms would add up
 
 
@@ -74,13 +77,13 @@ def row_wide(x, label, scale, softcap, want, first_class, stats):
         stats[GREATER] += greater
         stats[EQUAL] += equal - padding(x, label)
         return
-    sums, shifted_sums, totals = v.sums_for(x), v.sums_for(x), v.sums_for(x)
+    sums, shifted_sums, totals, squares = v.sums_for(x), v.sums_for(x), v.sums_for(x), v.sums_for(x)
     highest = 0.0
     if best > -np.inf:  # as the lanes have it, so that the maximum counts as exactly 1
         highest = v.largest(transformed_lanes(v.splat(best, sums), scale, softcap))
     base, log2e, low = v.splat(highest, sums), v.splat(LOG2E, sums), v.splat(-1022.0, sums)
     for start in range(0, x.size, BLOCK):
-        part, shifted_part, totals_part = v.sums_for(x), v.sums_for(x), v.sums_for(x)
+        part, shifted_part, totals_part, squares_part = v.sums_for(x), v.sums_for(x), v.sums_for(x), v.sums_for(x)
         for i in range(start, min(start + BLOCK, x.size), size):
             y = transformed_lanes(v.widen(lanes_at(x, i, x.size, size)), scale, softcap)
             if want & LOGIT_SUM:
@@ -90,7 +93,11 @@ def row_wide(x, label, scale, softcap, want, first_class, stats):
             e = exp2(t)
             part = v.add(part, e)
             shifted_part = v.fma(t, e, shifted_part)
+            if want & SQUARES:
+                seen = v.at_least(e, v.splat(_FAINT, e))
+                squares_part = v.fma(seen, seen, squares_part)
         sums, shifted_sums, totals = v.add(sums, part), v.add(shifted_sums, shifted_part), v.add(totals, totals_part)
+        squares = v.add(squares, squares_part)
     total = v.total(sums)
     if math.isnan(total):
         stats[SUM] = np.nan
@@ -100,6 +107,8 @@ def row_wide(x, label, scale, softcap, want, first_class, stats):
         if want & PREDICTED and best > stats[MAX]:
             stats[ARGMAX] = first_class + first_at(x, 0, x.size, best)
         shifted = LN2 * v.total(shifted_sums) if total > 1.0 else 0.0  # of masked classes alone
+        if want & SQUARES:
+            merge_squares(stats, best, max(v.total(squares), 1.0), gap)
         merge_tile(stats, best, max(total, 1.0), shifted, gap)
         stats[MAX] = max(best, stats[MAX])
     stats[TOTAL] += v.total(totals)

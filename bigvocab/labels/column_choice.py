@@ -27,12 +27,14 @@ class Columns(NamedTuple):
     weight: str | None
     group: str | None
     num_bytes: str | None
+    position: str | None = None
+    text: str | None = None
     cluster: str | None = None
 
     @property
     def names(self) -> list[str]:
         """Each column in use once, the label first."""
-        used = (self.label, self.probability, self.weight, self.group, self.num_bytes, self.cluster)
+        used = self[3:]
         return list(dict.fromkeys(name for name in used if name is not None))
 
 
@@ -61,6 +63,11 @@ def is_group(kind: pa.DataType) -> bool:
     """Whether values of this type can name groups."""
     tests = (types.is_string, types.is_large_string, types.is_string_view, types.is_integer, types.is_boolean)
     return any(test(kind) for test in tests)
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether values of this type are strings."""
+    return any(test(kind) for test in (types.is_string, types.is_large_string, types.is_string_view))
 
 
 def _is_number_list(kind: pa.DataType) -> bool:
@@ -145,6 +152,8 @@ def choose_columns(
     weight: str | None = None,
     group: str | None = None,
     num_bytes: str | None = None,
+    position: str | None = None,
+    text: str | None = None,
     cluster: str | None = None,
 ) -> Columns:
     """Settle which columns are used, and check their types, before any row is read."""
@@ -153,6 +162,8 @@ def choose_columns(
         ("weight_column", weight, _is_number, "numbers"),
         ("group_column", group, is_group, "strings, integers or booleans"),
         ("bytes_column", num_bytes, types.is_integer, "integers"),
+        ("position_column", position, types.is_integer, "integers"),
+        ("text_column", text, is_text, "strings"),
         ("cluster_column", cluster, is_group, "strings, integers or booleans"),
     ]
     for option, name, fits, wanted in others:
@@ -177,4 +188,4 @@ def choose_columns(
                 f"{where}: column {label!r}: expected lists of ids beside {probability!r}, got {arrow_type}"
             )
         kind = "sparse"
-    return Columns(kind, dtype, num_classes, label, probability, weight, group, num_bytes, cluster)
+    return Columns(kind, dtype, num_classes, label, probability, weight, group, num_bytes, position, text, cluster)

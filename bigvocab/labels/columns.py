@@ -229,6 +229,25 @@ def weights(array: pa.Array, where: Place, ignored: np.ndarray | None, first_row
     return _complete(values, np.isfinite(values), "a finite number", array, ignored, where, first_row)
 
 
+def positions(array: pa.Array, where: Place, ignored: np.ndarray | None, first_row: int) -> np.ndarray:
+    """A column of positions as int64; rows without a label may lack one too, and get 0."""
+    values = _to_int64(array, None, where, first_row)
+    return _complete(values, values >= 0, "a position >= 0", array, ignored, where, first_row)
+
+
+def texts(array: pa.Array) -> pa.Array:
+    """A column of texts as Arrow holds it, to be looked at in few places."""
+    return array if types.is_string(array.type) or types.is_large_string(array.type) else array.cast(pa.large_string())
+
+
+def nameable(kind: pa.DataType) -> int | None:
+    """How many classes integers of 8 or 16 bits can name; None for wider ones."""
+    kind = plain_type(kind)
+    if not types.is_integer(kind) or kind.bit_width > 16:
+        return None
+    return 1 << (kind.bit_width - types.is_signed_integer(kind))
+
+
 def num_bytes(array: pa.Array, where: Place, ignored: np.ndarray | None, first_row: int) -> np.ndarray:
     """A column of byte counts as int64; rows without a label may lack a count too, and get 0."""
     values = _to_int64(array, None, where, first_row)
@@ -302,11 +321,12 @@ def gathered(pieces: Iterable[list[pa.Array]]) -> Iterator[list[pa.Array]]:
     held: list[list[pa.Array]] = []
     rows = size = 0
     for piece in pieces:
-        if held and (rows + len(piece[0]) > MAX_ROWS or size + piece[0].nbytes > MAX_BYTES):
+        more = sum(array.nbytes for array in piece)
+        if held and (rows + len(piece[0]) > MAX_ROWS or size + more > MAX_BYTES):
             yield _joined(held)
             held, rows, size = [], 0, 0
         held.append(piece)
-        rows, size = rows + len(piece[0]), size + piece[0].nbytes
+        rows, size = rows + len(piece[0]), size + more
     if held:
         yield _joined(held)
 

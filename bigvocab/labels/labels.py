@@ -40,6 +40,9 @@ class LabelBatch:
     groups: tuple[np.ndarray, list[str]] | None = None  # int32 codes (n,) and their names
     num_bytes: np.ndarray | None = None  # int64 (n,)
     clusters: tuple[np.ndarray, list[str]] | None = None  # as groups: rows of one are not independent
+    positions: np.ndarray | None = None  # int64 (n,), from 0
+    texts: pa.Array | None = None  # strings (n,), for people
+    nameable: int | None = None  # classes that the stored type can name, where it has 8 or 16 bits
 
     def __len__(self) -> int:
         """The number of rows."""
@@ -74,6 +77,9 @@ class LabelBatch:
             groups=named(self.groups),
             num_bytes=rows(self.num_bytes),
             clusters=named(self.clusters),
+            positions=rows(self.positions),
+            texts=rows(self.texts),
+            nameable=self.nameable,
         )
 
 
@@ -191,7 +197,7 @@ class Labels:
                     _columns.cut(column, row - origin - first, end - row, Place(part.path, f": column {name!r}"), row)
                     for name, column in zip(self.chosen.names, batch.columns, strict=True)
                 ]
-                step = _columns.batch_rows(end - row, arrays[0].nbytes)
+                step = _columns.batch_rows(end - row, sum(array.nbytes for array in arrays))
                 for at in range(0, end - row, step):
                     yield [_columns.plain(array.slice(at, step)) for array in arrays]
                     part.check()  # before a page is touched again
@@ -219,8 +225,13 @@ class Labels:
                 batch.groups = _columns.groups(by_name[chosen.group])
             if chosen.num_bytes is not None:
                 batch.num_bytes = _columns.num_bytes(*asked(chosen.num_bytes), ignored, row)
+            if chosen.position is not None:
+                batch.positions = _columns.positions(*asked(chosen.position), ignored, row)
+            if chosen.text is not None:
+                batch.texts = _columns.texts(by_name[chosen.text])
             if chosen.cluster is not None:
                 batch.clusters = _columns.groups(by_name[chosen.cluster])
+            batch.nameable = _columns.nameable(by_name[chosen.label].type)
             return batch
 
 
@@ -237,12 +248,14 @@ def fingerprint_of(labels: Iterable[LabelBatch]) -> str:
     """The fingerprint of labels by their values."""
     found = hashlib.blake2b(digest_size=16)
     for batch in labels:
-        groups = None if batch.groups is None else np.asarray(batch.groups[1])[batch.groups[0]]
+        groups, clusters = (
+            None if named is None else np.asarray(named[1])[named[0]] for named in (batch.groups, batch.clusters)
+        )
+        texts = None if batch.texts is None else np.asarray(batch.texts.to_pylist(), np.str_)
+        others = (batch.positions, texts, clusters)
         columns = batch.labels if isinstance(batch.labels, tuple) else (batch.labels,)
-        for values in (*columns, batch.probabilities, batch.ignored, batch.weights, groups, batch.num_bytes):
+        for values in (*columns, batch.probabilities, batch.ignored, batch.weights, groups, batch.num_bytes, *others):
             found.update(b"-" if values is None else np.ascontiguousarray(values).tobytes())
-        if batch.clusters is not None:
-            found.update(np.asarray(batch.clusters[1])[batch.clusters[0]].tobytes())
     return found.hexdigest()
 
 
@@ -254,6 +267,8 @@ def read_labels(
     group_column: str | None = None,
     bytes_column: str | None = None,
     probability_column: str | None = None,
+    position_column: str | None = None,
+    text_column: str | None = None,
     cluster_column: str | None = None,
 ) -> Labels:
     """Read labels, in batches, from Arrow, Parquet or .npy files or from an array or table in memory.
@@ -271,6 +286,8 @@ def read_labels(
         bytes_column: bytes of text behind each label, >= 0, for bits per byte.
         probability_column: lists of numbers >= 0, as long as the lists of ids.
         cluster_column: as group_column; rows of one cluster are not independent.
+        position_column: places in a sequence, from 0.
+        text_column: strings to show beside the worst rows.
 
     Raises:
         FormatError: a file is of no supported format, truncated, corrupt, or changes while it is read.
@@ -290,6 +307,8 @@ def read_labels(
         "group": group_column,
         "num_bytes": bytes_column,
         "probability": probability_column,
+        "position": position_column,
+        "text": text_column,
         "cluster": cluster_column,
     }
     for role, name in options.items():

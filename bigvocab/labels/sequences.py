@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from bigvocab.errors import BigvocabError, Keyword
 from bigvocab.labels.label_sources import LabelSource
@@ -129,6 +130,8 @@ class SequenceLabels:
         out = rows - self.edges[sequence] < self.score_from
         if self.shift:
             out |= rows == self.edges[sequence + 1] - 1
+        if batch.positions is None:
+            batch.positions = rows - self.edges[sequence]
         if out.any():
             batch.ignored = out if batch.ignored is None else batch.ignored | out
         return batch
@@ -167,6 +170,9 @@ def _flattened(batch: LabelBatch, width: int, path: str) -> LabelBatch:
         groups=None if batch.groups is None else (each(batch.groups[0]), batch.groups[1]),
         num_bytes=each(batch.num_bytes),
         clusters=None if batch.clusters is None else (each(batch.clusters[0]), batch.clusters[1]),
+        positions=each(batch.positions),
+        texts=None if batch.texts is None else batch.texts.take(pa.array(each(np.arange(len(batch))))),
+        nameable=batch.nameable,
     )
 
 
@@ -204,6 +210,9 @@ def _join(batches: list[LabelBatch]) -> LabelBatch:
         groups=_joined_groups([batch.groups for batch in batches]),
         num_bytes=all_of("num_bytes"),
         clusters=_joined_groups([batch.clusters for batch in batches]),
+        positions=all_of("positions"),
+        texts=None if batches[0].texts is None else pa.concat_arrays([batch.texts for batch in batches]),
+        nameable=batches[0].nameable,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from fractions import Fraction
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 _CARRY_AFTER = 1 << 29
+_UNIT = 1074  # the exponent of the smallest number
 
 
 class ExactSums:
@@ -109,6 +111,10 @@ class ExactSums:
             return float("nan")
         return float("inf") if plus else float("-inf") if minus else None
 
+    def units(self, group: int = 0) -> int | None:
+        """The sum in units of 2**-1074; None where it is not finite."""
+        return None if self._specials[group].any() else self.integer(group)
+
     def exact(self, group: int = 0) -> Fraction | float:
         """The sum as a fraction; a float where it is not finite."""
         special = self.special(group)
@@ -158,3 +164,49 @@ def divide(numerator: Fraction | float, denominator: Fraction | float | int) -> 
     if isinstance(numerator, float) or isinstance(denominator, float):
         return to_float(numerator) / to_float(denominator)
     return to_float(Fraction(numerator) / denominator)
+
+
+def spread_error(
+    total: Fraction | float,
+    weight: Fraction | float,
+    squares: Fraction | float,
+    products: Fraction | float,
+    weights: Fraction | float,
+    *,
+    n: int,
+) -> float:
+    """Standard error of the mean total / weight: sqrt(S (w (v - mean))^2 n / (n - 1)) / S w; NaN where there is none.
+
+    Args:
+        total: S w v.
+        weight: S w.
+        squares: S (w v)^2.
+        products: S w^2 v.
+        weights: S w^2.
+        n: weights that are not 0.
+    """
+    exact = all(isinstance(s, Fraction) for s in (total, weight, squares, products, weights))
+    if n < 2 or not exact or weight == 0:
+        return math.nan
+    t, w, q, p, v = (_in_units(s) for s in (total, weight, squares, products, weights))
+    return spread_of_units(t, w, q, p, v, n=n)
+
+
+def _in_units(number: Fraction | float) -> int:
+    return int(Fraction(number) * (1 << _UNIT))
+
+
+def spread_of_units(t: int, w: int, q: int, p: int, v: int, *, n: int) -> float:
+    """As `spread_error`, of sums as integers in units of 2**-1074: no fraction is ever reduced."""
+    spread = max(q * w * w - 2 * t * w * p + t * t * v, 0) << _UNIT
+    return math.sqrt(quotient(spread * n, w**4 * (n - 1)))
+
+
+def quotient(numerator: int, denominator: int) -> float:
+    """The quotient of two integers, rounded once; past float64 an infinity, and NaN where the denominator is 0."""
+    if denominator == 0:
+        return math.nan
+    try:
+        return numerator / denominator
+    except OverflowError:
+        return math.inf if (numerator > 0) == (denominator > 0) else -math.inf

@@ -91,6 +91,31 @@ class RowStatistics:
         return np.where(self.maximum == np.inf, np.nan, found)
 
     @property
+    def squares(self) -> Floats:
+        """The sum of the squares of all probabilities, where it was wanted."""
+        from bigvocab.kernels import row_statistics
+
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return self.columns[:, row_statistics.SQUARED] / self.exp_sum**2
+
+    @property
+    def confidence(self) -> Floats:
+        """The probability of the greatest logit; NaN where the row is not finite."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.where(self.finite, 1.0 / self.exp_sum, np.nan)
+
+    @property
+    def brier(self) -> Floats:
+        """S (p - t)^2 with t = 1 at the label: ((S - e) / S)^2 + (Q - e^2) / S^2, which does not cancel."""
+        from bigvocab.kernels import row_statistics
+
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            label = np.exp(self.transformed(self.label_logits) - self.transformed(self.maximum))
+            total, squares = self.exp_sum, self.columns[:, row_statistics.SQUARED]
+            found = ((total - label) / total) ** 2 + np.maximum(squares - label**2, 0.0) / total**2
+        return np.where(self.finite, found, np.nan)
+
+    @property
     def rank(self) -> npt.NDArray[np.int64]:
         """1 + the number of classes with a strictly greater logit."""
         from bigvocab.kernels import row_statistics
@@ -112,11 +137,18 @@ class RowStatistics:
         return np.where(np.isnan(self.exp_sum), -1, found)
 
 
-def wanted(*, rank: bool = False, entropy: bool = False, predicted: bool = False, logit_sum: bool = False) -> int:
+def wanted(
+    *,
+    rank: bool = False,
+    entropy: bool = False,
+    predicted: bool = False,
+    logit_sum: bool = False,
+    squares: bool = False,
+) -> int:
     """The kernels' number for the by-products that are asked for."""
     from bigvocab.kernels import row_statistics as k
 
-    asked = {k.RANK: rank, k.ENTROPY: entropy, k.PREDICTED: predicted, k.LOGIT_SUM: logit_sum}
+    asked = {k.RANK: rank, k.ENTROPY: entropy, k.PREDICTED: predicted, k.LOGIT_SUM: logit_sum, k.SQUARES: squares}
     return sum(bit for bit, yes in asked.items() if yes)
 
 
@@ -152,8 +184,11 @@ def softmax_rows(
 
 
 def merged_statistics(groups: Floats, scale: float = 1.0, softcap: float = 0.0) -> Floats:
-    """Statistics (G, n, 7) of ranges of classes, in their order, as those (n, 7) of all of them."""
-    reduction = SoftmaxSums(np.zeros(groups.shape[1], np.int64), (scale, softcap), 0)
+    """Statistics (G, n, columns) of ranges of classes, in their order, as those (n, columns) of all of them."""
+    from bigvocab.kernels import row_statistics
+
+    want = wanted(squares=groups.shape[2] > row_statistics.COLUMNS)
+    reduction = SoftmaxSums(np.zeros(groups.shape[1], np.int64), (scale, softcap), want)
     merged = reduction.state(groups.shape[1])
     reduction.clear(merged)
     reduction.merge((groups,), merged)

@@ -30,7 +30,7 @@ def labels_beside(labels: Array, span: Span, rows: slice | Ids, skip: Bools) -> 
 
 
 class SoftmaxSums:
-    """Statistics of the softmax, one line of `kernels.row_statistics` per row.
+    """Statistics of the softmax, one line of `kernels.row_statistics` per row, with a column for squares if wanted.
 
     Args:
         labels: (n,) the class of each row; -1 leaves the row out, -2 reads a row that has no label.
@@ -48,10 +48,11 @@ class SoftmaxSums:
         self.skip: Bools = self.labels == row_statistics.SKIP
         self.lookup = self.labels if known is None else None
         self.found: Floats = np.full(len(labels), np.nan) if known is None else np.ascontiguousarray(known)
-        self.columns = row_statistics.COLUMNS
+        self.squares = True if want & row_statistics.SQUARES else None
+        self.columns = row_statistics.COLUMNS + (self.squares is not None)
 
     def state(self, *shape: int) -> State:
-        """(..., COLUMNS) statistics."""
+        """(..., columns) statistics."""
         return (np.empty((*shape, self.columns)),)
 
     def clear(self, state: State) -> None:
@@ -64,7 +65,19 @@ class SoftmaxSums:
         """See `rows_softmax`."""
         from bigvocab.kernels import softmax
 
+        if self.squares is not None:
+            self.add_with(piece, span, rows, state[0], None)
+            return
         softmax.rows_softmax(piece, self.labels[rows], self.found[rows], self.transform, self.want, span, state[0])
+
+    def add_with(self, piece: Array, span: Span, rows: slice | Ids, stats: Floats, highest: State | None) -> None:
+        """See `rows_softmax_with`."""
+        from bigvocab.kernels import softmax_extras
+
+        labels, found = self.labels[rows], self.found[rows]
+        softmax_extras.rows_softmax_with(
+            piece, labels, found, self.transform, self.want, span, stats, self.squares, highest
+        )
 
     def merge(self, groups: State, into: State) -> None:
         """Sums of one maximum become those of another."""

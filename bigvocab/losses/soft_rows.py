@@ -53,6 +53,13 @@ class SoftLabelRows:
     sums: Floats
     num_classes: int
 
+    @property
+    def mass(self) -> Floats:
+        """The sum of the labels of each row."""
+        from bigvocab.kernels import soft_labels
+
+        return self.sums[:, soft_labels.LABEL_SUM]
+
     def losses(self, label_smoothing: float) -> Floats:
         """S z (lse - g) of each row, smoothed: (1 - e) S z (lse - g) + e (lse - mean of g)."""
         from bigvocab.kernels import soft_labels as k

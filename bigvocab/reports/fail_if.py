@@ -24,6 +24,9 @@ _TIMES = ("seconds", "rows_per_second", "bytes_per_second")
 _LIKELIHOODS = ("perplexity", "perplexity_stderr", "bits_per_token")
 _RANKS = ("mean_rank", "mrr", "tied_rows")
 _BIAS = ("exact_mean", "bias", "bias_stderr")
+_CALIBRATION = ("ece", "brier")
+_MACRO = ("groups", "mean")
+_CLUSTERS = ("cluster_stderr", "perplexity_cluster_stderr")
 _REDUCTIONS = ("sum", "mean", "sum_over_batch_size", "sum_by_nonzero_weights")
 
 
@@ -44,7 +47,7 @@ class Condition(NamedTuple):
         if isinstance(figure, Mapping):
             names = ", ".join(f"{self.name}.{key}" for key in list(figure)[:5])
             raise BigvocabError(f"{self.text!r}: {self.name} is no number; there are {names}")
-        if isinstance(figure, str | Sequence):
+        if figure is None or isinstance(figure, str | Sequence):
             raise BigvocabError(f"{self.text!r}: {self.name} is no number")
         if math.isnan(figure):
             return f"{self.text}: {self.name} is nan, which passes no condition"
@@ -75,24 +78,18 @@ def _number(text: str) -> str:
 def check_name(name: str, loss: str, metrics: Collection[str], top_k: Sequence[int], columns: Collection[str]) -> None:
     """Raise if it is known before any work that the report will have no figure of this dotted name.
 
-    `loss`, `metrics` and `top_k` are what is asked for, `columns` those of "group", "bytes" and "exact" that are given.
+    `loss`, `metrics` and `top_k` are what is asked for; `columns` those of "group", "bytes", "cluster", "exact" and
+    "smoothing" that are given.
     """
     head, _, rest = name.partition(".")
-    likelihoods = _LIKELIHOODS if LOSSES[loss].is_likelihood else ()
-    single = [*_ALWAYS, *_TIMES, *likelihoods]
-    single += [*_RANKS] if "rank" in metrics else []
-    single += [*["entropy"] * ("entropy" in metrics), *["bits_per_byte"] * ("bytes" in columns and bool(likelihoods))]
-    nested: dict[str, tuple[str, ...]] = {"reductions": _REDUCTIONS}
-    if "accuracy" in metrics:
-        nested["accuracy"] = tuple(str(k) for k in top_k)
-    if LOSSES[loss].sampled:
-        nested["sampled"] = ("mean", *_BIAS) if "exact" in columns else ("mean",)
-    if "logsumexp" in metrics:
-        nested["logsumexp"] = ("mean", "min", "max")
+    likelihood = LOSSES[loss].is_likelihood
+    single, nested = _known(loss, metrics, columns), _known_blocks(loss, metrics, top_k, columns)
     if name in single or (head in nested and rest in nested[head]):
         return
     if head == "groups" and "group" in columns:
-        _check_group(name, rest, bool(likelihoods))
+        _check_group(name, rest, likelihood)
+        return
+    if head in _OPEN:  # which bins there are is known from the data alone
         return
     if needed := _needed(name, head, loss, metrics, columns):
         raise BigvocabError(f"{name!r} needs {needed}")
@@ -100,8 +97,47 @@ def check_name(name: str, loss: str, metrics: Collection[str], top_k: Sequence[i
     raise BigvocabError(f"the report has no figure {name!r}; {_advice(name, names)}")
 
 
+_OPEN = ("by_frequency", "by_position", "loss_histogram", "rank_histogram", "worst")
+
+
+def _known(loss: str, metrics: Collection[str], columns: Collection[str]) -> list[str]:
+    """Names of figures without a dot."""
+    likelihoods = _LIKELIHOODS if LOSSES[loss].is_likelihood else ()
+    single = [*_ALWAYS, *_TIMES, *likelihoods]
+    single += [*_RANKS] if "rank" in metrics else []
+    single += [*["entropy"] * ("entropy" in metrics), *["bits_per_byte"] * ("bytes" in columns and bool(likelihoods))]
+    single += ["bytes", "rows_without_bytes"] if "bytes" in columns else []
+    return single + ([*_CLUSTERS[: 1 + bool(likelihoods)]] if "cluster" in columns else [])
+
+
+def _known_blocks(
+    loss: str, metrics: Collection[str], top_k: Sequence[int], columns: Collection[str]
+) -> dict[str, tuple[str, ...]]:
+    """Names of figures with a dot: what stands before it, and behind."""
+    clusters = ("cluster_stderr",) if "cluster" in columns else ()
+    nested: dict[str, tuple[str, ...]] = {"reductions": _REDUCTIONS}
+    if "accuracy" in metrics:
+        nested["accuracy"] = tuple(str(k) for k in top_k)
+    if LOSSES[loss].sampled:
+        biases = (*_BIAS, *(f"bias_{one}" for one in clusters))
+        nested["sampled"] = ("mean", *biases) if "exact" in columns else ("mean",)
+    if "logsumexp" in metrics:
+        nested["logsumexp"] = ("mean", "min", "max")
+    if "calibration" in metrics:
+        nested["calibration"] = _CALIBRATION
+    if "cluster" in columns:
+        nested["clusters"] = ("count",)
+    if "group" in columns:
+        nested["macro"] = (*_MACRO, *["perplexity_of_mean", "mean_perplexity"] * LOSSES[loss].is_likelihood)
+    if "smoothing" in columns and LOSSES[loss].is_likelihood:
+        nested["nll"] = ("mean", "stderr", *clusters)
+    if loss == "softmax":
+        nested["label_mass"] = ("mean", "min")
+    return nested
+
+
 def _check_group(name: str, rest: str, likelihood: bool) -> None:
-    figures = ("rows", "weight", "mean", *["perplexity"] * likelihood)
+    figures = ("rows", "weight", "mean", "stderr", *["perplexity"] * likelihood)
     group, _, figure = rest.rpartition(".")
     if not group or figure not in figures:
         raise BigvocabError(f"the report has no figure {name!r}; expected groups.NAME.{'|'.join(figures)}")
@@ -112,8 +148,14 @@ def _needed(name: str, head: str, loss: str, metrics: Collection[str], columns: 
     metric = "rank" if head in _RANKS else head
     if metric in LOSSES[loss].metrics and metric not in metrics:
         return f"{metric} in --metrics"
-    if head == "groups" and "group" not in columns:
+    if head in ("groups", "macro") and "group" not in columns:
         return "--group-column"
+    if (head == "clusters" or name.endswith("cluster_stderr")) and "cluster" not in columns:
+        return "--cluster-column"
+    if head == "nll" and LOSSES[loss].is_likelihood and "smoothing" not in columns:
+        return "--label-smoothing"
+    if head in ("bytes", "rows_without_bytes") and "bytes" not in columns:
+        return "--bytes-column"
     if LOSSES[loss].sampled and name.removeprefix("sampled.") in _BIAS and "exact" not in columns:
         return "--exact"
     is_likelihood = LOSSES[loss].is_likelihood

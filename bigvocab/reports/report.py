@@ -18,6 +18,7 @@ from bigvocab.reports.infinities import finite_figures
 from bigvocab.reports.numerals import count, counted, fixed, significant, with_error
 from bigvocab.reports.pairs import Pairs, pairs_table, source_pairs
 
+SCHEMA_VERSION = 1  # of what reports hold, and of the newest that pages are made of
 _MOST_GROUPS = 20
 _WIDTH = 80
 
@@ -35,8 +36,9 @@ class Report:
      accuracy  50.00% top-1
     """
 
-    def __init__(self, figures: Mapping[str, Any]) -> None:
-        self._figures = dict(figures)
+    def __init__(self, figures: Mapping[str, Any], options: Mapping[str, Any] | None = None) -> None:
+        """`options`: those that were given, for the page alone: figures do not depend on how rows came."""
+        self._figures, self.options = dict(figures), dict(options or {})
 
     def __getitem__(self, name: str) -> Any:
         return self._figures[name]
@@ -67,15 +69,14 @@ class Report:
         return copy.deepcopy(self._figures)
 
     def to_json(self) -> str:
-        """All figures as JSON: NaN is null, an infinity 1e999, which parsers read as one; those of comparisons are null
-        too, and named under `infinite`.
+        """All figures as JSON: NaN and infinities are null, and `infinite` names the infinities.
 
         >>> print(Report({"mean": float("nan")}).to_json())
         {
           "mean": null
         }
         """
-        return as_json(finite_figures(self._figures) if is_comparison(self._figures) else self._figures)
+        return as_json(finite_figures(self._figures))
 
     def figure(self, name: str) -> Any:
         """The figure of a dotted name such as `perplexity`, `accuracy.1` or `groups.St. John.mean`.
@@ -139,9 +140,15 @@ def _first(figures: Mapping[str, Any], sign: str) -> Pairs:
     """What matters most."""
     pairs = [("loss", str(figures.get("loss", "?")))]
     if "mean" in figures:
-        pairs.append(("mean", with_error(fixed(figures["mean"]), figures.get("stderr"), sign) + " nats"))
+        shown = with_error(fixed(figures["mean"]), _error_of(figures, "stderr"), sign) + " nats"
+        over = f", {counted(figures['clusters']['count'], 'cluster')}" if "cluster_stderr" in figures else ""
+        pairs.append(("mean", shown + over))
+    if "nll" in figures:
+        nll = figures["nll"]
+        shown = with_error(fixed(nll["mean"]), _error_of(nll, "stderr"), sign)
+        pairs.append(("nll", f"{shown} nats, without label smoothing"))
     if "perplexity" in figures:
-        shown = with_error(significant(figures["perplexity"]), figures.get("perplexity_stderr"), sign)
+        shown = with_error(significant(figures["perplexity"]), _error_of(figures, "perplexity_stderr"), sign)
         pairs.append(("perplexity", shown))
     if "rows" in figures:
         left_out = [(figures.get(f"{what}_rows", 0), word) for what, word in _ROWS.items()]
@@ -151,6 +158,12 @@ def _first(figures: Mapping[str, Any], sign: str) -> Pairs:
         shares = [f"{share:.2%} top-{k}" for k, share in figures["accuracy"].items()]
         pairs.append(("accuracy", "   ".join(shares)))
     return pairs
+
+
+def _error_of(figures: Mapping[str, Any], name: str) -> float | None:
+    """The standard error that is shown: over clusters where there are some."""
+    found: float | None = figures.get(name.replace("stderr", "cluster_stderr"), figures.get(name))
+    return found
 
 
 _ROWS = {"ignored": "ignored", "nonfinite": "not finite"}
@@ -171,6 +184,17 @@ def _rest(figures: Mapping[str, Any]) -> Pairs:
         found = figures["logsumexp"]
         spread = f"({fixed(found['min'], 3)} to {fixed(found['max'], 3)})"
         pairs.append(("logsumexp", f"{fixed(found['mean'])} {spread}"))
+    if "calibration" in figures:
+        found = figures["calibration"]
+        pairs.append(("calibration", f"ece {found['ece']:.2%}, brier {fixed(found['brier'])}"))
+    if "label_mass" in figures:
+        found = figures["label_mass"]
+        pairs.append(("label mass", f"{fixed(found['mean'])} (least {fixed(found['min'])})"))
+    if figures.get("rows_without_bytes"):
+        pairs.append(("without bytes", counted(figures["rows_without_bytes"], "row")))
+    if "macro" in figures:
+        found = figures["macro"]
+        pairs.append(("macro mean", f"{fixed(found['mean'])} nats over {counted(found['groups'], 'group')}"))
     return pairs
 
 
@@ -248,7 +272,7 @@ def _find(figures: Any, name: str) -> tuple[Any] | None:
 
 
 def as_json(value: Any, indent: str = "\n") -> str:
-    """JSON with two spaces of indent; `json` itself writes NaN and Infinity, which are no JSON."""
+    """JSON with two spaces of indent; `json` itself writes NaN and Infinity, which are no JSON: here they are null."""
     deeper = indent + "  "
     if isinstance(value, Mapping):
         items = [f"{json.dumps(str(key))}: {as_json(item, deeper)}" for key, item in value.items()]
@@ -264,6 +288,4 @@ def as_json(value: Any, indent: str = "\n") -> str:
     if isinstance(value, numbers.Integral):
         return str(int(value))
     number = float(value)
-    if math.isnan(number):
-        return "null"
-    return repr(number) if math.isfinite(number) else "1e999" if number > 0 else "-1e999"
+    return repr(number) if math.isfinite(number) else "null"

@@ -22,6 +22,7 @@ from bigvocab.evaluation.coverage import joined, missing, shown_rows
 from bigvocab.evaluation.state import read_state
 from bigvocab.evaluation.tally import RowResult, Tally
 from bigvocab.jobs.merging import merge
+from bigvocab.labels.labels import LabelBatch
 from bigvocab.storage.fingerprints import of_file
 
 ROWS, CLASSES = 300, 501
@@ -195,7 +196,7 @@ def test_states_of_tallies_are_canonical(seed):
             none = np.zeros(b - a, bool)
             part = RowResult(losses[a:b], losses[a:b], None, ~none, none, none)
             other = Tally()
-            other.add(part, (codes[a:b].astype(np.int32), names))
+            other.add(part, LabelBatch(a, codes[a:b], groups=(codes[a:b].astype(np.int32), names)))
             out.merge(Tally.from_state(other.state()))
         return out.state()
 
@@ -315,7 +316,7 @@ def test_a_state_can_be_looked_at_with_arrow_alone(thirds):
     reader = pa.ipc.open_file(str(thirds / "2.state"))
     held = json.loads(reader.schema.metadata[b"bigvocab"])
     assert held["format"] == "bigvocab-state"
-    assert held["version"] == 2
+    assert held["version"] == 3
     assert held["coverage"]["ranges"] == [[100, 200]]
     assert [file["role"] for file in held["coverage"]["files"]] == ["logits", "labels"]
     table = reader.read_all()
@@ -346,13 +347,13 @@ def test_a_damaged_state_is_refused(thirds, tmp_path):
 
 
 def test_another_version_is_refused(data, tmp_path, monkeypatch):
-    for version, age in ((1, "an older"), (3, "a newer")):
+    for version, age in ((1, "an older"), (4, "a newer")):
         monkeypatch.setattr(state, "VERSION", version)
         bv.evaluate(**main_job(data, state=tmp_path / "other.state"))
         monkeypatch.undo()
         with pytest.raises(
             bv.BigvocabError,
-            match=rf"other\.state: is of version {version}, of {age} bigvocab; this one reads version 2",
+            match=rf"other\.state: is of version {version}, of {age} bigvocab; this one reads version 3",
         ):
             merge([tmp_path / "other.state"])
         with pytest.raises(bv.BigvocabError, match=f"of version {version}"):

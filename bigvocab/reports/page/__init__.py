@@ -1,5 +1,6 @@
-"""The page of a report: one HTML file with tables and pictures, made from the dictionary of report.json alone."""
+"""One HTML page of a report: from report.json alone, with nothing to load and no script, to look at anywhere."""
 
 from bigvocab.reports.page.document import page_of
+from bigvocab.reports.page.files import page_of_file
 
-__all__ = ["page_of"]
+__all__ = ["page_of", "page_of_file"]

@@ -323,16 +323,17 @@ def worst_section(
     """The rows of the highest loss, or divergence, with what is known of them."""
     others = [name for name in ("label", "predicted", "predicted_reference", "predicted_candidate", "group", "text")]
     used = [name for name in others if any(row.get(name) is not None for row in rows)]
+    numbered = any("row" in row for row in rows)  # rows of batches have no number
     lines = (
         (
-            str(row["row"]),
+            *([str(row.get("row", ""))] if numbered else []),
             *(number(row.get(name)) for name in losses),
             *(_worst_cell(row.get(name), TEXT if name == "text" else 64) for name in used),
         )
         for row in rows
     )
     shown = within(lines, budget)
-    columns = ("row", *losses.values(), *(name.replace("_", " ") for name in used))
+    columns = (*["row"] * numbered, *losses.values(), *(name.replace("_", " ") for name in used))
     texts = frozenset(i for i, name in enumerate(columns) if name in ("group", "text"))
     text = "Where it fails most. Look here first: broken rows, wrong labels and hard cases look different."
     left = len(rows) - len(shown)

@@ -12,9 +12,9 @@ from typing import Any
 
 from bigvocab.errors import BigvocabError
 from bigvocab.reports.numerals import printable
+from bigvocab.reports.report import SCHEMA_VERSION
 from bigvocab.reports.report import is_comparison as is_comparison
 
-SCHEMA_VERSION = 1
 MOST_BINS = 1000  # of a histogram or a breakdown: more would be a page that no browser likes
 _DEEPEST = 12
 
@@ -273,7 +273,7 @@ _EVALUATION = _record(
         "by_frequency": _bins(_RESULTS | {"accuracy": _share}),
         "by_position": _bins(_RESULTS | {"accuracy": _share}),
         "groups": _each(_record(_RESULTS, "rows", "mean")),
-        "worst": _list(_record(_WORST | {"label": _anything, "predicted": _maybe(_whole)}, "row", "loss")),
+        "worst": _list(_record(_WORST | {"label": _anything, "predicted": _maybe(_whole)}, "loss")),
         "sampled": _record(
             {
                 "sampler": _text,
