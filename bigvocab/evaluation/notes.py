@@ -48,7 +48,7 @@ def _of_logits(tally: Tally) -> Iterator[Note]:
     twice = looked >= _FEWEST_ROWS and counts.get("twice_rows") == looked
     if twice:
         yield (
-            "vocabulary-twice",
+            "vocabulary_twice",
             "the second half of the classes has the logits of the first: the vocabulary is there twice, which adds "
             "log 2 to every loss",
         )
@@ -67,7 +67,7 @@ def _of_labels(tally: Tally, *, likelihood: bool) -> Iterator[Note]:
     if classes > nameable and not (nameable <= 256 and classes <= _BYTES):
         bits = 8 if nameable <= 256 else 16
         yield (
-            "label-type",
+            "label_type",
             f"labels are stored in {bits} bits, which name {nameable:,.0f} classes, but there are {classes:,.0f}: "
             "ids beyond would have been cut",
         )
@@ -75,20 +75,20 @@ def _of_labels(tally: Tally, *, likelihood: bool) -> Iterator[Note]:
     enough = min(tally.counts["rows"], classes) >= _FEWEST_FROM_ONE
     if least == 1 and most >= _SPAN * classes and enough and likelihood and tally.mean() > math.log(classes) + 1e-3:
         yield (
-            "labels-from-1",
+            "labels_from_1",
             f"labels run from 1 to {most:,.0f} and none is 0, and the loss is above that of a uniform guess: "
             "are classes counted from 1? The first one is 0",
         )
     if tally.counts.get("listed_rows") and tally.mean("mass") < 1 - 1e-3:
         mass = tally.mean("mass")
         yield (
-            "label-mass",
+            "label_mass",
             f"the listed probabilities of a row sum to {mass:.4g} in the mean, not to 1: the loss is that of the "
             "listed part alone, and no perplexity is made of it",
         )
     elif tally.mass_is_off:
         yield (
-            "label-mass",
+            "label_mass",
             f"soft labels of a row sum to {tally.mean('mass'):.4g} in the mean, not to 1: no perplexity is made of the "
             "loss",
         )
@@ -104,7 +104,7 @@ def _of_bytes(tally: Tally, *, likelihood: bool) -> Iterator[Note]:
         rest = tally.bits_per_byte_of_rows_with_bytes()
         shown = "" if math.isnan(rest) else f"; over the rows that have bytes it is {rest:.4f}"
         yield (
-            "rows-without-bytes",
+            "rows_without_bytes",
             f"{without:,} rows have no bytes, and their loss counts in bits per byte{shown}",
         )
 
@@ -114,7 +114,7 @@ def _of_draws(tally: Tally, sampled: dict[str, Any] | None) -> Iterator[Note]:
     log_uniform = sampled is not None and sampled.get("sampler") == DEFAULT_SAMPLER
     if log_uniform and true >= _FEWEST_TRUE and low < _LOW_SHARE * true:
         yield (
-            "log-uniform",
+            "log_uniform",
             f"candidates are drawn log-uniformly, which takes low ids to be the frequent ones, but {low / true:.1%} of "
             "the labels lie among the ids that half of the draws come from: choose another sampler, or sort the ids",
         )

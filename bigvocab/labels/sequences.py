@@ -130,7 +130,7 @@ class SequenceLabels:
         out = rows - self.edges[sequence] < self.score_from
         if self.shift:
             out |= rows == self.edges[sequence + 1] - 1
-        if batch.positions is None:
+        if batch.positions is None and (self.shift or self.score_from) and len(self.edges) > 2:
             batch.positions = rows - self.edges[sequence]
         if out.any():
             batch.ignored = out if batch.ignored is None else batch.ignored | out
