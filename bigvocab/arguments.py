@@ -98,6 +98,13 @@ def one_per_row(name: str, array: npt.NDArray[Any], rows: int, of: str = "logits
         raise BigvocabError(Keyword(name), f": got shape {array.shape}, expected ({rows},), one for each row of {of}")
 
 
+IGNORED_HINT: tuple[str | Keyword, ...] = (
+    "; rows whose label is -100 are left out with ",
+    Keyword("ignore_index"),
+    " -100",
+)
+
+
 def first_outside(ids: npt.NDArray[Any], stop: int, left_out: npt.NDArray[np.bool_] | None = None) -> int | None:
     """The place of the first id outside [0, stop), of those that are not left out; None where there is none."""
     if ids.size == 0 or ids.min() >= 0 and ids.max() < stop:
@@ -108,9 +115,6 @@ def first_outside(ids: npt.NDArray[Any], stop: int, left_out: npt.NDArray[np.boo
     return int(np.argmax(wrong)) if wrong.any() else None
 
 
-IGNORED_HINT: tuple[str | Keyword, ...] = ("; rows whose label is -100 are left out with ", Keyword("ignore_index"))
-
-
 def labels_in_range(
     labels: npt.NDArray[np.int64],
     num_classes: int,
@@ -119,20 +123,31 @@ def labels_in_range(
     ignored: npt.NDArray[np.bool_] | None = None,
     name: str = "labels",
     first_row: int = 0,
+    whole: bool = False,
 ) -> npt.NDArray[np.int64]:
-    """Labels for a kernel: -1 where the row is ignored; an error naming the first label outside [0, num_classes)."""
+    """Labels for a kernel: -1 where the row is ignored; an error naming the first label outside [0, num_classes).
+
+    Where these are the `whole` of the labels, the message can say what they look like.
+    """
     skip = None if ignore_index is None else labels == ignore_index
     if ignored is not None:
         skip = ignored if skip is None else skip | ignored
     if (row := first_outside(labels, num_classes, skip)) is not None:
-        hint: tuple[str | Keyword, ...] = ()
-        if labels[row] == -100 and ignore_index is None:
-            hint = IGNORED_HINT
-        elif labels[row] == num_classes and (labels > 0 if skip is None else (labels > 0) | skip).all():
-            hint = ("; are classes counted from 1?",)
-        text = f" is {labels[row]}, expected a class in [0, {num_classes})"
-        raise BigvocabError.of_row(name, first_row + row, text, *hint)
+        hint = IGNORED_HINT if labels[row] == -100 and ignore_index is None else ()
+        if whole:
+            seen = labels if skip is None else labels[~skip]
+            hint += offset_hint(int(seen.min()), int(seen.max()), num_classes, None)
+        rest = f" is {labels[row]}, expected a class in [0, {num_classes})"
+        raise BigvocabError.of_row(name, first_row + row, rest, *hint)
     return np.where(skip, -1, labels) if skip is not None and skip.any() else labels
+
+
+def offset_hint(least: int, greatest: int, num_classes: int, option: str | None = "label_offset") -> tuple[Any, ...]:
+    """What may be meant by labels out of range, of which these are the least and the greatest."""
+    if (least, greatest) == (1, num_classes):
+        way = ("subtract 1",) if option is None else (Keyword(option), " -1?")
+        return (f"; labels run from 1 to {num_classes}: ", *way)
+    return ()
 
 
 def in_unit_interval(name: str, value: Any) -> float:
@@ -269,6 +284,19 @@ def parse_seed(seed: Any) -> Any:
         raise BigvocabError(Keyword("seed"), f": got {seed!r}, expected two whole numbers such as 1,7, or one")
     numbers = [int(part) for part in seed.split(",")]
     return numbers[0] if len(numbers) == 1 else tuple(numbers)
+
+
+def parse_sizes(name: str, values: Any) -> tuple[int, ...] | None:
+    """Numbers of at least 1, as integers or as text such as "50,50,28"; None stays None."""
+    if values is None:
+        return None
+    if isinstance(values, str):
+        if not re.fullmatch(r"\s*\d+(\s*,\s*\d+)*\s*", values):
+            raise BigvocabError(Keyword(name), f": got {values!r}, expected numbers such as 50,50,28")
+        values = [int(part) for part in values.split(",")]
+    if not isinstance(values, Iterable):
+        raise TypeError(f"{name}: expected numbers, got {type(values).__name__}")
+    return tuple(integer(name, value, 1, 2**62) for value in values)
 
 
 def parse_top_k(values: int | str | Iterable[int]) -> tuple[int, ...]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 _LOGIT_OPTIONS = ("softcap", "logit_scale")
+_EXCLUDING = ("exclude_classes", "exclude_column")
 SAMPLING_OPTIONS = (
     "sampler", "num_sampled", "num_true", "vocab_file", "distortion", "seed", "candidates", "exact",
 )  # fmt: skip
@@ -148,7 +149,14 @@ METRICS = _by_name(
         "the highest classes of each row, in losses.parquet",
         records=(("top_ids", "list<int64>"), ("top_logprobs", "list<float>")),
     ),
+    MetricSpec(
+        "ranking",
+        "recall, precision, ndcg, map, hit_rate, mrr, and psp with class counts, of the k highest classes",
+        statistics=(Statistic("ranking", "ranking", "ranking"),),
+    ),
 )
+# What ranking says for each k; psp only with counts of the classes.
+RANKING = ("recall", "precision", "ndcg", "map", "hit_rate", "mrr", "psp")
 DEFAULT_METRICS = ("accuracy", "rank", "logsumexp")
 DEFAULT_KEEP_TOP, MOST_KEPT = 10, 128
 TIES = ("optimistic", "mean", "pessimistic")
@@ -168,7 +176,7 @@ COMPARISON_METRICS = {
     "logit_difference": "mean difference of log probabilities",
 }
 DEFAULT_COMPARISON_METRICS = tuple(COMPARISON_METRICS)[:6]
-_OF_SOFTMAX = ("logsumexp", "entropy", "predicted")
+_OF_SOFTMAX = ("logsumexp", "entropy", "ranking", "predicted")
 _DENSE = ("dense", "list", "id")  # integers 0 and 1 too: V of them a row, or one a row where V is 1
 _DENSE_WANTED = "a matrix or fixed-size lists of floats, as many as classes"
 _TRUE_WANTED = "one integer label or a list of them per row"
@@ -177,8 +185,8 @@ LOSSES = _by_name(
     LossSpec(
         "sparse-softmax", "softmax cross-entropy of one class per row", ("id",), "one integer label per row",
         (
-            "ignore_index", "class_weights", "label_smoothing", "ties", "keep_top", "class_counts", "vocab_file",
-            "text_column", *_LOGIT_OPTIONS,
+            "ignore_index", "label_offset", *_EXCLUDING, "class_weights", "label_smoothing", "ties", "keep_top",
+            "class_counts", "vocab_file", "text_column", *_LOGIT_OPTIONS,
         ),
         tuple(METRICS), is_likelihood=True, kernels=("softmax",),
         statistics=(
@@ -188,22 +196,24 @@ LOSSES = _by_name(
         ),
     ),
     LossSpec(
-        "softmax", "softmax cross-entropy of a distribution per row", ("dense", "sparse"),
-        "a matrix or fixed-size lists of floats, or lists of ids beside a probability column",
-        ("label_smoothing", "probability_column", *_LOGIT_OPTIONS),
+        "softmax", "softmax cross-entropy of a distribution per row", ("dense", "sparse", "list"),
+        "a matrix or fixed-size lists of floats, or lists of ids, alone or beside a probability column",
+        ("label_smoothing", "label_offset", "probability_column", "class_counts", *_EXCLUDING, *_LOGIT_OPTIONS),
         _OF_SOFTMAX, is_likelihood=True, kernels=("softmax", "soft_labels"), statistics=(*_MASS, _NLL),
     ),
     LossSpec(
         "sigmoid", "sigmoid cross-entropy of independent classes, summed over the row", _DENSE, _DENSE_WANTED,
-        ("label_smoothing", *_LOGIT_OPTIONS), kernels=("sigmoid",),
+        ("label_smoothing", *_EXCLUDING, *_LOGIT_OPTIONS), kernels=("sigmoid",),
     ),
     LossSpec(
         "weighted-sigmoid", "the same with positives weighted", _DENSE, _DENSE_WANTED,
-        ("pos_weight", *_LOGIT_OPTIONS), kernels=("sigmoid",),
+        ("pos_weight", *_EXCLUDING, *_LOGIT_OPTIONS), kernels=("sigmoid",),
     ),
     LossSpec(
         "sparse-sigmoid", "sigmoid cross-entropy with labels as sets of positive classes", ("list",),
-        "lists of the ids of positive classes", ("pos_weight", *_LOGIT_OPTIONS), kernels=("sigmoid",),
+        "lists of the ids of positive classes",
+        ("label_offset", "pos_weight", "class_counts", *_EXCLUDING, *_LOGIT_OPTIONS),
+        ("ranking",), kernels=("sigmoid",),
     ),
     LossSpec(
         "log-loss", "cross-entropy of probabilities", _DENSE, _DENSE_WANTED, ("epsilon",),
@@ -211,11 +221,14 @@ LOSSES = _by_name(
     ),
     LossSpec(
         "sampled-softmax", "softmax cross-entropy over true and sampled classes", ("id", "list"), _TRUE_WANTED,
-        ("ignore_index", *SAMPLING_OPTIONS), is_likelihood=True, sampled=True, kernels=("softmax",),
+        ("ignore_index", "label_offset", "class_counts", *SAMPLING_OPTIONS), ("ranking",), is_likelihood=True,
+        sampled=True,
+        kernels=("softmax",),
     ),
     LossSpec(
         "nce", "noise-contrastive estimation", ("id", "list"), _TRUE_WANTED,
-        ("ignore_index", *SAMPLING_OPTIONS), sampled=True, kernels=("sigmoid",),
+        ("ignore_index", "label_offset", "class_counts", *SAMPLING_OPTIONS), ("ranking",), sampled=True,
+        kernels=("sigmoid",),
     ),
 )  # fmt: skip
 DEFAULT_LOSS = "sparse-softmax"

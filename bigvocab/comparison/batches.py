@@ -12,7 +12,7 @@ from bigvocab.comparison.rules import ONLY
 from bigvocab.comparison.specification import ComparisonColumns
 from bigvocab.errors import BigvocabError
 from bigvocab.evaluation.batches import arrays_of
-from bigvocab.labels.labels import Labels, read_labels
+from bigvocab.labels.labels import Labels, read_columns
 
 _REFERENCE = "reference"
 
@@ -54,7 +54,7 @@ def labels_of_batch(rest: pa.Table, columns: ComparisonColumns) -> Labels | None
         if columns.group is None and columns.cluster is None:
             return None
         raise BigvocabError("batch: groups and clusters stand beside labels, expected a column label or labels")
-    return read_labels(rest, **columns.keywords())
+    return read_columns(rest, columns.keywords())
 
 
 def with_columns(batch: Any, columns: dict[str, tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]]) -> Any:

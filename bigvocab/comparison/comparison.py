@@ -313,7 +313,7 @@ def _batch(
     leading = shape
     if labels is not None:
         labels, _, groups, shape = flat_batch(labels, None, groups, leading, one_each=True)
-        batch = label_batch(("id",), labels, None, groups, rows=rows, ignore_index=ignore_index)
+        batch = label_batch(("id",), labels, None, groups, rows=rows)
     else:
         batch = LabelBatch(0, np.full(rows, NO_LABEL))
         if groups is not None:

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bigvocab.comparison.pairs import KL_ALONE, UNCHANGED, Asked, PairBlock, PairRows, Transform
+from bigvocab.losses.row_sums import SeesCopies
 from bigvocab.matrices.logit_rows import Array, Bools, Floats, Ids, LogitRows, State
 from bigvocab.matrices.tiles import kernel_view
 from bigvocab.threads import resolve_threads, run_threads
@@ -19,7 +20,7 @@ Look = Callable[[PairBlock, tuple[int, int], Array, Array, slice], None]
 ROWS_AT_ONCE = 120  # of a thread's turn; no result depends on it
 
 
-class Copies:
+class Copies(SeesCopies):
     """The reduction that keeps logits as they are, as kernels take them: of a few classes, for a moment."""
 
     lookup: Ids | None = None

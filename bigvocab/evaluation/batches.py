@@ -15,14 +15,23 @@ from bigvocab.errors import BigvocabError, Place
 from bigvocab.formats.vectors import LISTS, vector_type, vectors_of
 from bigvocab.labels.columns import groups_of, nameable
 from bigvocab.labels.label_sources import labels_of
-from bigvocab.labels.labels import LabelBatch, Labels, read_labels
+from bigvocab.labels.labels import LabelBatch, Labels, read_columns
+from bigvocab.labels.ragged import as_ragged
+from bigvocab.labels.stored_ids import PLAIN, StoredIds
 
 
 def label_batch(
-    kinds: tuple[str, ...], labels: Any, weights: Any, groups: Any, *, rows: int, ignore_index: int | None
+    kinds: tuple[str, ...],
+    labels: Any,
+    weights: Any,
+    groups: Any,
+    exclude: Any = None,
+    *,
+    rows: int,
+    stored: StoredIds = PLAIN,
 ) -> LabelBatch:
     """Arrays of as many rows as a label batch; row numbers in messages count from its start."""
-    found, probabilities = labels_of(kinds, labels, rows)
+    found, probabilities, ignored = labels_of(kinds, labels, rows, stored)
     values = None
     if weights is not None:
         values = arguments.as_array("weights", weights)
@@ -32,22 +41,31 @@ def label_batch(
         if values.ndim == 0:
             values = np.broadcast_to(values, (rows,))
         arguments.one_per_row("weights", values, rows)
-        _check_weights(values, found, ignore_index)
+        _check_weights(values, ignored)
     coded = None
     if groups is not None:
         coded = groups_of(groups)
         arguments.one_per_row("groups", coded[0], rows)
-    batch = LabelBatch(0, found, probabilities=probabilities, weights=values, groups=coded)
+    excluded = None if exclude is None else _excluded(exclude, rows, stored)
+    batch = LabelBatch(
+        0, found, probabilities=probabilities, ignored=ignored, weights=values, groups=coded, excluded=excluded
+    )
     if isinstance(labels, np.ndarray) and labels.dtype.kind in "iu":
         batch.nameable = nameable(pa.from_numpy_dtype(labels.dtype.newbyteorder("=")))
     return batch
 
 
-def _check_weights(weights: npt.NDArray[np.float64], labels: Any, ignore_index: int | None) -> None:
+def _excluded(exclude: Any, rows: int, stored: StoredIds) -> Any:
+    """Lists of ids for each row, (N, T) or a pair (offsets, ids), as a pair."""
+    sets = as_ragged("exclude", exclude, rows)
+    return sets.offsets, stored.shifted(sets.ids, "exclude", rows=sets.rows())
+
+
+def _check_weights(weights: npt.NDArray[np.float64], ignored: npt.NDArray[np.bool_] | None) -> None:
     """Raise for the first weight that is not finite; ignored rows may have any."""
     bad = ~np.isfinite(weights)
-    if ignore_index is not None and isinstance(labels, np.ndarray) and labels.ndim == 1:
-        bad &= labels != ignore_index
+    if ignored is not None:
+        bad &= ~ignored
     if bad.any():
         row = int(np.argmax(bad))
         raise BigvocabError.of_row("weights", row, f" is {weights[row]}, expected a finite number")
@@ -73,7 +91,9 @@ def as_batch(batch: Any) -> Any:
         raise BigvocabError(f"batch: {type(batch).__name__} is no Arrow table: {reason}") from error
 
 
-def arrays_of(batch: Any, columns: dict[str, str | None], name: str = "logits") -> tuple[npt.NDArray[Any], Labels]:
+def arrays_of(
+    batch: Any, columns: dict[str, str | None], name: str = "logits", stored: StoredIds = PLAIN
+) -> tuple[npt.NDArray[Any], Labels]:
     """The column `name` as (N, V), zero-copy where it is in one chunk, and the labels of the other columns."""
     listed = ", ".join(f"{field.name!r} ({field.type})" for field in batch.schema)
     if (count := batch.schema.names.count(name)) != 1:
@@ -83,7 +103,7 @@ def arrays_of(batch: Any, columns: dict[str, str | None], name: str = "logits") 
     matrix = _rows(batch.column(name), name)
     rest = batch.select([other for other in batch.schema.names if other != name])
     table = rest if isinstance(rest, pa.Table) else pa.Table.from_batches([rest])
-    return matrix, read_labels(table, **columns)
+    return matrix, read_columns(table, columns, stored)
 
 
 def _rows(column: Any, name: str) -> npt.NDArray[Any]:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from bigvocab.catalogue import RANKING
 from bigvocab.errors import BigvocabError, Keyword
 from bigvocab.evaluation.grouped_sums import BinnedSums, GroupedSums
 
@@ -69,6 +70,17 @@ def _values(sums: BinnedSums, i: int, likelihood: str | None) -> dict[str, Any]:
         found["perplexity"] = exp(sums.mean(i, likelihood))
     if "top_1" in sums.sums:
         found["accuracy"] = sums.mean(i, "top_1")
+    if ranking := _ranking_of(sums, i):
+        found["ranking"] = ranking
+    return found
+
+
+def _ranking_of(sums: BinnedSums, i: int) -> dict[str, dict[str, float]]:
+    """The metrics of rankings of a bin; their sums are called ranking.recall@10 and the like."""
+    names = [name.removeprefix("ranking.").split("@") for name in sums.sums if name.startswith("ranking.")]
+    found: dict[str, dict[str, float]] = {}
+    for metric, k in sorted(names, key=lambda name: (RANKING.index(name[0]), int(name[1]))):
+        found.setdefault(metric, {})[k] = sums.mean(i, f"ranking.{metric}@{k}")
     return found
 
 

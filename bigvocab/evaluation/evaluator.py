@@ -26,6 +26,7 @@ from bigvocab.evaluation.stored_tally import restored, stored
 from bigvocab.evaluation.tally import Tally
 from bigvocab.labels.labels import LabelBatch
 from bigvocab.labels.leading import flat_batch
+from bigvocab.losses.leading import flat_ids
 from bigvocab.matrices.names import DataNames
 from bigvocab.reports.report import Report
 
@@ -109,7 +110,12 @@ class Evaluator:
     # ---- batches
 
     def update(
-        self, logits: Any, labels: Any, weights: npt.ArrayLike | None = None, groups: Sequence[Any] | None = None
+        self,
+        logits: Any,
+        labels: Any,
+        weights: npt.ArrayLike | None = None,
+        groups: Sequence[Any] | None = None,
+        exclude: Any = None,
     ) -> npt.NDArray[np.float64]:
         """Add a batch and return the loss of each row, unweighted; NaN where the row is ignored or skipped.
 
@@ -120,6 +126,7 @@ class Evaluator:
                 sparse-sigmoid; a triple (offsets, ids, probabilities) for softmax as well.
             weights: (...) weight of each row, finite.
             groups: (...) names; the report has figures for each.
+            exclude: ids of classes that do not exist for each row, (..., T) or a pair (offsets, ids).
 
         Returns:
             float64 in the shape of the labels (...), in nats.
@@ -132,14 +139,13 @@ class Evaluator:
         array([0.693147])
         """
         self._refuse_rows_of_files()
-        opening = self.specification.opening.keywords()
-        if self.scorer.head is not None:
-            opening.pop("vocab_shards", None)  # files of a layer are ranges of classes in any case
+        opening = self.specification.opening.keywords(logits=self.scorer.head is None)
         source = self.scorer.source(logits, **opening)
         loss = self.specification.loss
         kinds, leading = loss.spec.labels, source.stored.leading
         labels, weights, groups, shape = flat_batch(labels, weights, groups, leading, one_each=kinds == ("id",))
-        batch = label_batch(kinds, labels, weights, groups, rows=len(source), ignore_index=loss.ignore_index)
+        exclude = flat_ids("exclude", exclude, leading) if exclude is not None else None
+        batch = label_batch(kinds, labels, weights, groups, exclude, rows=len(source), stored=loss.stored_ids)
         with self._whole_or_not():
             results = list(self.scorer.evaluate_rows(source, batch, self.scorer.names_of(source), self.seen))
         losses = np.empty(len(source))
@@ -168,7 +174,7 @@ class Evaluator:
         """
         self._refuse_rows_of_files()
         columns, batch = self.specification.columns.keywords(), as_batch(batch)
-        logits, labels = arrays_of(batch, columns, self.scorer.rows_name)
+        logits, labels = arrays_of(batch, columns, self.scorer.rows_name, self.specification.loss.stored_ids)
         source = self.scorer.source(logits)
         names = DataNames(self.scorer.rows_name)
         with self._whole_or_not():
@@ -232,10 +238,10 @@ class Evaluator:
         if other is self:
             raise BigvocabError("merge: got the evaluator itself, expected another; its rows would count twice")
         mine, theirs = self.scorer.options(), other.scorer.options()
-        if differing := [name for name in mine if mine[name] != theirs[name]]:
+        if differing := [name for name in mine | theirs if mine.get(name) != theirs.get(name)]:
             name = differing[0]
             raise BigvocabError(
-                f"merge: {name} is {mine[name]!r} here and {theirs[name]!r} there; expected the same options"
+                f"merge: {name} is {mine.get(name)!r} here and {theirs.get(name)!r} there; expected the same options"
             )
         if self.scorer.draws is not None and self.scorer.draws.ordered:
             raise BigvocabError("merge: learned-unigram draws by the rows before, expected one evaluator for all rows")

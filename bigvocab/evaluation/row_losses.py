@@ -17,14 +17,20 @@ from bigvocab import arguments
 from bigvocab.errors import BigvocabError, Keyword
 from bigvocab.evaluation.breakdowns import frequency_bins
 from bigvocab.evaluation.context import RowContext
-from bigvocab.evaluation.label_checks import dense_labels, id_sets
+from bigvocab.evaluation.label_checks import dense_labels, equally_true, id_sets
 from bigvocab.evaluation.observations import look_at_labels, look_at_logits
+from bigvocab.evaluation.ranking import most_ranked, ranking_of
 from bigvocab.evaluation.ranks import rank_columns
 from bigvocab.evaluation.row_result import RowResult
 from bigvocab.labels.labels import LabelBatch
 from bigvocab.losses.highest_rows import highest_rows
 from bigvocab.losses.row_statistics import RowStatistics, softmax_rows, wanted
-from bigvocab.losses.sigmoid_rows import log_loss_row_sums, sigmoid_row_sums, sparse_sigmoid_rows
+from bigvocab.losses.sigmoid_rows import (
+    log_loss_row_sums,
+    sigmoid_row_sums,
+    sparse_sigmoid_highest,
+    sparse_sigmoid_rows,
+)
 from bigvocab.losses.soft_rows import dense_label_rows, sparse_label_rows
 from bigvocab.losses.softmax import sparse_softmax_formula
 from bigvocab.matrices.logit_rows import LogitRows
@@ -41,7 +47,6 @@ def sparse_softmax(asked: RowContext, logits: LogitRows, batch: LabelBatch) -> R
     labels = arguments.labels_in_range(
         batch.labels,
         classes,
-        ignore_index=asked.loss.ignore_index,
         ignored=batch.ignored,
         name=asked.names.labels,
         first_row=batch.first_row,
@@ -54,15 +59,18 @@ def sparse_softmax(asked: RowContext, logits: LogitRows, batch: LabelBatch) -> R
         "softcap": softcap,
         "num_threads": threads,
     }
-    highest = None
-    if "topk" in asked.measures:
-        highest = highest_rows(logits, labels, asked.measures.keep_top, **options)
+    kept = asked.measures.keep_top if "topk" in asked.measures else 0
+    keep = max(kept, most_ranked(asked))
+    highest = highest_rows(logits, labels, keep, **options) if keep else None
     rows = highest.rows if highest is not None else softmax_rows(logits, labels, **options)
     sums = formula.weighted_sums(logits, labels, (scale, softcap), threads)
     result = of_statistics(asked, batch, labels, rows, classes, sums)
-    if highest is not None:
+    if highest is not None and kept:
         ids = np.where(rows.finite[:, None], highest.ids, -1)
-        result.values |= {"top_ids": ids, "top_logprobs": highest.log_probabilities.astype(np.float32)}
+        found = {"top_ids": ids, "top_logprobs": highest.log_probabilities.astype(np.float32)}
+        result.values |= {name: values[:, :kept] for name, values in found.items()}
+    if highest is not None and "ranking" in asked.measures:
+        result.values["ranking"] = ranking_of(asked, batch, highest.ids, rows.finite, classes)
     look_at_logits(logits, rows, asked.loss.transform, result)
     return result
 
@@ -181,12 +189,17 @@ def softmax(asked: RowContext, logits: LogitRows, batch: LabelBatch) -> RowResul
         "softcap": asked.loss.transform[1],
         "num_threads": asked.threads,
     }
+    keep = most_ranked(asked)
+    if isinstance(batch.labels, tuple) and batch.probabilities is None:
+        batch = equally_true(asked, batch, classes)
     if batch.probabilities is None:
         labels = _dense(asked, logits, batch)
         names: dict[str, Any] = {"name": asked.names.labels, "first_row": batch.first_row}
         found = dense_label_rows(logits, labels, ignored, **options, **names)
     else:
-        found = sparse_label_rows(logits, id_sets(asked, batch, classes), batch.probabilities, ignored, **options)
+        found = sparse_label_rows(
+            logits, id_sets(asked, batch, classes), batch.probabilities, ignored, keep=keep, **options
+        )
     loss, rows = found.losses(asked.loss.label_smoothing), found.rows
     result = weighted_result(asked, batch, loss, None, rows.finite, ignored, lambda i: row_fault(rows, i))
     result.values["mass"] = found.mass
@@ -196,6 +209,8 @@ def softmax(asked: RowContext, logits: LogitRows, batch: LabelBatch) -> RowResul
     if batch.probabilities is not None:
         result.counts["listed_rows"] = len(batch)
     look_at_logits(logits, rows, asked.loss.transform, result)
+    if found.highest is not None:
+        result.values["ranking"] = ranking_of(asked, batch, found.highest, rows.finite, classes)
     for name in ("predicted", "logsumexp", "entropy"):
         if name in asked.measures:
             result.values[name] = getattr(rows, name)
@@ -225,15 +240,18 @@ def sigmoid(asked: RowContext, logits: LogitRows, batch: LabelBatch) -> RowResul
 def sparse_sigmoid(asked: RowContext, logits: LogitRows, batch: LabelBatch) -> RowResult:
     """Sigmoid cross-entropy with lists of positive classes."""
     classes, ignored = logits.num_classes, _ignored(batch)
-    loss = sparse_sigmoid_rows(
-        logits,
-        id_sets(asked, batch, classes),
-        ignored,
-        pos_weight=asked.loss.positive_weights(classes),
-        transform=asked.loss.transform,
-        num_threads=asked.threads,
-    )
-    return _of_sums(asked, batch, loss, ignored)
+    sets, keep = id_sets(asked, batch, classes), most_ranked(asked)
+    options: dict[str, Any] = {
+        "pos_weight": asked.loss.positive_weights(classes),
+        "transform": asked.loss.transform,
+        "num_threads": asked.threads,
+    }
+    if not keep:
+        return _of_sums(asked, batch, sparse_sigmoid_rows(logits, sets, ignored, **options), ignored)
+    loss, highest = sparse_sigmoid_highest(logits, sets, ignored, keep, **options)
+    result = _of_sums(asked, batch, loss, ignored)
+    result.values["ranking"] = ranking_of(asked, batch, highest.ids, highest.rows.finite, classes)
+    return result
 
 
 def log_loss(asked: RowContext, logits: LogitRows, batch: LabelBatch) -> RowResult:

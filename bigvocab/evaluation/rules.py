@@ -12,6 +12,7 @@ from typing import Any
 from bigvocab.catalogue import DEFAULT_SAMPLER, LOSSES, SAMPLERS, losses_with, metrics_fault
 from bigvocab.errors import BigvocabError, Keyword
 
+_EXCLUDING = ("exclude_classes", "exclude_column")
 _NORM = ("norm_weight", "norm_bias", "norm_epsilon")
 
 
@@ -64,6 +65,10 @@ def _data_faults(options: Mapping[str, Any], given: Collection[str]) -> Iterator
     if "final_norm" in given and not _there(inputs):
         needed = "inputs" if "logits" in options else "weights"
         yield _fault("final_norm", "belongs to an output layer, which needs ", Keyword(needed))
+    if "shard_classes" in given and "vocab_shards" not in given and not _there(options["weights"]):
+        yield _fault("shard_classes", "needs ", Keyword("vocab_shards"), ", files that are split by classes")
+    if "transpose_weights" in given and not _there(options["weights"]):
+        yield _fault("transpose_weights", "needs ", Keyword("weights"))
     norm = [name for name in _NORM if name in given]
     if norm and "final_norm" not in given and not _there(options["model"]):
         yield _fault(norm[0], "needs ", Keyword("final_norm"), ", rms or layer")
@@ -81,6 +86,10 @@ def _model_faults(options: Mapping[str, Any], given: Collection[str]) -> Iterato
         if is_given and not _there(options["model"]):
             what = "tokenizer needs " if name == "num_classes" else "needs "
             yield _fault(name, what, Keyword("model"), ", the folder of a model, or a GGUF file")
+    if "shard_classes" in given and "vocab_shards" not in given and not _there(options["weights"]):
+        yield _fault("shard_classes", "needs ", Keyword("vocab_shards"), ", files that are split by classes")
+    if "transpose_weights" in given and not _there(options["weights"]):
+        yield _fault("transpose_weights", "needs ", Keyword("weights"))
     norm = [name for name in ("final_norm", "norm_weight", "norm_bias") if name in given]
     if norm and options.get("hidden_states") == "after-norm":
         yield _fault(norm[0], "is for states from before the norm, not with ", Keyword("hidden_states", "after-norm"))
@@ -111,6 +120,8 @@ def _loss_faults(options: Mapping[str, Any], given: Collection[str]) -> Iterator
         yield _fault(
             "class_counts", "and ", Keyword("vocab_file"), " both give counts of classes: expected one of them"
         )
+    if options["label_smoothing"] and (excluding := [name for name in _EXCLUDING if name in given]):
+        yield _fault("label_smoothing", "spreads over all classes: it does not go with ", Keyword(excluding[0]))
     for name in given:
         if loss not in (losses := losses_with(name)):
             yield _fault(name, f"goes with {', '.join(losses)}, not with {loss}")
@@ -194,6 +205,8 @@ def _class_range_faults(options: Mapping[str, Any], given: Collection[str]) -> I
         yield _fault(
             chosen, f"goes with sparse-softmax, not with {options['loss']}; ", Keyword("shard"), " splits any loss"
         )
+    if "ranking" in (options["metrics"] or ()):
+        yield _fault("metrics", "ranking needs all classes of a row at once; ", Keyword("shard"), " splits by rows")
     if "class_weights" in given and options["label_smoothing"]:
         both = (
             "with ",

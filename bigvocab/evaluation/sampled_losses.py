@@ -11,13 +11,23 @@ import numpy.typing as npt
 
 from bigvocab.evaluation.context import RowContext
 from bigvocab.evaluation.label_checks import true_classes
+from bigvocab.evaluation.ranking import (
+    among_candidates,
+    most_ranked,
+    ranking_of,
+    sampled_places,
+    true_sets,
+    values_of,
+)
 from bigvocab.evaluation.row_losses import weighted_result
 from bigvocab.evaluation.row_result import RowResult
 from bigvocab.heads.linear_rows import LinearRows
 from bigvocab.labels.labels import LabelBatch
 from bigvocab.labels.ragged import RaggedIds
+from bigvocab.losses.highest_rows import highest_rows
+from bigvocab.losses.ranking import NOWHERE
 from bigvocab.losses.row_statistics import softmax_rows
-from bigvocab.losses.sigmoid_rows import sparse_sigmoid_rows
+from bigvocab.losses.sigmoid_rows import sparse_sigmoid_highest, sparse_sigmoid_rows
 from bigvocab.sampling.draw_blocks import DRAW_ROWS
 from bigvocab.sampling.sampled_rows import (
     Head,
@@ -54,13 +64,15 @@ def _sampled(
     batch: LabelBatch,
     losses_of: Callable[[SampledRows], Floats],
     remove_hits: bool,
-    exact_of: Callable[[LinearRows, RaggedIds, Ids, Floats, int], Floats],
+    exact_of: Callable[[RowContext, LinearRows, RaggedIds, Ids, Floats], tuple[Floats, Ids | None]],
 ) -> RowResult:
     assert asked.draws is not None
     offsets, ids, ignored = true_classes(asked, batch, rows.num_classes)
     first, layer = asked.seen + batch.first_row, rows.layer
     head = Head(layer.weights, layer.biases, layer.norm)
     losses, true_logits = np.full(len(batch), np.nan), np.empty(len(ids))
+    keep = most_ranked(asked)
+    ranking = SampledRanking(asked, batch, rows) if keep else None
     start = 0
     while start < len(batch):
         stop = min(len(batch), (first + start) // DRAW_ROWS * DRAW_ROWS + DRAW_ROWS - first)
@@ -73,11 +85,14 @@ def _sampled(
         sampled = SampledRows(head, inputs, true, draw, remove_hits=remove_hits, num_threads=asked.threads)
         losses[start + kept] = losses_of(sampled)
         true_logits[part] = sampled.logits_of_true
+        if ranking is not None:
+            ranking.add(start + kept, inputs, draw.candidates, sampled.logits_of_true)
         start = stop
-    result_exact = None
+    result_exact, highest = None, None
     finite = np.isfinite(losses)
     if asked.measures.exact:
-        result_exact = exact_of(rows, RaggedIds(offsets, ids), np.flatnonzero(~ignored), true_logits, asked.threads)
+        true = RaggedIds(offsets, ids)
+        result_exact, highest = exact_of(asked, rows, true, np.flatnonzero(~ignored), true_logits)
         finite &= np.isfinite(result_exact)
     result = weighted_result(
         asked,
@@ -93,7 +108,41 @@ def _sampled(
     if result_exact is not None:
         with np.errstate(invalid="ignore"):
             result.values |= {"exact": result_exact, "bias": result_exact - losses}
+    if ranking is not None:
+        values = result.values["ranking"] = ranking.values(finite)
+        if highest is not None:
+            exact = ranking_of(asked, batch, highest, finite, rows.num_classes)
+            result.values |= {"exact_ranking": exact, "ranking_bias": exact - values}
     return result
+
+
+class SampledRanking:
+    """Where true classes stand among the candidates of their rows: what a sampled metric says."""
+
+    def __init__(self, asked: RowContext, batch: LabelBatch, rows: LinearRows) -> None:
+        self.asked, self.rows, self.sets = asked, rows, true_sets(asked, batch)
+        self.places = np.full(len(self.sets.ids), NOWHERE)
+
+    def add(self, chosen: Ids, inputs: Any, candidates: Ids, true_logits: Floats) -> None:
+        """Rows that share their candidates: which they are, and the logits of their true classes, row after row."""
+        from bigvocab.kernels import row_statistics
+
+        if not len(chosen):
+            return
+        offsets = self.sets.offsets
+        mine, flat = self.sets.of_rows(chosen), slice(offsets[chosen[0]], offsets[chosen[-1] + 1])
+        candidates = np.unique(candidates)
+        labels = np.full(len(chosen), row_statistics.NO_LABEL)
+        picked = LinearRows(self.rows.layer.picked(candidates), inputs).without(among_candidates(candidates, mine))
+        found = highest_rows(picked, labels, most_ranked(self.asked), num_threads=self.asked.threads)
+        ids = np.where(found.ids < 0, -1, candidates[found.ids])
+        self.places[flat] = sampled_places(ids, found.logits, mine, true_logits)
+
+    def values(self, finite: npt.NDArray[np.bool_]) -> Floats:
+        """The metrics of each row; 0 where it is not finite."""
+        found = values_of(self.asked, self.places, self.sets, self.rows.num_classes)
+        found[~finite] = 0.0
+        return found
 
 
 def _fault(rows: LinearRows, row: int, loss: float) -> str:
@@ -105,17 +154,27 @@ def _fault(rows: LinearRows, row: int, loss: float) -> str:
     return f"has the loss {loss}: the output layer is not finite in a class that was looked at"
 
 
-def _exact_softmax(rows: LinearRows, true: RaggedIds, kept: Ids, true_logits: Floats, num_threads: int) -> Floats:
+def _exact_softmax(
+    asked: RowContext, rows: LinearRows, true: RaggedIds, kept: Ids, true_logits: Floats
+) -> tuple[Floats, Ids | None]:
+    """The loss over all classes, and the highest of them where they are asked for."""
     from bigvocab.kernels import row_statistics
 
     labels = np.full(len(rows), row_statistics.SKIP)
     labels[kept] = row_statistics.NO_LABEL
-    stats = softmax_rows(rows, labels, num_threads=num_threads)
+    keep, highest = most_ranked(asked), None
+    if keep:
+        found = highest_rows(rows, labels, keep, num_threads=asked.threads)
+        stats, highest = found.rows, found.ids
+    else:
+        stats = softmax_rows(rows, labels, num_threads=asked.threads)
     losses = exact_softmax_losses(stats.maximum, stats.exp_sum, true_logits, true.offsets)
-    return _only(losses, kept)
+    return _only(losses, kept), highest
 
 
-def _exact_nce(rows: LinearRows, true: RaggedIds, kept: Ids, true_logits: Floats, num_threads: int) -> Floats:
+def _exact_nce(
+    asked: RowContext, rows: LinearRows, true: RaggedIds, kept: Ids, true_logits: Floats
+) -> tuple[Floats, Ids | None]:
     """Sum of sigmoid losses over all classes, with target 1 / T for the true ones; a repeated one counts each time."""
     owner = np.repeat(np.arange(len(rows)), np.diff(true.offsets))
     order = np.lexsort((true.ids, owner))
@@ -126,11 +185,17 @@ def _exact_nce(rows: LinearRows, true: RaggedIds, kept: Ids, true_logits: Floats
     sets = RaggedIds(np.concatenate([[0], np.cumsum(sizes)]), np.ascontiguousarray(true.ids[chosen]))
     skip = np.ones(len(rows), bool)
     skip[kept] = False
-    sums = sparse_sigmoid_rows(rows, sets, skip, pos_weight=np.ones(1), num_threads=num_threads)
+    keep, highest = most_ranked(asked), None
+    options: dict[str, Any] = {"pos_weight": np.ones(1), "num_threads": asked.threads}
+    if keep:
+        sums, found = sparse_sigmoid_highest(rows, sets, skip, keep, **options)
+        highest = found.ids
+    else:
+        sums = sparse_sigmoid_rows(rows, sets, skip, **options)
     if (np.diff(true.offsets) > 1).any():  # the kernel's target is 1 for each of the set
         sums = sums - np.bincount(owner[chosen], np.logaddexp(0.0, -true_logits[chosen]), len(rows))
         sums = sums + true_sigmoid_sums(true_logits, true.offsets, "uniform")
-    return _only(sums, kept)
+    return _only(sums, kept), highest
 
 
 def _only(values: Floats, kept: Ids) -> Floats:

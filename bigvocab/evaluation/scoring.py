@@ -14,6 +14,7 @@ from bigvocab.errors import BigvocabError, Keyword
 from bigvocab.evaluation import state as states
 from bigvocab.evaluation.context import RowContext
 from bigvocab.evaluation.json_values import as_options
+from bigvocab.evaluation.label_checks import excluded_rows
 from bigvocab.evaluation.model_report import model_block
 from bigvocab.evaluation.reporting import shown_options
 from bigvocab.evaluation.row_losses import ROW_LOSSES
@@ -69,12 +70,27 @@ class Scorer:
         if self.head is not None:
             source = LinearMatrix(matrix, self.head)
             source.layer = self.head = self._told(self.head, source)
+            self._refuse_cut_shards(source)
             return source
         if matrix.ndim != 2:
             files = matrix.row_files()
             name = files[0][1] if files else self.rows_name
             raise BigvocabError(f"{name}: expected 2 dimensions, (rows, classes), got shape {matrix.shape}")
+        self._refuse_cut_shards(matrix)
         return matrix
+
+    def _refuse_cut_shards(self, source: LogitSource) -> None:
+        """Raise where a whole file of a set is cut away: each may be padded, and all later ids would be shifted."""
+        num_classes, edges = self.specification.loss.num_classes, source.class_edges()
+        if len(edges) > 1 and num_classes is not None and num_classes <= edges[-1]:
+            if self.specification.opening.shard_classes is None:
+                raise BigvocabError(
+                    Keyword("num_classes"),
+                    f": got {num_classes}, but the last of {len(edges)} files begins with class {edges[-1]}: if each "
+                    "is padded, ",
+                    Keyword("shard_classes"),
+                    " says how many classes of each are real",
+                )
 
     def _told(self, head: OutputLayer, source: LinearMatrix) -> OutputLayer:
         """The layer for states of this kind: as asked, or told from a few rows."""
@@ -109,7 +125,9 @@ class Scorer:
         start, stop = batch.first_row, batch.first_row + len(batch)
         for first, rows in source.rows(start, stop):
             part = batch.part(first - start, first - start + len(rows))
-            yield part, loss(context, self._classes_that_count(rows, names.logits), part)
+            rows = self._classes_that_count(rows, names.logits)
+            excluded = excluded_rows(context, part, rows.num_classes)
+            yield part, loss(context, rows if excluded is None else rows.without(excluded), part)
 
     def _classes_that_count(self, rows: LogitRows, name: str) -> LogitRows:
         """The rows with their first `num_classes` classes: the others are padding."""

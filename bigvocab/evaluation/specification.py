@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypedDict
@@ -15,7 +16,7 @@ from typing import Any, TypedDict
 import numpy as np
 
 from bigvocab import arguments
-from bigvocab.arguments import integer, one_of, parse_bytes, parse_seed, parse_top_k
+from bigvocab.arguments import integer, one_of, parse_bytes, parse_seed, parse_sizes, parse_top_k
 from bigvocab.catalogue import (
     DEFAULT_KEEP_TOP,
     LOSSES,
@@ -31,6 +32,8 @@ from bigvocab.evaluation.json_values import as_given, as_options, from_given
 from bigvocab.evaluation.rules import refuse_faults
 from bigvocab.heads.found_model import AFTER, BEFORE, FoundModel
 from bigvocab.heads.open_model import find_layer
+from bigvocab.labels.exclusions import NO_IDS, class_ids
+from bigvocab.labels.stored_ids import StoredIds, as_indices, as_offset
 from bigvocab.losses.sigmoid_rows import pos_weight_vector
 from bigvocab.matrices.vectors import read_vector
 from bigvocab.sampling.vocab_file import read_vocab_weights
@@ -40,7 +43,7 @@ from bigvocab.threads import resolve_threads
 NONFINITE = ("error", "skip", "keep")
 TOKENIZER = "tokenizer"  # for num_classes
 # Keywords that may be a path.
-FILE_OPTIONS = ("class_weights", "pos_weight", "class_counts", "vocab_file", "candidates")
+FILE_OPTIONS = ("class_weights", "pos_weight", "exclude_classes", "class_counts", "vocab_file", "candidates")
 
 
 class EvaluatorOptions(TypedDict, total=False):
@@ -58,7 +61,10 @@ class EvaluatorOptions(TypedDict, total=False):
     layer: int | None
     shift_labels: bool
     score_from: int
-    ignore_index: int | None
+    ignore_index: int | Iterable[int] | None
+    label_offset: int
+    label_dtype: str | None
+    exclude_classes: Any
     label_smoothing: float
     class_weights: Any
     pos_weight: Any
@@ -81,6 +87,7 @@ class EvaluatorOptions(TypedDict, total=False):
     position_column: str | None
     text_column: str | None
     cluster_column: str | None
+    exclude_column: str | None
     sampler: str | None
     num_sampled: int | None
     num_true: int | None
@@ -93,6 +100,8 @@ class EvaluatorOptions(TypedDict, total=False):
     dtype: str | None
     offset: int
     vocab_shards: bool
+    shard_classes: str | Iterable[int] | None
+    transpose_weights: bool
     chunk_rows: int | None
     max_memory: int | str | None
 
@@ -101,6 +110,7 @@ class EvaluatorOptions(TypedDict, total=False):
 DEFAULTS: dict[str, Any] = {
     **dict.fromkeys(EvaluatorOptions.__annotations__),
     "loss": "sparse-softmax",
+    "label_offset": 0,
     "norm_epsilon": 1e-6,
     "shift_labels": False,
     "score_from": 0,
@@ -113,6 +123,7 @@ DEFAULTS: dict[str, Any] = {
     "exact": False,
     "offset": 0,
     "vocab_shards": False,
+    "transpose_weights": False,
 }
 
 
@@ -140,7 +151,9 @@ class LossOptions:
     """The formula: what the functions of arrays take as keywords."""
 
     name: str
-    ignore_index: int | None
+    ignore_index: tuple[int, ...]
+    label_offset: int
+    exclude_classes: ClassVector | None
     label_smoothing: float
     class_weights: ClassVector | None
     pos_weight: float | ClassVector | None
@@ -154,6 +167,16 @@ class LossOptions:
     def spec(self) -> LossSpec:
         """What the catalogue says of the loss."""
         return LOSSES[self.name]
+
+    @property
+    def stored_ids(self) -> StoredIds:
+        """How the ids of labels are stored."""
+        return StoredIds(self.label_offset, self.ignore_index)
+
+    @property
+    def excluded(self) -> Any:
+        """Rising ids of classes that do not exist for any row."""
+        return NO_IDS if self.exclude_classes is None else self.exclude_classes.values
 
     @property
     def transform(self) -> tuple[float, float]:
@@ -197,8 +220,8 @@ class Measures:
 
     @property
     def accuracies(self) -> tuple[int, ...]:
-        """The k of the accuracies; none where accuracy was not asked for."""
-        return self.top_k if "accuracy" in self.metrics else ()
+        """The k of the accuracies and rankings; none where neither was asked for."""
+        return self.top_k if "accuracy" in self.metrics or "ranking" in self.metrics else ()
 
 
 @dataclass(frozen=True)
@@ -213,13 +236,16 @@ class Columns:
     position: str | None = None
     text: str | None = None
     cluster: str | None = None
+    exclude: str | None = None
 
     def keywords(self) -> dict[str, str | None]:
         """As keywords of `read_labels`."""
         return {f"{role}_column": name for role, name in vars(self).items()}
 
 
-_LAYER = ("weights", "biases", "final_norm", "norm_weight", "norm_bias", "norm_epsilon")
+_LAYER = (
+    "weights", "biases", "final_norm", "norm_weight", "norm_bias", "norm_epsilon", "transpose_weights", "shard_classes"
+)  # fmt: skip
 _OF_MODEL = ("logit_scale", "softcap", "num_classes")  # of the loss, where they are not given by hand
 
 
@@ -240,6 +266,8 @@ class HeadOptions:
     norm_weight: Any
     norm_bias: Any
     norm_epsilon: float
+    transpose_weights: bool = False
+    shard_classes: tuple[int, ...] | None = None
     model: FoundModel | None = None
     hidden_states: str | None = None
     by_hand: frozenset[str] = frozenset()
@@ -250,7 +278,7 @@ class HeadOptions:
         """What was given by hand, as keywords of `OutputLayer`."""
         hand = self.model is None or "norm_epsilon" in self.by_hand
         given = {name: getattr(self, name) for name in _LAYER if name != "norm_epsilon" or hand}
-        return {name: value for name, value in given.items() if value is not None}
+        return {name: value for name, value in given.items() if value is not None and value is not False}
 
     def keywords(self) -> dict[str, Any]:
         """The keywords that make it."""
@@ -297,10 +325,12 @@ class Opening:
     dtype: str | None
     offset: int
     vocab_shards: bool
+    shard_classes: tuple[int, ...] | None
 
-    def keywords(self) -> dict[str, Any]:
-        """As keywords of `open_matrix`, those that say something."""
-        return {name: value for name, value in vars(self).items() if value}
+    def keywords(self, logits: bool = True) -> dict[str, Any]:
+        """As keywords of `open_matrix`, those that say something; of hidden states, files are no ranges of classes."""
+        left_out = () if logits else ("vocab_shards", "shard_classes")
+        return {name: value for name, value in vars(self).items() if value and name not in left_out}
 
 
 @dataclass(frozen=True, eq=False)
@@ -311,6 +341,7 @@ class Specification:
     measures: Measures
     nonfinite: str
     columns: Columns
+    label_dtype: str | None
     head: HeadOptions | None
     sequences: Sequences
     sampling: Sampling
@@ -323,7 +354,7 @@ class Specification:
     def identity(self) -> dict[str, Any]:
         """What decides the numbers, but for the layer and the candidates: values as JSON has them."""
         loss, measures = self.loss, self.measures
-        names = ("ignore_index", "label_smoothing", "logit_scale", "softcap", "epsilon")
+        names = ("label_smoothing", "logit_scale", "softcap", "epsilon")
         vectors = {
             "class_weights": loss.class_weights,
             "pos_weight": loss.pos_weight,
@@ -331,6 +362,7 @@ class Specification:
         }
         found = {
             "loss": loss.name,
+            "ignore_index": _one_or_more(loss.ignore_index),
             **{name: getattr(loss, name) for name in names},
             "num_classes": loss.num_classes,
             "metrics": measures.metrics,
@@ -343,6 +375,10 @@ class Specification:
         for name, value in vectors.items():
             value = value.values if isinstance(value, ClassVector) else value
             found[name] = None if value is None else np.asarray(value).tolist()
+        if loss.label_offset:
+            found["label_offset"] = loss.label_offset
+        if len(loss.excluded):
+            found["exclude_classes"] = loss.excluded.tolist()
         return dict(as_options(found))
 
     def with_head(self, given: Mapping[str, Any]) -> Specification:
@@ -356,7 +392,12 @@ class Specification:
 
     def files(self) -> Iterator[str]:
         """Paths of the vectors that were read."""
-        for vector in (self.loss.class_weights, self.loss.pos_weight, self.measures.frequencies):
+        for vector in (
+            self.loss.class_weights,
+            self.loss.pos_weight,
+            self.loss.exclude_classes,
+            self.measures.frequencies,
+        ):
             if isinstance(vector, ClassVector) and vector.path is not None:
                 yield vector.path
 
@@ -366,7 +407,8 @@ class Specification:
         head = {} if self.head is None else self.head.keywords()
         vectors = {
             name: value.given() if isinstance(value, ClassVector) else value
-            for name, value in (("class_weights", loss.class_weights), ("pos_weight", loss.pos_weight))
+            for name, value in vars(loss).items()
+            if name in ("class_weights", "pos_weight", "exclude_classes")
         }
         if measures.frequencies is not None and self.sampling.vocab_file is None:
             vectors["class_counts"] = measures.frequencies.given()
@@ -375,6 +417,8 @@ class Specification:
             **{name: value for name, value in vars(loss).items() if name != "name"},
             **vectors,
             "loss": loss.name,
+            "ignore_index": _one_or_more(loss.ignore_index),
+            "label_dtype": self.label_dtype,
             "metrics": list(measures.metrics),
             "top_k": list(measures.top_k),
             "exact": measures.exact,
@@ -422,6 +466,10 @@ def specify(**options: Any) -> Specification:
     if unknown := [name for name in options if name not in DEFAULTS]:
         raise TypeError(f"Evaluator() got an unexpected keyword argument {unknown[0]!r}")
     asked = DEFAULTS | options
+    asked |= {
+        "shard_classes": parse_sizes("shard_classes", asked["shard_classes"]),
+        "transpose_weights": arguments.boolean("transpose_weights", asked["transpose_weights"]),
+    }
     head, of_model = _head_options(asked, options)
     asked |= of_model
     loss = _loss_options(asked)
@@ -435,6 +483,7 @@ def specify(**options: Any) -> Specification:
         _measures(asked, metrics, loss.spec),
         one_of("nonfinite", asked["nonfinite"], NONFINITE),
         Columns(*(asked[f"{role}_column"] for role in Columns.__dataclass_fields__)),
+        asked["label_dtype"],
         head,
         _sequences(asked),
         _picked(Sampling, asked | {"seed": parse_seed(asked["seed"])}),
@@ -480,9 +529,9 @@ def _sequences(asked: Mapping[str, Any]) -> Sequences:
 def _measures(asked: Mapping[str, Any], metrics: tuple[str, ...], loss: LossSpec) -> Measures:
     keep_top, counts = asked["keep_top"], asked["class_counts"]
     frequencies = None
-    if not loss.sampled and "class_counts" in loss.options:
+    if "class_counts" in loss.options:
         frequencies = ClassVector.read("class_counts", counts)
-        if asked["vocab_file"] is not None:
+        if asked["vocab_file"] is not None and not loss.sampled and "vocab_file" in loss.options:
             path = os.path.abspath(asked["vocab_file"])
             frequencies = ClassVector(read_vocab_weights(path), path)
         _check_counts(frequencies)
@@ -544,7 +593,9 @@ def _loss_options(asked: Mapping[str, Any]) -> LossOptions:
     number = isinstance(positive, int | float) and not isinstance(positive, bool)
     return LossOptions(
         one_of("loss", asked["loss"], tuple(LOSSES)),
-        arguments.index_or_none("ignore_index", asked["ignore_index"]),
+        as_indices("ignore_index", asked["ignore_index"]),
+        as_offset(asked["label_offset"]),
+        _class_ids("exclude_classes", asked["exclude_classes"]),
         arguments.in_unit_interval("label_smoothing", asked["label_smoothing"]),
         ClassVector.read("class_weights", asked["class_weights"]),
         float(positive) if number else ClassVector.read("pos_weight", positive),
@@ -562,6 +613,24 @@ def _num_classes(value: Any) -> int | None:
             Keyword("num_classes"), f": got {value!r}, expected a number, or {TOKENIZER} with ", Keyword("model")
         )
     return arguments.index_or_none("num_classes", value)
+
+
+def _one_or_more(indices: tuple[int, ...]) -> int | list[int] | None:
+    """As a keyword has them."""
+    return (indices[0] if len(indices) == 1 else list(indices)) if indices else None
+
+
+def _class_ids(name: str, given: Any) -> ClassVector | None:
+    """Ids of classes from integers, from text such as "0,1,7", or from a path."""
+    if isinstance(given, str) and re.fullmatch(r"\s*-?\d+(\s*,\s*-?\d+)*\s*", given):
+        given = [int(part) for part in given.split(",")]
+    found = ClassVector.read(name, given)
+    if found is None or np.asarray(found.values).size == 0:
+        return None
+    values = np.asarray(found.values)
+    if found.path is not None and values.dtype.kind == "f" and (np.floor(values) == values).all():
+        values = values.astype(np.int64)  # of a text file
+    return ClassVector(class_ids(name, values), found.path)
 
 
 def parse_metrics(metrics: str | Iterable[str], loss: str) -> tuple[str, ...]:

@@ -13,13 +13,18 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from bigvocab.catalogue import LOSSES, METRICS, LossSpec, MetricSpec, Statistic
+from bigvocab.catalogue import LOSSES, METRICS, RANKING, LossSpec, MetricSpec, Statistic
 from bigvocab.evaluation.sums import Sums
 from bigvocab.losses.exact_sums import divide
 
 Array = npt.NDArray[Any]
 # What reports of the sampled losses have beside their exact ones.
-SAMPLED_STATISTICS = (Statistic("mean", "exact", "exact_mean"), Statistic("paired", "bias", "bias"))
+SAMPLED_STATISTICS = (
+    Statistic("mean", "exact", "exact_mean"),
+    Statistic("paired", "bias", "bias"),
+    Statistic("ranking", "exact_ranking", "exact_ranking"),
+    Statistic("ranking", "ranking_bias", "ranking_bias"),
+)
 _SPECS: list[MetricSpec | LossSpec] = [*METRICS.values(), *LOSSES.values()]
 STATISTICS = tuple(dict.fromkeys(one for spec in _SPECS for one in spec.statistics))
 # Fixed, whatever the data, so that histograms add up.
@@ -210,6 +215,32 @@ class _Calibration:
         return {"bins": bins, "ece": divide(sum(apart), weight)}
 
 
+def ranking_columns(column: Array, top_k: tuple[int, ...], name: str = "ranking") -> dict[str, Array]:
+    """The columns of values (n, metrics, k) by the names of their sums: ranking.recall@10 and the like."""
+    metrics = zip(RANKING, np.moveaxis(column, 1, 0), strict=False)
+    return {f"{name}.{metric}@{k}": values[:, j] for metric, values in metrics for j, k in enumerate(top_k)}
+
+
+class _Ranking:
+    """The weighted means of a column (n, metrics, k), each with its standard error."""
+
+    def add(self, sums: Sums, column: Array, name: str, weights: Array | None, live: Array | None) -> None:
+        for one, values in ranking_columns(column, sums.top_k, name).items():
+            _Paired().add(sums, values, one, weights, live)
+
+    def read(self, sums: Sums, name: str) -> Any:
+        there = [metric for metric in RANKING if any(f"{name}.{metric}@{k}" in sums.sums for k in sums.top_k)]
+        if not there:
+            return None
+        found: dict[str, Any] = {
+            metric: {str(k): sums.mean(f"{name}.{metric}@{k}") for k in sums.top_k} for metric in there
+        }
+        found["stderr"] = {
+            metric: {str(k): sums.stderr(f"{name}.{metric}@{k}") for k in sums.top_k} for metric in there
+        }
+        return found
+
+
 KINDS: dict[str, Kind] = {
     "mean": _Mean(),
     "within": _Within(),
@@ -222,6 +253,7 @@ KINDS: dict[str, Kind] = {
     "loss_histogram": _LossHistogram(),
     "rank_histogram": _RankHistogram(),
     "calibration": _Calibration(),
+    "ranking": _Ranking(),
 }
 
 

@@ -22,7 +22,7 @@ from bigvocab.evaluation.breakdowns import (
 )
 from bigvocab.evaluation.grouped_sums import GroupedSums
 from bigvocab.evaluation.row_result import RowResult
-from bigvocab.evaluation.statistics import add_values, read_values, share_within, weighted
+from bigvocab.evaluation.statistics import KINDS, add_values, ranking_columns, read_values, share_within, weighted
 from bigvocab.evaluation.sums import Sums
 from bigvocab.evaluation.worst_rows import WorstRows, cut
 from bigvocab.labels.labels import LabelBatch
@@ -109,7 +109,9 @@ class Tally(Sums):
             of_clusters = {name: own[name] for name in ("loss", "nll") if name in own} | paired
             self.clusters.add(batch.clusters[0][kept], batch.clusters[1], of_clusters, weights)
         if batch.groups is not None:
-            self.groups.add(batch.groups[0][kept], batch.groups[1], own, weights)
+            ranking = ranking_columns(columns["ranking"], self.top_k) if "ranking" in columns else {}
+            of_groups = own | {name: weighted(column, weights) for name, column in ranking.items()}
+            self.groups.add(batch.groups[0][kept], batch.groups[1], of_groups, weights)
         if "place" in columns:
             own["top_1"] = weighted(share_within(columns["place"], 1), weights)
         for name, chosen in bins.items():
@@ -158,15 +160,18 @@ class Tally(Sums):
 
     # ---- numbers: each one division of exact sums
 
-    def bias(self, *, exact: bool) -> dict[str, float]:
+    def bias(self, *, exact: bool) -> dict[str, Any]:
         """The mean of the sampled loss; with `exact`, beside it that of the exact one, and exact less sampled with its
         standard error.
         """
-        found = {"mean": self.mean()}
+        found: dict[str, Any] = {"mean": self.mean()}
         if exact:
             found |= {"exact_mean": self.mean("exact"), "bias": self.mean("bias"), "bias_stderr": self.stderr("bias")}
             if self.clusters and "bias" in self.clusters.bins.sums:
                 found["bias_cluster_stderr"] = cluster_stderr(self.clusters, "bias")
+            for name in ("exact_ranking", "ranking_bias"):
+                if (ranking := KINDS["ranking"].read(self, name)) is not None:
+                    found[name] = ranking
         return found
 
     def reductions(self) -> dict[str, float]:

@@ -127,11 +127,11 @@ def refuse_selector(file: MappedFile) -> None:
         )
 
 
-def refuse_header(file: MappedFile) -> None:
-    """Refuse to read a file as raw binary from byte 0 where the first bytes are a header."""
+def refuse_header(file: MappedFile, option: str = "shape", way_out: str = " (or pass offset=)") -> None:
+    """Refuse to read a file as raw binary, as an option says, from byte 0 where the first bytes are a header."""
     kind = _magic(file)
     if kind is not None:
         raise BigvocabError(
-            f"{file.shown}: shape= means raw binary, but this is a {kind} file with a header of its own; leave out "
-            "shape= (or pass offset=)"
+            f"{file.shown}: {option}= means raw binary, but this is a {kind} file with a header of its own; leave out "
+            f"{option}={way_out}"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,11 +14,13 @@ from bigvocab.errors import BigvocabError, Keyword
 from bigvocab.heads.hidden_states import tell_of
 from bigvocab.heads.linear_rows import LinearRows
 from bigvocab.heads.output_layer import OutputLayer
+from bigvocab.labels.exclusions import as_excluded, refuse_smoothing
+from bigvocab.labels.stored_ids import StoredIds, as_indices
 from bigvocab.losses.leading import Floats, by_block, flat_weights, float_rows, shaped
 from bigvocab.losses.reductions import check_reduction, reduce_losses
 from bigvocab.losses.row_statistics import softmax_rows, wanted
 from bigvocab.losses.soft_rows import as_soft_labels, soft_losses
-from bigvocab.losses.softmax import SparseSoftmax, reduce_rows
+from bigvocab.losses.softmax import SparseSoftmax, excluded_labels, reduce_rows, refuse_excluded_soft
 from bigvocab.matrices.matrix import Matrix
 from bigvocab.matrices.row_source import RowSource, as_row_source, flat_labels
 from bigvocab.threads import resolve_threads
@@ -30,11 +33,12 @@ def linear_cross_entropy(
     *,
     biases: Any = None,
     class_weights: npt.ArrayLike | None = None,
-    ignore_index: int | None = None,
+    ignore_index: int | Iterable[int] | None = None,
     label_smoothing: float = 0.0,
     softcap: float | None = None,
     logit_scale: float = 1.0,
     num_classes: int | None = None,
+    exclude: Any = None,
     reduction: str = "none",
     num_threads: int | None = None,
 ) -> Any:
@@ -59,6 +63,8 @@ def linear_cross_entropy(
         softcap: c > 0, or None.
         logit_scale: > 0; a temperature t is logit_scale = 1/t.
         num_classes: classes that count; rows of `weights` behind are padding. None is V.
+        exclude: ids of classes that do not exist, for all rows or, as a pair (offsets (N + 1,), ids), for each: as if
+            their logits were -inf.
         reduction: see `compute_weighted_loss`.
         num_threads: None is all usable cores; no result depends on it.
 
@@ -94,15 +100,20 @@ def linear_cross_entropy(
         0.0 if softcap is None else arguments.positive("softcap", softcap),
         resolve_threads(num_threads),
     )
-    ignored = arguments.index_or_none("ignore_index", ignore_index)
     if not arguments.is_of_floats(labels) or np.ndim(labels) == len(x.leading):
-        return _of_ids(layer, x, labels, ignored, options, reduction)
-    if ignored is not None:
+        return _of_ids(layer, x, labels, ignore_index, exclude, options, reduction)
+    if ignore_index is not None:
         raise BigvocabError(Keyword("ignore_index"), ": belongs to labels of one id per row, not to soft labels")
     z = as_row_source(as_soft_labels("labels", labels, (*x.leading, layer.num_classes)), "labels")
+    excluded = as_excluded("exclude", exclude, len(x), layer.num_classes)
+    if excluded is not None:
+        refuse_smoothing(options.label_smoothing)
 
     def of_block(start: int, block: npt.NDArray[Any]) -> Floats:
         rows, beside = LinearRows(layer, block), z.rows(start, start + len(block))
+        if excluded is not None:
+            rows = rows.without(excluded.part(start, start + len(block)))
+            refuse_excluded_soft(beside, rows.excluded, layer.num_classes, start)
         return soft_losses(
             rows,
             beside,
@@ -128,19 +139,23 @@ class _Options(NamedTuple):
 
 
 def _of_ids(
-    layer: OutputLayer, x: RowSource, labels: Any, ignored: int | None, options: _Options, reduction: str
+    layer: OutputLayer, x: RowSource, labels: Any, ignore_index: Any, exclude: Any, options: _Options, reduction: str
 ) -> Any:
     """The loss where labels are one id per row."""
-    y = arguments.as_integers("labels", labels)
+    y, ignored = StoredIds(ignored=as_indices("ignore_index", ignore_index)).of_array("labels", labels)
     shape = y.shape
     y = flat_labels(y, x.leading, of="inputs")
-    y = arguments.labels_in_range(y, layer.num_classes, ignore_index=ignored)
+    ignored = None if ignored is None else flat_labels(ignored, x.leading, of="inputs")
+    y = arguments.labels_in_range(y, layer.num_classes, ignored=ignored, whole=True)
+    excluded = excluded_labels(exclude, y, layer.num_classes, options.label_smoothing)
     formula = SparseSoftmax(layer.num_classes, options.label_smoothing, options.class_weights)
     transform, threads = (options.logit_scale, options.softcap), options.threads
     want = wanted(logit_sum=formula.needs_logit_sum)
 
     def of_block(start: int, block: npt.NDArray[Any]) -> Floats:
         rows, here = LinearRows(layer, block), y[start : start + len(block)]
+        if excluded is not None:
+            rows = rows.without(excluded.part(start, start + len(block)))
         found = softmax_rows(rows, here, want=want, scale=transform[0], softcap=transform[1], num_threads=threads)
         return formula.weighted_losses(found, here, formula.weighted_sums(rows, here, transform, threads))
 

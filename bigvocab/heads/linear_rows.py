@@ -23,6 +23,7 @@ import numpy as np
 from bigvocab.errors import BigvocabError
 from bigvocab.heads.output_layer import OutputLayer, shown_as
 from bigvocab.heads.products import Packed, accumulator, paired
+from bigvocab.matrices.excluded import Excluded, nothing_in
 from bigvocab.matrices.logit_rows import Array, Floats, Ids, RowReduction, State
 from bigvocab.matrices.matrix import Matrix
 from bigvocab.matrices.tiles import kernel_view
@@ -39,9 +40,11 @@ _BLOCK_PRODUCTS, _LEAST_ROWS, _KEPT_LAYER = 10**12, 1920, 8 << 30
 class LinearRows:
     """Rows of logits that are made while they are read: a block of hidden states (N, D) and an output layer."""
 
-    def __init__(self, layer: OutputLayer, inputs: Array, name: str = "inputs") -> None:
+    def __init__(
+        self, layer: OutputLayer, inputs: Array, name: str = "inputs", excluded: Excluded | None = None
+    ) -> None:
         layer.check_depth(inputs.shape[1], name)
-        self.layer, self.inputs = layer, inputs
+        self.layer, self.inputs, self.excluded = layer, inputs, excluded
         self.dtype = accumulator(inputs.dtype, layer.weights.dtype)
         self.num_classes = layer.num_classes
         self.groups = -(-layer.num_classes // GROUP)
@@ -75,13 +78,20 @@ class LinearRows:
             out[start:stop] = self._paired(packed, classes[start:stop])
 
         run_threads(work, len(rows), UNIT_ROWS, num_threads)
+        if self.excluded is not None:
+            out[self.excluded.holds(rows, classes)] = -np.inf
         return out
 
     def classes(self, first: int, stop: int) -> LinearRows:
         """The same rows with classes `first` to `stop` of the layer alone."""
         if (first, stop) == (0, self.num_classes):
             return self
-        return LinearRows(self.layer.classes(first, stop), self.inputs)
+        excluded = None if self.excluded is None else self.excluded.classes(first, stop)
+        return LinearRows(self.layer.classes(first, stop), self.inputs, excluded=excluded)
+
+    def without(self, excluded: Excluded) -> LinearRows:
+        """The same rows as if the logits of some classes were -inf: put there before a tile is reduced."""
+        return LinearRows(self.layer, self.inputs, excluded=excluded)
 
     def _blocks(self, rows: Ids, num_threads: int, columns: int) -> Iterator[tuple[Ids, Packed]]:
         """The rows in blocks that fit the memory, packed; the layer is read once for each."""
@@ -111,6 +121,8 @@ class LinearRows:
 
     def _sweep(self, packed: Packed, chosen: Ids, reduction: RowReduction, groups: State, num_threads: int) -> None:
         """Add the logits of all tiles to the state of their group, in order of class within a group."""
+        from bigvocab.kernels.hidden import hide_in_tile
+
         layer, biases = self.layer, self.layer.padded_biases(self.dtype)
         step = _unit_rows(packed.rows, self.groups, num_threads)
         ranges = -(-packed.rows // step)
@@ -122,7 +134,8 @@ class LinearRows:
             mine = slice(start, start + rows.rows)
             ids, state = _as_slice(chosen[mine]), tuple(array[group, mine] for array in groups)
             tile, panel = rows.tile(TILE), rows.panel()
-            logits = kernel_view(tile)
+            logits, nothing = kernel_view(tile), nothing_in(tile)
+            hidden = None if self.excluded is None else self.excluded.of_rows(ids)
             for first in range(group * GROUP, min((group + 1) * GROUP, layer.num_classes), TILE):
                 stop = min(first + TILE, layer.num_classes)
                 for at, weights in layer.parts(first, stop):
@@ -130,6 +143,8 @@ class LinearRows:
                     if fault >= 0:
                         with lock:
                             faults.append(at + fault)
+                if hidden is not None:
+                    hide_in_tile(tile, (first, stop - first), *hidden, nothing)
                 reduction.add(logits, (first, stop - first), ids, state)
 
         run_threads(work, self.groups * ranges, 1, num_threads)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,6 +18,7 @@ from bigvocab.heads.weight_files import open_weights
 from bigvocab.matrices.matrix import Matrix
 from bigvocab.matrices.opening import as_matrix
 from bigvocab.matrices.tiles import kernel_view
+from bigvocab.matrices.transposed import TransposedMatrix
 from bigvocab.matrices.weight_rows import WeightRows
 
 Array = npt.NDArray[Any]
@@ -88,6 +90,8 @@ class OutputLayer:
         final_norm: None, "rms" or "layer", with norm_weight (D,), norm_bias (D,), norm_epsilon.
         norm_offset: 1 where the norm multiplies by 1 + norm_weight (Gemma), else 0.
         logit_scale, softcap: logits become softcap(logit_scale * (x . w + b)); applied by `linear_cross_entropy` alone.
+        transpose_weights: the weights are stored (D, V), and read in place; several files are ranges of classes.
+        shard_classes: how many classes of each file of weights are real.
         strict: raise where a class holds a NaN or an infinity; else it goes into the logits.
         found: the model that the layer is of, from `open_model`.
 
@@ -119,8 +123,14 @@ class OutputLayer:
         softcap: float | None = None,
         strict: bool = False,
         found: FoundModel | None = None,
+        transpose_weights: bool = False,
+        shard_classes: tuple[int, ...] | None = None,
     ) -> None:
-        self.weights = open_weights(weights)
+        cut: dict[str, Any] = {} if shard_classes is None else {"shard_classes": shard_classes}
+        self._stored = open_weights(weights, vocab_shards=transpose_weights, **cut)
+        if transpose_weights and self._stored.ndim != 2:
+            raise BigvocabError(f"{shown_as('weights', self._stored)}: expected 2 dimensions, (hidden size, classes)")
+        self.weights = TransposedMatrix(self._stored) if transpose_weights else self._stored
         self.name = shown_as("weights", self.weights)
         if self.weights.ndim != 2:
             raise BigvocabError(
@@ -135,7 +145,7 @@ class OutputLayer:
         self.files = list(self.weights.files)
         for name, value in self.vectors.items():
             if value is not None:
-                self.vectors[name] = as_matrix(value, name, spooled=True)
+                self.vectors[name] = self._opened_vector(name, value, cut)
                 self.files += self.vectors[name].files
         self.biases = self._checked_biases()
         if final_norm is None and (norm_weight is not None or norm_bias is not None):
@@ -150,6 +160,11 @@ class OutputLayer:
         self.hidden_states = (AFTER if self.final_norm is None else BEFORE) if found is None else None
         self.block_bytes = BLOCK_BYTES
         self.bytes_read = 0
+
+    def _opened_vector(self, name: str, value: Any, cut: dict[str, Any]) -> Matrix:
+        """A vector; biases of files that are each padded as the weights are lose their padding too."""
+        several = isinstance(value, list | tuple) and len(value) > 1 and isinstance(value[0], str | os.PathLike)
+        return as_matrix(value, name, spooled=True, **(cut if name == "biases" and several else {}))
 
     def _count_classes(self, num_classes: int) -> None:
         if not 1 <= num_classes <= self.shape[0]:
@@ -222,14 +237,16 @@ class OutputLayer:
 
     def given(self) -> dict[str, Any]:
         """The matrices that are open, as keywords of this class."""
-        return {"weights": self.weights, **self.vectors}
+        return {"weights": self._stored, **self.vectors}
 
     def check_depth(self, columns: int, name: str) -> None:
         """Raise unless the hidden states have as many columns as the layer."""
         if columns != self.shape[1]:
+            turned = ("; it looks transposed: ", Keyword("transpose_weights"), "?") if columns == self.shape[0] else ()
             raise BigvocabError(
                 f"{name}: has {columns} columns, but {self.name} has {self.shape[1]}, "
-                "expected the same hidden size in both"
+                "expected the same hidden size in both",
+                *turned,
             )
 
     def padded_biases(self, dtype: Any) -> Array:
@@ -243,6 +260,13 @@ class OutputLayer:
         """Classes `first` to `stop` as a layer of its own, counted from 0, of views; what it reads is counted apart."""
         weights = self.weights.rows_between(first, stop)
         found = OutputLayer(weights, None if self.biases is None else self.biases[first:stop])
+        found.strict, found.block_bytes = self.strict, self.block_bytes
+        found.final_norm, found.hidden_states = self.final_norm, self.hidden_states
+        return found
+
+    def picked(self, ids: npt.NDArray[np.int64]) -> OutputLayer:
+        """Some classes as a layer of its own, a copy of their rows; what it reads is counted apart."""
+        found = OutputLayer(self.weights[ids], None if self.biases is None else self.biases[ids])
         found.strict, found.block_bytes = self.strict, self.block_bytes
         found.final_norm, found.hidden_states = self.final_norm, self.hidden_states
         return found

@@ -15,19 +15,24 @@ from bigvocab.storage.uris import is_remote
 _INDEX_SUFFIX = ".safetensors.index.json"
 
 
-def open_weights(value: Any, name: str = "weights") -> Matrix:
+def open_weights(value: Any, name: str = "weights", **options: Any) -> Matrix:
     """A layer from an array, a Matrix or paths. `FOLDER::tensor`, the index of a checkpoint and globs of its shards
-    give the one tensor that is meant; files that each hold a range of the classes are one layer.
+    give the one tensor that is meant; files that each hold a range of the classes are one layer; `options` of
+    `open_matrix` are for files.
 
     Raises:
         BigvocabError: a folder of a model without the name of a tensor; one name in several shards.
     """
     if isinstance(value, str | os.PathLike):
-        return as_matrix(_placed(os.fsdecode(value)), name, spooled=True)
+        return as_matrix(_placed(os.fsdecode(value)), name, spooled=True, **options)
     if isinstance(value, list | tuple) and value and all(isinstance(item, str | os.PathLike) for item in value):
         placed = [_placed(os.fsdecode(item)) for item in value]
-        paths = [path for item in placed for path in (item if isinstance(item, list) else [item])]
-        return as_matrix(paths, name, spooled=True)
+        return as_matrix(
+            [path for item in placed for path in (item if isinstance(item, list) else [item])],
+            name,
+            spooled=True,
+            **options,
+        )
     return as_matrix(value, name)
 
 

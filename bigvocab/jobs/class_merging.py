@@ -53,8 +53,12 @@ def merge_classes(states: Sequence[State], output: str | os.PathLike[str] | None
     asked = Specification.from_json(given, first.path)
     context, tally = RowContext(asked, DataNames()), Tally(asked.measures.accuracies)
     columns = first.table.column_names
-    has = {"weight": "weight" in columns, "group": "group" in columns, "half_ranks": asked.measures.ties == "mean"}
-    schema = record_schema(asked.measures.metrics, **has)
+    schema = record_schema(
+        asked.measures.metrics,
+        weight="weight" in columns,
+        group="group" in columns,
+        half_ranks=asked.measures.ties == "mean",
+    )
     with contextlib.ExitStack() as stack:
         writer = None if output is None else RecordWriter(stack.enter_context(replacing(output)), schema)
         for batch, result in _merged(context, ordered, coverage.rows):

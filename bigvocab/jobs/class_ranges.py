@@ -24,7 +24,7 @@ import pyarrow as pa
 from bigvocab import arguments
 from bigvocab.errors import BigvocabError, Keyword
 from bigvocab.evaluation.coverage import Coverage
-from bigvocab.evaluation.label_checks import check_labels
+from bigvocab.evaluation.label_checks import check_labels, excluded_rows
 from bigvocab.evaluation.reporting import with_rates
 from bigvocab.evaluation.row_losses import wanted_of
 from bigvocab.evaluation.scoring import Scorer
@@ -159,7 +159,6 @@ class ClassTask(EvaluationTask):
         return arguments.labels_in_range(
             batch.labels,
             self.total,
-            ignore_index=self.specification.loss.ignore_index,
             ignored=batch.ignored,
             name=self.data.names.labels,
             first_row=batch.first_row,
@@ -168,7 +167,7 @@ class ClassTask(EvaluationTask):
     def _records(self, batch: LabelBatch) -> pa.RecordBatch:
         labels = self.labels_of(batch)
         logits, known = self.label_logits(batch.first_row, labels)
-        rows = self._statistics(batch.first_row, labels, logits)
+        rows = self._statistics(batch, labels, logits)
         columns: dict[str, Any] = {
             "row": np.arange(batch.first_row, batch.first_row + len(labels)),
             "label": np.where(labels < 0, -1, labels),
@@ -217,7 +216,8 @@ class ClassTask(EvaluationTask):
                 )
         return logits, inside
 
-    def _statistics(self, row: int, labels: Any, logits: Floats) -> RowStatistics:
+    def _statistics(self, batch: LabelBatch, labels: Any, logits: Floats) -> RowStatistics:
+        row, excluded = batch.first_row, excluded_rows(self.context, batch, self.total)
         loss, ranks = self.specification.loss, self.counts and self.specification.measures.ranks
         want = wanted_of(self.context, rank=ranks, logit_sum=loss.label_smoothing > 0)
         options: dict[str, Any] = {
@@ -230,6 +230,8 @@ class ClassTask(EvaluationTask):
         for first, rows in self.data.source.rows(row, row + len(labels)):
             part = slice(first - row, first - row + len(rows))
             mine = rows.classes(self.first - self._offset, self.stop - self._offset)
+            if excluded is not None:
+                mine = mine.without(excluded.of_rows(part).classes(self.first, self.stop))
             found[part] = softmax_rows(mine, labels[part], known=logits[part], **options).columns
         found[:, 2] += np.where(found[:, 2] >= 0, self.first, 0)  # ids in the range begin with 0
         return RowStatistics(found, logits, *loss.transform)

@@ -178,11 +178,9 @@ def write_label_logits(
 def open_data(scorer: Scorer, values: Any, labels: Any) -> JobData:
     """Logits or hidden states and labels, opened as a specification says."""
     asked = scorer.specification
-    opening = asked.opening.keywords()
-    if scorer.head is not None:
-        opening.pop("vocab_shards", None)  # files of a layer are ranges of classes in any case
+    opening = asked.opening.keywords(logits=scorer.head is None)
     kinds, columns = asked.loss.spec.labels, asked.columns.keywords()
-    opened = LabelsOnce(labels, kinds, columns)
+    opened = LabelsOnce(labels, kinds, columns, asked.loss.stored_ids, asked.label_dtype)
     source = scorer.source(values, label_rows=opened.count, **opening)
     found = in_sequences(opened.beside(source.stored.leading), source, kinds, asked.sequences)
     return JobData([source], found, scorer.names_of(source, found.path if found.files else "labels"))

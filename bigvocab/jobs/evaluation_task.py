@@ -23,7 +23,7 @@ from bigvocab.evaluation.stored_tally import restored, stored
 from bigvocab.evaluation.tally import Tally
 from bigvocab.jobs.blocks import block_rows, may_grow
 from bigvocab.jobs.data import JobData
-from bigvocab.jobs.records import record_schema, records_of
+from bigvocab.jobs.records import ranking_names, record_schema, records_of
 from bigvocab.jobs.task import Piece
 from bigvocab.labels.labels import LabelBatch
 from bigvocab.labels.ragged import RaggedIds
@@ -92,7 +92,10 @@ class EvaluationTask:
         self.notes = model_notes(scorer.head)  # those of the report that are known before any row
         has = {"weight": columns.weight is not None, "group": columns.group is not None}
         has["half_ranks"] = asked.measures.ties == "mean"
-        self.schema = record_schema(asked.measures.metrics, **has) if records else None
+        names = ranking_names(asked.measures.top_k, psp=asked.measures.frequencies is not None)
+        has_ranking = "ranking" in asked.measures
+        schema = record_schema(asked.measures.metrics, **has, ranking=names if has_ranking else ())
+        self.schema = schema if records else None
 
     @property
     def specification(self) -> Specification:
@@ -129,11 +132,7 @@ class EvaluationTask:
 
     def left_out(self, batch: LabelBatch) -> np.ndarray:
         """Ignored rows."""
-        left_out = np.zeros(len(batch), bool) if batch.ignored is None else batch.ignored
-        ignore_index, labels = self.specification.loss.ignore_index, batch.labels
-        if ignore_index is not None and isinstance(labels, np.ndarray) and labels.ndim == 1:
-            left_out = left_out | (labels == ignore_index)
-        return left_out
+        return np.zeros(len(batch), bool) if batch.ignored is None else batch.ignored
 
     def follow(self, stop: int) -> None:
         """Draws that depend on the rows before, brought to row `stop` by the labels alone."""

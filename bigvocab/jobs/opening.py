@@ -13,6 +13,7 @@ from bigvocab.evaluation.specification import Sequences
 from bigvocab.labels.label_sources import LabelSource, open_labels
 from bigvocab.labels.leading import flat_array
 from bigvocab.labels.sequences import as_sequences, width_of
+from bigvocab.labels.stored_ids import PLAIN, StoredIds
 from bigvocab.matrices.sequences import sequence_edges
 from bigvocab.matrices.sources import LogitSource
 from bigvocab.storage.paths import split_selector
@@ -21,8 +22,15 @@ from bigvocab.storage.paths import split_selector
 class LabelsOnce:
     """Labels that may have to be counted before it is known which rows they are beside; files are opened once."""
 
-    def __init__(self, labels: Any, kinds: tuple[str, ...], columns: dict[str, str | None]) -> None:
-        self._labels, self._kinds, self._columns = labels, kinds, columns
+    def __init__(
+        self,
+        labels: Any,
+        kinds: tuple[str, ...],
+        columns: dict[str, str | None],
+        stored: StoredIds = PLAIN,
+        raw: str | None = None,
+    ) -> None:
+        self._labels, self._kinds, self._asked = labels, kinds, (columns, stored, raw)
         self._opened: LabelSource | None = None
 
     def count(self) -> int:
@@ -31,7 +39,7 @@ class LabelsOnce:
         if isinstance(array, np.ndarray):
             return array.size
         try:
-            self._opened = open_labels(self._labels, self._kinds, self._columns)
+            self._opened = open_labels(self._labels, self._kinds, *self._asked)
         except BigvocabError:
             return -1
         return self._opened.num_rows * (width_of(self._opened) or 1)
@@ -41,7 +49,7 @@ class LabelsOnce:
         if self._opened is not None:
             return self._opened
         labels = flat_array(self._labels, leading, one_each=self._kinds == ("id",))
-        return open_labels(labels, self._kinds, self._columns)
+        return open_labels(labels, self._kinds, *self._asked)
 
 
 def column_of(labels: Any, column: str | None) -> str | None:

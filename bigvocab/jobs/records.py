@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bigvocab.catalogue import METRICS
+from bigvocab.catalogue import METRICS, RANKING
 from bigvocab.evaluation.row_result import RowResult
 from bigvocab.labels.labels import LabelBatch
 
@@ -25,7 +25,14 @@ _METRICS = {
 }
 
 
-def record_schema(metrics: tuple[str, ...], *, weight: bool, group: bool, half_ranks: bool = False) -> pa.Schema:
+def ranking_names(top_k: tuple[int, ...], *, psp: bool) -> tuple[str, ...]:
+    """The columns of the ranking: recall@10 and the like."""
+    return tuple(f"{name}@{k}" for name in RANKING if psp or name != "psp" for k in top_k)
+
+
+def record_schema(
+    metrics: tuple[str, ...], *, weight: bool, group: bool, half_ranks: bool = False, ranking: tuple[str, ...] = ()
+) -> pa.Schema:
     """The columns of losses.parquet: those that are always there, and those of the metrics that were asked for.
 
     `half_ranks`: where a rank is a mean over ties, it may be no whole number.
@@ -35,7 +42,7 @@ def record_schema(metrics: tuple[str, ...], *, weight: bool, group: bool, half_r
     for name, (metric, kind) in _METRICS.items():
         if metric in metrics:
             fields.append(pa.field(name, pa.float64() if name == "rank" and half_ranks else kind))
-    return pa.schema(fields)
+    return pa.schema(fields + [pa.field(name, pa.float64()) for name in ranking])
 
 
 def records_of(schema: pa.Schema, batch: LabelBatch, rows: RowResult) -> pa.RecordBatch:
@@ -46,12 +53,15 @@ def records_of(schema: pa.Schema, batch: LabelBatch, rows: RowResult) -> pa.Reco
         "row": np.arange(batch.first_row, batch.first_row + len(rows)),
         "loss": rows.loss,
     }
+    if (ranking := rows.values.get("ranking")) is not None:
+        names = [name for name in schema.names if "@" in name]
+        columns |= dict(zip(names, ranking.reshape(len(rows), -1).T, strict=True))
     columns["weight"] = batch.weights if batch.weights is not None else np.ones(len(rows))
     if batch.groups is not None:
         columns["group"] = group_names(batch.groups)
     arrays = []
     for field in schema:
-        mask = null if field.name in _METRICS or field.name == "loss" else None
+        mask = null if field.name in _METRICS or field.name == "loss" or "@" in field.name else None
         values = columns[field.name]
         if field.name == "predicted":
             mask = null | (values < 0)

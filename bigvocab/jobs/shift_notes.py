@@ -66,8 +66,6 @@ def _better_labels(source: LogitSource, labels: LabelSource, loss: LossOptions) 
     valid = (ids >= 0) & (ids < (loss.num_classes or source.shape[1]))
     if batch.ignored is not None:
         valid &= ~batch.ignored
-    if loss.ignore_index is not None:
-        valid &= ids != loss.ignore_index
     inner = valid[1:-1] & valid[:-2] & valid[2:] & (ids[1:-1] != ids[2:]) & (ids[1:-1] != ids[:-2])
     kept = np.flatnonzero(inner) + 1
     if len(kept) < _FEWEST:

@@ -7,6 +7,7 @@ anywhere: those of the next panel are asked for while the one before is multipli
 
 from __future__ import annotations
 
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
@@ -308,3 +309,72 @@ def pack_rows(inputs, depth, packed):
             for k in range(begin, steps):
                 packed[at + k * ROWS + r] = _step_at(row, k, depth, packed) if r < here else 0
         at += steps * ROWS
+
+
+# ---- layers that are stored the other way round: a row of the weights is a column there
+
+_LINES = 8  # steps that are put at a time
+
+
+@intrinsic
+def _put_lines(typingctx, columns, step, first, panel, at):
+    """panel[at + k * width + i] = step `step` + k of column first + i, for a width of columns and 8 steps.
+
+    Returns the sum of 0 x: NaN where an x is not finite.
+    """
+    target, width = element_type(panel), width_of(panel)
+
+    def codegen(context, builder, signature, args):
+        size = context.get_abi_sizeof(context.get_data_type(columns.dtype))
+        floats = ir.VectorType(target, width)
+        check, zeros = ir.Constant(floats, [0.0] * width), ir.Constant(floats, [0.0] * width)
+        data = data_of(context, builder, signature.args[3], args[3]).data
+        row = builder.mul(args[1], constant(2 if of_pairs(panel) else 1))
+
+        def line_at(number):
+            return _row_start(context, builder, columns, args[0], builder.add(row, constant(number)))
+
+        for k in range(_LINES):
+            if of_pairs(panel):
+                shorts, whole = ir.VectorType(ir.IntType(16), width), ir.VectorType(v.I32, width)
+                low, high = (
+                    builder.zext(
+                        builder.load(pointer_at(builder, line_at(2 * k + i), args[2], shorts), align=size), whole
+                    )
+                    for i in range(2)
+                )
+                line = builder.or_(low, builder.shl(high, ir.Constant(whole, [16] * width)))
+                values = _halves(builder, line)
+            else:
+                line = _widened_line(builder, columns, line_at(k ^ 1), args[2], floats, size)
+                values = [line]
+            for value in values:
+                check = llvm.call(builder, "llvm.fma", [value, zeros, check])
+            place = builder.add(args[4], constant(k * width))
+            builder.store(line, pointer_at(builder, data, place, line.type), align=4 if target == v.F32 else 8)
+        return llvm.folded(builder, check, builder.fadd)
+
+    scalar = types.float64 if target == v.F64 else types.float32
+    return scalar(columns, types.intp, types.intp, panel, types.intp), codegen
+
+
+@jit
+def pack_columns(columns, ids, first, stop, depth, panel):
+    """As `pack_panel` of rows that are stored as columns (D, V), which only have to be widened, not transposed."""
+    width, steps = m.width(panel), num_steps(panel, depth)
+    check = 0.0
+    begin = 0
+    if ids is None and stop - first == width:
+        begin = (depth // 2 if _are_pairs(panel) else depth) // _LINES * _LINES
+        for k in range(0, begin, _LINES):
+            check += _put_lines(columns, k, first, panel, k * width)
+    row = np.empty(depth, columns.dtype)
+    for i in range(width if begin < steps else 0):
+        column = picked(ids, min(first + i, stop - 1))
+        for k in range(depth):
+            row[k] = columns[k, column]
+        for k in range(begin, steps):
+            step = _step_at(row, k, depth, panel)
+            check += _check_step(step)
+            panel[k * width + i] = step
+    return check

@@ -19,7 +19,7 @@ from bigvocab.kernels import lanes as v
 from bigvocab.kernels import llvm
 from bigvocab.kernels import memory as m
 from bigvocab.kernels.jit import inline, jit
-from bigvocab.kernels.panels import ask_for_rows, pack_panel, picked, transpose
+from bigvocab.kernels.panels import ask_for_rows, pack_columns, pack_panel, picked, transpose
 
 Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K = 2, 3, 6, 7, 8, 12, 13, 14  # the numbers GGUF gives them
 CHUNK = 256  # numbers of a row that are decoded at a time: a whole number of blocks of every type
@@ -271,7 +271,8 @@ def _pack_blocks(rows, kind, ids, first, stop, depth, panel):
     return check
 
 
-# ---- what the products call: rows of floats are an array, quantised ones a pair (blocks (n, row bytes), type)
+# ---- what the products call: rows of floats are an array, quantised ones a pair (blocks (n, row bytes), type), and
+# rows that are stored as columns a tuple of that array alone
 
 
 def pack_weights(weights, ids, first, stop, depth, panel):
@@ -281,6 +282,8 @@ def pack_weights(weights, ids, first, stop, depth, panel):
 
 @overload(pack_weights)
 def _pack_weights(weights, ids, first, stop, depth, panel):
+    if isinstance(weights, types.BaseTuple) and len(weights) == 1:
+        return lambda weights, ids, first, stop, depth, panel: pack_columns(weights[0], ids, first, stop, depth, panel)
     if isinstance(weights, types.BaseTuple):
         return lambda weights, ids, first, stop, depth, panel: _pack_blocks(
             weights[0], weights[1], ids, first, stop, depth, panel
@@ -295,6 +298,8 @@ def ask_for_weights(weights, ids, first, stop, depth):
 
 @overload(ask_for_weights)
 def _ask_for_weights(weights, ids, first, stop, depth):
+    if isinstance(weights, types.BaseTuple) and len(weights) == 1:
+        return lambda weights, ids, first, stop, depth: None
     if isinstance(weights, types.BaseTuple):
         return lambda weights, ids, first, stop, depth: ask_for_rows(weights[0], ids, first, stop, weights[0].shape[1])
     return lambda weights, ids, first, stop, depth: ask_for_rows(weights, ids, first, stop, depth)

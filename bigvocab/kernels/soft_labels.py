@@ -78,7 +78,7 @@ def rows_soft_labels(logits, soft, labels, transform, want, span, stats, sums):
         for start in range(0, classes, PART):
             stop = min(start + PART, classes)
             x = logits[r, start:stop]
-            if softcap > 0 or not softmax_row(x, np.nan, scale, want, first_class + start, stats[r]):
+            if softcap > 0 or not softmax_row(x, np.nan, scale, want, first_class + start, stats[r], None):
                 row_wide(x, np.nan, scale, softcap, want, first_class + start, stats[r])
             if math.isnan(sums[r, REFERENCE]) and abs(stats[r, MAX]) < np.inf:
                 sums[r, REFERENCE] = stats[r, MAX]

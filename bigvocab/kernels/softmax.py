@@ -26,6 +26,7 @@ from numba.extending import overload
 from bigvocab.kernels import lanes as v
 from bigvocab.kernels import memory as m
 from bigvocab.kernels.exp import LN2, LOG2E, power_constants, power_terms
+from bigvocab.kernels.hidden import first_hidden, show_strip, shown_block, shown_row
 from bigvocab.kernels.highest import keep_block
 from bigvocab.kernels.jit import inline, jit
 from bigvocab.kernels.row_statistics import (
@@ -111,11 +112,39 @@ def _add_lanes(logits, ordered, held, constants, low, origin, y, ranked, entropy
 
 
 @inline
-def _block(x, start, stop, terms, label, ranked, entropy, squares):
+def _strip_length(x):
+    return (HALF_STRIP if x.itemsize == 2 else STRIP) * m.width(x)
+
+
+@inline
+def _strips(x, start, stop, at, low, origin, constants, y, ranked, entropy, faint, carried):
+    """Add whole vectors, strip by strip, to what `_block` carries; `at` is where `start` lies in the block."""
+    sums, shifted, late, top, greater, equal, squared = carried
+    zero, size, ahead = v.zeros_for(x), m.width(x), AHEAD * x.itemsize // 2
+    half, length = x.itemsize == 2, _strip_length(x)
+    for strip in range(start, stop, length):
+        held = (zero, top, late, greater, equal, zero)
+        for i in range(strip, min(strip + length, stop), size):
+            m.prefetch(x, i + ahead)
+            logits, ordered = m.load_unordered(x, i), m.load_order(x, i)
+            held = _add_lanes(logits, ordered, held, constants, low, origin, y, ranked, entropy, faint)
+        sums = v.add(sums, v.fold(held[0]))
+        if faint is not None:
+            squared = v.add(squared, v.fold(held[5]))
+        if entropy:
+            late = held[2]
+            if not half or (strip - start + at) & length:
+                shifted, late = v.add(shifted, v.fold(late)), zero
+        top, greater, equal = held[1], held[3], held[4]
+    return sums, shifted, late, top, greater, equal, squared
+
+
+@inline
+def _block(x, start, stop, terms, label, first_class, hidden, ranked, entropy, squares):
     """What `_add_lanes` says of a block, sums in float64; the last vector stands apart: the loop has no branch.
 
     terms = (factor, reference, origin); `ranked` and `entropy` are constants, each pair a loop of its own; `squares` is
-    None or True, and so another function.
+    None or True, and so another function. Of a strip with a hidden class, a copy is read.
     """
     factor, reference, origin = terms
     zero = v.zeros_for(x)
@@ -129,29 +158,33 @@ def _block(x, start, stop, terms, label, ranked, entropy, squares):
         faint = v.splat(v.like_lane(_FAINT, x), zero)
     sums, shifted, squared = v.fold(zero), v.fold(zero), v.fold(zero)
     top, greater, equal = v.splat(v.floor_value(x), zero), 0, 0
-    size, ahead = m.width(x), AHEAD * x.itemsize // 2
-    whole = stop - (stop - start) % size
-    half = x.itemsize == 2
-    length = (HALF_STRIP if half else STRIP) * size
+    whole = stop - (stop - start) % m.width(x)
     late = zero  # sums of (x - origin) 2**t; of half types, of two strips: they may be half as fine
-    for strip in range(start, whole, length):
-        held = (zero, top, late, greater, equal, zero)
-        for i in range(strip, min(strip + length, whole), size):
-            m.prefetch(x, i + ahead)
-            logits, ordered = m.load_unordered(x, i), m.load_order(x, i)
-            held = _add_lanes(logits, ordered, held, constants, low, origin, y, ranked, entropy, faint)
-        sums = v.add(sums, v.fold(held[0]))
-        if squares is not None:
-            squared = v.add(squared, v.fold(held[5]))
-        if entropy:
-            late = held[2]
-            if not half or (strip - start) & length:
-                shifted, late = v.add(shifted, v.fold(late)), zero
-        top, greater, equal = held[1], held[3], held[4]
+    carried = (sums, shifted, late, top, greater, equal, squared)
+    if hidden is None:
+        carried = _strips(x, start, whole, 0, low, origin, constants, y, ranked, entropy, faint, carried)
+    else:
+        length, following, at = _strip_length(x), first_hidden(start, first_class, hidden), start
+        while at < whole:
+            end = whole
+            if following[2] < whole:
+                end = at + (following[2] - at) // length * length
+            carried = _strips(x, at, end, at - start, low, origin, constants, y, ranked, entropy, faint, carried)
+            at = end
+            if at < whole:
+                end = min(at + length, whole)
+                following = show_strip(x, at, end, first_class, hidden, following)
+                shown = hidden[3]
+                carried = _strips(
+                    shown, 0, end - at, at - start, low, origin, constants, y, ranked, entropy, faint, carried
+                )
+                at = end
+    sums, shifted, late, top, greater, equal, squared = carried
     if entropy:
         shifted = v.add(shifted, v.fold(late))
     if whole < stop:
-        rest = m.load_part(x, whole, stop, v.floor_value(x))
+        part, begin, last = shown_block(x, whole, stop, first_class, hidden)
+        rest = m.load_part(part, begin, last, v.floor_value(x))
         held = (zero, top, zero, greater, equal, zero)
         order = UNRANKED if ranked == UNRANKED else UPWARDS
         held = _add_lanes(rest, rest, held, constants, low, origin, v.splat(label, zero), order, entropy, faint)
@@ -163,38 +196,38 @@ def _block(x, start, stop, terms, label, ranked, entropy, squares):
     return sums, top, shifted, greater, equal, squared
 
 
-def _any_block(x, start, stop, terms, label, ranked, entropy, squares):
+def _any_block(x, start, stop, terms, label, first_class, hidden, ranked, entropy, squares):
     """`_block` for what is known at run time only."""
     raise NotImplementedError  # only for kernels: see the overload below
 
 
 @overload(_any_block, inline="always")
-def _any_block_of(x, start, stop, terms, label, ranked, entropy, squares):
+def _any_block_of(x, start, stop, terms, label, first_class, hidden, ranked, entropy, squares):
     return _block_of_halves if m.is_half(x.dtype) else _block_of_numbers
 
 
-def _block_of_numbers(x, start, stop, terms, label, ranked, entropy, squares):
+def _block_of_numbers(x, start, stop, terms, label, first_class, hidden, ranked, entropy, squares):
     if entropy:
         if ranked == UNRANKED:
-            return _block(x, start, stop, terms, label, UNRANKED, True, squares)
-        return _block(x, start, stop, terms, label, UPWARDS, True, squares)
+            return _block(x, start, stop, terms, label, first_class, hidden, UNRANKED, True, squares)
+        return _block(x, start, stop, terms, label, first_class, hidden, UPWARDS, True, squares)
     if ranked == UNRANKED:
-        return _block(x, start, stop, terms, label, UNRANKED, False, squares)
-    return _block(x, start, stop, terms, label, UPWARDS, False, squares)
+        return _block(x, start, stop, terms, label, first_class, hidden, UNRANKED, False, squares)
+    return _block(x, start, stop, terms, label, first_class, hidden, UPWARDS, False, squares)
 
 
-def _block_of_halves(x, start, stop, terms, label, ranked, entropy, squares):
+def _block_of_halves(x, start, stop, terms, label, first_class, hidden, ranked, entropy, squares):
     if entropy:
         if ranked == UPWARDS:
-            return _block(x, start, stop, terms, label, UPWARDS, True, squares)
+            return _block(x, start, stop, terms, label, first_class, hidden, UPWARDS, True, squares)
         if ranked == DOWNWARDS:
-            return _block(x, start, stop, terms, label, DOWNWARDS, True, squares)
-        return _block(x, start, stop, terms, label, UNRANKED, True, squares)
+            return _block(x, start, stop, terms, label, first_class, hidden, DOWNWARDS, True, squares)
+        return _block(x, start, stop, terms, label, first_class, hidden, UNRANKED, True, squares)
     if ranked == UPWARDS:
-        return _block(x, start, stop, terms, label, UPWARDS, False, squares)
+        return _block(x, start, stop, terms, label, first_class, hidden, UPWARDS, False, squares)
     if ranked == DOWNWARDS:
-        return _block(x, start, stop, terms, label, DOWNWARDS, False, squares)
-    return _block(x, start, stop, terms, label, UNRANKED, False, squares)
+        return _block(x, start, stop, terms, label, first_class, hidden, DOWNWARDS, False, squares)
+    return _block(x, start, stop, terms, label, first_class, hidden, UNRANKED, False, squares)
 
 
 @inline
@@ -214,16 +247,19 @@ def _block_total(x, start, stop, totals):
 
 
 @inline
-def softmax_row(x, label, scale, want, first_class, stats):
-    """Add the classes of `x` to the row's statistics; False where its logits are too large for this method."""
-    return softmax_row_with(x, label, scale, want, first_class, stats, None, None)
+def softmax_row(x, label, scale, want, first_class, stats, hidden):
+    """Add the classes of `x` to the row's statistics; False where its logits are too large for this method.
+
+    hidden is None, or what `hidden.shown_block` takes; a block that is read again is shown again.
+    """
+    return softmax_row_with(x, label, scale, want, first_class, stats, hidden, None, None)
 
 
 @inline
-def softmax_row_with(x, label, scale, want, first_class, stats, squares, kept):
+def softmax_row_with(x, label, scale, want, first_class, stats, hidden, squares, kept):
     """As `softmax_row`, with the sum of squares, and with the highest classes put into `kept` (see `highest`).
 
-    Each is None where it is not asked for: then nothing of it is compiled.
+    Each is None where it is not asked for: then nothing of it is compiled. No class is hidden from `kept`.
     """
     factor = v.like_lane(scale * LOG2E, x)
     c = np.float64(factor)
@@ -251,7 +287,8 @@ def softmax_row_with(x, label, scale, want, first_class, stats, squares, kept):
             shifted_sums = v.fma(v.splat(np.float64(origin) - np.float64(mean), sums), sums, shifted_sums)
             origin, due = mean, 2 * start
         if not started:
-            first = _block_max(x, start, stop)
+            shown, begin, end = shown_block(x, start, stop, first_class, hidden)
+            first = _block_max(shown, begin, end)
             if first > nothing:
                 started = True
                 reference = v.like_lane(_reference(first, c), x)
@@ -261,7 +298,8 @@ def softmax_row_with(x, label, scale, want, first_class, stats, squares, kept):
                 limit = v.like_lane((np.float64(reference) + _FARTHEST) / c, x)
         counted = want & RANK and near and label != 0 and not again
         ranked = UNRANKED if not counted else DOWNWARDS if downwards else UPWARDS
-        block = _any_block(x, start, stop, (factor, reference, origin), lane_label, ranked, entropy, squares)
+        terms = (factor, reference, origin)
+        block = _any_block(x, start, stop, terms, lane_label, first_class, hidden, ranked, entropy, squares)
         top = block[1]
         if want & RANK and not again:
             near = v.any_at_least(top, v.splat(lane_label, top))
@@ -269,7 +307,8 @@ def softmax_row_with(x, label, scale, want, first_class, stats, squares, kept):
                 greater += block[3]
                 equal += block[4]
             elif near:
-                above, at = count_block(x, start, stop, lane_label)
+                shown, begin, end = shown_block(x, start, stop, first_class, hidden)
+                above, at = count_block(shown, begin, end, lane_label)
                 greater += above
                 equal += at
         if not again and v.any_greater(top, v.splat(limit, top)):
@@ -294,7 +333,8 @@ def softmax_row_with(x, label, scale, want, first_class, stats, squares, kept):
         if kept is not None:
             keep_block(x, start, stop, top, first_class, kept)
         if want & LOGIT_SUM:
-            totals = _block_total(x, start, stop, totals)
+            shown, begin, end = shown_block(x, start, stop, first_class, hidden)
+            totals = _block_total(shown, begin, end, totals)
         if v.any_greater(top, v.splat(best, top)):
             best = v.largest(top)
             best_start = start
@@ -315,7 +355,9 @@ def softmax_row_with(x, label, scale, want, first_class, stats, squares, kept):
             total += inexact * shifted
         gap = scale * abs(top - stats[MAX])
         if want & PREDICTED and top > stats[MAX]:
-            stats[ARGMAX] = first_class + first_at(x, best_start, min(best_start + BLOCK, x.size), top)
+            stop = min(best_start + BLOCK, x.size)
+            shown, begin, end = shown_block(x, best_start, stop, first_class, hidden)
+            stats[ARGMAX] = first_class + best_start + first_at(shown, begin, end, top) - begin
         if squares is not None:
             rest = max(v.total(squared_sums) - term * term, 0.0) * 2.0 ** (-2.0 * above)
             merge_squares(stats, top, 1.0 + _as_squares(rest, others, x.size), gap)
@@ -369,9 +411,26 @@ def rows_softmax(logits, labels, label_logits, transform, want, span, stats):
         if softcap > 0:
             done = row_capped(x, label, scale, softcap, want, first_class, stats[r])
         else:
-            done = softmax_row(x, label, scale, want, first_class, stats[r])
+            done = softmax_row(x, label, scale, want, first_class, stats[r], None)
         if not done:
             row_wide(x, label, scale, softcap, want, first_class, stats[r])
+
+
+@jit
+def rows_softmax_without(logits, labels, label_logits, scale, want, span, stats, hidden):
+    """As `rows_softmax` without softcap, where classes do not exist: hidden = (common, offsets, ids, room, the same
+    room read-only, nothing), see `hidden`.
+    """
+    first_class, classes = span
+    common, offsets, ids, room, shown, nothing = hidden
+    for r in range(labels.size):
+        if labels[r] == SKIP:
+            continue
+        x, own = logits[r, :classes], ids[offsets[r] : offsets[r + 1]]
+        label = label_logits[r] if labels[r] >= 0 else np.nan
+        if not softmax_row(x, label, scale, want, first_class, stats[r], (common, own, room, shown, nothing)):
+            whole = shown_row(x, first_class, common, own, nothing)
+            row_wide(whole, label, scale, 0.0, want, first_class, stats[r])
 
 
 @jit

@@ -24,7 +24,7 @@ def rows_softmax_with(logits, labels, label_logits, transform, want, span, stats
         x = logits[r, :classes]
         label = label_logits[r] if labels[r] >= 0 else np.nan
         kept = buffer_of(highest, r)
-        if softcap > 0 or not softmax_row_with(x, label, scale, want, first_class, stats[r], squares, kept):
+        if softcap > 0 or not softmax_row_with(x, label, scale, want, first_class, stats[r], None, squares, kept):
             row_wide(x, label, scale, softcap, want, first_class, stats[r])
             if highest is not None:
                 forget_tile(first_class, kept)

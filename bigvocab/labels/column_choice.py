@@ -13,7 +13,7 @@ from bigvocab.errors import BigvocabError, Keyword
 _FLOATS = {"halffloat": "float16", "float": "float32", "double": "float64"}  # Arrow's names and NumPy's
 ODD_ROW = b"bigvocab.odd_row"  # in the metadata of a field
 # Names that say "not the label", though nothing uses them unless asked for.
-_OTHER_ROLES = {"weight", "weights", "group", "bytes", "num_bytes"}
+_OTHER_ROLES = {"weight", "weights", "group", "bytes", "num_bytes", "exclude"}
 
 
 class Columns(NamedTuple):
@@ -30,6 +30,7 @@ class Columns(NamedTuple):
     position: str | None = None
     text: str | None = None
     cluster: str | None = None
+    exclude: str | None = None
 
     @property
     def names(self) -> list[str]:
@@ -74,10 +75,16 @@ def _is_number_list(kind: pa.DataType) -> bool:
     return is_any_list(kind) and bool(types.is_floating(kind.value_type) or types.is_integer(kind.value_type))
 
 
-def _label_kind(arrow_type: pa.DataType) -> tuple[str, np.dtype, int | None] | None:
-    """(kind, dtype, number of classes) of labels of this type; None where it cannot be labels."""
+def _is_id_list(kind: pa.DataType) -> bool:
+    return is_any_list(kind) and bool(types.is_integer(kind.value_type))
+
+
+def _label_kind(arrow_type: pa.DataType, whole: bool = False) -> tuple[str, np.dtype, int | None] | None:
+    """(kind, dtype, number of classes) of labels of this type; None where it cannot be labels. Floats and decimals can
+    where they may be `whole` numbers.
+    """
     kind = plain_type(arrow_type)
-    if types.is_integer(kind):
+    if types.is_integer(kind) or whole and (types.is_float64(kind) or types.is_decimal(kind)):
         return "id", np.dtype(np.int64), None
     if not is_any_list(kind) or len(getattr(arrow_type, "shape", [0])) != 1:  # a tensor of rank 2 is no row
         return None
@@ -155,8 +162,13 @@ def choose_columns(
     position: str | None = None,
     text: str | None = None,
     cluster: str | None = None,
+    exclude: str | None = None,
+    whole: bool = False,
 ) -> Columns:
-    """Settle which columns are used, and check their types, before any row is read."""
+    """Settle which columns are used, and check their types, before any row is read.
+
+    Where labels may be `whole` numbers in a column of floats, it is not guessed: it is named, or there is no other.
+    """
     others = [
         ("probability_column", probability, _is_number_list, "lists of floats"),
         ("weight_column", weight, _is_number, "numbers"),
@@ -165,6 +177,7 @@ def choose_columns(
         ("position_column", position, types.is_integer, "integers"),
         ("text_column", text, is_text, "strings"),
         ("cluster_column", cluster, is_group, "strings, integers or booleans"),
+        ("exclude_column", exclude, _is_id_list, "lists of integers"),
     ]
     for option, name, fits, wanted in others:
         if name is not None and not fits(plain_type(kind := _check_column(schema, where, option, name))):
@@ -174,7 +187,7 @@ def choose_columns(
     if label is None:
         label = _find_label(schema, where, {name for _, name, _, _ in others if name is not None})
     arrow_type = _check_column(schema, where, "label_column", label)
-    found = _label_kind(arrow_type)
+    found = _label_kind(arrow_type, whole)
     if found is None:
         raise BigvocabError(
             f"{where}: column {label!r}: expected integers, got {arrow_type} "
@@ -188,4 +201,6 @@ def choose_columns(
                 f"{where}: column {label!r}: expected lists of ids beside {probability!r}, got {arrow_type}"
             )
         kind = "sparse"
-    return Columns(kind, dtype, num_classes, label, probability, weight, group, num_bytes, position, text, cluster)
+    return Columns(
+        kind, dtype, num_classes, label, probability, weight, group, num_bytes, position, text, cluster, exclude
+    )

@@ -17,6 +17,7 @@ from pyarrow import types
 
 from bigvocab.errors import BigvocabError, FormatError, Place
 from bigvocab.labels.column_choice import is_any_list, is_group, numpy_name, plain_type
+from bigvocab.labels.stored_ids import PLAIN, StoredIds, whole_numbers
 from bigvocab.labels.tables import as_table_source
 
 MAX_ROWS = 65_536  # of a batch
@@ -88,9 +89,11 @@ def _values(array: pa.Array) -> np.ndarray:
     return values if values.flags.aligned else values.copy()
 
 
-def _to_int64(array: pa.Array, rows: np.ndarray | None, where: Place, first_row: int) -> np.ndarray:
+def _to_int64(
+    array: pa.Array, rows: np.ndarray | None, where: Place, first_row: int, nulls: np.ndarray | None = None
+) -> np.ndarray:
     """Integers of any width as int64, 0 at nulls; `rows` gives the row of each value (None: its own position)."""
-    values, nulls = _values(array), _nulls(array)
+    values, nulls = _values(array), _nulls(array) if nulls is None else nulls
     if nulls is not None:
         values = np.where(nulls, values.dtype.type(0), values)
     if values.dtype == np.uint64 and values.size and values.max() > _INT64_MAX:
@@ -100,9 +103,34 @@ def _to_int64(array: pa.Array, rows: np.ndarray | None, where: Place, first_row:
     return values.astype(np.int64, copy=False)
 
 
-def ids(array: pa.Array, where: Place, first_row: int) -> tuple[np.ndarray, np.ndarray | None]:
-    """An integer column as (int64 ids, null or not); null ids are 0."""
-    return _to_int64(array, None, where, first_row), _nulls(array)
+def ids(
+    array: pa.Array, where: Place, first_row: int, stored: StoredIds = PLAIN
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """A column of integers, or of whole numbers, as (int64 ids, ignored or not); ignored ids, null or NaN, are 0."""
+    nulls = _nulls(array)
+    if not types.is_integer(array.type):
+        array, nulls = _whole(array, nulls, where, first_row)
+    marked = stored.marks(_values(array))
+    if marked is not None and marked.any():
+        nulls = marked if nulls is None else nulls | marked
+    return stored.shifted(_to_int64(array, None, where, first_row, nulls), where, first_row, skip=nulls), nulls
+
+
+def _whole(array: pa.Array, nulls: Any, where: Place, first_row: int) -> tuple[pa.Array, np.ndarray | None]:
+    """A column of float64 or decimals as integers; NaN counts as null."""
+    if types.is_decimal(array.type):
+        try:
+            return array.cast(pa.int64()), nulls
+        except pa.ArrowInvalid:
+            for row, value in enumerate(array):
+                number = value.as_py()
+                if number is not None and (number != int(number) or not -(2**63) <= number < 2**63):
+                    rest = f" is {number}, expected a whole number of 64 bits"
+                    raise BigvocabError.of_row(where, first_row + row, rest) from None
+            raise
+    values = _values(array)
+    found, missing = whole_numbers(values if nulls is None else np.where(nulls, np.nan, values), where, first_row)
+    return pa.array(found), missing if missing.any() else None
 
 
 def _lists(array: pa.Array, where: Place, first_row: int) -> tuple[np.ndarray, pa.Array, np.ndarray | None]:
@@ -138,11 +166,13 @@ def _rows_of(offsets: np.ndarray) -> np.ndarray:
     return np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
 
 
-def id_lists(array: pa.Array, where: Place, first_row: int) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray | None]:
+def id_lists(
+    array: pa.Array, where: Place, first_row: int, stored: StoredIds = PLAIN
+) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray | None]:
     """A column of integer lists as ((offsets, int64 ids), null or not)."""
     offsets, child, nulls = _lists(array, where, first_row)
-    rows = _rows_of(offsets) if types.is_uint64(child.type) else None  # only uint64 can be out of range
-    return (offsets, _to_int64(child, rows, where, first_row)), nulls
+    rows = _rows_of(offsets) if types.is_uint64(child.type) or stored.offset else None  # else none can be out of range
+    return (offsets, stored.shifted(_to_int64(child, rows, where, first_row), where, first_row, rows)), nulls
 
 
 def probabilities(

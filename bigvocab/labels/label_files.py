@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bigvocab.errors import BigvocabError, FormatError, Keyword
-from bigvocab.formats import magic, read_array
+from bigvocab.formats import magic, read_array, refuse_header
 from bigvocab.labels import columns as _columns
 from bigvocab.labels.ipc_files import open_ipc
 from bigvocab.labels.tables import as_table_source
@@ -62,6 +62,11 @@ class LabelPart(NamedTuple):
         """What opens it again, in any folder."""
         path = whole_uri(uris.absolute(self.path))
         return path if self.selector is None else f"{path}::{self.selector}"
+
+    @property
+    def holds_columns(self) -> bool:
+        """Whether it is a table, whose columns of floats may hold labels; of an array that would be a mistake."""
+        return self.format in _TABLES
 
     def columns(self) -> list[tuple[str, str]]:
         """Name and type of every column."""
@@ -191,6 +196,7 @@ _OPENERS = {
     magic.ARROW_STREAM: ("Arrow IPC stream", open_ipc),
     magic.PARQUET: ("Parquet", _open_parquet),
 }
+_TABLES = {form for form, _ in _OPENERS.values()} | {"csv", "tsv", "jsonl", "table"}
 _ARRAYS = {".npz", ".pt", ".pth", ".safetensors"}
 
 
@@ -291,8 +297,39 @@ def _find_files(path: Any) -> tuple[list[str], str | None]:
     return paths.files_of(text, _KINDS), column
 
 
-def open_source(source: Any) -> tuple[list[LabelPart], str | None]:
-    """The parts of whatever was given for labels, and the column named behind `::`."""
+def _open_raw(path: str, dtype: np.dtype) -> LabelPart:
+    """A file of integers and nothing else."""
+    file = MappedFile(paths.Source(path, path, None))
+    refuse_header(file, "label_dtype", "")
+    if file.size % dtype.itemsize or not file.size:
+        raise FormatError(f"{path}: {file.size} bytes, expected a whole number of labels of {dtype.itemsize} bytes")
+    array: np.ndarray = np.ndarray((file.size // dtype.itemsize,), dtype, file.buffer)
+    stat = os.stat(path)
+    return LabelPart(path, "raw", *_open_array(array, path), stat.st_size, FileIdentity.of(stat))
+
+
+def _label_dtype(name: Any) -> np.dtype:
+    """The type of labels in raw files."""
+    if not isinstance(name, str):
+        raise TypeError(f"label_dtype: expected the name of a type, got {name!r}")
+    try:
+        dtype = np.dtype(name)
+    except TypeError:
+        dtype = None
+    if dtype is None or dtype.kind not in "iu":
+        raise BigvocabError(Keyword("label_dtype"), f": got {name!r}, expected an integer type such as uint16 or <i8")
+    return dtype
+
+
+def open_source(source: Any, raw: str | None = None) -> tuple[list[LabelPart], str | None]:
+    """The parts of whatever was given for labels, and the column named behind `::`; files are `raw` of this type."""
+    if raw is not None:
+        given = source if isinstance(source, list | tuple) else [source]
+        dtype = _label_dtype(raw)
+        if not given or not all(isinstance(path, str | os.PathLike) for path in given):
+            raise BigvocabError(Keyword("label_dtype"), ": is for raw files of labels, expected their paths")
+        named = [file.path for path in given for file in paths.expand(path, raw=True)]
+        return [_open_raw(name, dtype) for name in named], None
     with reading("labels", "table"):
         source = as_table_source(source, "labels")
     if isinstance(source, np.ndarray):

@@ -17,8 +17,9 @@ import pyarrow as pa
 
 from bigvocab import arguments
 from bigvocab.errors import BigvocabError, FormatError, Keyword
-from bigvocab.labels.labels import LabelBatch, Labels, place_among, read_labels
+from bigvocab.labels.labels import LabelBatch, Labels, place_among, read_columns
 from bigvocab.labels.ragged import RaggedIds, as_ragged
+from bigvocab.labels.stored_ids import PLAIN, StoredIds
 from bigvocab.labels.tables import as_table_source
 from bigvocab.matrices.fingerprints import of_matrix
 from bigvocab.matrices.matrix import Matrix
@@ -125,12 +126,25 @@ class MatrixLabels:
             self.matrix.release(first, end)
 
 
-def open_labels(source: Any, kinds: tuple[str, ...], columns: dict[str, str | None]) -> LabelSource:
-    """Labels of files or arrays, of one of the kinds that a loss takes; `columns` as keywords of `read_labels`."""
-    if isinstance(source, Labels | MatrixLabels):
+def open_labels(
+    source: Any,
+    kinds: tuple[str, ...],
+    columns: dict[str, str | None],
+    stored: StoredIds = PLAIN,
+    raw: str | None = None,
+) -> LabelSource:
+    """Labels of files or arrays, of one of the kinds that a loss takes; `columns` as keywords of `read_labels`.
+
+    Ids are `stored` so; files are `raw` of this type.
+    """
+    if isinstance(source, Labels):
+        return source.read_as(stored)
+    if isinstance(source, MatrixLabels):
         return source
-    source = as_table_source(source, "labels")
     named = dict(columns)
+    if raw is not None:
+        return read_columns(source, named, stored, raw)
+    source = as_table_source(source, "labels")
     if isinstance(source, tuple) and not _are_paths(source) and (kinds == ("list",) or "sparse" in kinds):
         source, named = _table(source, "sparse" in kinds, named)
     elif isinstance(source, list | tuple) and not _are_paths(source):
@@ -143,7 +157,7 @@ def open_labels(source: Any, kinds: tuple[str, ...], columns: dict[str, str | No
         if given := [name for name, value in named.items() if value is not None]:
             raise BigvocabError(f"{given[0]}: {matrix.path} is a matrix and has no columns; expected Arrow or Parquet")
         return matrix
-    return read_labels(source, **named)
+    return read_columns(source, named, stored)
 
 
 def _are_paths(source: Any) -> bool:
@@ -192,8 +206,10 @@ def _sets_of(labels: Any, rows: int, sparse: bool) -> tuple[RaggedIds, npt.NDArr
     """Checked (offsets, ids), and the probabilities where there are some."""
     if not sparse:
         return as_ragged("labels", labels, rows), None
-    if not isinstance(labels, tuple) or len(labels) != 3:
+    if not isinstance(labels, tuple) or len(labels) not in (2, 3):
         raise BigvocabError(Keyword("labels"), f": got {type(labels).__name__}, expected (offsets, ids, probabilities)")
+    if len(labels) == 2:
+        return as_ragged("labels", labels, rows), None
     sets = as_ragged("labels", labels[:2], rows)
     values = arguments.as_array("labels", labels[2])
     if values.dtype.kind not in "fiub" and values.dtype.name not in arguments.FLOATS:
@@ -212,19 +228,16 @@ def _sets_of(labels: Any, rows: int, sparse: bool) -> tuple[RaggedIds, npt.NDArr
     return sets, values
 
 
-def labels_of(kinds: tuple[str, ...], labels: Any, rows: int) -> tuple[Any, npt.NDArray[np.float64] | None]:
-    """(labels, probabilities) of a `LabelBatch` from what `Evaluator.update` was given."""
-    if kinds == ("id",):
-        ids = arguments.as_integers("labels", labels)
+def labels_of(kinds: tuple[str, ...], labels: Any, rows: int, stored: StoredIds = PLAIN) -> tuple[Any, Any, Any]:
+    """(labels, probabilities, ignored) of a `LabelBatch` from what `Evaluator.update` was given."""
+    if kinds == ("id",) or kinds == _TRUE and not isinstance(labels, tuple) and np.ndim(labels) == 1:
+        ids, ignored = stored.of_array("labels", labels)
         arguments.one_per_row("labels", ids, rows)
-        return ids, None
-    if kinds == _TRUE and not isinstance(labels, tuple) and np.ndim(labels) == 1:
-        ids = arguments.as_integers("labels", labels)
-        arguments.one_per_row("labels", ids, rows)
-        return ids, None
+        return ids, None, ignored
     if kinds in (("list",), _TRUE) or isinstance(labels, tuple) and "sparse" in kinds:
         sets, probabilities = _sets_of(labels, rows, "sparse" in kinds)
-        return (sets.offsets, sets.ids), probabilities
+        ids = stored.shifted(sets.ids, "labels", rows=sets.rows()) if stored.offset else sets.ids
+        return (sets.offsets, ids), probabilities, None
     if isinstance(labels, Matrix):
         array = np.asarray(labels)
     elif isinstance(labels, str | os.PathLike):
@@ -235,7 +248,7 @@ def labels_of(kinds: tuple[str, ...], labels: Any, rows: int) -> tuple[Any, npt.
         raise TypeError(f"labels: expected floats, integers or booleans, got {array.dtype}")
     if array.ndim not in (1, 2) or len(array) != rows:
         raise BigvocabError(Keyword("labels"), f": got shape {array.shape}, expected ({rows}, V), one for each logit")
-    return array, None
+    return array, None, None
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ import hashlib
 import itertools
 import operator
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from bigvocab.errors import BigvocabError, FormatError, Keyword, Place
 from bigvocab.labels import columns as _columns
 from bigvocab.labels.column_choice import choose_columns, shape_and_type
 from bigvocab.labels.label_files import LabelPart, open_source, overlapping, reading
+from bigvocab.labels.stored_ids import PLAIN, StoredIds, as_indices, as_offset
 from bigvocab.matrices.matrix import Matrix
 from bigvocab.storage.fingerprints import of_file
 from bigvocab.storage.sigbus import watch
@@ -43,6 +44,7 @@ class LabelBatch:
     positions: np.ndarray | None = None  # int64 (n,), from 0
     texts: pa.Array | None = None  # strings (n,), for people
     nameable: int | None = None  # classes that the stored type can name, where it has 8 or 16 bits
+    excluded: tuple[np.ndarray, np.ndarray] | None = None  # offsets from 0 and ids of classes that do not exist
 
     def __len__(self) -> int:
         """The number of rows."""
@@ -56,11 +58,15 @@ class LabelBatch:
         def rows(values: Any) -> Any:
             return None if values is None else values[start:stop]
 
+        def lists(pair: Any) -> Any:
+            offsets, ids = pair
+            first, last = int(offsets[start]), int(offsets[stop])
+            return offsets[start : stop + 1] - first, ids[first:last]
+
         labels, probabilities = self.labels, self.probabilities
         if isinstance(labels, tuple):
-            offsets, ids = labels
-            first, last = int(offsets[start]), int(offsets[stop])
-            labels = (offsets[start : stop + 1] - first, ids[first:last])
+            first, last = int(labels[0][start]), int(labels[0][stop])
+            labels = lists(labels)
             probabilities = None if probabilities is None else probabilities[first:last]
         else:
             labels = labels[start:stop]
@@ -80,6 +86,7 @@ class LabelBatch:
             positions=rows(self.positions),
             texts=rows(self.texts),
             nameable=self.nameable,
+            excluded=None if self.excluded is None else lists(self.excluded),
         )
 
 
@@ -90,17 +97,20 @@ class Labels:
     else None), `columns` (name and type of every column of the file), `files` (dicts of path, shape, dtype and bytes).
     """
 
-    def __init__(self, source: Any, options: dict[str, str | None]):
-        self._source, self._options = source, options
-        self._parts, named = open_source(source)
+    def __init__(
+        self, source: Any, options: dict[str, str | None], stored: StoredIds = PLAIN, raw: str | None = None
+    ) -> None:
+        self._source, self._options, self.stored, self._raw = source, options, stored, raw
+        self._parts, named = open_source(source, raw)
         if named is not None and options["label"] not in (None, named):
             raise BigvocabError(Keyword("label_column"), f": got {options['label']!r}, but the path names {named!r}")
         options = {**options, "label": named or options["label"]}
         first = self._parts[0]
-        self.chosen = choose_columns(first.schema, first.path, **options)
+        self.chosen = choose_columns(first.schema, first.path, whole=first.holds_columns, **options)
         self.kind, self.dtype, self.num_classes = self.chosen[:3]
         for part in self._parts[1:]:
-            chosen = choose_columns(part.schema, part.path, **{**options, "label": self.chosen.label})
+            named_alike = {**options, "label": self.chosen.label}
+            chosen = choose_columns(part.schema, part.path, whole=part.holds_columns, **named_alike)
             if chosen != self.chosen:
                 types = [p.schema.field(chosen.label).type for p in (part, first)]
                 raise BigvocabError(f"{part.path}: expected labels of {types[1]}, as in {first.path}, got {types[0]}")
@@ -161,7 +171,14 @@ class Labels:
     def __reduce__(self) -> tuple[Any, ...]:
         """Files travel by absolute path and are opened anew; arrays travel whole."""
         source = [part.source for part in self._parts] if self._parts[0].identity else self._source
-        return Labels, (source, {**self._options, "label": self.chosen.label})
+        return Labels, (source, {**self._options, "label": self.chosen.label}, self.stored, self._raw)
+
+    def read_as(self, stored: StoredIds) -> Labels:
+        """The same labels, their ids understood in another way."""
+        if stored == self.stored:
+            return self
+        _, (source, options, *_) = self.__reduce__()
+        return Labels(source, options, stored, self._raw)
 
     def __iter__(self) -> Iterator[LabelBatch]:
         return self.batches()
@@ -213,8 +230,10 @@ class Labels:
             labels: Any
             if self.kind == "dense":
                 labels, ignored = _columns.dense(*asked(chosen.label), row, self.num_classes)
+            elif self.kind == "id":
+                labels, ignored = _columns.ids(*asked(chosen.label), row, self.stored)
             else:
-                labels, ignored = (_columns.ids if self.kind == "id" else _columns.id_lists)(*asked(chosen.label), row)
+                labels, ignored = _columns.id_lists(*asked(chosen.label), row, self.stored)
             batch = LabelBatch(row, labels, ignored=ignored)
             if chosen.probability is not None:
                 array, where = asked(chosen.probability)
@@ -232,6 +251,8 @@ class Labels:
             if chosen.cluster is not None:
                 batch.clusters = _columns.groups(by_name[chosen.cluster])
             batch.nameable = _columns.nameable(by_name[chosen.label].type)
+            if chosen.exclude is not None:
+                batch.excluded, _ = _columns.id_lists(*asked(chosen.exclude), row, self.stored)
             return batch
 
 
@@ -254,7 +275,16 @@ def fingerprint_of(labels: Iterable[LabelBatch]) -> str:
         texts = None if batch.texts is None else np.asarray(batch.texts.to_pylist(), np.str_)
         others = (batch.positions, texts, clusters)
         columns = batch.labels if isinstance(batch.labels, tuple) else (batch.labels,)
-        for values in (*columns, batch.probabilities, batch.ignored, batch.weights, groups, batch.num_bytes, *others):
+        for values in (
+            *columns,
+            batch.probabilities,
+            batch.ignored,
+            batch.weights,
+            groups,
+            batch.num_bytes,
+            *others,
+            *(batch.excluded or ()),
+        ):
             found.update(b"-" if values is None else np.ascontiguousarray(values).tobytes())
     return found.hexdigest()
 
@@ -270,12 +300,17 @@ def read_labels(
     position_column: str | None = None,
     text_column: str | None = None,
     cluster_column: str | None = None,
+    exclude_column: str | None = None,
+    label_dtype: str | None = None,
+    label_offset: int = 0,
+    ignore_index: int | Iterable[int] | None = None,
 ) -> Labels:
     """Read labels, in batches, from Arrow, Parquet or .npy files or from an array or table in memory.
 
     A column of integers is one label a row; of integer lists, several; of lists of floats, soft labels; of
-    integer lists with `probability_column` beside it, sparse soft labels. A null label is an ignored row. Only metadata
-    is read before the result is iterated over, and the whole file is never in memory.
+    integer lists with `probability_column` beside it, sparse soft labels. A null label is an ignored row. A column of
+    float64 or decimals that is named, or the only one, holds labels if its numbers are whole; NaN is an ignored row.
+    Only metadata is read before the result is iterated over, and the whole file is never in memory.
 
     Args:
         path: a file, glob, folder (files in natural order, rows one behind the other) or list of these; `file::column`
@@ -288,6 +323,10 @@ def read_labels(
         cluster_column: as group_column; rows of one cluster are not independent.
         position_column: places in a sequence, from 0.
         text_column: strings to show beside the worst rows.
+        exclude_column: lists of ids of classes that do not exist for the row; null is none.
+        label_dtype: an integer type: the files are raw binary, one label a row, without a header.
+        label_offset: added to every label, and to the ids of `exclude_column`.
+        ignore_index: rows whose label is stored as this, or one of these, are ignored; compared before the offset.
 
     Raises:
         FormatError: a file is of no supported format, truncated, corrupt, or changes while it is read.
@@ -310,9 +349,24 @@ def read_labels(
         "position": position_column,
         "text": text_column,
         "cluster": cluster_column,
+        "exclude": exclude_column,
     }
+    stored = StoredIds(as_offset(label_offset), as_indices("ignore_index", ignore_index))
+    return labels_with(path, options, stored, label_dtype)
+
+
+def labels_with(path: Any, options: dict[str, str | None], stored: StoredIds = PLAIN, raw: str | None = None) -> Labels:
+    """As `read_labels`: columns by role, how ids are stored, and the type of raw files."""
     for role, name in options.items():
         if not isinstance(name, str | None):
             option = {"num_bytes": "bytes"}.get(role, role)
             raise TypeError(f"{option}_column: expected the name of a column, got {name!r}")
-    return Labels(path, options)
+    return Labels(path, options, stored, raw)
+
+
+def read_columns(
+    path: Any, columns: Mapping[str, str | None], stored: StoredIds = PLAIN, raw: str | None = None
+) -> Labels:
+    """As `labels_with`, with columns as keywords of `read_labels`."""
+    options = {role: columns.get(f"{role}_column") for role in ("label", "weight", "group", "probability", "exclude")}
+    return labels_with(path, {**options, "num_bytes": columns.get("bytes_column")}, stored, raw)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from bigvocab import arguments
 from bigvocab.arrays import as_host_array
@@ -13,6 +14,8 @@ from bigvocab.matrices.row_source import flat_labels
 
 def flat_array(labels: Any, leading: tuple[int, ...], *, one_each: bool) -> Any:
     """Labels in memory that have the shape of logits (*leading, columns), as those of its rows; others as they are."""
+    if isinstance(labels, pa.Array | pa.ChunkedArray | pa.Table | pa.RecordBatch):  # has rows already
+        return labels
     found = as_host_array(labels, "labels")
     if not isinstance(found, np.ndarray):
         return labels

@@ -144,6 +144,7 @@ class SequenceLabels:
 
 def _flattened(batch: LabelBatch, width: int, path: str) -> LabelBatch:
     """A batch of lists of one width as a batch of their ids; what belongs to a list belongs to each of its ids."""
+    _refuse_lists_beside(batch)
     offsets, ids = batch.labels
     lengths = np.diff(offsets)
     full = lengths == width
@@ -190,7 +191,16 @@ def _joined(batches: Iterable[LabelBatch]) -> Iterator[LabelBatch]:
         yield _join(held)
 
 
+def _refuse_lists_beside(batch: LabelBatch) -> None:
+    if batch.excluded is not None:
+        raise BigvocabError(
+            Keyword("exclude_column"), ": goes with labels that are beside their rows, not in sequences"
+        )
+
+
 def _join(batches: list[LabelBatch]) -> LabelBatch:
+    for batch in batches:
+        _refuse_lists_beside(batch)
     if len(batches) == 1:
         return batches[0]
 

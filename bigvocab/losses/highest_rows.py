@@ -21,6 +21,11 @@ class HighestSums(SoftmaxSums):
         self.keep, self.statistics = keep, self.columns
         self.columns += 4 * keep + 2
 
+    @property
+    def hides(self) -> bool:
+        """Never: rows are copied."""
+        return False
+
     def state(self, *shape: int) -> State:
         """(..., columns) statistics, keys and ids (..., 2 keep), and marks (..., 2)."""
         buffers = np.empty((*shape, 2 * self.keep), np.int64), np.empty((*shape, 2 * self.keep), np.int64)
@@ -79,11 +84,16 @@ def highest_rows(
     >>> highest_rows(StoredRows.of(np.array([[1.0, 2.0, 5.0, 2.0]])), np.array([1]), 3).ids.tolist()
     [[2, 1, 3]]
     """
+    reduction = HighestSums(labels, (scale, softcap), want, min(keep, rows.num_classes))
+    return found_by(reduction, rows.reduce(reduction, resolve_threads(num_threads)))
+
+
+def found_by(reduction: HighestSums, state: State) -> HighestRows:
+    """What a reduction of rows has found."""
     from bigvocab.kernels import highest
 
-    keep = min(keep, rows.num_classes)
-    reduction = HighestSums(labels, (scale, softcap), want, keep)
-    stats, keys, ids, marks = rows.reduce(reduction, resolve_threads(num_threads))
-    logits = np.empty((len(reduction.labels), keep))
+    stats, keys, ids, marks = state
+    logits = np.empty((len(reduction.labels), reduction.keep))
     highest.sort_highest(reduction.labels, keys, ids, marks, logits)
-    return HighestRows(RowStatistics(stats, reduction.found, scale, softcap), ids[:, :keep], logits)
+    statistics = RowStatistics(stats, reduction.found, *reduction.transform)
+    return HighestRows(statistics, ids[:, : reduction.keep], logits)

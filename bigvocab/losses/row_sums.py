@@ -12,6 +12,7 @@ import numpy as np
 
 from bigvocab.arguments import FLOATS
 from bigvocab.labels.ragged import RaggedIds
+from bigvocab.matrices.excluded import Excluded, nothing_in
 from bigvocab.matrices.logit_rows import Array, Bools, Floats, Ids, State
 from bigvocab.matrices.tiles import Span, streamed
 
@@ -27,6 +28,16 @@ def labels_beside(labels: Array, span: Span, rows: slice | Ids, skip: Bools) -> 
         part = part.astype(np.float64, order="C")
     for _, piece in streamed([(first, part)], 0, len(part), skip):
         yield piece
+
+
+class SeesCopies:
+    """What reductions share whose kernels know of no class that does not exist: rows are copied for them."""
+
+    hides = False
+
+    def add_without(self, piece: Array, span: Span, rows: slice | Ids, state: State, excluded: Excluded) -> None:
+        """Never called."""
+        raise NotImplementedError
 
 
 class SoftmaxSums:
@@ -79,6 +90,22 @@ class SoftmaxSums:
             piece, labels, found, self.transform, self.want, span, stats, self.squares, highest
         )
 
+    @property
+    def hides(self) -> bool:
+        """Where there is neither a cap nor more to find, the kernel copies no more than strips."""
+        return not self.transform[1] and self.squares is None
+
+    def add_without(self, piece: Array, span: Span, rows: slice | Ids, state: State, excluded: Excluded) -> None:
+        """See `kernels.hidden`."""
+        from bigvocab.kernels import softmax
+
+        room = np.empty(softmax.BLOCK, piece.dtype)
+        shown = room.view()
+        shown.flags.writeable = False
+        hidden = (excluded.common, excluded.offsets, excluded.ids, room, shown, nothing_in(piece))
+        labels, found = self.labels[rows], self.found[rows]
+        softmax.rows_softmax_without(piece, labels, found, self.transform[0], self.want, span, state[0], hidden)
+
     def merge(self, groups: State, into: State) -> None:
         """Sums of one maximum become those of another."""
         from bigvocab.kernels import merge
@@ -86,7 +113,7 @@ class SoftmaxSums:
         merge.merge_statistics(groups[0], self.transform, into[0])
 
 
-class SoftLabelSums:
+class SoftLabelSums(SeesCopies):
     """Statistics of the softmax, and sums of the logits with soft labels (n, V).
 
     Args:
@@ -137,7 +164,7 @@ class SoftLabelSums:
         soft_labels.merge_label_sums(groups[1], self.transform, into[1])
 
 
-class _Sums:
+class _Sums(SeesCopies):
     """One sum per row: what the reductions below share."""
 
     lookup = None

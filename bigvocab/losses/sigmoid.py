@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bigvocab import arguments
+from bigvocab.labels.exclusions import as_excluded, refuse_excluded
 from bigvocab.labels.ragged import as_ragged
 from bigvocab.losses.exact_sums import ExactSums
 from bigvocab.losses.leading import by_block, flat_elements, flat_ids, flat_weights, float_rows, shaped
@@ -197,6 +198,7 @@ def sparse_sigmoid_cross_entropy(
     *,
     pos_weight: npt.ArrayLike | None = None,
     weights: npt.ArrayLike | None = None,
+    exclude: Any = None,
     reduction: str = "none",
     num_threads: int | None = None,
 ) -> Any:
@@ -212,6 +214,8 @@ def sparse_sigmoid_cross_entropy(
             ids[offsets[i] : offsets[i + 1]]; a row may have none, and no id twice.
         pos_weight: q, a scalar or (V,); None is 1.
         weights: a scalar or (...), weight of each row.
+        exclude: ids of classes that do not exist, for all rows or, as a pair (offsets (N + 1,), ids), for each: they
+            add nothing.
         reduction: see `compute_weighted_loss`; the unit is the row.
         num_threads: None is all usable cores; no result depends on it.
 
@@ -234,13 +238,19 @@ def sparse_sigmoid_cross_entropy(
     sets = as_ragged("labels", flat_ids("labels", labels, x.leading), len(x))
     sets.check_range(x.shape[1])
     sets = sets.in_rising_order()
+    excluded = as_excluded("exclude", exclude, len(x), x.shape[1])
     spread = flat_weights(weights, x.leading)
+    if excluded is not None:
+        refuse_excluded("labels", excluded, sets.rows(), sets.ids, x.shape[1])
     q = pos_weight_vector(pos_weight, x.shape[1])
     threads = resolve_threads(num_threads)
 
     def of_block(start: int, block: npt.NDArray[Any]) -> Floats:
+        rows = StoredRows.of(block)
+        if excluded is not None:
+            rows = rows.without(excluded.part(start, start + len(block)))
         here, skip = sets.of_rows(slice(start, start + len(block))), np.zeros(len(block), bool)
-        return sparse_sigmoid_rows(StoredRows.of(block), here, skip, pos_weight=q, num_threads=threads)
+        return sparse_sigmoid_rows(rows, here, skip, pos_weight=q, num_threads=threads)
 
     return shaped(reduce_losses(by_block(x, of_block), spread, reduction), x.leading, reduction)
 

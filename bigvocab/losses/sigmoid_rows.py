@@ -14,6 +14,8 @@ import numpy as np
 from bigvocab import arguments
 from bigvocab.errors import BigvocabError, Keyword
 from bigvocab.labels.ragged import RaggedIds
+from bigvocab.losses.combined import Both
+from bigvocab.losses.highest_rows import HighestRows, HighestSums, found_by
 from bigvocab.losses.row_sums import (
     PLAIN,
     LogLossSums,
@@ -131,6 +133,26 @@ def sparse_sigmoid_rows(
     """S softplus(g(x)) over the classes not listed and q softplus(-g(x)) over those listed (rising), for each row."""
     (sums,) = rows.reduce(SoftplusSums(sets, skip, pos_weight, transform), resolve_threads(num_threads))
     return sums
+
+
+def sparse_sigmoid_highest(
+    rows: LogitRows,
+    sets: RaggedIds,
+    skip: Bools,
+    keep: int,
+    *,
+    pos_weight: Floats,
+    transform: Transform = PLAIN,
+    num_threads: int | None = None,
+) -> tuple[Floats, HighestRows]:
+    """As `sparse_sigmoid_rows`, with the `keep` highest classes of each row, in one pass."""
+    from bigvocab.kernels import row_statistics
+
+    marks = np.where(skip, row_statistics.SKIP, row_statistics.NO_LABEL)
+    highest = HighestSums(marks, transform, 0, min(keep, rows.num_classes))
+    both = Both(SoftplusSums(sets, skip, pos_weight, transform), highest)
+    sums, *state = rows.reduce(both, resolve_threads(num_threads))
+    return sums, found_by(highest, tuple(state))
 
 
 def log_loss_row_sums(

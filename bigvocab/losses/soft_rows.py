@@ -10,6 +10,7 @@ import numpy as np
 from bigvocab.arguments import FLOATS, as_array
 from bigvocab.errors import BigvocabError
 from bigvocab.labels.ragged import RaggedIds
+from bigvocab.losses.highest_rows import highest_rows
 from bigvocab.losses.row_statistics import RowStatistics, softmax_rows, wanted
 from bigvocab.losses.row_sums import SoftLabelSums
 from bigvocab.matrices.logit_rows import Array, Bools, Floats, Ids, LogitRows
@@ -52,6 +53,7 @@ class SoftLabelRows:
     rows: RowStatistics
     sums: Floats
     num_classes: int
+    highest: Ids | None = None  # (n, K), where they were kept
 
     @property
     def mass(self) -> Floats:
@@ -134,17 +136,22 @@ def sparse_label_rows(
     scale: float = 1.0,
     softcap: float = 0.0,
     num_threads: int | None = None,
+    keep: int = 0,
 ) -> SoftLabelRows:
-    """As `dense_label_rows` for labels of few classes: checked ids, and a probability for each."""
+    """As `dense_label_rows` for labels of few classes: checked ids, and a probability for each; with the `keep` highest
+    classes.
+    """
     from bigvocab.kernels import row_statistics, soft_labels
 
     marks = np.where(skip, row_statistics.SKIP, row_statistics.NO_LABEL)
     want, threads = want | wanted(logit_sum=label_smoothing > 0), resolve_threads(num_threads)
-    found = softmax_rows(rows, marks, want=want, scale=scale, softcap=softcap, num_threads=threads)
+    options: dict[str, Any] = {"want": want, "scale": scale, "softcap": softcap, "num_threads": threads}
+    highest = highest_rows(rows, marks, keep, **options) if keep else None
+    found = softmax_rows(rows, marks, **options) if highest is None else highest.rows
     sums = np.zeros((len(marks), soft_labels.SUMS))
     sums[:, soft_labels.REFERENCE] = np.where(np.isfinite(found.maximum), found.maximum, np.nan)
     _add_listed(rows, sets, np.ascontiguousarray(probabilities, np.float64), marks, (scale, softcap), sums, threads)
-    return SoftLabelRows(found, sums, rows.num_classes)
+    return SoftLabelRows(found, sums, rows.num_classes, None if highest is None else highest.ids)
 
 
 def _add_listed(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from bigvocab import arguments
+from bigvocab.labels.exclusions import as_excluded, labelled, refuse_excluded, refuse_smoothing
+from bigvocab.labels.stored_ids import StoredIds, as_indices
 from bigvocab.losses.leading import by_block, flat_weights, float_rows, shaped
 from bigvocab.losses.reductions import (
     check_reduction,
@@ -26,6 +28,7 @@ from bigvocab.losses.sigmoid import (
     weighted_sigmoid_cross_entropy,
 )
 from bigvocab.losses.soft_rows import as_soft_labels, soft_losses
+from bigvocab.matrices.excluded import Excluded
 from bigvocab.matrices.logit_rows import Floats, Ids, LogitRows
 from bigvocab.matrices.row_source import as_row_source, flat_labels
 from bigvocab.matrices.tiles import StoredRows
@@ -105,7 +108,8 @@ def sparse_softmax_cross_entropy(
     weights: npt.ArrayLike | None = None,
     class_weights: npt.ArrayLike | None = None,
     label_smoothing: float = 0.0,
-    ignore_index: int | None = None,
+    ignore_index: int | Iterable[int] | None = None,
+    exclude: Any = None,
     reduction: str = "none",
     num_threads: int | None = None,
 ) -> Any:
@@ -122,7 +126,10 @@ def sparse_softmax_cross_entropy(
         class_weights: (V,), weight of each class; under "mean" the denominator is the sum of the weights of the labels
             seen.
         label_smoothing: e in [0, 1].
-        ignore_index: rows with this label count in no figure, and their logits may be anything; their loss is 0.
+        ignore_index: rows with this label, or one of these, count in no figure, and their logits may be anything; their
+            loss is 0.
+        exclude: ids of classes that do not exist, for all rows or, as a pair (offsets (N + 1,), ids), for each: as if
+            their logits were -inf.
         reduction: see `compute_weighted_loss`.
         num_threads: None is all usable cores; no result depends on it.
 
@@ -144,21 +151,42 @@ def sparse_softmax_cross_entropy(
     """
     check_reduction(reduction)
     x = float_rows("logits", logits)
-    y = arguments.as_integers("labels", labels)
+    y, ignored = StoredIds(ignored=as_indices("ignore_index", ignore_index)).of_array("labels", labels)
     shape = y.shape
-    y = flat_labels(y, x.leading)
-    y = arguments.labels_in_range(y, x.shape[1], ignore_index=arguments.index_or_none("ignore_index", ignore_index))
+    y, ignored = flat_labels(y, x.leading), None if ignored is None else flat_labels(ignored, x.leading)
+    y = arguments.labels_in_range(y, x.shape[1], ignored=ignored, whole=True)
     formula = sparse_softmax_formula(x.shape[1], label_smoothing, class_weights)
+    excluded = excluded_labels(exclude, y, x.shape[1], label_smoothing)
     row_weights = flat_weights(weights, shape)
     threads = resolve_threads(num_threads)
 
     def of_block(start: int, block: npt.NDArray[Any]) -> Floats:
-        rows, labels_here = StoredRows.of(block), y[start : start + len(block)]
+        rows, labels_here = without(StoredRows.of(block), excluded, start), y[start : start + len(block)]
         found = softmax_rows(rows, labels_here, want=wanted(logit_sum=formula.needs_logit_sum), num_threads=threads)
         return formula.weighted_losses(found, labels_here, formula.weighted_sums(rows, labels_here, PLAIN, threads))
 
     losses = by_block(x, of_block)
     return shaped(reduce_rows(losses, row_weights, formula.label_weights(y), y >= 0, reduction), shape, reduction)
+
+
+def excluded_labels(exclude: Any, labels: Ids, num_classes: int, label_smoothing: float) -> Excluded | None:
+    """What a caller excludes, with labels below 0 for ignored rows; an error where a label is."""
+    excluded = as_excluded("exclude", exclude, len(labels), num_classes)
+    if excluded is not None:
+        refuse_smoothing(label_smoothing)
+        refuse_excluded("labels", excluded, np.arange(len(labels)), labels, num_classes, labels < 0)
+    return excluded
+
+
+def refuse_excluded_soft(labels: npt.NDArray[Any], excluded: Excluded | None, num_classes: int, first_row: int) -> None:
+    """Raise where a soft label has weight on a class that is excluded."""
+    if excluded is not None:
+        refuse_excluded("labels", excluded, *labelled(labels, excluded), num_classes, first_row=first_row)
+
+
+def without(rows: StoredRows, excluded: Excluded | None, start: int) -> StoredRows:
+    """A block of rows, from row `start` on, without what is excluded."""
+    return rows if excluded is None else rows.without(excluded.part(start, start + len(rows)))
 
 
 def sparse_softmax_formula(num_classes: int, label_smoothing: Any, class_weights: Any) -> SparseSoftmax:
@@ -188,6 +216,7 @@ def softmax_cross_entropy(
     weights: npt.ArrayLike | None = None,
     class_weights: npt.ArrayLike | None = None,
     label_smoothing: float = 0.0,
+    exclude: Any = None,
     reduction: str = "none",
     num_threads: int | None = None,
 ) -> Any:
@@ -204,6 +233,8 @@ def softmax_cross_entropy(
         weights: a scalar or (...), weight of each row.
         class_weights: w, (V,), weight of each class; it does not change what "mean" divides by.
         label_smoothing: e in [0, 1].
+        exclude: ids of classes that do not exist, for all rows or, as a pair (offsets (N + 1,), ids), for each: as if
+            their logits were -inf.
         reduction: see `compute_weighted_loss`.
         num_threads: None is all usable cores; no result depends on it.
 
@@ -229,9 +260,13 @@ def softmax_cross_entropy(
     by_class = arguments.optional_class_vector("class_weights", class_weights, x.shape[1])
     spread = flat_weights(weights, x.leading)
     threads = resolve_threads(num_threads)
+    excluded = as_excluded("exclude", exclude, len(x), x.shape[1])
+    if excluded is not None:
+        refuse_smoothing(e)
 
     def of_block(start: int, block: npt.NDArray[Any]) -> Floats:
-        rows, beside = StoredRows.of(block), z.rows(start, start + len(block))
+        rows, beside = without(StoredRows.of(block), excluded, start), z.rows(start, start + len(block))
+        refuse_excluded_soft(beside, rows.excluded, x.shape[1], start)
         return soft_losses(
             rows, beside, label_smoothing=e, class_weights=by_class, num_threads=threads, first_row=start
         )

@@ -12,6 +12,8 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from bigvocab.matrices.excluded import Excluded
+
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float64]
 Ids = npt.NDArray[np.int64]
@@ -48,6 +50,10 @@ class RowReduction(Protocol):
     def columns(self) -> int:
         """Numbers of 8 bytes per row and group, for bounds on memory."""
 
+    @property
+    def hides(self) -> bool:
+        """Whether there is `add_without`: where a copy of whole rows would cost too much."""
+
     def state(self, *shape: int) -> State:
         """Room for the numbers of (n,) rows, or of (groups, n): arrays of this leading shape, not filled."""
 
@@ -60,6 +66,11 @@ class RowReduction(Protocol):
         piece is a kernel view (m, at least classes) of `rows`, which rise; span = (first class, classes); state holds
         these m rows alone.
         """
+
+    def add_without(
+        self, piece: Array, span: tuple[int, int], rows: slice | Ids, state: State, excluded: Excluded
+    ) -> None:
+        """As `add`, of logits with -inf at the classes that are excluded for each of these m rows."""
 
     def merge(self, groups: State, into: State) -> None:
         """Add the states of groups of classes, arrays (groups, m, ...), in order, to that of m rows."""
@@ -82,3 +93,6 @@ class LogitRows(Protocol):
 
     def classes(self, first: int, stop: int) -> LogitRows:
         """The same rows with classes `first` to `stop` alone, counted from 0, without a copy."""
+
+    def without(self, excluded: Excluded) -> LogitRows:
+        """The same rows as if the logits of some classes were -inf, to the bit."""

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bigvocab.arguments import as_array
+from bigvocab.arguments import as_array, parse_sizes
 from bigvocab.arrays import as_host_array, foreign_array
 from bigvocab.errors import BigvocabError, FormatError, Keyword
 from bigvocab.formats import read_layout, refuse_header, refuse_selector
@@ -15,7 +15,7 @@ from bigvocab.formats.gguf import locate
 from bigvocab.formats.layout import SUPPORTED, Layout, dtype_label, parse_dtype, parse_shape
 from bigvocab.formats.raw import raw_layouts
 from bigvocab.matrices.matrix import Matrix
-from bigvocab.matrices.parts import make_parts, make_shard
+from bigvocab.matrices.parts import cut_columns, cut_rows, make_parts, make_shard
 from bigvocab.matrices.quantised_matrix import QuantisedMatrix
 from bigvocab.matrices.row_source import as_row_source
 from bigvocab.storage import uris
@@ -34,6 +34,7 @@ class Options(NamedTuple):
     vocab_shards: bool
     any_leading: bool = False
     spooled: bool = False
+    shard_classes: tuple[int, ...] | None = None
 
 
 _STREAMED = (".npy", ".safetensors")  # of which a header says where rows lie
@@ -91,12 +92,13 @@ def _opened(sources: list[Source], options: Options) -> Matrix:
     _check_alike(maps, layouts, options.vocab_shards)
     by_class = options.vocab_shards and len(layouts[0].shape) == 2
     shards, parts, at = [], [], 0
-    for file, layout in zip(maps, layouts, strict=True):
+    sizes = _real_sizes(maps, layouts, 1 if by_class else 0, options.shard_classes)
+    for file, layout, size in zip(maps, layouts, sizes, strict=True):
         if by_class:
-            shards.append(make_shard(at, make_parts(file, layout, 0)))
+            shards.append(make_shard(at, [cut_columns(part, size) for part in make_parts(file, layout, 0)]))
         else:
-            parts += make_parts(file, layout, at)
-        at += layout.shape[1 if by_class else 0]
+            parts += cut_rows(make_parts(file, layout, at), at + size)
+        at += size
     rest = layouts[0].shape[1:]
     shape = (layouts[0].shape[0], at) if by_class else (at, *rest)
     files = [_entry(file, layout) for file, layout in zip(maps, layouts, strict=True)]
@@ -113,6 +115,21 @@ def _opened(sources: list[Source], options: Options) -> Matrix:
             layouts[0].leading if len(layouts) == 1 else (at // max(1, *lengths.pop()), *layouts[0].leading[-1:])
         )
     return matrix
+
+
+def _real_sizes(maps: list[MappedFile], layouts: list[Layout], axis: int, asked: tuple[int, ...] | None) -> list[int]:
+    """How many classes of each file are real: as asked, or all."""
+    sizes = [layout.shape[axis] for layout in layouts]
+    if asked is None:
+        return sizes
+    if len(asked) != len(sizes):
+        raise BigvocabError(
+            Keyword("shard_classes"), f": got {len(asked)} numbers for {len(sizes)} files, expected one for each"
+        )
+    for file, size, number in zip(maps, sizes, asked, strict=True):
+        if number > size:
+            raise BigvocabError(Keyword("shard_classes"), f": got {number}, but {file.shown} has {size} classes")
+    return list(asked)
 
 
 def _entry(file: MappedFile, layout: Layout) -> dict[str, Any]:
@@ -140,7 +157,13 @@ def reopen(sources: list[Source], options: Options, files: list[dict[str, Any]])
 
 
 def open_matrix(
-    path: Any, *, dtype: Any = None, shape: Any = None, offset: int = 0, vocab_shards: bool = False
+    path: Any,
+    *,
+    dtype: Any = None,
+    shape: Any = None,
+    offset: int = 0,
+    vocab_shards: bool = False,
+    shard_classes: Any = None,
 ) -> Matrix:
     """Open files as one read-only matrix (N, V), memory-mapped: nothing is read but the pages that are looked at.
 
@@ -156,6 +179,7 @@ def open_matrix(
         shape: (N, V) of the whole matrix, (V,), or "N,V": for raw binary. N = -1 is as many rows as there are.
         offset: bytes before the data in each raw file.
         vocab_shards: several files are ranges of classes of the same rows, in order, not ranges of rows.
+        shard_classes: how many classes of each of these files are real, in order; those behind are padding.
 
     Raises:
         FormatError: a file is not what it says (truncated, a lying header, nulls, pickled objects, compressed).
@@ -173,7 +197,10 @@ def open_matrix(
     is_path = isinstance(path, str | os.PathLike | list | tuple)
     if not is_path and (isinstance(path, np.ndarray) or foreign_array(path, "path") is not None):
         return as_matrix(path, any_leading=True)
-    return _open_files(path, dtype=dtype, shape=shape, offset=offset, vocab_shards=vocab_shards)
+    sizes = parse_sizes("shard_classes", shard_classes)
+    if sizes is not None and not vocab_shards:
+        raise BigvocabError(Keyword("shard_classes"), ": needs ", Keyword("vocab_shards"))
+    return _open_files(path, dtype=dtype, shape=shape, offset=offset, vocab_shards=vocab_shards, shard_classes=sizes)
 
 
 def _open_files(
@@ -185,6 +212,7 @@ def _open_files(
     vocab_shards: bool = False,
     any_leading: bool = False,
     spooled: bool = False,
+    shard_classes: tuple[int, ...] | None = None,
 ) -> Matrix:
     """`open_matrix` of paths; with `any_leading`, an array (..., V) in a file counts as its rows."""
     if isinstance(offset, bool) or not isinstance(offset, int | np.integer):
@@ -193,7 +221,7 @@ def _open_files(
         expected = "0 or more" if offset < 0 else "0, because only raw binary (shape=, dtype=) has an offset"
         raise BigvocabError(Keyword("offset"), f": got {offset}, expected {expected}")
     sizes = None if shape is None else parse_shape(shape)
-    given = Options(dtype, sizes, int(offset), bool(vocab_shards), any_leading, spooled)
+    given = Options(dtype, sizes, int(offset), bool(vocab_shards), any_leading, spooled, shard_classes)
     return _opened(expand(path, raw=sizes is not None), given)
 
 

@@ -79,7 +79,7 @@ def make_shard(first_class: int, parts: list[Part]) -> Shard:
 
 def fetch_rows(file: MappedFile, part: Part, start: int, stop: int, ended: threading.Event) -> None:
     """Have rows start to stop of the matrix, which lie in this part, read in order unless it has `ended`."""
-    if part.array.flags.c_contiguous:
+    if _row_bytes(part.array):
         file.ahead.fetch(*_bytes_of(part, start, stop), ended)
 
 
@@ -90,10 +90,28 @@ def release_rows(file: MappedFile, part: Part, start: int, stop: int) -> None:
 
 def _bytes_of(part: Part, start: int, stop: int) -> tuple[int, int]:
     """Where rows lie in their file; in Fortran order every row touches the pages of all columns."""
-    if not part.array.flags.c_contiguous:
+    if not (row_bytes := _row_bytes(part.array)):
         return part.offset, part.offset + part.array.nbytes
-    row_bytes = part.array.nbytes // len(part.array)
     return part.offset + (start - part.first) * row_bytes, part.offset + (stop - part.first) * row_bytes
+
+
+def _row_bytes(array: Array) -> int:
+    """From one row to the next where each lies in one piece, with padding behind it perhaps; else 0."""
+    if array.flags.c_contiguous:
+        return array.nbytes // len(array)
+    whole = array.ndim == 2 and array.strides[1] == array.itemsize
+    return array.strides[0] if whole and array.strides[0] >= array.shape[1] * array.itemsize else 0
+
+
+def cut_columns(part: Part, columns: int) -> Part:
+    """The first columns of a part."""
+    return part._replace(array=part.array[:, :columns])
+
+
+def cut_rows(parts: list[Part], stop: int) -> list[Part]:
+    """The parts up to before row `stop` of the matrix."""
+    kept = [part for part in parts if part.first < stop]
+    return [part._replace(stop=min(part.stop, stop), array=part.array[: stop - part.first]) for part in kept]
 
 
 def make_parts(file: MappedFile, layout: Layout, first: int) -> list[Part]:

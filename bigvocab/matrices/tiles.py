@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from bigvocab.arguments import BFLOAT16, FLOATS
+from bigvocab.matrices.excluded import Excluded, nothing_in
 from bigvocab.matrices.logit_rows import Array, Bools, Ids, RowReduction, State
 from bigvocab.storage import memory
 from bigvocab.storage.reading import MAPPED_TURN, reader_of
@@ -123,8 +124,8 @@ class StoredRows:
     (2, 3, [32.0, 1.0])
     """
 
-    def __init__(self, tiles: Tiles) -> None:
-        self.tiles = tiles
+    def __init__(self, tiles: Tiles, excluded: Excluded | None = None) -> None:
+        self.tiles, self.excluded = tiles, excluded
         first, tile = tiles[-1]
         self.num_classes = first + tile.shape[1]
 
@@ -181,7 +182,13 @@ class StoredRows:
         def add(piece: Array, span: Span, rows: slice) -> None:
             if lookup is not None and alone:  # the label's page need not be touched before all others
                 softmax.rows_gather(piece, lookup[rows], span, found[rows])
-            reduction.add(piece, span, rows, tuple(array[rows] for array in state))
+            mine = tuple(array[rows] for array in state)
+            if self.excluded is None:
+                reduction.add(piece, span, rows, mine)
+            elif reduction.hides:
+                reduction.add_without(piece, span, rows, mine, self.excluded.of_rows(rows))
+            else:
+                _add_copies(reduction, piece, span, rows, mine, self.excluded)
 
         self.sweep(add, num_threads, skip=reduction.skip, beside=reduction.beside, before=begin)
         return state
@@ -197,6 +204,8 @@ class StoredRows:
                 out[start + here] = tile[rows[start + here], local[here]]
 
         run_threads(work, len(rows), _PAIRS, num_threads)
+        if self.excluded is not None:
+            out[self.excluded.holds(rows, classes)] = -np.inf
         return out
 
     def classes(self, first: int, stop: int) -> StoredRows:
@@ -206,4 +215,27 @@ class StoredRows:
             begin, end = max(first, start), min(stop, start + tile.shape[1])
             if begin < end:
                 cuts.append((begin - first, tile[:, begin - start : end - start]))
-        return StoredRows(cuts)
+        return StoredRows(cuts, None if self.excluded is None else self.excluded.classes(first, stop))
+
+    def without(self, excluded: Excluded) -> StoredRows:
+        """The same rows as if the logits of some classes were -inf: nothing is copied before it is read."""
+        return StoredRows(self.tiles, excluded)
+
+
+def _add_copies(
+    reduction: RowReduction, piece: Array, span: Span, rows: slice, state: State, excluded: Excluded
+) -> None:
+    """Add copies of the rows, a few at a time, with -inf at the classes that are excluded."""
+    from bigvocab.kernels import hidden
+
+    count, nothing, skip = rows.stop - rows.start, nothing_in(piece), reduction.skip
+    step = min(count, max(1, CACHED_BYTES // max(1, span[1] * piece.itemsize)))
+    room = memory.empty((step, span[1]), piece.dtype)
+    shown = room.view()
+    shown.flags.writeable = False
+    for start in range(0, count, step):
+        stop = min(start + step, count)
+        mine = slice(rows.start + start, rows.start + stop)
+        hidden.copy_rows(piece[start:stop], span[1], skip[mine], room)
+        hidden.hide_in_tile(room, span, *excluded.of_rows(mine), nothing)
+        reduction.add(shown[: stop - start], span, mine, tuple(array[start:stop] for array in state))

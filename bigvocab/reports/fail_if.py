@@ -8,7 +8,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from bigvocab.catalogue import LOSSES
+from bigvocab.catalogue import LOSSES, RANKING
 from bigvocab.errors import BigvocabError
 
 _OPERATORS = {
@@ -87,7 +87,7 @@ def check_name(name: str, loss: str, metrics: Collection[str], top_k: Sequence[i
     if name in single or (head in nested and rest in nested[head]):
         return
     if head == "groups" and "group" in columns:
-        _check_group(name, rest, likelihood)
+        _check_group(name, rest, likelihood, nested.get("ranking", ()))
         return
     if head in _OPEN:  # which bins there are is known from the data alone
         return
@@ -123,6 +123,8 @@ def _known_blocks(
         nested["sampled"] = ("mean", *biases) if "exact" in columns else ("mean",)
     if "logsumexp" in metrics:
         nested["logsumexp"] = ("mean", "min", "max")
+    if "ranking" in metrics:
+        nested["ranking"] = tuple(f"{part}{one}.{k}" for part in ("", "stderr.") for one in RANKING for k in top_k)
     if "calibration" in metrics:
         nested["calibration"] = _CALIBRATION
     if "cluster" in columns:
@@ -136,7 +138,9 @@ def _known_blocks(
     return nested
 
 
-def _check_group(name: str, rest: str, likelihood: bool) -> None:
+def _check_group(name: str, rest: str, likelihood: bool, ranking: Sequence[str]) -> None:
+    if any(rest.endswith(f".ranking.{one}") for one in ranking if not one.startswith("stderr.")):
+        return
     figures = ("rows", "weight", "mean", "stderr", *["perplexity"] * likelihood)
     group, _, figure = rest.rpartition(".")
     if not group or figure not in figures:

@@ -103,7 +103,8 @@ class Report:
 
             yield from comparison_tables(figures, sign, options.max_width)
             return
-        blocks = [_first(figures, sign), _rest(figures), _reductions(figures), _sampled(figures, sign)]
+        blocks = [_first(figures, sign), _ranking(figures), _rest(figures), _reductions(figures)]
+        blocks.append(_sampled(figures, sign))
         source = source_pairs(figures)
         width = max(len(name) for block in [*blocks, source] for name, _ in block)
         tables = [pairs_table(pairs, width, "bold" if i == 0 else "") for i, pairs in enumerate(blocks) if pairs]
@@ -164,6 +165,15 @@ def _error_of(figures: Mapping[str, Any], name: str) -> float | None:
     """The standard error that is shown: over clusters where there are some."""
     found: float | None = figures.get(name.replace("stderr", "cluster_stderr"), figures.get(name))
     return found
+
+
+def _ranking(figures: Mapping[str, Any]) -> Pairs:
+    """Metrics of rankings, a line for each, a share for each k."""
+    pairs = []
+    for name, values in figures.get("ranking", {}).items():
+        if name != "stderr":
+            pairs.append((name.replace("_", " "), "   ".join(f"{fixed(value)} @{k}" for k, value in values.items())))
+    return pairs
 
 
 _ROWS = {"ignored": "ignored", "nonfinite": "not finite"}

@@ -197,6 +197,26 @@ def sampled(name):
     return lambda: function(weights=weights, biases=biases, labels=ids, inputs=inputs, seed=42, **sizes)
 
 
+def without(dtype):
+    """The loss where 200 classes of each row do not exist."""
+    x, y, exclude = typed(dtype), worker.labels(), worker.excluded()
+    return lambda: bv.sparse_softmax_cross_entropy(x, y, exclude=exclude)
+
+
+def items_alone():
+    """The head alone of all users and items: what a ranking cannot do without."""
+    users, layer = worker.items()
+    y = np.arange(len(users))
+    return lambda: bv.linear_cross_entropy(users, layer, y)
+
+
+def ranking():
+    """Whole rankings of all items for all users, k = 100."""
+    users, layer = worker.items()
+    labels = np.arange(len(users))
+    return lambda: bv.evaluate(inputs=users, weights=layer, labels=labels, metrics="ranking", top_k=worker.TOP)
+
+
 BF16 = ml_dtypes.bfloat16
 CASES = {
     "limit f32": lambda: reading(typed(np.float32)),
@@ -233,6 +253,10 @@ CASES = {
     "matmul f32": matmul,
     "head f32": lambda: head(np.float32),
     "head bf16": lambda: head(BF16),
+    "without f32": lambda: without(np.float32),
+    "without bf16": lambda: without(BF16),
+    "items f32": items_alone,
+    "ranking f32": ranking,
     "log-uniform": log_uniform,
     "unigram": unigram,
     "unigram graph": lambda: unigram(np.array),

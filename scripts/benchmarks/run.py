@@ -17,6 +17,7 @@ M = 128_000_000  # logits of the big array
 PAIR = 64 * 262_144 / 1e9
 HEAD = 2 * 256 * 512 * 262_144
 SAMPLED = 2 * 512 * 256 * 8192
+ITEMS = 2 * 10_000 * 128 * 1_000_000
 
 # title, case, limit, unit, amount of one run in that unit
 ROWS = [
@@ -71,6 +72,9 @@ ROWS = [
     ("sigmoid elementwise, float32 (32 x 1,000,000)", "sigmoid f32", None, "G logits/s", M / 4e9),
     ("linear head, float32 (256 x 512 x 262,144)", "head f32", "matmul f32", "GFLOP/s", HEAD / 1e9),
     ("linear head, bfloat16", "head bf16", "matmul f32", "GFLOP/s", HEAD / 1e9),
+    ("softmax without 200 classes of each row, float32", "without f32", "softmax f32", "G logits/s", M / 1e9),
+    ("softmax without 200 classes of each row, bfloat16", "without bf16", "softmax bf16", "G logits/s", M / 1e9),
+    ("rankings, k = 100 (10,000 x 128 x 1,000,000)", "ranking f32", "items f32", "GFLOP/s", ITEMS / 1e9),
     ("log-uniform, 8,192 unique of 1,000,000", "log-uniform", None, "M draws/s", 8192 / 1e6),
     ("fixed unigram, list of 1,000,000 weights: build (TensorFlow: eager)", "unigram", None, "builds/s", 1.0),
     ("the same from an array (TensorFlow: a list, tf.function)", "unigram graph", None, "builds/s", 1.0),
@@ -79,6 +83,9 @@ ROWS = [
 ]
 
 ON_FRONT_PAGE = ("softmax f32", "softmax bf16", "by-products f32", "head f32", "log-uniform", "sampled softmax")
+
+
+PEERS = ("torch", "tf", "numpy", "faiss")
 
 
 class Side:
@@ -124,12 +131,12 @@ def measured(sides, case, limit, rounds):
 
 def table(results):
     lines = [
-        "| work | limit | bigvocab | of limit | PyTorch | TensorFlow | to the faster peer |",
-        "|---|---|---|---|---|---|---|",
+        "| work | limit | bigvocab | of limit | PyTorch | TensorFlow | NumPy | faiss | to the fastest peer |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for title, _, limit, unit, amount, times in results:
         rate = {name: amount / seconds for name, seconds in times.items()}
-        peers = [rate[name] for name in ("torch", "tf") if name in rate]
+        peers = [rate[name] for name in PEERS if name in rate]
 
         def cell(name, rate=rate):
             return f"{rate[name]:.3g}" if name in rate else "-"
@@ -138,7 +145,7 @@ def table(results):
         ahead = f"{rate['ours'] / max(peers):.1f} x" if peers else "-"
         shown = f"{cell('limit')} ({limit})" if limit else "-"
         lines.append(
-            f"| {title} | {shown} | {cell('ours')} {unit} | {share} | {cell('torch')} | {cell('tf')} | {ahead} |"
+            f"| {title} | {shown} | {cell('ours')} {unit} | {share} | {' | '.join(map(cell, PEERS))} | {ahead} |"
         )
     return "\n".join(lines)
 
@@ -148,7 +155,7 @@ def short_table(results):
     chosen = [row for row in results if row[1] in ON_FRONT_PAGE]
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table(chosen).splitlines()]
     return "\n".join(
-        f"| {' | '.join([row[0], row[2], *row[4:]])} |" if i != 1 else "|---|---|---|---|---|"
+        f"| {' | '.join([row[0], row[2], *row[4:6], row[8]])} |" if i != 1 else "|---|---|---|---|---|"
         for i, row in enumerate(rows)
     )
 
@@ -190,8 +197,11 @@ def main():
         sides |= {
             "torch": Side(os.environ["BENCH_TORCH"], "pytorch.py"),
             "tf": Side(os.environ["BENCH_TF"], "tensorflow.py"),
+            "numpy": Side(sys.executable, "plain.py"),
+            "faiss": Side(os.environ["BENCH_FAISS"], "inner_products.py"),
         }
         used.append(f"torch {peer_version(os.environ['BENCH_TORCH'], 'torch')}")
+        used.append(f"faiss-cpu {peer_version(os.environ['BENCH_FAISS'], 'faiss-cpu')}")
         used.append(f"tensorflow-cpu {peer_version(os.environ['BENCH_TF'], 'tensorflow-cpu')}")
     results = []
     for title, case, limit, unit, amount in ROWS:

@@ -51,6 +51,24 @@ def sampled(seed=4):
     return weights, np.zeros(sizes["classes"], np.float32), ids, inputs
 
 
+ITEMS = (10_000, 128, 1_000_000)  # users, size of a vector, items
+TOP = 100  # of each user
+
+
+def items(seed=6):
+    """(users, items) of a retrieval model."""
+    rng = np.random.default_rng(seed)
+    rows, size, classes = ITEMS
+    return rng.standard_normal((rows, size), dtype=np.float32), rng.standard_normal((classes, size), dtype=np.float32)
+
+
+def excluded(seed=7, number=200):
+    """For each row of logits classes that are not its label, as a pair (offsets, ids)."""
+    rng, y = np.random.default_rng(seed), labels()
+    rows = [np.setdiff1d(rng.integers(0, SHAPE[1], number), y[row]) for row in range(SHAPE[0])]
+    return np.concatenate([[0], np.cumsum([len(row) for row in rows])]), np.concatenate(rows)
+
+
 class Seconds(float):
     """What a run may return: the seconds that it says itself it took."""
 

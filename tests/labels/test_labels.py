@@ -484,7 +484,7 @@ def test_choice_leaves_out_columns_with_a_role():
         (pa.table({"x": [1.5], "y": ["a"]}), r"no column of integers.*'x' \(double\), 'y' \(string\)"),
         (pa.table({"weight": [1]}), "no column of integers"),
         (pa.table({}), "no column of integers.*: none"),
-        (pa.table({"label": [1.5], "x": [2]}), "column 'label': expected integers, got double"),
+        (pa.table({"label": pa.array([1.5], pa.float32()), "x": [2]}), "column 'label': expected integers, got float"),
         (pa.table({"label": ["a"]}), "expected integers, got string"),
         (pa.table({"label": [True]}), "expected integers, got bool"),
         (pa.table({"label": [["a"]]}), "expected integers, got list<.*: string>"),

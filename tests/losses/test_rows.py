@@ -65,6 +65,9 @@ class OuterRows:
     def classes(self, first, stop):
         return OuterRows(self.a, self.b[first:stop], self.group)
 
+    def without(self, excluded):
+        raise NotImplementedError
+
 
 class Outer:
     """The same logits as a source of a job, which notes what is asked of it."""
