@@ -115,8 +115,8 @@ def test_fences_have_a_language_and_marks_a_reason():
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """Where fences run: an empty folder with the data of the repository in it."""
-    for data in ("data/kjv", "tests/data/llama"):
-        (tmp_path / data).parent.mkdir(parents=True)
+    for data in ("data/kjv", "data/retrieval", "tests/data/llama"):
+        (tmp_path / data).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / data).symlink_to(ROOT / data)
     monkeypatch.chdir(tmp_path)
     return tmp_path
