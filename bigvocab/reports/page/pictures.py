@@ -101,7 +101,7 @@ def reliability(key: str, title: str, bins: Sequence[Mapping[str, Any]], what: s
     axes.plot([item["confidence"] for item in live], [item["accuracy"] for item in live], color=SERIES[0], marker="o")
     axes.text(0.98, 0.04, "below: too sure", ha="right", transform=axes.transAxes, fontsize=10)
     axes.text(0.02, 0.92, "above: not sure enough", transform=axes.transAxes, fontsize=10)
-    axes.set_xlim(0, 1)
+    axes.set_xlim(0, 1.04)  # room for the last tick
     axes.set_ylim(0, 1.02)
     share_ticks(axes.yaxis)
     axes.set_ylabel("accuracy")
