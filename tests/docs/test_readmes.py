@@ -115,8 +115,8 @@ def test_fences_have_a_language_and_marks_a_reason():
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """Where fences run: an empty folder with the data of the repository in it."""
-    for data in ("data/kjv", "tests/data/llama"):
-        (tmp_path / data).parent.mkdir(parents=True)
+    for data in ("data/kjv", "data/retrieval", "tests/data/llama"):
+        (tmp_path / data).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / data).symlink_to(ROOT / data)
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -146,12 +146,12 @@ def test_a_loss_and_a_metric_are_added_as_the_readme_says(folder):
         "from bigvocab.command.cli import cli",
         "columns = pq.read_table('losses.parquet').column_names",
         "(loss,) = [option for option in cli.commands['eval'].params if option.name == 'loss']",
-        "print(json.dumps([report['confidence'], columns, 'softmax-z' in loss.help]))",
+        "print(json.dumps([report['top_probability'], columns, 'softmax-z' in loss.help]))",
     ]
     (folder / "added.py").write_text("\n".join(lines))
     done = subprocess.run([sys.executable, "added.py"], cwd=folder, env=ENVIRONMENT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    confidence, columns, in_help = json.loads(done.stdout)
-    assert 0.2 < confidence < 0.6
-    assert columns == ["row", "loss", "confidence"]
+    probability, columns, in_help = json.loads(done.stdout)
+    assert 0.2 < probability < 0.6
+    assert columns == ["row", "loss", "top_probability"]
     assert in_help
