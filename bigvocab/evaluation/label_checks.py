@@ -99,7 +99,7 @@ def true_classes(
         raise BigvocabError.of_row(name, first + row, f" has {counts[row]} true classes, expected {what}")
     sets = RaggedIds(np.concatenate([[0], np.cumsum(counts)]), ids, name)
     at = arguments.first_outside(ids, num_classes)
-    if at is not None and ids[at] == -100 and asked.loss.ignore_index is None:
+    if at is not None and ids[at] == -100 and not asked.loss.ignore_index:
         text = f" has the id -100, expected classes in [0, {num_classes})"
         raise BigvocabError.of_row(name, first + sets.row_of(at), text, *arguments.IGNORED_HINT)
     sets.check_range(num_classes, first)

@@ -368,5 +368,8 @@ def read_columns(
     path: Any, columns: Mapping[str, str | None], stored: StoredIds = PLAIN, raw: str | None = None
 ) -> Labels:
     """As `labels_with`, with columns as keywords of `read_labels`."""
-    options = {role: columns.get(f"{role}_column") for role in ("label", "weight", "group", "probability", "exclude")}
-    return labels_with(path, {**options, "num_bytes": columns.get("bytes_column")}, stored, raw)
+    options = {name.removesuffix("_column"): column for name, column in columns.items()}
+    named = dict.fromkeys(("label", "weight", "group", "probability")) | options
+    return labels_with(
+        path, {"num_bytes" if role == "bytes" else role: name for role, name in named.items()}, stored, raw
+    )
