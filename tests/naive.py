@@ -453,6 +453,72 @@ def mcnemar_p(to_wrong, to_right):
 # The public functions' own arguments
 
 
+# ---- what one number hides
+
+
+def probabilities(logits):
+    """Softmax of each row."""
+    return [[math.exp(x) for x in row] for row in log_softmax(logits)]
+
+
+def brier(logits, labels):
+    """Sum over classes of (p - t)^2, t = 1 at the label."""
+    rows = zip(probabilities(logits), labels, strict=True)
+    return [math.fsum((p - (c == y)) ** 2 for c, p in enumerate(row)) for row, y in rows]
+
+
+def calibration(logits, labels, weights=None, num_bins=15):
+    """Bins [i / n, (i + 1) / n) of the top probability as (rows, mean confidence, accuracy), and the ece."""
+    weights = [1.0] * len(labels) if weights is None else weights
+    bins = [[] for _ in range(num_bins)]
+    for row, guess, y, w in zip(probabilities(logits), argmax(logits), labels, weights, strict=True):
+        bins[min(int(max(row) * num_bins), num_bins - 1)].append((w, max(row), float(guess == y)))
+    shown, apart = [], []
+    for members in bins:
+        mass = math.fsum(w for w, _, _ in members)
+        pair = [math.fsum(w * part[i] for w, *part in members) for i in (0, 1)]
+        apart.append(abs(pair[0] - pair[1]))
+        shown.append((len(members), *(value / mass if mass else None for value in pair)))
+    return shown, math.fsum(apart) / math.fsum(weights)
+
+
+def tie_places(logits, labels):
+    """(first, last) place that the label may have among the classes with its logit."""
+    found = []
+    for row, y in zip(logits, labels, strict=True):
+        above, equal = sum(x > row[y] for x in row), sum(x == row[y] for x in row)
+        found.append((above + 1, above + equal))
+    return found
+
+
+def highest(logits, k):
+    """(ids, log probabilities) of the k highest classes of each row that are not at -inf, ties by id."""
+    found = []
+    for row, logs in zip(logits, log_softmax(logits), strict=True):
+        ids = sorted((c for c in range(len(row)) if row[c] > -math.inf), key=lambda c: (-row[c], c))[:k]
+        found.append((ids, [logs[c] for c in ids]))
+    return found
+
+
+def by_bins(losses, correct, places):
+    """{bin: (rows, mean loss, accuracy)}."""
+    found = {}
+    for name in sorted(set(places)):
+        mine = [i for i, place in enumerate(places) if place == name]
+        found[name] = (len(mine), *(math.fsum(v[i] for i in mine) / len(mine) for v in (losses, correct)))
+    return found
+
+
+def decade(count):
+    """0 for a count below 1, else 1 + the exponent of ten."""
+    return 0 if count < 1 else len(str(int(count)))
+
+
+def power_of_two(position):
+    """0 for position 0, else 1 + the exponent of two."""
+    return int(position).bit_length()
+
+
 def call(function, *, weights=None, ignore_index=None, reduction=None, **arguments):
     """What the public function of this name must return for these arguments (sizes and threads change nothing)."""
     arguments = {k: v for k, v in arguments.items() if k not in ("num_threads", "num_sampled", "num_true", "seed")}
