@@ -73,7 +73,13 @@ def _of_labels(tally: Tally, *, likelihood: bool) -> Iterator[Note]:
         )
     least, most = extremes.get("label", (0.0, 0.0))
     enough = min(tally.counts["rows"], classes) >= _FEWEST_FROM_ONE
-    if least == 1 and most >= _SPAN * (classes - 1) and enough and likelihood and tally.mean() > math.log(classes) + 1e-3:
+    if (
+        least == 1
+        and most >= _SPAN * (classes - 1)
+        and enough
+        and likelihood
+        and tally.mean() > math.log(classes) + 1e-3
+    ):
         yield (
             "labels_from_1",
             f"labels run from 1 to {most:,.0f} and none is 0, and the loss is above that of a uniform guess: "
