@@ -50,9 +50,12 @@ def run(*arguments):
 
 
 def process(*arguments, **kwargs):
-    return subprocess.run(
-        [sys.executable, "-m", "bigvocab", *arguments], env=ENVIRONMENT, capture_output=True, text=True, **kwargs
-    )
+    """Run the command in a process of its own, and leave out its line that it compiles, as `run` does."""
+    command = [sys.executable, "-m", "bigvocab", *arguments]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, **kwargs)
+    lines = done.stderr.splitlines(keepends=True)
+    done.stderr = "".join(line for line in lines if not line.startswith("bigvocab: compiling kernels"))
+    return done
 
 
 def refused(result, code, *words):
