@@ -13,7 +13,9 @@ from bigvocab.catalogue import COMPARISON_METRICS, DEFAULT_COMPARISON_METRICS
 from bigvocab.comparison.pairs import Asked
 from bigvocab.comparison.rules import LAYER_OPTIONS, SIDE_OPTIONS, value_for
 from bigvocab.errors import BigvocabError, Keyword
-from bigvocab.evaluation.specification import NONFINITE, TOKENIZER, Sequences, Specification, specify
+from bigvocab.evaluation.option_checks import TOKENIZER
+from bigvocab.evaluation.options import Sequences
+from bigvocab.evaluation.specification import NONFINITE, Specification, specify
 from bigvocab.threads import resolve_threads
 
 _MOST_OVERLAP = 64

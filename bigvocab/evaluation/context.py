@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from bigvocab.evaluation.specification import LossOptions, Measures, Specification
+from bigvocab.evaluation.options import LossOptions, Measures
+from bigvocab.evaluation.specification import Specification
 from bigvocab.matrices.names import DataNames
 from bigvocab.sampling.draw_blocks import Draws
 

@@ -16,11 +16,12 @@ from bigvocab.evaluation.batches import arrays_of, as_batch, label_batch, with_l
 from bigvocab.evaluation.compatibility import refuse_difference, refuse_same_draws
 from bigvocab.evaluation.coverage import Coverage, merged_coverage
 from bigvocab.evaluation.json_values import as_options
+from bigvocab.evaluation.keywords import EvaluatorOptions, signature
 from bigvocab.evaluation.model_report import model_notes, with_model
 from bigvocab.evaluation.reporting import make_report
 from bigvocab.evaluation.row_result import RowResult
 from bigvocab.evaluation.scoring import Scorer
-from bigvocab.evaluation.specification import EvaluatorOptions, Specification, signature, specify
+from bigvocab.evaluation.specification import Specification, specify
 from bigvocab.evaluation.state import State, read_state, state_bytes, write_state
 from bigvocab.evaluation.stored_tally import restored, stored
 from bigvocab.evaluation.tally import Tally

@@ -9,8 +9,8 @@ from bigvocab.catalogue import LOSSES
 from bigvocab.errors import BigvocabError
 from bigvocab.evaluation.coverage import Coverage
 from bigvocab.evaluation.json_values import shown_value
+from bigvocab.evaluation.keywords import DEFAULTS, given_among
 from bigvocab.evaluation.notes import notes_of
-from bigvocab.evaluation.specification import DEFAULTS, given_among
 from bigvocab.evaluation.tally import Tally
 from bigvocab.reports.report import SCHEMA_VERSION, Report
 from bigvocab.reports.versions import versions

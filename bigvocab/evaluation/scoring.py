@@ -16,11 +16,12 @@ from bigvocab.evaluation.context import RowContext
 from bigvocab.evaluation.json_values import as_options
 from bigvocab.evaluation.label_checks import excluded_rows
 from bigvocab.evaluation.model_report import model_block
+from bigvocab.evaluation.options import HeadOptions
 from bigvocab.evaluation.reporting import shown_options
 from bigvocab.evaluation.row_losses import ROW_LOSSES
 from bigvocab.evaluation.row_result import RowResult
 from bigvocab.evaluation.sampled_losses import SAMPLED_LOSSES
-from bigvocab.evaluation.specification import HeadOptions, Specification
+from bigvocab.evaluation.specification import Specification
 from bigvocab.heads.found_model import BEFORE
 from bigvocab.heads.hidden_states import tell_of
 from bigvocab.heads.linear_rows import LinearMatrix

@@ -19,7 +19,7 @@ from bigvocab.comparison.specification import (
     comparison_signature,
     specify_comparison,
 )
-from bigvocab.evaluation.specification import given_among
+from bigvocab.evaluation.keywords import given_among
 from bigvocab.jobs.comparison_task import ComparisonTask
 from bigvocab.jobs.evaluation import row_range
 from bigvocab.jobs.opening import LabelsOnce

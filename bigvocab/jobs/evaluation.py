@@ -8,9 +8,10 @@ from dataclasses import replace
 from typing import Any, Unpack
 
 from bigvocab.arguments import parse_shard
+from bigvocab.evaluation.keywords import DEFAULTS, EvaluatorOptions, given_among, signature
 from bigvocab.evaluation.rules import refuse_faults
 from bigvocab.evaluation.scoring import Scorer
-from bigvocab.evaluation.specification import DEFAULTS, EvaluatorOptions, given_among, signature, specify
+from bigvocab.evaluation.specification import specify
 from bigvocab.jobs.class_ranges import ClassTask, class_range
 from bigvocab.jobs.data import JobData
 from bigvocab.jobs.evaluation_task import EvaluationTask

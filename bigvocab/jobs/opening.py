@@ -9,7 +9,7 @@ import numpy as np
 
 from bigvocab.arrays import as_host_array
 from bigvocab.errors import BigvocabError
-from bigvocab.evaluation.specification import Sequences
+from bigvocab.evaluation.options import Sequences
 from bigvocab.labels.label_sources import LabelSource, open_labels
 from bigvocab.labels.leading import flat_array
 from bigvocab.labels.sequences import as_sequences, width_of

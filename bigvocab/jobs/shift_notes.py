@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from bigvocab.errors import BigvocabError
-from bigvocab.evaluation.specification import LossOptions
+from bigvocab.evaluation.options import LossOptions
 from bigvocab.labels.label_sources import LabelSource
 from bigvocab.matrices.sources import LogitSource
 

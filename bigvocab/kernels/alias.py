@@ -97,7 +97,7 @@ def _pair_buckets(masses, marks, table):
                 if low < 0:
                     break
                 low_mass = masses[low]
-    while low >= 0:  # what is left is 1 but for rounding, and keeps all to itself
+    while low >= 0:  # what is left is 1 except for rounding, and keeps all to itself
         _fill_bucket(table, low, 1.0, low)
         low, lows = _before(marks, nothing, lows)
     while high >= 0:

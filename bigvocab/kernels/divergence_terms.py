@@ -1,6 +1,6 @@
 """The terms of two distributions' divergence, class by class, for vectors of numbers.
 
-Let r = ln q - ln p, u = |r|, M = max(p, q) and g = 1 - exp(-u). Every figure is M times a function of u that cannot be
+Let r = ln q - ln p, u = |r|, M = max(p, q) and g = 1 - exp(-u). Every value is M times a function of u that cannot be
 negative and is 0 at 0:
 
     p phi(r) = M A for r <= 0, M B for r > 0    A = u - g, B = g (1 + u) - u    (phi(r) = exp(r) - 1 - r)

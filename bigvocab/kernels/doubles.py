@@ -49,7 +49,7 @@ def _mask(builder, index, stop):
 
 @intrinsic
 def load_part(typingctx, array, index, stop, fill):
-    """The elements from `index` to `stop`, fewer than 16, as float64, and `fill` in the lanes behind."""
+    """The elements from `index` to `stop`, fewer than 16, as float64, and `fill` in the lanes after them."""
 
     def codegen(context, builder, signature, args):
         pointer, size = m.pointer_to(context, builder, array, args[0], args[1], SIZE)

@@ -111,7 +111,7 @@ def exp2_normal(t):
 
 # In float32, sums take 2**t = p e with e = 2**n, where n is t rounded to eighths, and p = 2**(t - n): t - n in [-1/16,
 # 1/16] needs a polynomial of degree 3 only, and 2**n is one of eight numbers moved by a whole exponent. n is found by
-# adding a number so large that float32 has three bits behind the point there; t - n is rounded once, however large the
+# adding a number so large that float32 has three bits after the point there; t - n is rounded once, however large the
 # logit. The polynomial is off by 6e-8 at most and by nothing in the mean.
 
 _SHIFT = np.float32(1.5 * 2.0**20)

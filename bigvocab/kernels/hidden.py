@@ -58,7 +58,7 @@ def first_hidden(start, first_class, hidden):
 
 @inline
 def show_strip(x, start, stop, first_class, hidden, following):
-    """Copy the strip of a row that holds the `following` hidden class into the room; what follows behind it."""
+    """Copy the strip of a row that holds the `following` hidden class into the room; returns what follows after it."""
     common, own, room, _, nothing = hidden
     i, j, at = following
     strip = x[start:stop]

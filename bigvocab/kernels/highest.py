@@ -102,7 +102,7 @@ def _shrink(keys, ids, count, most):
 
 @inline
 def _put(key, class_id, kept):
-    """Put a class that is above the threshold into the buffer, behind all others."""
+    """Put a class that is above the threshold into the buffer, after all others."""
     keys, ids, marks = kept
     count = int(marks[COUNT])
     keys[count], ids[count] = key, class_id
@@ -139,7 +139,7 @@ def keep_block(x, start, stop, top, first_class, kept):
 
 @inline
 def forget_tile(first_class, kept):
-    """Take out what this class and those behind it have put in: they come again. What they pushed out is not needed."""
+    """Take out what this class and those after it have put in: they come again. What they pushed out is not needed."""
     keys, ids, marks = kept
     count = int(marks[COUNT])
     while count > 0 and ids[count - 1] >= first_class:
@@ -167,7 +167,7 @@ def merge_highest(keys, ids, marks, to_keys, to_ids, to_marks):
 
 @jit
 def sort_highest(labels, keys, ids, marks, logits):
-    """Put what the buffers hold in order, highest first, ties by id: ids (n, 2 K) and logits (n, K), -1 and -inf behind
+    """Put what the buffers hold in order, highest first, ties by id: ids (n, 2 K) and logits (n, K), -1 and -inf after
     the last one; labels (n,) are SKIP for rows that were not read.
     """
     most = logits.shape[1]

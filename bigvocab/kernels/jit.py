@@ -89,7 +89,7 @@ def announce_compilation() -> None:
 
 
 def stamp() -> str:
-    """Hash of everything that machine code depends on, but for the processor, which Numba's own key holds."""
+    """Hash of everything that machine code depends on, except the processor, which Numba's own key holds."""
     digest = hashlib.sha256(f"{numba.__version__} {llvmlite.__version__}".encode())
     for source in sorted(_SOURCES.rglob("*.py")):
         digest.update(source.relative_to(_SOURCES).as_posix().encode() + b"\0" + source.read_bytes())

@@ -20,7 +20,7 @@ _float_of = types.ExternalFunction("PyFloat_AsDouble", types.float64(_address))
 _error = types.ExternalFunction("PyErr_Occurred", _address())
 _clear_error = types.ExternalFunction("PyErr_Clear", types.void())
 
-# The header of an object ends with the address of its class; a list has its length behind it, and where its items lie.
+# The header of an object ends with the address of its class; a list has its length after it, and where its items lie.
 _WORD = ctypes.sizeof(ctypes.c_void_p)
 _CLASS_AT, _LENGTH_AT, _ITEMS_AT = (object.__basicsize__ + _WORD * i for i in (-1, 0, 1))
 

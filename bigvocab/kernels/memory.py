@@ -89,7 +89,7 @@ def ask_for(builder, address, locality):
 
 @intrinsic
 def prefetch(typingctx, array, index):
-    """Ask for the memory of the vector at `index`, to be used once; it may lie behind the end of `array`."""
+    """Ask for the memory of the vector at `index`, to be used once; it may lie past the end of `array`."""
     lanes = lanes_of(array.dtype)
 
     def codegen(context, builder, signature, args):
@@ -104,7 +104,7 @@ def prefetch(typingctx, array, index):
 
 @intrinsic
 def load_part(typingctx, array, index, stop, fill):
-    """The elements from `index` to `stop`, fewer than a whole vector, and `fill` in the lanes behind."""
+    """The elements from `index` to `stop`, fewer than a whole vector, and `fill` in the lanes after them."""
     lanes = lanes_of(array.dtype)
 
     def codegen(context, builder, signature, args):

@@ -7,7 +7,7 @@ blocks are added in order, and the bias comes last. The same bits come out for a
 
 That order of a pair is the one of AVX512-BF16's instruction, which multiplies 32 pairs of bfloat16 at a time and
 rounds after each addition. So bfloat16 inputs with bfloat16 weights take it where the processor has it, and the bits
-stay the same (but for numbers below 1.2e-38, which it takes for 0).
+stay the same (except for numbers below 1.2e-38, which it takes for 0).
 
 Inputs are packed once; a panel of weights is packed right before it is multiplied with all panels of inputs, so
 half-precision layers are never held in float32 (see panels.py). The accumulators of 12 rows and one vector of classes
@@ -155,9 +155,9 @@ def _multiply_panel(packed, row_panel, depth, panel, biases, bias, out, at, stri
 def tile_product(packed, depth, weights, ids, span, biases, panel, out):
     """Put the logits of packed inputs and a span of `weights` into out[:, column:], biases added.
 
-    span = (first row of weights, row behind the last, column of `out`), where the rows of weights are weights[ids]
+    span = (first row of weights, row after the last, column of `out`), where the rows of weights are weights[ids]
     unless `ids` is None. `out` needs room for one width of padding on
-    the right and for whole panels of rows below, `biases` for one width behind the last. Returns the first row of
+    the right and for whole panels of rows below, `biases` for one width past the last. Returns the first row of
     weights of a panel that holds a NaN or an infinity, or -1.
     """
     first, stop, column = span

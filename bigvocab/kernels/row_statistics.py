@@ -37,7 +37,7 @@ def clear_statistics(stats):
 
 @inline
 def lanes_at(x, i, stop, size):
-    """The lanes from `i` on; behind `stop` they are -inf."""
+    """The lanes from `i` on; past `stop` they are -inf."""
     if i + size <= stop:
         return m.load(x, i)
     return m.load_part(x, i, stop, v.floor_value(x))
@@ -58,7 +58,7 @@ def count_block(x, start, stop, label):
 
 @inline
 def padding(x, label):
-    """Lanes behind the last class, which hold -inf and so count as ties of a label at -inf."""
+    """Lanes past the last class, which hold -inf and so count as ties of a label at -inf."""
     return -x.size % m.width(x) if label == -np.inf else 0
 
 

@@ -204,7 +204,7 @@ def _weights_at(pos_weight, i, stop, like):
 
 @inline
 def _pair_at(x, z, i, stop):
-    """16 logits and their labels as float64; behind `stop` they are 0."""
+    """16 logits and their labels as float64; past `stop` they are 0."""
     if i + d.SIZE <= stop:
         return d.load(x, i), d.load(z, i)
     return d.load_part(x, i, stop, 0.0), d.load_part(z, i, stop, 0.0)

@@ -1,16 +1,16 @@
 """Row statistics of logits in one pass: maximum, sum of exponentials and, when asked, rank, ties, argmax, entropy and
 sum.
 
-How a row is read. Blocks of 8,192 classes, but for a short first one. Every lane sums 2**(x c - reference) in float32
-(float64 for float64 input), where c = scale / ln 2, four terms at a time, eight of half types, whose speed arithmetic
-bounds: more would let the roundings of equal terms add up. Beyond that, sums are float64. The reference is the first
-finite maximum of a block, not the row's: a sum of exponentials is free of scale, so it only has to stay near enough for
-float32, and a block is read again only when its maximum lies more than 8 exponents above the reference. Thus one pass
-over memory finds maximum and sum together. The entropy needs the sum of (x - origin) 2**t too, where the origin is the
-logit that the reference was taken from: a difference of two logits is as exact as t, and costs one addition. At the end
-the sum is put in terms of the exact maximum in float64, with the constant c as it was rounded to float32, so that this
-rounding cancels where it would matter (large |x|); where a scale rounds badly and classes are many, the sum is moved to
-the exact c by its derivative, which is the entropy's sum.
+How a row is read. Blocks of 8,192 classes, except for a short first one; `softmax_block` has their loops. Every lane
+sums 2**(x c - reference) in float32 (float64 for float64 input), where c = scale / ln 2, four terms at a time, eight of
+half types, whose speed arithmetic bounds: more would let the roundings of equal terms add up. Beyond that, sums are
+float64. The reference is the first finite maximum of a block, not the row's: a sum of exponentials is free of scale, so
+it only has to stay near enough for float32, and a block is read again only when its maximum lies more than 8 exponents
+above the reference. Thus one pass over memory finds maximum and sum together. The entropy needs the sum of
+(x - origin) 2**t too, where the origin is the logit that the reference was taken from: a difference of two logits is as
+exact as t, and costs one addition. At the end the sum is put in terms of the exact maximum in float64, with the
+constant c as it was rounded to float32, so that this rounding cancels where it would matter (large |x|); where a scale
+rounds badly and classes are many, the sum is moved to the exact c by its derivative, which is the entropy's sum.
 
 A tile is any range of classes: a whole row, one file of a vocab-sharded set, or one tile of a linear head. The
 statistics of several tiles of a row merge.
@@ -21,16 +21,14 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba.extending import overload
 
 from bigvocab.kernels import lanes as v
 from bigvocab.kernels import memory as m
 from bigvocab.kernels.exp import LN2, LOG2E, power_constants, power_terms
-from bigvocab.kernels.hidden import first_hidden, show_strip, shown_block, shown_row
+from bigvocab.kernels.hidden import shown_block, shown_row
 from bigvocab.kernels.highest import keep_block
 from bigvocab.kernels.jit import inline, jit
 from bigvocab.kernels.row_statistics import (
-    AHEAD,
     ARGMAX,
     ENTROPY,
     EQUAL,
@@ -44,206 +42,28 @@ from bigvocab.kernels.row_statistics import (
     TOTAL,
     count_block,
     first_at,
-    lanes_at,
     merge_squares,
     merge_tile,
     padding,
+)
+from bigvocab.kernels.softmax_block import (
+    DOWNWARDS,
+    UNRANKED,
+    UPWARDS,
+    any_block,
+    block_max,
+    block_total,
+    reference_exponent,
 )
 from bigvocab.kernels.softmax_capped import row_capped
 from bigvocab.kernels.softmax_wide import row_wide, transformed, transformed_lanes
 
 FIRST, BLOCK = 512, 8192
-STRIP, HALF_STRIP = 4, 8
-
-# How the logits of a block are compared with the label's: not at all, as numbers, or as integers that run downwards.
-UNRANKED, UPWARDS, DOWNWARDS = range(3)
 
 _FARTHEST = 8.0  # an exponent above this is brought down by a new reference: t 2**t would be summed too coarsely
-_LEAST = -125.0  # exponents below this count as this: 2**-125 vanishes beside 1
-_PRECISE = 2.0**19  # references beyond this have too few bits behind the point
+_PRECISE = 2.0**19  # references beyond this have too few bits after the point
 _DRIFT = 4e-7  # nats that the rounding of c may cost; past it the sum is put right by its derivative
-_FAINT = 2.0**-60  # the square of less vanishes beside 1, and would be slow where it underflows
 _SMALLEST_FACTOR = 1e-30  # with less, the logit 125 exponents below another is past float32
-
-
-@inline
-def _block_max(x, start, stop):
-    top = v.splat(v.floor_value(x), v.zeros_for(x))
-    size = m.width(x)
-    for i in range(start, stop, size):
-        top = v.larger(lanes_at(x, i, stop, size), top)
-    return v.largest(top)
-
-
-@inline
-def _lowest(factor, reference):
-    """The logit whose exponent is _LEAST."""
-    return (_LEAST + reference) / factor
-
-
-@inline
-def _reference(top, c):
-    """The exponent of a maximum, in eighths as `power_constants` asks for."""
-    return np.floor(8.0 * (np.float64(top) * c) + 0.5) / 8.0
-
-
-@inline
-def _add_lanes(logits, ordered, held, constants, low, origin, y, ranked, entropy, squares):
-    """Add one vector to a strip's (sum of 2**t, maximum, sum of (x - origin) 2**t, logits above, at the label's, sum of
-    2**2t).
-
-    `ordered` and `y` are the logits and the label as they are compared; `squares` is _FAINT in all lanes, or None.
-    """
-    sums, top, shifted, greater, equal, squared = held
-    x = v.at_least(logits, low)
-    p, e = power_terms(x, constants)
-    if entropy:
-        shifted = v.fma(v.sub(x, origin), v.mul(p, e), shifted)
-    if ranked == UPWARDS:
-        greater += v.count_greater(ordered, y)
-    elif ranked == DOWNWARDS:
-        greater += v.count_below(ordered, y)
-    if ranked != UNRANKED:
-        equal += v.count_equal(ordered, y)
-    if squares is not None:
-        term = v.at_least(v.mul(p, e), squares)
-        squared = v.fma(term, term, squared)
-    return v.fma(p, e, sums), v.larger(logits, top), shifted, greater, equal, squared
-
-
-@inline
-def _strip_length(x):
-    return (HALF_STRIP if x.itemsize == 2 else STRIP) * m.width(x)
-
-
-@inline
-def _strips(x, start, stop, at, low, origin, constants, y, ranked, entropy, faint, carried):
-    """Add whole vectors, strip by strip, to what `_block` carries; `at` is where `start` lies in the block."""
-    sums, shifted, late, top, greater, equal, squared = carried
-    zero, size, ahead = v.zeros_for(x), m.width(x), AHEAD * x.itemsize // 2
-    half, length = x.itemsize == 2, _strip_length(x)
-    for strip in range(start, stop, length):
-        held = (zero, top, late, greater, equal, zero)
-        for i in range(strip, min(strip + length, stop), size):
-            m.prefetch(x, i + ahead)
-            logits, ordered = m.load_unordered(x, i), m.load_order(x, i)
-            held = _add_lanes(logits, ordered, held, constants, low, origin, y, ranked, entropy, faint)
-        sums = v.add(sums, v.fold(held[0]))
-        if faint is not None:
-            squared = v.add(squared, v.fold(held[5]))
-        if entropy:
-            late = held[2]
-            if not half or (strip - start + at) & length:
-                shifted, late = v.add(shifted, v.fold(late)), zero
-        top, greater, equal = held[1], held[3], held[4]
-    return sums, shifted, late, top, greater, equal, squared
-
-
-@inline
-def _block(x, start, stop, terms, label, first_class, hidden, ranked, entropy, squares):
-    """What `_add_lanes` says of a block, sums in float64; the last vector stands apart: the loop has no branch.
-
-    terms = (factor, reference, origin); `ranked` and `entropy` are constants, each pair a loop of its own; `squares` is
-    None or True, and so another function. Of a strip with a hidden class, a copy is read.
-    """
-    factor, reference, origin = terms
-    zero = v.zeros_for(x)
-    constants = power_constants(zero, factor, reference)
-    low = v.splat(v.like_lane(_lowest(factor, reference), x), zero)
-    y = m.order_of(label, x)
-    origin = v.splat(origin, zero)
-    if squares is None:
-        faint = None
-    else:
-        faint = v.splat(v.like_lane(_FAINT, x), zero)
-    sums, shifted, squared = v.fold(zero), v.fold(zero), v.fold(zero)
-    top, greater, equal = v.splat(v.floor_value(x), zero), 0, 0
-    whole = stop - (stop - start) % m.width(x)
-    late = zero  # sums of (x - origin) 2**t; of half types, of two strips: they may be half as fine
-    carried = (sums, shifted, late, top, greater, equal, squared)
-    if hidden is None:
-        carried = _strips(x, start, whole, 0, low, origin, constants, y, ranked, entropy, faint, carried)
-    else:
-        length, following, at = _strip_length(x), first_hidden(start, first_class, hidden), start
-        while at < whole:
-            end = whole
-            if following[2] < whole:
-                end = at + (following[2] - at) // length * length
-            carried = _strips(x, at, end, at - start, low, origin, constants, y, ranked, entropy, faint, carried)
-            at = end
-            if at < whole:
-                end = min(at + length, whole)
-                following = show_strip(x, at, end, first_class, hidden, following)
-                shown = hidden[3]
-                carried = _strips(
-                    shown, 0, end - at, at - start, low, origin, constants, y, ranked, entropy, faint, carried
-                )
-                at = end
-    sums, shifted, late, top, greater, equal, squared = carried
-    if entropy:
-        shifted = v.add(shifted, v.fold(late))
-    if whole < stop:
-        part, begin, last = shown_block(x, whole, stop, first_class, hidden)
-        rest = m.load_part(part, begin, last, v.floor_value(x))
-        held = (zero, top, zero, greater, equal, zero)
-        order = UNRANKED if ranked == UNRANKED else UPWARDS
-        held = _add_lanes(rest, rest, held, constants, low, origin, v.splat(label, zero), order, entropy, faint)
-        sums = v.add(sums, v.fold(held[0]))
-        shifted = v.add(shifted, v.fold(held[2]))
-        if squares is not None:
-            squared = v.add(squared, v.fold(held[5]))
-        top, greater, equal = held[1], held[3], held[4]
-    return sums, top, shifted, greater, equal, squared
-
-
-def _any_block(x, start, stop, terms, label, first_class, hidden, ranked, entropy, squares):
-    """`_block` for what is known at run time only."""
-    raise NotImplementedError  # only for kernels: see the overload below
-
-
-@overload(_any_block, inline="always")
-def _any_block_of(x, start, stop, terms, label, first_class, hidden, ranked, entropy, squares):
-    return _block_of_halves if m.is_half(x.dtype) else _block_of_numbers
-
-
-def _block_of_numbers(x, start, stop, terms, label, first_class, hidden, ranked, entropy, squares):
-    if entropy:
-        if ranked == UNRANKED:
-            return _block(x, start, stop, terms, label, first_class, hidden, UNRANKED, True, squares)
-        return _block(x, start, stop, terms, label, first_class, hidden, UPWARDS, True, squares)
-    if ranked == UNRANKED:
-        return _block(x, start, stop, terms, label, first_class, hidden, UNRANKED, False, squares)
-    return _block(x, start, stop, terms, label, first_class, hidden, UPWARDS, False, squares)
-
-
-def _block_of_halves(x, start, stop, terms, label, first_class, hidden, ranked, entropy, squares):
-    if entropy:
-        if ranked == UPWARDS:
-            return _block(x, start, stop, terms, label, first_class, hidden, UPWARDS, True, squares)
-        if ranked == DOWNWARDS:
-            return _block(x, start, stop, terms, label, first_class, hidden, DOWNWARDS, True, squares)
-        return _block(x, start, stop, terms, label, first_class, hidden, UNRANKED, True, squares)
-    if ranked == UPWARDS:
-        return _block(x, start, stop, terms, label, first_class, hidden, UPWARDS, False, squares)
-    if ranked == DOWNWARDS:
-        return _block(x, start, stop, terms, label, first_class, hidden, DOWNWARDS, False, squares)
-    return _block(x, start, stop, terms, label, first_class, hidden, UNRANKED, False, squares)
-
-
-@inline
-def _block_total(x, start, stop, totals):
-    """Add the logits of a block, in float64: in float32 the sum of a million equal logits would drift."""
-    size = m.width(x)
-    whole, even = stop - (stop - start) % size, stop - (stop - start) % (2 * size)
-    others = v.sums_for(x)
-    for i in range(start, even, 2 * size):
-        totals = v.add(totals, v.widen(m.load(x, i)))
-        others = v.add(others, v.widen(m.load(x, i + size)))
-    if even < whole:
-        totals = v.add(totals, v.widen(m.load(x, even)))
-    if whole < stop:
-        others = v.add(others, v.widen(m.load_part(x, whole, stop, v.like_lane(0.0, x))))
-    return v.add(totals, others)
 
 
 @inline
@@ -288,10 +108,10 @@ def softmax_row_with(x, label, scale, want, first_class, stats, hidden, squares,
             origin, due = mean, 2 * start
         if not started:
             shown, begin, end = shown_block(x, start, stop, first_class, hidden)
-            first = _block_max(shown, begin, end)
+            first = block_max(shown, begin, end)
             if first > nothing:
                 started = True
-                reference = v.like_lane(_reference(first, c), x)
+                reference = v.like_lane(reference_exponent(first, c), x)
                 if not abs(np.float64(reference)) < _PRECISE:
                     return False
                 origin, due = first, stop
@@ -299,7 +119,7 @@ def softmax_row_with(x, label, scale, want, first_class, stats, hidden, squares,
         counted = want & RANK and near and label != 0 and not again
         ranked = UNRANKED if not counted else DOWNWARDS if downwards else UPWARDS
         terms = (factor, reference, origin)
-        block = _any_block(x, start, stop, terms, lane_label, first_class, hidden, ranked, entropy, squares)
+        block = any_block(x, start, stop, terms, lane_label, first_class, hidden, ranked, entropy, squares)
         top = block[1]
         if want & RANK and not again:
             near = v.any_at_least(top, v.splat(lane_label, top))
@@ -313,7 +133,7 @@ def softmax_row_with(x, label, scale, want, first_class, stats, hidden, squares,
                 equal += at
         if not again and v.any_greater(top, v.splat(limit, top)):
             highest = v.largest(top)
-            moved = v.like_lane(_reference(highest, c), x)
+            moved = v.like_lane(reference_exponent(highest, c), x)
             if not abs(np.float64(moved)) < _PRECISE:
                 return False
             gap = np.float64(reference) - np.float64(moved)
@@ -334,7 +154,7 @@ def softmax_row_with(x, label, scale, want, first_class, stats, hidden, squares,
             keep_block(x, start, stop, top, first_class, kept)
         if want & LOGIT_SUM:
             shown, begin, end = shown_block(x, start, stop, first_class, hidden)
-            totals = _block_total(shown, begin, end, totals)
+            totals = block_total(shown, begin, end, totals)
         if v.any_greater(top, v.splat(best, top)):
             best = v.largest(top)
             best_start = start

@@ -1,4 +1,4 @@
-"""Arrays of strings, each behind its length: where they end."""
+"""Arrays of strings, each after its length: where they end."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from bigvocab.kernels.jit import jit
 
 @jit
 def end_of_strings(data, at, count):
-    """The byte behind `count` strings that begin at `at`, each 8 bytes of length, lowest first, and then its own; -1
+    """The byte after `count` strings that begin at `at`, each 8 bytes of length, lowest first, and then its own; -1
     where one does not end in `data`.
     """
     for _ in range(count):

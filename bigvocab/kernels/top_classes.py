@@ -10,7 +10,7 @@ from bigvocab.kernels.row_statistics import SKIP, lanes_at
 
 @inline
 def _insert(ids, values, at, value):
-    """Put a class behind all that are as high: those came before it."""
+    """Put a class after all that are as high: those came before it."""
     place = ids.size - 1
     while place > 0 and values[place - 1] < value:
         ids[place], values[place] = ids[place - 1], values[place - 1]

@@ -1,8 +1,6 @@
 """The five candidate samplers of sampled softmax and NCE, with the very draws of TensorFlow.
 
-A sampler knows the probability of each class in one draw, and how words of the random stream make a draw; how draws
-become candidates, unique or not, and expected counts is the same for all. Sources: Jean et al. 2015,
-doi:10.3115/v1/P15-1001, and TensorFlow's "Candidate Sampling Algorithms Reference".
+Sources: Jean et al. 2015, doi:10.3115/v1/P15-1001, and TensorFlow's "Candidate Sampling Algorithms Reference".
 """
 
 from __future__ import annotations
@@ -10,17 +8,17 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from bigvocab.arguments import as_integers, boolean, first_outside, integer, real
+from bigvocab.arguments import as_integers, integer, real
 from bigvocab.errors import BigvocabError, Keyword
 from bigvocab.kernels import alias
 from bigvocab.kernels import random as kernels
 from bigvocab.labels.ragged import as_ragged
-from bigvocab.sampling.random_stream import MAX_INT32, MAX_TRIES, Stream, draw_all, draw_unique, expected_count
+from bigvocab.sampling.candidate_sampler import CandidateSampler, Floats, Ids, SampledValues
+from bigvocab.sampling.random_stream import MAX_INT32
 from bigvocab.sampling.unigram_weights import as_weights, distorted, of_shard, tables
 
 __all__ = [
@@ -32,143 +30,8 @@ __all__ = [
     "UniformSampler",
 ]
 
-_Ids = npt.NDArray[np.int64]
-_Floats = npt.NDArray[np.float64]
-_HARDLY = 0.01  # chance of a draw below which it is not begun in earnest
 
-
-class SampledValues(NamedTuple):
-    """Candidates of one draw and the expected counts that correct for it; `values[:3]` is the triple of `tf.nn`."""
-
-    sampled_candidates: _Ids
-    true_expected_count: _Floats
-    sampled_expected_count: _Floats
-    num_tries: int
-
-
-class _Sampler:
-    """What all samplers share: checks, the choice of the loop, expected counts."""
-
-    range_max: int
-    _words_per_draw = 2
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}(range_max={self.range_max})"
-
-    def probability(self, ids: Any) -> _Floats:
-        """P(class) of one draw.
-
-        Args:
-            ids: class ids, any integer type and shape.
-
-        Returns:
-            float64 of the shape of `ids`.
-
-        Raises:
-            BigvocabError: an id outside [0, range_max); TypeError: ids that are no integers.
-        """
-        array = as_integers("ids", ids)
-        if (at := first_outside(array, self.range_max)) is not None:
-            raise BigvocabError.of_row("ids", at, f" is {array.flat[at]}, expected a class in [0, {self.range_max})")
-        return np.asarray(self._probability(array))
-
-    def sample(
-        self, true_classes: Any, num_sampled: int, *, unique: bool = True, seed: int | tuple[int, int], step: int = 0
-    ) -> SampledValues:
-        """Draw candidates; the same seeds and step give the candidates that TensorFlow gives.
-
-        With p = P(class), the expected count is Q = p S where no draw was rejected as a repetition, and else
-        Q = 1 - (1 - p)^num_tries, TensorFlow's approximation. Unique with S = range_max, every class comes once, and
-        Q = 1. The true classes do not change the draw and are not kept out of it.
-
-        Args:
-            true_classes: (N, T) integers, or a pair (offsets (N + 1,), ids) for ragged rows.
-            num_sampled: S, the number of candidates.
-            unique: draw again what was drawn before.
-            seed: (seed, seed2) as of a TensorFlow op, or an int n, which is (87654321, n); taken modulo 2^31 - 1.
-            step: 0 for the first call of a TensorFlow op, 1 for its second, ...
-
-        Returns:
-            SampledValues: sampled_candidates (S,) int64, true_expected_count (N, T) float64 (for ragged rows flat, one
-            an id), sampled_expected_count (S,) float64, num_tries.
-
-        Raises:
-            BigvocabError: num_sampled below 1 or too many for unique draws, a true class out of range or of weight 0,
-                offsets that do not fit; TypeError: what should be integers is not.
-        """
-        rows = as_ragged("true_classes", true_classes)
-        rows.check_range(self.range_max)
-        unique, num_sampled = boolean("unique", unique), integer("num_sampled", num_sampled, 1, MAX_INT32)
-        true_probability = self._probability(rows.ids)
-        if not true_probability.all():
-            at = int(np.argmin(true_probability))
-            raise BigvocabError.of_row(
-                rows.name,
-                rows.row_of(at),
-                f" is {rows.ids[at]}, a class of weight 0: it is never drawn, and log Q would be -inf",
-            )
-        stream = Stream(seed, step, num_sampled, self._fill, self._words_per_draw)
-        if unique:
-            self._check_drawable(num_sampled)
-            candidates, num_tries = draw_unique(
-                stream, num_sampled, self.range_max, lambda: self.check_patience(num_sampled)
-            )
-        else:
-            candidates, num_tries = draw_all(stream, num_sampled), num_sampled
-        counts = [
-            np.ones(p.shape) if unique and num_sampled == self.range_max else expected_count(p, num_sampled, num_tries)
-            for p in (true_probability, self._probability(candidates))
-        ]
-        self.learn(rows.ids)
-        return SampledValues(candidates, counts[0].reshape(rows.shape), counts[1], num_tries)
-
-    def _probability(self, ids: _Ids) -> _Floats:
-        raise NotImplementedError
-
-    def _fill(self, pairs: np.ndarray, start: int, draws: np.ndarray) -> tuple[int, int]:
-        raise NotImplementedError
-
-    def _kinds(self) -> tuple[_Floats, _Floats]:
-        """Probabilities of kinds of classes, and how many classes are of each."""
-        raise NotImplementedError
-
-    def _num_drawable(self) -> int:
-        return self.range_max
-
-    def learn(self, true_ids: _Ids) -> None:
-        """Learn from the true classes, after the draw."""
-
-    def _check_drawable(self, num_sampled: int) -> None:
-        drawable = self._num_drawable()
-        if num_sampled > drawable:
-            what = "range_max" if drawable == self.range_max else "the number of classes of positive weight"
-            raise BigvocabError(
-                Keyword("num_sampled"), f": got {num_sampled} unique candidates, but {what} is {drawable}"
-            )
-
-    def check_patience(self, num_sampled: int) -> None:
-        """Give up a draw that takes long where even 2^31 tries would hardly give so many different classes.
-
-        The number U of classes never seen is a sum of independent indicators with probabilities u_i. For every s in
-        (0, 1), P(U <= m) <= product of (1 - u_i + u_i s) / s^m (Chernoff 1952, doi:10.1214/aoms/1177729330).
-        """
-        probabilities, counts = self._kinds()
-        unseen, counts = 1.0 - expected_count(probabilities, 1, MAX_TRIES), counts * (probabilities > 0)
-        rare = unseen > 1e-9
-        about, unseen, weight = float(counts.sum() - counts @ unseen), unseen[rare], counts[rare]
-        allowed = float(counts.sum()) - num_sampled
-        for s in 0.5 ** np.arange(0.0, 40.0, 0.5):
-            with np.errstate(divide="ignore"):
-                chance = float(weight @ np.log1p(unseen * (s - 1.0))) - allowed * math.log(s)
-            if chance < math.log(_HARDLY):
-                raise BigvocabError(
-                    Keyword("num_sampled"),
-                    f": got {num_sampled} unique candidates, but 2^31 draws would give about {about:.0f}, "
-                    "the other classes are too rare; ask for fewer, or take AllCandidateSampler",
-                )
-
-
-class UniformSampler(_Sampler):
+class UniformSampler(CandidateSampler):
     """Every class alike: P(class) = 1 / range_max.
 
     >>> UniformSampler(1000).sample([[0], [9]], 8, seed=(1, 7)).sampled_candidates
@@ -178,17 +41,17 @@ class UniformSampler(_Sampler):
     def __init__(self, range_max: int) -> None:
         self.range_max = integer("range_max", range_max, 1, 2**63 - 1)
 
-    def _probability(self, ids: _Ids) -> _Floats:
+    def _probability(self, ids: Ids) -> Floats:
         return np.full(ids.shape, 1.0 / self.range_max)
 
     def _fill(self, pairs: np.ndarray, start: int, draws: np.ndarray) -> tuple[int, int]:
         return kernels.uniform_draws(pairs, start, np.uint64(self.range_max), draws)
 
-    def _kinds(self) -> tuple[_Floats, _Floats]:
+    def _kinds(self) -> tuple[Floats, Floats]:
         return np.array([1.0 / self.range_max]), np.array([float(self.range_max)])
 
 
-class LogUniformSampler(_Sampler):
+class LogUniformSampler(CandidateSampler):
     """Zipf's law: P(class) = log1p(1 / (class + 1)) / log1p(range_max).
 
     It assumes ids sorted by falling frequency, 0 the most frequent. On other ids it runs, but rare classes are drawn
@@ -208,7 +71,7 @@ class LogUniformSampler(_Sampler):
         self.range_max = integer("range_max", range_max, 1, 2**62)
         self._log_range = math.log1p(self.range_max)
 
-    def _probability(self, ids: _Ids) -> _Floats:
+    def _probability(self, ids: Ids) -> Floats:
         probability = np.log1p(np.reciprocal(ids + 1.0))
         probability /= self._log_range
         return probability
@@ -216,13 +79,13 @@ class LogUniformSampler(_Sampler):
     def _fill(self, pairs: np.ndarray, start: int, draws: np.ndarray) -> tuple[int, int]:
         return kernels.log_uniform_draws(pairs, start, self._log_range, self.range_max, draws)
 
-    def _kinds(self) -> tuple[_Floats, _Floats]:
+    def _kinds(self) -> tuple[Floats, Floats]:
         edges = np.unique(np.floor(np.geomspace(1.0, self.range_max + 1.0, 4096)))
         counts = np.diff(edges)
         return np.diff(np.log(edges)) / self._log_range / counts, counts
 
 
-class FixedUnigramSampler(_Sampler):
+class FixedUnigramSampler(CandidateSampler):
     """Given weights: P(class) = weight^distortion / sum of them, in float64.
 
     Ids count from `num_reserved_ids` on; the reserved ones below have weight 0. With shards, the sampler has the ids
@@ -292,20 +155,20 @@ class FixedUnigramSampler(_Sampler):
         self._weights, self._table, self._num_positive = tables(weights, distortion, drawn)
         self._sum = self._weights.sum()
 
-    def _probability(self, ids: _Ids) -> _Floats:
+    def _probability(self, ids: Ids) -> Floats:
         return self._weights[ids] / self._sum
 
     def _fill(self, pairs: np.ndarray, start: int, draws: np.ndarray) -> tuple[int, int]:
         return kernels.alias_draws(pairs, start, self._table, draws)
 
-    def _kinds(self) -> tuple[_Floats, _Floats]:
+    def _kinds(self) -> tuple[Floats, Floats]:
         return alias.alias_probabilities(self._table), np.ones(self.range_max)
 
     def _num_drawable(self) -> int:
         return self._num_positive
 
 
-class LearnedUnigramSampler(_Sampler):
+class LearnedUnigramSampler(CandidateSampler):
     """Weights learned on the way: P(class) = (1 + times it was a true class before) / sum of those.
 
     Each `sample` counts its true classes after the draw, so draws depend on the calls before; `state` saves the counts.
@@ -357,7 +220,7 @@ class LearnedUnigramSampler(_Sampler):
         other.range_max, other._total, other._tree = self.range_max, self._total, self._tree.copy()
         return other
 
-    def _probability(self, ids: _Ids) -> _Floats:
+    def _probability(self, ids: Ids) -> Floats:
         flat = np.ascontiguousarray(ids).reshape(-1)
         weights = np.empty(flat.size)
         kernels.tree_weights(self._tree, flat, weights)
@@ -366,17 +229,17 @@ class LearnedUnigramSampler(_Sampler):
     def _fill(self, pairs: np.ndarray, start: int, draws: np.ndarray) -> tuple[int, int]:
         return kernels.tree_draws(pairs, start, self._tree, np.uint64(self._total), draws)
 
-    def _kinds(self) -> tuple[_Floats, _Floats]:
+    def _kinds(self) -> tuple[Floats, Floats]:
         return self._probability(np.arange(self.range_max)), np.ones(self.range_max)
 
-    def learn(self, true_ids: _Ids) -> None:
+    def learn(self, true_ids: Ids) -> None:
         """Count true classes."""
         counted = true_ids[: MAX_INT32 - self._total]  # TensorFlow's counts are full at 2^31 - 1, too
         kernels.add_to_tree(self._tree, counted)
         self._total += counted.size
 
 
-class AllCandidateSampler(_Sampler):
+class AllCandidateSampler(CandidateSampler):
     """No draw at all: the candidates are 0 ... S - 1, each with Q = 1.
 
     Without the accidental hits, sampled softmax over all classes is the full softmax.
@@ -388,7 +251,7 @@ class AllCandidateSampler(_Sampler):
     def __init__(self, range_max: int) -> None:
         self.range_max = integer("range_max", range_max, 1, 2**63 - 1)
 
-    def _probability(self, ids: _Ids) -> _Floats:
+    def _probability(self, ids: Ids) -> Floats:
         return np.full(ids.shape, 1.0 / self.range_max)
 
     def sample(

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
-from jobs import figures
+from sample_jobs import figures
 
 import bigvocab as bv
 from bigvocab.command.cli import cli

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jobs import figures
+from sample_jobs import figures
 
 import bigvocab as bv
 from bigvocab.evaluation.specification import specify

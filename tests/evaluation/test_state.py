@@ -14,7 +14,7 @@ import pytest
 from commands import refused, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jobs import figures
+from sample_jobs import figures
 
 import bigvocab as bv
 from bigvocab.evaluation import state

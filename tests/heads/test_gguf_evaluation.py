@@ -8,7 +8,7 @@ import gguf
 import numpy as np
 import pytest
 from gguf_files import BLOCKS, gguf_bytes, random_blocks
-from jobs import figures
+from sample_jobs import figures
 
 import bigvocab as bv
 from bigvocab.heads.gguf_model import find_gguf_model

@@ -6,7 +6,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from commands import process
-from jobs import figures
+from sample_jobs import figures
 
 import bigvocab as bv
 from bigvocab.errors import BigvocabError

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from commands import ENVIRONMENT
 from comparisons import CLASSES, ROWS, layers, pair, write_pair
-from jobs import figures
+from sample_jobs import figures
 
 import bigvocab as bv
 from bigvocab.comparison.llama_table import STORED_CANDIDATE

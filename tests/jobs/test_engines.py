@@ -15,7 +15,7 @@ import numpy as np
 import psutil
 import pytest
 from commands import process, run
-from jobs import COLUMNS, figures, write_job
+from sample_jobs import COLUMNS, figures, write_job
 
 import bigvocab as bv
 from bigvocab.evaluation.scoring import Scorer

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from jobs import figures
 from safetensors.numpy import load_file, save_file
+from sample_jobs import figures
 
 import bigvocab as bv
 

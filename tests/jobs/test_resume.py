@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from commands import ENVIRONMENT
-from jobs import COLUMNS, figures, write_job
+from sample_jobs import COLUMNS, figures, write_job
 
 import bigvocab as bv
 from bigvocab.evaluation.state import read_state

@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from jobs import figures
 from safetensors.numpy import load_file, save_file
+from sample_jobs import figures
 
 import bigvocab as bv
 from bigvocab.matrices.sequences import open_rows

@@ -9,7 +9,7 @@ import threading
 
 import numpy as np
 import pytest
-from jobs import COLUMNS, figures, write_job
+from sample_jobs import COLUMNS, figures, write_job
 
 import bigvocab as bv
 from bigvocab.jobs.workers import seals

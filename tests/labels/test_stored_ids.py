@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from commands import process
-from jobs import figures
+from sample_jobs import figures
 
 import bigvocab as bv
 from bigvocab.errors import BigvocabError, FormatError
