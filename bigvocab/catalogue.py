@@ -26,12 +26,12 @@ class Statistic:
             with ties against and for), count (of rows where it is true), extremes (least and greatest), least,
             loss_histogram, rank_histogram or calibration; see `evaluation.statistics`.
         column: of the row values.
-        figure: the dotted name in the report.
+        name: dotted, in the report.
     """
 
     kind: str
     column: str
-    figure: str
+    name: str
 
 
 @dataclass(frozen=True)

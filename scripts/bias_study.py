@@ -63,13 +63,13 @@ def measure(seeds: int) -> tuple[bv.Report, list[Study]]:
             size: [bv.evaluate(**job, num_sampled=size, seed=(1, seed)) for seed in range(seeds)] for size in SIZES
         }
 
-    def study(name: str, figure: str, title: str, axis: str, tick: float, digits: int) -> Study:
+    def study(name: str, metric: str, title: str, axis: str, tick: float, digits: int) -> Study:
         means = {
-            sampler: {size: [one.figure(figure) for one in found] for size, found in by_size.items()}
+            sampler: {size: [one.value(metric) for one in found] for size, found in by_size.items()}
             for sampler, by_size in reports.items()
         }
         said = "softmax loss" if name == "loss" else name
-        return Study(name, said, title, axis, exact.figure(figure), means, tick, digits)
+        return Study(name, said, title, axis, exact.value(metric), means, tick, digits)
 
     return exact, [
         study("loss", "mean", "Sampled softmax underestimates the loss", "mean loss (nats)", 1.0, 4),

@@ -123,7 +123,7 @@ def expected_report(folder):
     return bv.evaluate(logits=f"{folder}/logits/*.npy", labels=f"{folder}/labels.parquet", **columns).to_dict()
 
 
-def figures(report):
+def values_of(report):
     """A report without times and names, and without the numbers of worst rows, which batches do not have."""
     kept = {name: value for name, value in report.items() if name not in TIMES}
     if "worst" in kept:
@@ -198,9 +198,9 @@ def run_recipe(name, recipes, *, kill):
             report = run_shell(name, code, recipes["shell-merge"][1], folder, kill)
         if kill and not (folder / "killed").exists():
             raise SystemExit(f"{name}: no worker was killed")
-        expected = figures(expected_report(folder))
-        if figures(report) != expected:
-            raise SystemExit(f"{name}: another report than that of one run:\n{figures(report)}\n{expected}")
+        expected = values_of(expected_report(folder))
+        if values_of(report) != expected:
+            raise SystemExit(f"{name}: another report than that of one run:\n{values_of(report)}\n{expected}")
 
 
 def main():

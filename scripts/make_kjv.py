@@ -213,14 +213,14 @@ def write_files(folder: Path, model: Model, books: dict[int, list[str]], vocabul
     whole = {}
     for book, parts in rows.items():
         logits = head_logits(parts["hidden"], layer)
-        whole[EVALUATION[book]] = figures(logits, parts["ids"], np.array(parts["sizes"]))
+        whole[EVALUATION[book]] = metrics(logits, parts["ids"], np.array(parts["sizes"]))
     return whole
 
 
 # ---- checks and values ----
 
 
-def figures(logits: torch.Tensor, labels: torch.Tensor, sizes: np.ndarray) -> dict:
+def metrics(logits: torch.Tensor, labels: torch.Tensor, sizes: np.ndarray) -> dict:
     """PyTorch's float64 values of a set of rows."""
     losses = functional.cross_entropy(logits.double(), labels, reduction="none")
     mean = float(losses.mean())
@@ -233,13 +233,13 @@ def figures(logits: torch.Tensor, labels: torch.Tensor, sizes: np.ndarray) -> di
     }
 
 
-def figures_by_book(logits: torch.Tensor, table: pa.Table) -> dict:
+def metrics_by_book(logits: torch.Tensor, table: pa.Table) -> dict:
     labels = torch.from_numpy(table["label"].to_numpy().astype(np.int64))
     sizes, names = table["bytes"].to_numpy(), np.array(table["book"].to_pylist())
-    result = figures(logits, labels, sizes) | {"books": {}}
+    result = metrics(logits, labels, sizes) | {"books": {}}
     for name in EVALUATION.values():
         chosen = np.flatnonzero(names == name)
-        result["books"][name] = figures(logits[chosen], labels[chosen], sizes[chosen])
+        result["books"][name] = metrics(logits[chosen], labels[chosen], sizes[chosen])
     return result
 
 
@@ -277,9 +277,9 @@ def check_files(folder: Path, vocabulary: list[tuple[str, int]], num_tokens: int
     expect(size <= TOTAL_BYTES, f"{size} bytes in all")
     return {
         "made_by": f"torch {torch.__version__.partition('+')[0]}, cross_entropy in float64 of the stored values",
-        "logits": figures_by_book(logits, labels),
-        "hidden": figures_by_book(exact, table),
-        "hidden_first_rows": figures_by_book(exact[:num_logits], labels),
+        "logits": metrics_by_book(logits, labels),
+        "hidden": metrics_by_book(exact, table),
+        "hidden_first_rows": metrics_by_book(exact[:num_logits], labels),
         "max_logit_difference": float(difference.max()),
     }
 

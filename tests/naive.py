@@ -1,4 +1,4 @@
-"""The oracle: every loss and figure in its slowest and plainest form, float64, row by row, with nothing of the package.
+"""The oracle: every loss and value in its slowest and plainest form, float64, row by row, with nothing of the package.
 
 Labels that are a set of ids per row are a CSR pair `(offsets, ids)`, an (N, T) array or a list of lists. Rows never
 share arithmetic: a NaN stays in its row. `call(name, ...)` takes the public functions' own arguments, so a test can
@@ -272,7 +272,7 @@ def expected_count(probability, num_sampled, num_tries):
     return -math.expm1(num_tries * math.log1p(-probability))
 
 
-# Figures of a row
+# Values of a row
 
 
 def logsumexp(logits):
@@ -308,7 +308,7 @@ def entropy(logits):
     return np.array([total(times(math.exp(-n), n) for n in row) for row in rows], dtype=np.float64)
 
 
-# Figures of a corpus
+# Values of a corpus
 
 
 def compute_weighted_loss(

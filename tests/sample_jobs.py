@@ -1,4 +1,4 @@
-"""What the tests of whole jobs share: the figures of a report, and a folder with logits and labels."""
+"""What the tests of whole jobs share: the values of a report, and a folder with logits and labels."""
 
 import numpy as np
 import pyarrow as pa
@@ -8,7 +8,7 @@ TIMES = ("seconds", "rows_per_second", "bytes_per_second", "inputs")
 COLUMNS = {"weight_column": "weight", "group_column": "group"}
 
 
-def figures(report):
+def values_of(report):
     """What a report says, but for the times it took and the files it names."""
     return {name: value for name, value in report.to_dict().items() if name not in TIMES}
 

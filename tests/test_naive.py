@@ -216,13 +216,13 @@ def test_ignored_rows():
     assert_close(mean, (one + 3 * math.log(2)) / 4)
 
 
-def figures():
+def four_rows():
     logits = np.array([[1, 3, 3, 0], [2, 2, 2, 2], [-INF, 0, -INF, 0], [5, 1, 1, 9]], np.float16)
     return logits, np.array([2, 3, 1, 1])
 
 
-def test_figures_of_a_row():
-    logits, labels = figures()
+def test_values_of_a_row():
+    logits, labels = four_rows()
     assert naive.rank(logits, labels).tolist() == [1, 1, 1, 3]
     assert naive.tied(logits, labels).tolist() == [True, True, True, True]
     assert naive.tied(logits, labels * 0).tolist() == [False, True, True, False]
@@ -235,7 +235,7 @@ def test_figures_of_a_row():
     assert_close(naive.entropy(logits)[3], -(p * np.log(p)).sum(), 1e-14)
 
 
-def test_figures_of_a_corpus():
+def test_values_of_a_corpus():
     losses = [1.0, 2.0, 4.0]
     assert_close(naive.perplexity(losses), math.exp(7 / 3), 1e-15)
     assert_close(naive.perplexity(losses, [1, 0, 1]), math.exp(2.5), 1e-15)

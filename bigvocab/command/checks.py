@@ -55,7 +55,7 @@ def check_sides(ctx: click.Context, given: dict[str, Any], options: dict[str, An
 def check_conditions(
     given: dict[str, Any], options: dict[str, Any], names: tuple[str, ...], conditions: list[Condition]
 ) -> None:
-    """Refuse conditions on figures that there will not be."""
+    """Refuse conditions on values that there will not be."""
     for condition in conditions:
         from bigvocab.comparison.llama_source import llama_path
         from bigvocab.reports.comparison_names import check_comparison_name
@@ -78,13 +78,13 @@ def check_conditions(
 
 
 def judge(report: Report, conditions: list[Condition]) -> None:
-    """Exit with 3 if a condition holds; with 2 if its figure is not in the report."""
+    """Exit with 3 if a condition holds; with 2 if its value is not in the report."""
     codes = []
     for condition in conditions:
         try:
-            verdict = condition.verdict(report.figure(condition.name))
+            verdict = condition.verdict(report.value(condition.name))
         except KeyError:
-            say(f"error: --fail-if: the report has no figure {condition.name!r}")
+            say(f"error: --fail-if: the report has no value named {condition.name!r}")
             codes.append(2)
         except BigvocabError as error:
             say(f"error: --fail-if: {error}")

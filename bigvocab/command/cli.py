@@ -211,9 +211,9 @@ def merge_(states: tuple[str, ...], form: str, conditions: list[Condition], **op
     report = merged(states, output=options["output"], rows=options["rows"], outputs=outputs)
     for condition in conditions:
         try:
-            report.figure(condition.name)
+            report.value(condition.name)
         except KeyError as error:
-            raise click.UsageError(f"--fail-if: the report has no figure {condition.name!r}") from error
+            raise click.UsageError(f"--fail-if: the report has no value named {condition.name!r}") from error
     if options["report"] is not None:
         write_text(options["report"], report.to_json() + "\n")
     write_page(options["html"], report)

@@ -148,7 +148,7 @@ def with_options(options: Sequence[Callable[[Any], Any]]) -> Callable[[Any], Any
 # ---- options
 
 _INT32 = click.IntRange(1, 2**31 - 1)
-DATA, COLUMNS, LOSS, FIGURES = "Data", "Columns of the labels", "Loss", "Metrics"
+DATA, COLUMNS, LOSS, MEASURES = "Data", "Columns of the labels", "Loss", "Metrics"
 SAMPLING = "Sampled losses"
 RUNNING, BIG_JOBS, RESULT = "Running", "Big jobs", "Result"
 # fmt: off
@@ -263,7 +263,7 @@ EVAL = [
     _option(COLUMNS, "--label-offset", type=int, metavar="N", help="Added to every label, and to --exclude-column."),
     _option(COLUMNS, "--label-dtype", metavar="TYPE", help="The labels are raw files of uint16, int32, ..."),
     _option(LOSS, "--ignore-index", type=int, multiple=True, metavar="ID",
-            help="Rows with this label, as stored, count in no figure; repeatable."),
+            help="Rows with this label, as stored, count in no metric; repeatable."),
     _option(LOSS, "--exclude-classes", metavar="0,1,7|PATH", help="Classes that do not exist for any row."),
     _option(LOSS, "--label-smoothing", type=_Number(0, 1), metavar="E", help="Share spread over all classes."),
     _option(LOSS, "--class-weights", metavar="PATH", help="One weight per class (sparse-softmax)."),
@@ -275,16 +275,16 @@ EVAL = [
     _option(LOSS, "--num-classes", type=_Classes(1), metavar="V|tokenizer",
             help="Classes that count; others are padding. tokenizer: those that the tokenizer of --model knows."),
     *SAMPLING_OPTIONS,
-    _option(FIGURES, "--metrics", metavar="NAMES", default=",".join(DEFAULT_METRICS), callback=_metrics,
+    _option(MEASURES, "--metrics", metavar="NAMES", default=",".join(DEFAULT_METRICS), callback=_metrics,
             show_default=True, help=f"Of {', '.join(METRICS)}, as they fit the loss."),
-    _option(FIGURES, "--top-k", metavar="K,...", default="1,5", callback=_ks, show_default=True,
+    _option(MEASURES, "--top-k", metavar="K,...", default="1,5", callback=_ks, show_default=True,
             help="The k of the accuracies and rankings."),
-    _option(FIGURES, "--keep-top", type=click.IntRange(1, MOST_KEPT), metavar="K",
+    _option(MEASURES, "--keep-top", type=click.IntRange(1, MOST_KEPT), metavar="K",
             help="Highest classes per row in --output (topk); default 10."),
-    _option(FIGURES, "--ties", type=click.Choice(TIES), metavar="WAY",
+    _option(MEASURES, "--ties", type=click.Choice(TIES), metavar="WAY",
             help="The label before, after or amid equal logits: optimistic (default), pessimistic, mean."),
-    _option(FIGURES, "--class-counts", metavar="PATH", help="Training counts of the classes: loss by frequency, psp."),
-    _option(FIGURES, "--nonfinite", type=click.Choice(["error", "skip", "keep"]), metavar="WAY", default="error",
+    _option(MEASURES, "--class-counts", metavar="PATH", help="Training counts of the classes: loss by frequency, psp."),
+    _option(MEASURES, "--nonfinite", type=click.Choice(["error", "skip", "keep"]), metavar="WAY", default="error",
             show_default=True, help="Rows with NaN or +inf: error, skip or keep."),
     *RUN,
     *JOBS,

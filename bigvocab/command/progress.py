@@ -17,7 +17,6 @@ class Display:
     """
 
     def __init__(self, *, quiet: bool) -> None:
-        self._quiet = quiet
         self._wants_bar = not quiet and sys.stderr is not None and sys.stderr.isatty()
         self._bar: Any = None
         self._lock = threading.Lock()

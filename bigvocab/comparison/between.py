@@ -142,10 +142,10 @@ class ComparisonTally:
         return tally
 
     def to_dict(self) -> dict[str, Any]:
-        """One candidate's figures at the top; of several, `candidates` by name and `between`."""
+        """One candidate's metrics at the top; of several, `candidates` by name and `between`."""
         if len(self.candidates) == 1:
             (only,) = self.candidates.values()
             return only.to_dict()
-        figures = {name: tally.to_dict() for name, tally in self.candidates.items()}
+        sides = {name: tally.to_dict() for name, tally in self.candidates.items()}
         pairs = [{"a": a, "b": b, **between.to_dict()} for (a, b), between in self.between.items()]
-        return {"candidates": figures, "between": pairs}
+        return {"candidates": sides, "between": pairs}

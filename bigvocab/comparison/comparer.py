@@ -67,12 +67,12 @@ class Comparer:
         return sums
 
     def options(self) -> dict[str, Any]:
-        """What decides the figures, as far as it is cheap to know: comparisons merge only where all of it is equal."""
+        """What decides the values, as far as it is cheap to know: comparisons merge only where all of it is equal."""
         sides = {name: scorer.options() for name, scorer in self.candidates.items()}
         return {**self.specification.identity(), "reference": self.reference.options(), "candidates": sides}
 
     def identity(self) -> dict[str, Any]:
-        """What decides the figures, by content: layers by their fingerprints, wherever they lie."""
+        """What decides the values, by content: layers by their fingerprints, wherever they lie."""
         sides = {name: scorer.identity() for name, scorer in self.candidates.items()}
         return {**self.specification.identity(), "reference": self.reference.identity(), "candidates": sides}
 

@@ -46,7 +46,7 @@ class Comparison:
             last three. Of rows that a layer makes, products are made twice for js, tv, tops and logit_difference.
         top_k: the k of the overlap, at most 64.
         llama_cpp: add llama.cpp's own table, where the reference is one of its logits files.
-        ignore_index: rows with this label count in no figure.
+        ignore_index: rows with this label count in no metric.
         num_classes: classes from this one on do not exist on any side; then sides may have more.
         nonfinite: "error" names the first row with a NaN, +inf or no finite logit; "skip" leaves such rows out; "keep"
             lets them through.
@@ -62,12 +62,12 @@ class Comparison:
         shift_labels, score_from: for sequences in files alone; see `compare`.
         shape, dtype, offset, vocab_shards: how to open sides that are given as files; see `open_matrix`.
 
-    A candidate has its name where several come as a dict; names are those of the first batch. Figures are in nats.
+    A candidate has its name where several come as a dict; names are those of the first batch. Metrics are in nats.
 
     Raises:
         BigvocabError: an option outside its range; TypeError: one of the wrong kind.
 
-    Source: comparison/README.md has the formula of each figure.
+    Source: comparison/README.md has the formula of each metric.
 
     >>> import numpy as np
     >>> comparison = Comparison()
@@ -104,8 +104,8 @@ class Comparison:
             reference: (..., V) logits of any type, layout, library or source of `open_matrix`, or a llama.cpp logits
                 file; hidden states (..., D) where there is an output layer.
             candidate: as `reference`, of the same rows; several as a dict by name.
-            labels: (...) integers; without them, there are no figures of losses.
-            groups: (...) names; the report has figures for each.
+            labels: (...) integers; without them, there are no metrics of losses.
+            groups: (...) names; the report has metrics for each.
             clusters: (...) names; rows of one are not independent, and errors take account of it.
 
         Returns:

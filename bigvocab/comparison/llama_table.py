@@ -20,11 +20,11 @@ from bigvocab.formats.llama_logits import LlamaLogits
 from bigvocab.reports.llama_cpp import format_table as format_table
 
 STORED_CANDIDATE = (
-    "the printed table needs the candidate's live logits; from two stored files its figures differ in the fifth digit"
+    "the printed table needs the candidate's live logits; from two stored files its values differ in the fifth digit"
 )
 _F = np.float32
 _LEAST = _F(-16.0)
-_LEAST_ROWS = 100  # with fewer, llama.cpp prints no figures but those of each window
+_LEAST_ROWS = 100  # with fewer, llama.cpp prints no values but those of each window
 _KLD = (99.9, 99.0, 95.0, 90.0, 50.0, 10.0, 5.0, 1.0, 0.1)
 _DELTA = (99.9, 99.0, 95.0, 90.0, 75.0, 50.0, 25.0, 10.0, 5.0, 1.0, 0.1)
 # Columns of what is kept of a row: loss, loss of the base, KL (float64), difference of probabilities, same top.
@@ -63,13 +63,13 @@ def _expf(x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
 
 
 class LlamaTable:
-    """Rows as llama.cpp adds them up; `figures` is the table. Rows must be in the file's order in the end.
+    """Rows as llama.cpp adds them up; `to_dict` is the table. Rows must be in the file's order in the end.
 
     >>> import numpy as np
     >>> table = LlamaTable()
     >>> table.add(0, table_rows(np.log(np.full((2, 4), 0.25, np.float32)), np.zeros((2, 4)), np.array([0, 1])))
     >>> table.merge(LlamaTable())
-    >>> [(name, round(figure["value"], 6)) for name, figure in table.window_figures(2).items()][:2]
+    >>> [(name, round(one["value"], 6)) for name, one in table.window(2).items()][:2]
     [('mean_ppl_q', 4.0), ('mean_ppl_base', 4.0)]
     """
 
@@ -110,14 +110,14 @@ class LlamaTable:
             np.concatenate([self._parts[first] for first in sorted(self._parts)]) if self._parts else np.zeros(0, ROW)
         )
 
-    def window_figures(self, rows: int) -> dict[str, dict[str, float]]:
+    def window(self, rows: int) -> dict[str, dict[str, float]]:
         """The running line after the first `rows` rows: perplexity, ln of the ratio, KL, RMS of the difference, same
         top.
         """
         return _running(self._rows()[:rows])
 
-    def figures(self) -> dict[str, Any]:
-        """Every printed figure, in the units printed; those of the running line alone below 100 rows."""
+    def to_dict(self) -> dict[str, Any]:
+        """Every printed value, in the units printed; those of the running line alone below 100 rows."""
         rows = self._rows()
         found: dict[str, Any] = _running(rows)
         if len(rows) < _LEAST_ROWS:
@@ -168,20 +168,20 @@ def _running(rows: Any) -> dict[str, dict[str, float]]:
     same = int(np.count_nonzero(rows["same"])) / n
     correlation = covariance / (error * base_error) if error and base_error else math.nan
     return {
-        "mean_ppl_q": _figure(ppl, u),
-        "mean_ppl_base": _figure(base_ppl, w),
+        "mean_ppl_q": _with_error(ppl, u),
+        "mean_ppl_base": _with_error(base_ppl, w),
         "cor": {"value": 100 * correlation},
-        "mean_ln_ratio": _figure(loss - base, log_error),
-        "mean_ratio": _figure(ratio, ratio * log_error),
-        "mean_difference": _figure(ppl - base_ppl, _root(u**2 + w**2 - 2 * ppl * base_ppl * covariance)),
-        "mean_kld": _figure(kl, kl_error),
-        "mean_dp": _figure(100 * mean_delta, 100 * delta_error),
-        "rms_dp": _figure(100 * rms, 100 * (0.5 / rms * square_error if rms else math.nan)),
-        "same_top_p": _figure(100 * same, 100 * math.sqrt(same * (1 - same) / (n - 1)) if n > 1 else math.nan),
+        "mean_ln_ratio": _with_error(loss - base, log_error),
+        "mean_ratio": _with_error(ratio, ratio * log_error),
+        "mean_difference": _with_error(ppl - base_ppl, _root(u**2 + w**2 - 2 * ppl * base_ppl * covariance)),
+        "mean_kld": _with_error(kl, kl_error),
+        "mean_dp": _with_error(100 * mean_delta, 100 * delta_error),
+        "rms_dp": _with_error(100 * rms, 100 * (0.5 / rms * square_error if rms else math.nan)),
+        "same_top_p": _with_error(100 * same, 100 * math.sqrt(same * (1 - same) / (n - 1)) if n > 1 else math.nan),
     }
 
 
-def _figure(value: float, error: float) -> dict[str, float]:
+def _with_error(value: float, error: float) -> dict[str, float]:
     return {"value": value, "error": error}
 
 

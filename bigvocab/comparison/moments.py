@@ -1,6 +1,6 @@
 """Sums of values and of their exact squares, one for each line of a table; means and errors are read from them.
 
-Squares are added without rounding, so a spread of 0 is 0, and no figure depends on the order of rows or merges.
+Squares are added without rounding, so a spread of 0 is 0, and no value depends on the order of rows or merges.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The report of a comparison: figures of each candidate, what lies between them, and what they were made of."""
+"""The report of a comparison: metrics of each candidate, what lies between them, and what they were made of."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bigvocab.reports.versions import versions
 
 
 def comparison_report(sums: ComparisonSums) -> Report:
-    """The report of all rows in some sums; of one candidate its figures stand at the top."""
+    """The report of all rows in some sums; of one candidate its metrics stand at the top."""
     found = sums.tally.to_dict()
     names = list(sums.tally.candidates)
     blocks = found["candidates"] if len(names) > 1 else {names[0]: found} if names else {}
@@ -21,7 +21,7 @@ def comparison_report(sums: ComparisonSums) -> Report:
         if "floor" in block and name in sums.floors:
             block["floor"] |= sums.floors[name]
         if name in sums.tables and block["rows"]:
-            block["llama_cpp"] = sums.tables[name].figures()
+            block["llama_cpp"] = sums.tables[name].to_dict()
             block["llama_cpp"] |= {"note": STORED_CANDIDATE} if name in sums.stored else {}
     head: dict[str, Any] = {"schema_version": SCHEMA_VERSION}
     if len(names) > 1:

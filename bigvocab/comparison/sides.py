@@ -211,7 +211,7 @@ class Sides:
         for side in self.candidates.values():
             if side.paths() and side.paths() == self.reference.paths() and side.options == self.reference.options:
                 text = f"{side.shown} is the reference and {side.name} too: a model compared with itself"
-                found.append({"code": "same-file", "text": text})
+                found.append({"code": "same_file", "text": text})
         return found
 
 

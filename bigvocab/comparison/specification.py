@@ -1,4 +1,4 @@
-"""What was asked of a comparison: figures, columns, limits, and what each side is, which is a `Specification` too."""
+"""What was asked of a comparison: metrics, columns, limits, and what each side is, which is a `Specification` too."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ class ComparisonSpecification:
         return owner is None or owner in self.metrics
 
     def identity(self) -> dict[str, Any]:
-        """What decides the figures, but for the sides: values as JSON has them."""
+        """What decides the values, except for the sides: values as JSON has them."""
         return {
             "metrics": list(self.metrics),
             "top_k": list(self.asked.overlap),

@@ -1,4 +1,4 @@
-"""The figures of one candidate against the reference: added row block by row block, merged in any order.
+"""The metrics of one candidate against the reference: added row block by row block, merged in any order.
 
 Sums are exact, counts are whole numbers, and the values of rows that percentiles need are kept: tallies that saw the
 same rows in any split report the same bits.
@@ -48,7 +48,7 @@ class ComparedRows:
     Args:
         columns: values by the names of records: those of `PairRows.columns` or `StoredRows.columns`.
         rows: number of each row in the data.
-        counted: False for rows in no figure: ignored, or skipped as not finite.
+        counted: False for rows in no metric: ignored, or skipped as not finite.
         ignored: by their label.
         nonfinite: (2, n), of the reference and of the candidate.
         labels: None where there are none.
@@ -210,10 +210,10 @@ class PairTally:
             self.floor["mass_max"] = max(self.floor.get("mass_max", 0.0), other.floor["mass_max"])
             self.floor["labels"] = self.floor.get("labels", 0) + other.floor["labels"]
 
-    # ---- figures
+    # ---- metrics
 
     def to_dict(self) -> dict[str, Any]:
-        """The figures by their names in reports; NaN where there is nothing to divide by."""
+        """The metrics by their names in reports; NaN where there is nothing to divide by."""
         n = self.counts["rows"]
         found: dict[str, Any] = {"rows": n, "ignored_rows": self.counts["ignored_rows"]}
         found["nonfinite_rows"] = {side: self.counts[f"nonfinite_{side}"] for side in ("reference", "candidate")}

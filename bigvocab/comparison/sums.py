@@ -72,7 +72,7 @@ class ComparisonSums:
         return counts["rows"] + counts["ignored_rows"] + counts["skipped_rows"]
 
     def counts(self) -> dict[str, int]:
-        """Rows in the figures of the candidate that has most, and rows that were left out everywhere."""
+        """Rows in the metrics of the candidate that has most, and rows that were left out everywhere."""
         every = [tally.counts for tally in self.tally.candidates.values()]
         best = max(every, key=lambda counts: counts["rows"])
         bad = best["skipped_rows"]

@@ -73,7 +73,7 @@ class Evaluator:
         shape, dtype, offset, vocab_shards: how to open logits, or hidden states, that `update` is given as files; see
             `open_matrix`.
         max_memory: of packed rows, where there is an output layer.
-        chunk_rows: of no effect here, where batches come as they are; no figure depends on it in a job either.
+        chunk_rows: of no effect here, where batches come as they are; no value depends on it in a job either.
 
     The options of a job over files (output, report, state, resume, shard, ...) are those of `evaluate` alone. Losses
     are in nats.
@@ -84,7 +84,7 @@ class Evaluator:
 
     Source: the definitions of TensorFlow's and PyTorch's losses; see the function of each loss.
 
-    The unit of every figure is the row. For the losses of independent classes (sigmoid, weighted-sigmoid, sparse-
+    The unit of every metric is the row. For the losses of independent classes (sigmoid, weighted-sigmoid, sparse-
     sigmoid, log-loss) the loss of a row is the sum over its classes, and there is no perplexity, rank or accuracy.
 
     >>> import numpy as np
@@ -126,7 +126,7 @@ class Evaluator:
             labels: what the loss takes: (...) integers; (..., V) soft labels; (..., T) ids or a pair (offsets, ids) for
                 sparse-sigmoid; a triple (offsets, ids, probabilities) for softmax as well.
             weights: (...) weight of each row, finite.
-            groups: (...) names; the report has figures for each.
+            groups: (...) names; the report has metrics for each.
             exclude: ids of classes that do not exist for each row, (..., T) or a pair (offsets, ids).
 
         Returns:

@@ -20,7 +20,7 @@ class RowResult:
         loss: unweighted, in nats.
         weighted: numerator of the mean: weight times loss, or what class weights make of it.
         weight: denominator of the mean; None is 1 for each row.
-        counted: False for rows in no figure: ignored, or skipped as not finite.
+        counted: False for rows in no metric: ignored, or skipped as not finite.
         ignored: by their label.
         nonfinite: holding a NaN, +inf or no finite logit.
         row_weight: of the row alone, where `weight` has the class weight in it.

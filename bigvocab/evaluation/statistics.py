@@ -272,7 +272,7 @@ def read_values(sums: Sums) -> dict[str, Any]:
         value = KINDS[statistic.kind].read(sums, statistic.column)
         if value is None:
             continue
-        head, _, rest = statistic.figure.partition(".")
+        head, _, rest = statistic.name.partition(".")
         if rest:
             found.setdefault(head, {})[rest] = value
         elif isinstance(value, dict):

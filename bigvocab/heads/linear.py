@@ -58,7 +58,7 @@ def linear_cross_entropy(
         biases: (V,), of any of these types; -inf masks a class.
         class_weights: (num_classes,), weight of each class; under "mean" the denominator is the sum of the weights of
             the labels seen, of soft labels the number of rows.
-        ignore_index: rows with this label count in no figure and are not computed; their loss is 0.
+        ignore_index: rows with this label count in no metric and are not computed; their loss is 0.
         label_smoothing: e in [0, 1].
         softcap: c > 0, or None.
         logit_scale: > 0; a temperature t is logit_scale = 1/t.

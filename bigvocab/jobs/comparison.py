@@ -60,7 +60,7 @@ def compare(
         reference: logits (N, V): a path, a glob, a folder, a list of paths, an array, or a llama.cpp logits file.
         candidate: the same, or a dict of candidates by name; the reference is read once for all.
         labels: a path, a list of paths, or an array: one class per row. None: those of a llama.cpp file; without any,
-            there are no figures of losses. `shift_labels` and `score_from` are as of `evaluate`.
+            there are no metrics of losses. `shift_labels` and `score_from` are as of `evaluate`.
         inputs: hidden states (N, D) of both sides, whose `weights` (V, D) are among the options.
         reference_inputs: of the reference alone, as all that begins so.
         candidate_inputs: of the candidates; one for all or a dict by name, as all that begins so.
@@ -69,7 +69,7 @@ def compare(
         report_every: seconds; `report` is also written so often, then with `progress` {rows_done, rows_total}.
         html: path of a page of the report, which needs bigvocab[html].
         shard: "I/N" or (I, N): only the I-th of N equal ranges of rows; see `evaluate`.
-        vocab_shard: refused: figures of ranges of classes do not merge.
+        vocab_shard: refused: metrics of ranges of classes do not merge.
         weight_column: refused: percentiles and flips have no weights.
         state: path of the state file, written at checkpoints and at the end.
         resume: go on from `state`, where it is there; a run that had ended just reports again.
@@ -86,7 +86,7 @@ def compare(
         BigvocabError: rows or classes that differ, bad values, named by file and row; FormatError: files that are not
             what they say. No output is left then. TypeError: arguments of the wrong kind.
 
-    Source: comparison/README.md has the formula of each figure.
+    Source: comparison/README.md has the formula of each metric.
 
     >>> import numpy as np
     >>> p, q = np.log([[0.5, 0.25, 0.25]] * 2), np.log([[0.25, 0.5, 0.25]] * 2)

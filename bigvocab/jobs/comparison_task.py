@@ -1,4 +1,4 @@
-"""The task that compares: figures of pairs of rows, their sums, and a record for each row."""
+"""The task that compares: metrics of pairs of rows, their sums, and a record for each row."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ class ComparisonTask:
             check_labels(context, self.data.labels, self.sides.num_classes)
 
     def run(self, batch: LabelBatch) -> Iterator[Piece]:
-        """Figures of the rows, block by block as files and memory have it."""
+        """Metrics of the rows, block by block as files and memory have it."""
         asked = self.specification
         for block in self.comparer.blocks(self.sides, batch, self.data.names.labels, labelled=self.labelled):
             records = [] if self.schema is None else [comparison_records(self.schema, asked, block)]

@@ -31,6 +31,6 @@ def write_page(path: str | os.PathLike[str] | None, report: Report) -> None:
         return
     from bigvocab.reports.page import page_of
 
-    figures: Any = json.loads(report.to_json())
+    values: Any = json.loads(report.to_json())
     options = {"options": report.options} if report.options else {}
-    write_text(path, page_of(figures | options))
+    write_text(path, page_of(values | options))

@@ -54,5 +54,5 @@ def flat_ids(name: str, labels: Any, leading: tuple[int, ...]) -> Any:
 
 
 def shaped(found: Any, shape: tuple[int, ...], reduction: str) -> Any:
-    """Losses in the shape of the labels; a figure of all as it is."""
+    """Losses in the shape of the labels; one value of all as it is."""
     return found.reshape(shape) if reduction == "none" else found

@@ -27,7 +27,7 @@ def check_reduction(reduction: str) -> None:
 
 
 def reduced(reduction: str, total: Fraction | float, weight: Fraction | float, count: int, nonzero: int) -> float:
-    """The figure `reduction` of sums: total = S w l, weight = S w, `count` losses of which `nonzero` have a weight."""
+    """The value `reduction` of sums: total = S w l, weight = S w, `count` losses of which `nonzero` have a weight."""
     if reduction == "sum":
         return to_float(total)
     return divide(total, {"mean": weight, "sum_over_batch_size": count, "sum_by_nonzero_weights": nonzero}[reduction])
@@ -92,8 +92,8 @@ def broadcast_weights(weights: npt.ArrayLike, shape: tuple[int, ...]) -> npt.NDA
 def reduce_losses(
     losses: npt.NDArray[np.float64], weights: npt.NDArray[np.float64], reduction: str, counted: Any = None
 ) -> Any:
-    """`compute_weighted_loss` of checked arrays; where `counted` (bool, of the losses' shape) is False, a loss is in no
-    figure.
+    """`compute_weighted_loss` of checked arrays; where `counted` (bool, of the losses' shape) is False, a loss counts
+    for nothing.
     """
     spread = np.broadcast_to(weights, losses.shape)
     unit = not weights.ndim and weights == 1.0
@@ -109,7 +109,7 @@ def reduce_losses(
 def reduce_weighted(
     weighted: npt.NDArray[np.float64], weights: npt.NDArray[np.float64], count: int, reduction: str
 ) -> float:
-    """One figure of weighted losses w l, their weights w and the number of losses that count."""
+    """One value of weighted losses w l, their weights w and the number of losses that count."""
     total = ExactSums()
     total.add(weighted)
     weight = ExactSums()

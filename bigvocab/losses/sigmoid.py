@@ -183,7 +183,7 @@ def add_all(sums: ExactSums, values: Floats) -> None:
 
 
 def _reduced_by_scalar(reduction: str, total: ExactSums, weight: float, count: int) -> float:
-    """The figure of `count` losses of one weight and of sum `total`; what counts for nothing may be NaN."""
+    """The value of `count` losses of one weight and of sum `total`; what counts for nothing may be NaN."""
     if weight == 0:
         return reduced(reduction, 0.0, 0.0, count, 0)
     exact = total.exact()

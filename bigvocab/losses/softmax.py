@@ -126,7 +126,7 @@ def sparse_softmax_cross_entropy(
         class_weights: (V,), weight of each class; under "mean" the denominator is the sum of the weights of the labels
             seen.
         label_smoothing: e in [0, 1].
-        ignore_index: rows with this label, or one of these, count in no figure, and their logits may be anything; their
+        ignore_index: rows with this label, or one of these, count in no metric, and their logits may be anything; their
             loss is 0.
         exclude: ids of classes that do not exist, for all rows or, as a pair (offsets (N + 1,), ids), for each: as if
             their logits were -inf.

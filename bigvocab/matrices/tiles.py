@@ -58,7 +58,7 @@ def rows_in_one_piece(array: Array) -> bool:
 
 
 def in_one_piece(array: Array) -> Array:
-    """Rows as they are, or a copy in which each lies in one piece, in native byte order: the bits of its figures are
+    """Rows as they are, or a copy in which each lies in one piece, in native byte order: the bits of its values are
     then those of the same values anywhere.
     """
     if rows_in_one_piece(array):

@@ -1,4 +1,4 @@
-"""Which figures a comparison will report: conditions on others are refused before any work."""
+"""Which values a comparison will report: conditions on others are refused before any work."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ def check_comparison_name(
     grouped: bool,
     llama_cpp: bool,
 ) -> None:
-    """Raise if it is known before any work that the report will have no figure of this dotted name.
+    """Raise if it is known before any work that the report will have no value of this dotted name.
 
     Args:
-        name: of the figure.
+        name: of the value.
         metrics: what is asked for.
         top_k: the k of the overlap.
         names: of the candidates.
@@ -57,24 +57,24 @@ def check_comparison_name(
     if name in top or inner is not None and inner in known:
         return
     if inner is not None and inner.startswith("groups.") and grouped:
-        figures = (*_GROUP, *("difference", "difference_stderr") * labelled)
-        group, _, figure = inner.removeprefix("groups.").rpartition(".")
-        if group and figure in figures:
+        parts = (*_GROUP, *("difference", "difference_stderr") * labelled)
+        group, _, part = inner.removeprefix("groups.").rpartition(".")
+        if group and part in parts:
             return
-        raise BigvocabError(f"the report has no figure {name!r}; expected groups.NAME.{'|'.join(figures)}")
+        raise BigvocabError(f"the report has no value named {name!r}; expected groups.NAME.{'|'.join(parts)}")
     made = ("floor", "macro", *["llama_cpp"] * llama_cpp)  # whether they are there, the files say
     if inner is not None and "." in inner and inner.split(".")[0] in made:
         return
     if inner is not None and (needed := _needed(inner, metrics, labelled, grouped, clustered)):
         raise BigvocabError(f"{name!r} needs {needed}")
     if several and inner is None and name.split(".")[0] in {one.split(".")[0] for one in known}:
-        raise BigvocabError(f"the report has no figure {name!r}; did you mean {prefixes[0]}{name}?")
+        raise BigvocabError(f"the report has no value named {name!r}; did you mean {prefixes[0]}{name}?")
     every = [*top, *(prefix + one for prefix in prefixes for one in known)]
-    raise BigvocabError(f"the report has no figure {name!r}; {_advice(name, every, known)}")
+    raise BigvocabError(f"the report has no value named {name!r}; {_advice(name, every, known)}")
 
 
 def _of_candidate(metrics: Collection[str], top_k: Sequence[int], labelled: bool, clustered: bool) -> list[str]:
-    """The figures of one candidate."""
+    """The values of one candidate."""
     found = ["rows", "ignored_rows", "nonfinite_rows.reference", "nonfinite_rows.candidate", "clusters.count"]
     found += [f"same_top.{part}" for part in ("share", "stderr", *["cluster_stderr"] * clustered)]
     for name in ("kl", "kl_reverse", "js", "tv", *["delta_p"] * labelled):
@@ -98,7 +98,7 @@ def _of_candidate(metrics: Collection[str], top_k: Sequence[int], labelled: bool
 
 
 def _needed(name: str, metrics: Collection[str], labelled: bool, grouped: bool, clustered: bool) -> str | None:
-    """The option that would bring a figure into the report."""
+    """The option that would bring a value into the report."""
     head = name.split(".")[0]
     if head in _LABELLED and not labelled:
         return "--labels"

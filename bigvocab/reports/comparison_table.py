@@ -14,19 +14,19 @@ from bigvocab.reports.llama_cpp import format_table
 from bigvocab.reports.numerals import count, counted, fixed, is_within_error, significant, to_error
 from bigvocab.reports.pairs import Pairs, pairs_table, source_pairs, title
 
-_Figures = Mapping[str, Any]
+_Values = Mapping[str, Any]
 _MOST_GROUPS, _MOST_WORST = 20, 5
 _PERCENTS = ("99.9", "99", "95", "90", "50", "10", "1")
 _DIVERGENCES = {"kl": "KL", "kl_reverse": "KL reversed", "js": "JS", "tv": "TV"}
 
 
-def comparison_tables(figures: _Figures, sign: str, width: int) -> Iterator[Any]:
+def comparison_tables(values: _Values, sign: str, width: int) -> Iterator[Any]:
     """What rich prints of a comparison, block by block with a line between."""
-    sides = candidates_of(figures)
-    yield pairs_table(_head(figures, sides, sign), 12, "bold")
+    sides = candidates_of(values)
+    yield pairs_table(_head(values, sides, sign), 12, "bold")
     yield ""
     yield _line_each(sides, sign)
-    words = list(_in_words(figures, sides))
+    words = list(_in_words(values, sides))
     if words:
         yield ""
         yield from words
@@ -35,23 +35,23 @@ def comparison_tables(figures: _Figures, sign: str, width: int) -> Iterator[Any]
         if len(sides) > 1:
             yield title(printable(name))
         yield from _in_full(block, sign, width)
-    if source := source_pairs(figures):
+    if source := source_pairs(values):
         yield ""
         yield pairs_table(source, 12, "dim")
 
 
-def candidates_of(figures: _Figures) -> list[tuple[str, _Figures]]:
-    """The candidates with their figures, nearest to the reference first."""
-    blocks = figures.get("candidates") or {figures.get("name", "candidate"): figures}
+def candidates_of(values: _Values) -> list[tuple[str, _Values]]:
+    """The candidates with their values, nearest to the reference first."""
+    blocks = values.get("candidates") or {values.get("name", "candidate"): values}
     return sorted(blocks.items(), key=lambda item: (math.isnan(item[1]["kl"]["mean"]), item[1]["kl"]["mean"]))
 
 
-def _head(figures: _Figures, sides: list[tuple[str, _Figures]], sign: str) -> Pairs:
+def _head(values: _Values, sides: list[tuple[str, _Values]], sign: str) -> Pairs:
     """The reference and how many rows."""
-    rows = f"{figures['rows']:,}"
-    notes = [f"{figures['ignored_rows']:,} ignored"] if figures.get("ignored_rows") else []
-    if "clusters" in figures:
-        notes.append(f"in {counted(figures['clusters']['count'], 'cluster')}, over which errors are taken")
+    rows = f"{values['rows']:,}"
+    notes = [f"{values['ignored_rows']:,} ignored"] if values.get("ignored_rows") else []
+    if "clusters" in values:
+        notes.append(f"in {counted(values['clusters']['count'], 'cluster')}, over which errors are taken")
     pairs = [("rows", rows + (f" ({', '.join(notes)})" if notes else ""))]
     reference = next((block["reference"] for _, block in sides if "reference" in block), None)
     if reference is not None:
@@ -60,24 +60,24 @@ def _head(figures: _Figures, sides: list[tuple[str, _Figures]], sign: str) -> Pa
     return pairs
 
 
-def _error(block: _Figures) -> float:
+def _error(block: _Values) -> float:
     """The error that is shown: over clusters where there are some."""
     return float(block.get("cluster_stderr", block.get("stderr", math.nan)))
 
 
-def _ratio(block: _Figures, sign: str, digits: int = 2) -> str:
+def _ratio(block: _Values, sign: str, digits: int = 2) -> str:
     found = block["difference"]
     return to_error(found["perplexity_ratio"], found["perplexity_ratio"] * _error(found), sign, digits)
 
 
-def _line_each(sides: list[tuple[str, _Figures]], sign: str) -> Any:
+def _line_each(sides: list[tuple[str, _Values]], sign: str) -> Any:
     """One line per candidate."""
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=None, padding=(0, 0, 0, 1), header_style="cyan")
     labelled = all("difference" in block for _, block in sides)
-    table.add_column("candidate", overflow="fold", min_width=9, max_width=24)  # names give way to figures
+    table.add_column("candidate", overflow="fold", min_width=9, max_width=24)  # names give way to values
     columns = [*["perplexity", "its ratio"] * labelled, "mean KL", "99.9%", "max", "same\ntop"]
     for name in columns:
         table.add_column(name, justify="right", no_wrap=True)
@@ -95,16 +95,16 @@ def _line_each(sides: list[tuple[str, _Figures]], sign: str) -> Any:
 # ---- in words
 
 
-def _in_words(figures: _Figures, sides: list[tuple[str, _Figures]]) -> Iterator[Any]:
+def _in_words(values: _Values, sides: list[tuple[str, _Values]]) -> Iterator[Any]:
     """Whether differences are more than their errors: of each candidate to the reference, and between neighbours."""
     from rich.padding import Padding
     from rich.text import Text
 
-    for text in (*_against_reference(sides), *_between(figures.get("between", ()))):
+    for text in (*_against_reference(sides), *_between(values.get("between", ()))):
         yield Padding(Text(text, overflow="fold"), (0, 0, 0, 1))
 
 
-def _against_reference(sides: list[tuple[str, _Figures]]) -> Iterator[str]:
+def _against_reference(sides: list[tuple[str, _Values]]) -> Iterator[str]:
     for name, block in sides:
         shown = printable(name)
         if block["kl"]["max"] == 0:
@@ -139,7 +139,7 @@ def _between(pairs: Any) -> Iterator[str]:
 # ---- in full
 
 
-def _in_full(block: _Figures, sign: str, width: int) -> Iterator[Any]:
+def _in_full(block: _Values, sign: str, width: int) -> Iterator[Any]:
     yield pairs_table([*_losses(block, sign), *_divergences(block, sign), *_tops(block, sign)], 12)
     if "by_confidence" in block:
         yield ""
@@ -155,7 +155,7 @@ def _in_full(block: _Figures, sign: str, width: int) -> Iterator[Any]:
         yield from _llama_cpp(block["llama_cpp"])
 
 
-def _losses(block: _Figures, sign: str) -> Iterator[tuple[str, str]]:
+def _losses(block: _Values, sign: str) -> Iterator[tuple[str, str]]:
     for side in ("reference", "candidate"):
         if side in block:
             found = block[side]
@@ -170,7 +170,7 @@ def _losses(block: _Figures, sign: str) -> Iterator[tuple[str, str]]:
             yield "correlation", fixed(found["correlation"])
 
 
-def _divergences(block: _Figures, sign: str) -> Iterator[tuple[str, str]]:
+def _divergences(block: _Values, sign: str) -> Iterator[tuple[str, str]]:
     for name, shown in _DIVERGENCES.items():
         if name in block:
             found = block[name]
@@ -198,12 +198,12 @@ def _short(number: float, digits: int = 3) -> str:
     return f"{number:.{digits}g}"
 
 
-def _percentiles(found: _Figures, show: Any) -> str:
+def _percentiles(found: _Values, show: Any) -> str:
     shown = [f"{name}% {show(found['percentiles'][name])}" for name in _PERCENTS if name in found["percentiles"]]
     return "  ".join([f"max {show(found['max'])}", *shown])
 
 
-def _tops(block: _Figures, sign: str) -> Iterator[tuple[str, str]]:
+def _tops(block: _Values, sign: str) -> Iterator[tuple[str, str]]:
     same = block["same_top"]
     tied = f" ({counted(same['tied_rows'], 'row')} tied at the top)" if same.get("tied_rows") else ""
     yield "same top", f"{to_error(100 * same['share'], 100 * _error(same), sign)} %{tied}"
@@ -236,12 +236,12 @@ def _table(*columns: str) -> Any:
 def _by_confidence(lines: Any) -> Any:
     table = _table("confidence", "rows", "mean KL", "median KL")
     for line in lines:
-        figures = [f"{line[name]:.4g}" if name in line else "" for name in ("kl_mean", "kl_median")]
-        table.add_row(f"{line['from']:.0%} to {line['to']:.0%}", count(line["rows"]), *figures)
+        values = [f"{line[name]:.4g}" if name in line else "" for name in ("kl_mean", "kl_median")]
+        table.add_row(f"{line['from']:.0%} to {line['to']:.0%}", count(line["rows"]), *values)
     return table
 
 
-def _groups(groups: _Figures, sign: str, width: int) -> Any:
+def _groups(groups: _Values, sign: str, width: int) -> Any:
     """Groups with the highest KL first."""
     from rich.text import Text
 
@@ -269,7 +269,7 @@ def _worst(rows: Any) -> Any:
     return table
 
 
-def _llama_cpp(block: _Figures) -> Iterator[Any]:
+def _llama_cpp(block: _Values) -> Iterator[Any]:
     """llama.cpp's own table, as it prints it."""
     from rich.padding import Padding
     from rich.text import Text

@@ -31,31 +31,31 @@ _REDUCTIONS = ("sum", "mean", "sum_over_batch_size", "sum_by_nonzero_weights")
 
 
 class Condition(NamedTuple):
-    """One figure of a report, by its dotted name, against a limit."""
+    """One value of a report, by its dotted name, against a limit."""
 
     text: str
     name: str
     sign: str
     limit: float
 
-    def verdict(self, figure: Any) -> str | None:
-        """Why the command fails if the figure is this; None where it does not. NaN never passes.
+    def verdict(self, value: Any) -> str | None:
+        """Why the command fails if the value is this; None where it does not. NaN never passes.
 
         Raises:
-            BigvocabError: the figure is no number.
+            BigvocabError: the value is no number.
         """
-        if isinstance(figure, Mapping):
-            names = ", ".join(f"{self.name}.{key}" for key in list(figure)[:5])
+        if isinstance(value, Mapping):
+            names = ", ".join(f"{self.name}.{key}" for key in list(value)[:5])
             raise BigvocabError(f"{self.text!r}: {self.name} is no number; there are {names}")
-        if figure is None or isinstance(figure, str | Sequence):
+        if value is None or isinstance(value, str | Sequence):
             raise BigvocabError(f"{self.text!r}: {self.name} is no number")
-        if math.isnan(figure):
+        if math.isnan(value):
             return f"{self.text}: {self.name} is nan, which passes no condition"
-        return f"{self.text}: {self.name} is {figure!r}" if _OPERATORS[self.sign](figure, self.limit) else None
+        return f"{self.text}: {self.name} is {value!r}" if _OPERATORS[self.sign](value, self.limit) else None
 
 
 def parse_condition(text: str) -> Condition:
-    """A condition from its text: a figure, one of < <= > >= == !=, and a number.
+    """A condition from its text: a dotted name, one of < <= > >= == !=, and a number.
 
     >>> parse_condition("groups.St. John.mean >= 4.5")[1:]
     ('groups.St. John.mean', '>=', 4.5)
@@ -66,7 +66,9 @@ def parse_condition(text: str) -> Condition:
     except ValueError:
         limit = math.nan
     if match is None or math.isnan(limit):
-        raise BigvocabError(f"got {text!r}, expected a figure, one of {' '.join(_OPERATORS)}, and a number: 'mean > 4'")
+        raise BigvocabError(
+            f"got {text!r}, expected a name, one of {' '.join(_OPERATORS)}, and a number, as in 'mean > 4'"
+        )
     return Condition(text.strip(), match[1], match[2], limit)
 
 
@@ -76,7 +78,7 @@ def _number(text: str) -> str:
 
 
 def check_name(name: str, loss: str, metrics: Collection[str], top_k: Sequence[int], columns: Collection[str]) -> None:
-    """Raise if it is known before any work that the report will have no figure of this dotted name.
+    """Raise if it is known before any work that the report will have no value of this dotted name.
 
     `loss`, `metrics` and `top_k` are what is asked for; `columns` those of "group", "bytes", "cluster", "exact" and
     "smoothing" that are given.
@@ -94,14 +96,14 @@ def check_name(name: str, loss: str, metrics: Collection[str], top_k: Sequence[i
     if needed := _needed(name, head, loss, metrics, columns):
         raise BigvocabError(f"{name!r} needs {needed}")
     names = single + [f"{key}.{part}" for key, parts in nested.items() for part in parts]
-    raise BigvocabError(f"the report has no figure {name!r}; {_advice(name, names)}")
+    raise BigvocabError(f"the report has no value named {name!r}; {_advice(name, names)}")
 
 
 _OPEN = ("by_frequency", "by_position", "loss_histogram", "rank_histogram", "worst")
 
 
 def _known(loss: str, metrics: Collection[str], columns: Collection[str]) -> list[str]:
-    """Names of figures without a dot."""
+    """Names of values without a dot."""
     likelihoods = _LIKELIHOODS if LOSSES[loss].is_likelihood else ()
     single = [*_ALWAYS, *_TIMES, *likelihoods]
     single += [*_RANKS] if "rank" in metrics else []
@@ -113,7 +115,7 @@ def _known(loss: str, metrics: Collection[str], columns: Collection[str]) -> lis
 def _known_blocks(
     loss: str, metrics: Collection[str], top_k: Sequence[int], columns: Collection[str]
 ) -> dict[str, tuple[str, ...]]:
-    """Names of figures with a dot: what stands before it, and behind."""
+    """Names of values with a dot: what stands before it, and after."""
     clusters = ("cluster_stderr",) if "cluster" in columns else ()
     nested: dict[str, tuple[str, ...]] = {"reductions": _REDUCTIONS}
     if "accuracy" in metrics:
@@ -141,14 +143,14 @@ def _known_blocks(
 def _check_group(name: str, rest: str, likelihood: bool, ranking: Sequence[str]) -> None:
     if any(rest.endswith(f".ranking.{one}") for one in ranking if not one.startswith("stderr.")):
         return
-    figures = ("rows", "weight", "mean", "stderr", *["perplexity"] * likelihood)
-    group, _, figure = rest.rpartition(".")
-    if not group or figure not in figures:
-        raise BigvocabError(f"the report has no figure {name!r}; expected groups.NAME.{'|'.join(figures)}")
+    parts = ("rows", "weight", "mean", "stderr", *["perplexity"] * likelihood)
+    group, _, part = rest.rpartition(".")
+    if not group or part not in parts:
+        raise BigvocabError(f"the report has no value named {name!r}; expected groups.NAME.{'|'.join(parts)}")
 
 
 def _needed(name: str, head: str, loss: str, metrics: Collection[str], columns: Collection[str]) -> str | None:
-    """The option that would bring a figure into the report; None where no option does for this loss."""
+    """The option that would bring a value into the report; None where no option does for this loss."""
     metric = "rank" if head in _RANKS else head
     if metric in LOSSES[loss].metrics and metric not in metrics:
         return f"{metric} in --metrics"

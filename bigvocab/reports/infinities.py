@@ -1,4 +1,4 @@
-"""Figures that are not finite, for JSON, which has neither NaN nor infinities."""
+"""Values that are not finite, for JSON, which has neither NaN nor infinities."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from typing import Any
 
 
-def finite_figures(figures: Mapping[str, Any]) -> dict[str, Any]:
-    """The figures with NaN as None, and infinities as None too: `infinite` then has {dotted name: "inf" or "-inf"}.
+def finite_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values with NaN as None, and infinities as None too: `infinite` then has {dotted name: "inf" or "-inf"}.
 
-    >>> finite_figures({"kl": {"mean": float("inf"), "max": float("nan")}, "rows": 2})
+    >>> finite_values({"kl": {"mean": float("inf"), "max": float("nan")}, "rows": 2})
     {'kl': {'mean': None, 'max': None}, 'rows': 2, 'infinite': {'kl.mean': 'inf'}}
     """
     infinite: dict[str, str] = {}
@@ -28,5 +28,5 @@ def finite_figures(figures: Mapping[str, Any]) -> dict[str, Any]:
             return number if math.isfinite(number) else None
         return value
 
-    found = {key: without(value, str(key)) for key, value in figures.items()}
+    found = {key: without(value, str(key)) for key, value in values.items()}
     return found | ({"infinite": infinite} if infinite else {})

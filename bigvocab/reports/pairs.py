@@ -33,19 +33,19 @@ def pairs_table(pairs: Pairs, width: int, style: str = "") -> Any:
     return table
 
 
-def source_pairs(figures: Mapping[str, Any]) -> Pairs:
+def source_pairs(values: Mapping[str, Any]) -> Pairs:
     """Which data, and how fast."""
-    files = figures.get("inputs", [])
-    pairs = _model(figures.get("model"))
+    files = values.get("inputs", [])
+    pairs = _model(values.get("model"))
     pairs += [("data" if i == 0 else "", _file(file)) for i, file in enumerate(files[:_MOST_FILES])]
     if more := len(files) - _MOST_FILES:
         pairs += [("", f"... and {counted(more, 'more file')}")] if more > 0 else []
-    if "seconds" in figures:
-        rate = f"{significant(figures['seconds'], 3)} s"
-        if "rows_per_second" in figures:
-            rate += f", {significant(figures['rows_per_second'], 3)} rows/s"
-        if "bytes_per_second" in figures:
-            rate += f", {size(figures['bytes_per_second'])}/s"
+    if "seconds" in values:
+        rate = f"{significant(values['seconds'], 3)} s"
+        if "rows_per_second" in values:
+            rate += f", {significant(values['rows_per_second'], 3)} rows/s"
+        if "bytes_per_second" in values:
+            rate += f", {size(values['bytes_per_second'])}/s"
         pairs.append(("time", rate))
     return pairs
 

@@ -1,6 +1,6 @@
-"""Report: the figures of an evaluation as a dict, as JSON, and as a table for a person.
+"""Report: the values of an evaluation as a dict, as JSON, and as a table for a person.
 
-The figures are made elsewhere; here is only how they are shown, and how one of them is found by a dotted name.
+The values are made elsewhere; here is only how they are shown, and how one of them is found by a dotted name.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, KeysView, Mapping
 from typing import Any
 
 from bigvocab.errors import printable
-from bigvocab.reports.infinities import finite_figures
+from bigvocab.reports.infinities import finite_values
 from bigvocab.reports.numerals import count, counted, fixed, significant, with_error
 from bigvocab.reports.pairs import Pairs, pairs_table, source_pairs
 
@@ -24,10 +24,10 @@ _WIDTH = 80
 
 
 class Report:
-    """The figures of an evaluation: `report["mean"]`, `.to_dict()`, `.to_json()`, and the table, `str(report)`.
+    """The values of an evaluation: `report["mean"]`, `.to_dict()`, `.to_json()`, and the table, `str(report)`.
 
     >>> report = Report({"loss": "sparse-softmax", "mean": 1.5, "rows": 2, "accuracy": {"1": 0.5}})
-    >>> report["mean"], report.figure("accuracy.1")
+    >>> report["mean"], report.value("accuracy.1")
     (1.5, 0.5)
     >>> print(report)
      loss      sparse-softmax
@@ -36,80 +36,82 @@ class Report:
      accuracy  50.00% top-1
     """
 
-    def __init__(self, figures: Mapping[str, Any], options: Mapping[str, Any] | None = None) -> None:
-        """`options`: those that were given, for the page alone: figures do not depend on how rows came."""
-        self._figures, self.options = dict(figures), dict(options or {})
+    def __init__(self, values: Mapping[str, Any], options: Mapping[str, Any] | None = None) -> None:
+        """`options`: those that were given, for the page alone: values do not depend on how rows came."""
+        self._values, self.options = dict(values), dict(options or {})
 
     def __getitem__(self, name: str) -> Any:
-        return self._figures[name]
+        return self._values[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._figures)
+        return iter(self._values)
 
     def __len__(self) -> int:
-        return len(self._figures)
+        return len(self._values)
 
     def keys(self) -> KeysView[str]:
         """Names of the values, so that `dict(report)` is a copy."""
-        return self._figures.keys()
+        return self._values.keys()
 
     def __contains__(self, name: object) -> bool:
-        return name in self._figures
+        return name in self._values
 
     def __repr__(self) -> str:
-        shown = [f"{name}={self._figures[name]!r}" for name in ("loss", "mean", "rows") if name in self]
+        shown = [f"{name}={self._values[name]!r}" for name in ("loss", "mean", "rows") if name in self]
         return f"<Report {' '.join(shown)}>"
 
     def to_dict(self) -> dict[str, Any]:
-        """All figures, as a copy; floats may be NaN or infinite.
+        """All values, as a copy; floats may be NaN or infinite.
 
         >>> Report({"mean": 1.5}).to_dict()
         {'mean': 1.5}
         """
-        return copy.deepcopy(self._figures)
+        return copy.deepcopy(self._values)
 
     def to_json(self) -> str:
-        """All figures as JSON: NaN and infinities are null, and `infinite` names the infinities.
+        """All values as JSON: NaN and infinities are null, and `infinite` names the infinities.
 
         >>> print(Report({"mean": float("nan")}).to_json())
         {
           "mean": null
         }
         """
-        return as_json(finite_figures(self._figures))
+        return as_json(finite_values(self._values))
 
-    def figure(self, name: str) -> Any:
-        """The figure of a dotted name such as `perplexity`, `accuracy.1` or `groups.St. John.mean`.
+    def value(self, name: str) -> Any:
+        """The value of a dotted name such as `perplexity`, `accuracy.1` or `groups.St. John.mean`.
 
         Raises:
-            KeyError: there is no figure of that name.
+            KeyError: there is no value of that name.
 
-        >>> Report({"accuracy": {"1": 0.5}}).figure("accuracy.1")
+        >>> Report({"accuracy": {"1": 0.5}}).value("accuracy.1")
         0.5
         """
-        found = _find(self._figures, name)
+        found = _find(self._values, name)
         if found is None:
             raise KeyError(name)
         return found[0]
+
+    figure = value  # its former name
 
     def __str__(self) -> str:
         return plain_text([self])
 
     def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
         """What rich prints: the table, in colours where the console has them."""
-        figures, sign = self._figures, "+/-" if options.ascii_only else "±"
-        if is_comparison(figures):
+        values, sign = self._values, "+/-" if options.ascii_only else "±"
+        if is_comparison(values):
             from bigvocab.reports.comparison_table import comparison_tables
 
-            yield from comparison_tables(figures, sign, options.max_width)
+            yield from comparison_tables(values, sign, options.max_width)
             return
-        blocks = [_first(figures, sign), _ranking(figures), _rest(figures), _reductions(figures)]
-        blocks.append(_sampled(figures, sign))
-        source = source_pairs(figures)
+        blocks = [_first(values, sign), _ranking(values), _rest(values), _reductions(values)]
+        blocks.append(_sampled(values, sign))
+        source = source_pairs(values)
         width = max(len(name) for block in [*blocks, source] for name, _ in block)
         tables = [pairs_table(pairs, width, "bold" if i == 0 else "") for i, pairs in enumerate(blocks) if pairs]
-        if figures.get("groups"):
-            tables.append(_groups_table(figures["groups"], width, options.max_width))
+        if values.get("groups"):
+            tables.append(_groups_table(values["groups"], width, options.max_width))
         if source:
             tables.append(pairs_table(source, width, "dim"))
         for i, table in enumerate(tables):
@@ -118,9 +120,9 @@ class Report:
             yield table
 
 
-def is_comparison(figures: Mapping[str, Any]) -> bool:
-    """Whether figures are those of a comparison of models."""
-    return "candidates" in figures or "kl" in figures
+def is_comparison(values: Mapping[str, Any]) -> bool:
+    """Whether values are those of a comparison of models."""
+    return "candidates" in values or "kl" in values
 
 
 def plain_text(items: Iterable[Any]) -> str:
@@ -137,42 +139,42 @@ def plain_text(items: Iterable[Any]) -> str:
 # ---- what stands in the table, as pairs of a name and a text
 
 
-def _first(figures: Mapping[str, Any], sign: str) -> Pairs:
+def _first(values: Mapping[str, Any], sign: str) -> Pairs:
     """What matters most."""
-    pairs = [("loss", str(figures.get("loss", "?")))]
-    if "mean" in figures:
-        shown = with_error(fixed(figures["mean"]), _error_of(figures, "stderr"), sign) + " nats"
-        over = f", {counted(figures['clusters']['count'], 'cluster')}" if "cluster_stderr" in figures else ""
+    pairs = [("loss", str(values.get("loss", "?")))]
+    if "mean" in values:
+        shown = with_error(fixed(values["mean"]), _error_of(values, "stderr"), sign) + " nats"
+        over = f", {counted(values['clusters']['count'], 'cluster')}" if "cluster_stderr" in values else ""
         pairs.append(("mean", shown + over))
-    if "nll" in figures:
-        nll = figures["nll"]
+    if "nll" in values:
+        nll = values["nll"]
         shown = with_error(fixed(nll["mean"]), _error_of(nll, "stderr"), sign)
         pairs.append(("nll", f"{shown} nats, without label smoothing"))
-    if "perplexity" in figures:
-        shown = with_error(significant(figures["perplexity"]), _error_of(figures, "perplexity_stderr"), sign)
+    if "perplexity" in values:
+        shown = with_error(significant(values["perplexity"]), _error_of(values, "perplexity_stderr"), sign)
         pairs.append(("perplexity", shown))
-    if "rows" in figures:
-        left_out = [(figures.get(f"{what}_rows", 0), word) for what, word in _ROWS.items()]
+    if "rows" in values:
+        left_out = [(values.get(f"{what}_rows", 0), word) for what, word in _ROWS.items()]
         notes = [f"{n:,} {word}" for n, word in left_out if n]
-        pairs.append(("rows", f"{figures['rows']:,}" + (f" ({', '.join(notes)})" if notes else "")))
-    if "accuracy" in figures:
-        shares = [f"{share:.2%} top-{k}" for k, share in figures["accuracy"].items()]
+        pairs.append(("rows", f"{values['rows']:,}" + (f" ({', '.join(notes)})" if notes else "")))
+    if "accuracy" in values:
+        shares = [f"{share:.2%} top-{k}" for k, share in values["accuracy"].items()]
         pairs.append(("accuracy", "   ".join(shares)))
     return pairs
 
 
-def _error_of(figures: Mapping[str, Any], name: str) -> float | None:
+def _error_of(values: Mapping[str, Any], name: str) -> float | None:
     """The standard error that is shown: over clusters where there are some."""
-    found: float | None = figures.get(name.replace("stderr", "cluster_stderr"), figures.get(name))
+    found: float | None = values.get(name.replace("stderr", "cluster_stderr"), values.get(name))
     return found
 
 
-def _ranking(figures: Mapping[str, Any]) -> Pairs:
+def _ranking(values: Mapping[str, Any]) -> Pairs:
     """Metrics of rankings, a line for each, a share for each k."""
     pairs = []
-    for name, values in figures.get("ranking", {}).items():
+    for name, by_k in values.get("ranking", {}).items():
         if name != "stderr":
-            pairs.append((name.replace("_", " "), "   ".join(f"{fixed(value)} @{k}" for k, value in values.items())))
+            pairs.append((name.replace("_", " "), "   ".join(f"{fixed(value)} @{k}" for k, value in by_k.items())))
     return pairs
 
 
@@ -186,39 +188,39 @@ _REST = {
 }
 
 
-def _rest(figures: Mapping[str, Any]) -> Pairs:
-    pairs = [(name.replace("_", " "), show(figures[name])) for name, show in _REST.items() if name in figures]
-    if "entropy" in figures:
-        pairs.append(("entropy", f"{fixed(figures['entropy'])} nats"))
-    if "logsumexp" in figures:
-        found = figures["logsumexp"]
+def _rest(values: Mapping[str, Any]) -> Pairs:
+    pairs = [(name.replace("_", " "), show(values[name])) for name, show in _REST.items() if name in values]
+    if "entropy" in values:
+        pairs.append(("entropy", f"{fixed(values['entropy'])} nats"))
+    if "logsumexp" in values:
+        found = values["logsumexp"]
         spread = f"({fixed(found['min'], 3)} to {fixed(found['max'], 3)})"
         pairs.append(("logsumexp", f"{fixed(found['mean'])} {spread}"))
-    if "calibration" in figures:
-        found = figures["calibration"]
+    if "calibration" in values:
+        found = values["calibration"]
         pairs.append(("calibration", f"ece {found['ece']:.2%}, brier {fixed(found['brier'])}"))
-    if "label_mass" in figures:
-        found = figures["label_mass"]
+    if "label_mass" in values:
+        found = values["label_mass"]
         pairs.append(("label mass", f"{fixed(found['mean'])} (least {fixed(found['min'])})"))
-    if figures.get("rows_without_bytes"):
-        pairs.append(("without bytes", counted(figures["rows_without_bytes"], "row")))
-    if "macro" in figures:
-        found = figures["macro"]
+    if values.get("rows_without_bytes"):
+        pairs.append(("without bytes", counted(values["rows_without_bytes"], "row")))
+    if "macro" in values:
+        found = values["macro"]
         pairs.append(("macro mean", f"{fixed(found['mean'])} nats over {counted(found['groups'], 'group')}"))
     return pairs
 
 
-def _reductions(figures: Mapping[str, Any]) -> Pairs:
+def _reductions(values: Mapping[str, Any]) -> Pairs:
     """The other reductions, which tell something only where rows were weighted."""
-    if "reductions" not in figures or figures.get("weight") == figures.get("rows"):
+    if "reductions" not in values or values.get("weight") == values.get("rows"):
         return []
-    shown = [(name.replace("_", " "), fixed(value)) for name, value in figures["reductions"].items() if name != "mean"]
-    return [("sum of weights", count(figures["weight"])), *shown]
+    shown = [(name.replace("_", " "), fixed(value)) for name, value in values["reductions"].items() if name != "mean"]
+    return [("sum of weights", count(values["weight"])), *shown]
 
 
-def _sampled(figures: Mapping[str, Any], sign: str) -> Pairs:
+def _sampled(values: Mapping[str, Any], sign: str) -> Pairs:
     """The sampled loss beside the exact one."""
-    found = figures.get("sampled")
+    found = values.get("sampled")
     if not found:
         return []
     seed = f", seed {','.join(map(str, found['seed']))}" if "seed" in found else ""
@@ -235,7 +237,7 @@ def _sampled(figures: Mapping[str, Any], sign: str) -> Pairs:
 
 
 def _groups_table(groups: Mapping[str, Mapping[str, Any]], width: int, most: int) -> Any:
-    """Groups with the highest mean first; those with nothing to average last. Names give way to figures."""
+    """Groups with the highest mean first; those with nothing to average last. Names give way to values."""
     from rich.table import Table
     from rich.text import Text
 
@@ -268,15 +270,15 @@ def _groups_table(groups: Mapping[str, Mapping[str, Any]], width: int, most: int
 # ---- dotted names and JSON
 
 
-def _find(figures: Any, name: str) -> tuple[Any] | None:
+def _find(values: Any, name: str) -> tuple[Any] | None:
     """The value at a dotted path in nested dicts; keys may hold dots themselves, and the longest key goes first."""
-    if not isinstance(figures, Mapping):
+    if not isinstance(values, Mapping):
         return None
-    if name in figures:
-        return (figures[name],)
+    if name in values:
+        return (values[name],)
     dots = [i for i, letter in enumerate(name) if letter == "."]
     for dot in reversed(dots):
-        if name[:dot] in figures and (found := _find(figures[name[:dot]], name[dot + 1 :])):
+        if name[:dot] in values and (found := _find(values[name[:dot]], name[dot + 1 :])):
             return found
     return None
 

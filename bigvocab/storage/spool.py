@@ -152,7 +152,6 @@ class SpooledFile(MappedFile):
         remote = self._sparse.remote
         super().__init__(Source(self._sparse.path, remote.shown, source.selector))
         self.path = source.path
-        self._local = self.identity
         self.identity: RemoteIdentity = remote.identity  # type: ignore[assignment]
 
     def fill(self, start: int, stop: int) -> None:

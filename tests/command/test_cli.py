@@ -344,15 +344,15 @@ def test_fail_if_names_every_condition_that_holds(data):
 
 
 def test_nan_passes_no_condition(data, monkeypatch):
-    figures = {"loss": "sparse-softmax", "mean": float("nan"), "rows": 0}
-    monkeypatch.setattr(evaluation, "evaluate", lambda **given: bigvocab.Report(figures))
+    values = {"loss": "sparse-softmax", "mean": float("nan"), "rows": 0}
+    monkeypatch.setattr(evaluation, "evaluate", lambda **given: bigvocab.Report(values))
     for condition in ("mean > 4", "mean < 4", "mean != 4"):
         found = run(*EVAL, "--fail-if", condition)
         assert found.exit_code == 3
         assert "nan" in found.stderr
 
 
-def test_a_figure_that_turns_out_to_be_missing_exits_2_after_the_report(data):
+def test_a_value_that_turns_out_to_be_missing_exits_2_after_the_report(data):
     found = run(*EVAL, "--group-column", "group", "--fail-if", "groups.Ruth.mean > 3", "--fail-if", "rows > 3")
     assert found.exit_code == 2
     assert "perplexity" in found.stdout
@@ -360,8 +360,8 @@ def test_a_figure_that_turns_out_to_be_missing_exits_2_after_the_report(data):
     assert "rows is 40" in found.stderr
 
 
-def test_conditions_know_every_figure_of_a_report(data):
-    figures = json.loads(run(*EVAL, *ALL, "--format", "json").stdout)
+def test_conditions_know_every_value_of_a_report(data):
+    values = json.loads(run(*EVAL, *ALL, "--format", "json").stdout)
 
     def names(value, prefix=""):
         for key, item in value.items():
@@ -370,7 +370,7 @@ def test_conditions_know_every_figure_of_a_report(data):
             elif isinstance(item, int | float) and key != "schema_version":
                 yield prefix + key
 
-    found = list(names(figures))
+    found = list(names(values))
     assert len(found) > 30
     for name in found:
         check_name(name, "sparse-softmax", catalogue.METRICS, (1, 5), ("group", "bytes"))
@@ -380,7 +380,7 @@ def test_conditions_know_every_figure_of_a_report(data):
     "text", ["", "mean", "> 3", "mean >", "mean > x", "mean = 3", "mean => 3", "mean > 3 4", "3 < mean"]
 )
 def test_a_condition_has_a_name_a_sign_and_a_number(text):
-    with pytest.raises(BigvocabError, match="expected a figure"):
+    with pytest.raises(BigvocabError, match="expected a name"):
         parse_condition(text)
 
 
@@ -416,7 +416,7 @@ def test_logits_of_labels_are_written_alone(data, option):
     ("loss", "condition"), [("sigmoid", "sampled.bias > 1"), ("sigmoid", "entropy > 1"), ("log-loss", "mean_rank > 0")]
 )
 def test_no_advice_that_would_be_refused(data, loss, condition):
-    refused(run(*EVAL, "--loss", loss, "--fail-if", condition), 2, "the report has no figure")
+    refused(run(*EVAL, "--loss", loss, "--fail-if", condition), 2, "the report has no value named")
 
 
 def test_columns_of_users_are_not_taken_for_options(data):

@@ -68,10 +68,10 @@ def test_layers_with_names(data):
                 "--candidate-weights", "same=w.npy", "--labels", "y.npy", "--candidate-logit-scale", "same=0.5",
                 "--metrics", "tops", "--format", "json")  # fmt: skip
     assert found.exit_code == 0, found.output
-    figures = json.loads(found.stdout)["candidates"]
+    values = json.loads(found.stdout)["candidates"]
     expected = bv.compare(inputs=states, reference_weights=layer, candidate_weights=layer, candidate_logit_scale=0.5)
-    assert figures["same"]["kl"]["mean"] == expected["kl"]["mean"]
-    assert list(figures) == ["r", "same"]
+    assert values["same"]["kl"]["mean"] == expected["kl"]["mean"]
+    assert list(values) == ["r", "same"]
 
 
 def test_printed_tables_of_llama_cpp(data):
@@ -118,13 +118,13 @@ def test_fail_if(data, condition, code):
     [
         ("kl.mean > 1", "did you mean candidates.q8.kl.mean"),
         ("candidates.q8.kl.meen > 1", "candidates.q8.kl.mean"),
-        ("candidates.q9.kl.mean > 1", "the report has no figure"),
+        ("candidates.q9.kl.mean > 1", "the report has no value named"),
         ("candidates.q8.entropy_reference.mean > 1", "needs entropy in --metrics"),
         ("candidates.q8.llama_cpp.mean_kld.value > 1", "needs --llama-cpp"),
         ("candidates.q8.groups.a.perplexity > 1", "expected groups.NAME.rows|kl"),
     ],
 )
-def test_conditions_on_figures_that_there_will_not_be(data, condition, words):
+def test_conditions_on_values_that_there_will_not_be(data, condition, words):
     found = run(*ALL, "--fail-if", condition)
     assert found.exit_code == 2
     assert words in " ".join(found.stderr.split())

@@ -53,7 +53,7 @@ def test_a_process_makes_a_page(data):
         ("{", ("report.json: is no JSON",)),
         ('{"mean": NaN}', ("is no JSON", "NaN")),
         ("[" * 100_000, ("nested too deep",)),
-        ("[1]", ("report.json: report: got [1], expected an object of figures",)),
+        ("[1]", ("report.json: report: got [1], expected an object of named values",)),
         ("{}", ("schema_version: got None",)),
         ('{"schema_version": 99}', ("of a newer bigvocab",)),
         ('{"schema_version": 1, "loss": "softmax", "mean": "<b>", "rows": 2}', ("mean: got '<b>'",)),
@@ -97,7 +97,7 @@ def test_neither_import_nor_eval_loads_what_pages_are_made_with(data):
     assert done.stdout.strip() == "[]", done.stderr
 
 
-# ---- names of new figures
+# ---- names of new metrics
 
 
 def test_conditions_know_the_new_names(data):

@@ -39,10 +39,10 @@ def fed(parts, **options):
 
 def unnumbered(report):
     """A report whose worst rows are told by their kl: batches number their rows as they come."""
-    figures = report.to_dict()
-    for block in figures["candidates"].values():
+    values = report.to_dict()
+    for block in values["candidates"].values():
         block["worst"] = [{**row, "row": 0} for row in block["worst"]]
-    return json.dumps(figures)
+    return json.dumps(values)
 
 
 def test_batches_in_any_split_are_one_batch():
@@ -176,7 +176,7 @@ def test_what_does_not_fit_counts_nothing():
         comparison.merge(bv.Evaluator())
 
 
-def test_nothing_seen_has_no_figures():
+def test_nothing_seen_has_no_values():
     report = bv.Comparison().report()
     assert "kl" not in report
     ignored = bv.Comparison(ignore_index=0)

@@ -106,12 +106,12 @@ TABLES += (("printed_reverse.txt", "candidate.kld", "base"),)
 def test_the_printed_table_to_the_last_digit(printed, file, live, logits):
     text = (DATA / printed).read_text()
     table = llama_table(opened(file), logits[live])
-    assert format_table(table.figures()).rstrip() == text[text.index("====== Perp") :].rstrip()
+    assert format_table(table.to_dict()).rstrip() == text[text.index("====== Perp") :].rstrip()
     running = re.findall(r"^ +(\d+) +(.*)$", text, re.MULTILINE)
     assert len(running) == 10
     names = ("mean_ppl_q", "mean_ln_ratio", "mean_kld", "rms_dp", "same_top_p")
     for window, line in running:
-        found = table.window_figures(20 * int(window))
+        found = table.window(20 * int(window))
         numbers = re.findall(r"-?(?:nan|\d+\.\d+)", line)
         digits = (4, 4, 5, 5, 5, 5, 3, 3, 3, 3)
         mine = [value for name in names for value in (found[name]["value"], found[name]["error"])]
@@ -121,7 +121,7 @@ def test_the_printed_table_to_the_last_digit(printed, file, live, logits):
 
 def test_the_table_with_all_digits(logits):
     expected = json.loads((DATA / "expected.json").read_text())["llama_cpp_unrounded"]
-    found = llama_table(opened("base.kld"), logits["candidate"]).figures()
+    found = llama_table(opened("base.kld"), logits["candidate"]).to_dict()
     assert found["mean_kld"]["value"] == pytest.approx(expected["Mean KLD"][0], rel=1e-9)
     assert found["kld"]["99.9"] == pytest.approx(expected["99.9% KLD"][0], rel=1e-9)
     assert found["dp"]["min"] == pytest.approx(expected["Minimum Δp"][0], rel=1e-9)
@@ -137,10 +137,10 @@ def test_the_table_merges_and_is_kept(logits):
         parts[k] = LlamaTable.from_state(part)
     parts[2].merge(parts[0])
     parts[2].merge(parts[1])
-    assert parts[2].figures() == whole.figures()
+    assert parts[2].to_dict() == whole.to_dict()
 
 
-def test_figures_from_a_file_and_live_logits(logits, exact):
+def test_values_from_a_file_and_live_logits(logits, exact):
     """25 times nearer to the truth than the printed table's rows are on large vocabularies; 4 times here."""
     base, candidate = opened("base.kld"), opened("candidate.kld")
     lines = json.loads((DATA / "expected.json").read_text())["kl_mean_and_error"]
@@ -284,7 +284,7 @@ def test_logits_of_every_position(logits):
     assert not rows.nonfinite.any()
     assert compare(base, every).nonfinite.sum(axis=1).tolist() == [0, 200 - np.isin(np.arange(200), which).sum()]
     table = llama_table(base, every, which)
-    assert table.figures() == llama_table(base, logits["candidate"]).figures()
+    assert table.to_dict() == llama_table(base, logits["candidate"]).to_dict()
 
 
 def test_classes_that_differ():

@@ -1,4 +1,4 @@
-"""Figures of compared rows: against plain formulas, in any split and order of merges, and at the edges."""
+"""Values of compared rows: against plain formulas, in any split and order of merges, and at the edges."""
 
 import math
 import random
@@ -63,7 +63,7 @@ def same(a, b):
     return a == b or (isinstance(a, float) and math.isnan(a) and math.isnan(b))
 
 
-def test_every_figure_against_its_formula():
+def test_every_value_against_its_formula():
     x, y, labels = data()
     block = rows_of(x, y, labels)
     found, columns = tally_of(block).to_dict(), block.columns
@@ -205,12 +205,12 @@ def test_infinite_rows():
     assert [line["row"] for line in found["worst"]][:2] == [4, 10]
 
 
-def test_one_row_has_no_errors_and_none_has_no_figures():
+def test_one_row_has_no_errors_and_none_has_no_values():
     x, y, labels = data()
     one = tally_of(rows_of(x, y, labels, 0, 1)).to_dict()
     assert one["kl"]["mean"] == one["kl"]["max"] == one["kl"]["percentiles"]["0.1"] > 0
-    for figure in (one["kl"]["stderr"], one["difference"]["stderr"], one["same_top"]["stderr"]):
-        assert math.isnan(figure)
+    for value in (one["kl"]["stderr"], one["difference"]["stderr"], one["same_top"]["stderr"]):
+        assert math.isnan(value)
     assert math.isnan(one["difference"]["correlation"])
     none = tally_of(rows_of(x, y, labels, 0, 20, bad=range(20))).to_dict()
     assert none["rows"] == 0

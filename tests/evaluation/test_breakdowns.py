@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sample_jobs import figures
+from sample_jobs import values_of
 
 import bigvocab as bv
 from bigvocab.jobs.merging import merge
@@ -347,25 +347,25 @@ def run_all(files, data, **options):
 
 
 def test_chunks_threads_workers_shards_and_states_do_not_show(files, data, tmp_path):
-    whole = figures(run_all(files, data))
+    whole = values_of(run_all(files, data))
     assert {"calibration", "loss_histogram", "rank_histogram", "worst", "by_frequency", "by_position"} <= whole.keys()
-    assert figures(run_all(files, data, chunk_rows=7, threads=1)) == whole
-    assert figures(run_all(files, data, workers=2)) == whole
+    assert values_of(run_all(files, data, chunk_rows=7, threads=1)) == whole
+    assert values_of(run_all(files, data, workers=2)) == whole
     states = [tmp_path / f"{i}.state" for i in (1, 2, 3)]
     for i, path in enumerate(states, 1):
         run_all(files, data, shard=(i, 3), state=path)
     for order in ((0, 1, 2), (2, 0, 1)):
-        assert figures(merge([states[i] for i in order])) == whole
+        assert values_of(merge([states[i] for i in order])) == whole
     run_all(files, data, shard=(1, 1), state=tmp_path / "all.state")
-    assert figures(run_all(files, data, shard=(1, 1), state=tmp_path / "all.state", resume=True)) == whole
+    assert values_of(run_all(files, data, shard=(1, 1), state=tmp_path / "all.state", resume=True)) == whole
 
 
 def test_ranges_of_classes_merge(files, data, tmp_path):
-    whole = figures(run_all(files, data))
+    whole = values_of(run_all(files, data))
     states = [tmp_path / f"{i}.state" for i in (1, 2)]
     for i, path in enumerate(states, 1):
         run_all(files, data, vocab_shard=(i, 2), state=path)
-    merged = figures(merge(states))
+    merged = values_of(merge(states))
     assert merged.keys() == whole.keys()
     for name in ("rank_histogram", "accuracy_ties", "clusters", "bytes", "rows_without_bytes"):
         assert merged[name] == whole[name]
@@ -392,7 +392,7 @@ def test_evaluators_merge_in_any_order(data, seed):
     first = parts[order[0]]
     for i in order[1:]:
         first.merge(parts[i])
-    assert figures(first.report()) == figures(whole.report())
+    assert values_of(first.report()) == values_of(whole.report())
 
 
 def test_rows_with_and_without_weights_mix(data):
@@ -407,7 +407,7 @@ def test_rows_with_and_without_weights_mix(data):
     rest = bv.Evaluator()
     rest.update(data["logits"][50:], data["labels"][50:], ones[50:], groups[50:])
     other.merge(rest)
-    assert figures(mixed.report()) == figures(plain.report()) == figures(other.report())
+    assert values_of(mixed.report()) == values_of(plain.report()) == values_of(other.report())
 
 
 # ---- JSON
@@ -420,7 +420,7 @@ def test_json_holds_finite_numbers_alone():
     ev.update(logits, [1, 0], groups=["a.b", "c"])
     report = ev.report()
     assert report["mean"] == math.inf
-    assert report.figure("groups.a.b.mean") == math.inf
+    assert report.value("groups.a.b.mean") == math.inf
 
     def refuse(name):
         raise AssertionError(name)

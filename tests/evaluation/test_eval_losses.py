@@ -1,4 +1,4 @@
-"""Every loss through evaluate, Evaluator and the command: the same figures from files and arrays, in any split, and
+"""Every loss through evaluate, Evaluator and the command: the same values from files and arrays, in any split, and
 bad labels named."""
 
 import json
@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import save_file
-from sample_jobs import figures
+from sample_jobs import values_of
 
 import bigvocab as bv
 from bigvocab.command.cli import cli
@@ -94,7 +94,7 @@ def write(table, path):
 
 
 @pytest.mark.parametrize("name", NEW)
-def test_figures_are_those_of_the_oracle(data, name):
+def test_values_are_those_of_the_oracle(data, name):
     loss, logits, labels, _, options, expected = case(data, name)
     report = bv.evaluate(logits=logits, labels=labels, loss=loss, **options)
     assert report["loss"] == loss
@@ -104,7 +104,7 @@ def test_figures_are_those_of_the_oracle(data, name):
     assert report["stderr"] == pytest.approx(naive.stderr(expected), rel=1e-5)
     ev = bv.Evaluator(loss=loss, **options)
     np.testing.assert_allclose(ev.update(logits, labels), expected, rtol=1e-6)
-    assert figures(ev.report()) == figures(report)
+    assert values_of(ev.report()) == values_of(report)
 
 
 @pytest.mark.parametrize("name", NEW)
@@ -161,13 +161,13 @@ def test_files_with_weights_groups_and_ignored_rows(data, tmp_path, name, suffix
     assert written.column("loss").null_count == data["ignored"].sum()
     np.testing.assert_allclose(written.column("loss").to_numpy()[kept], losses[kept], rtol=1e-6)
     again = bv.evaluate(logits=tmp_path / "logits.npy", labels=labels, chunk_rows=7, threads=1, **options)
-    assert figures(again) == figures(report)
+    assert values_of(again) == values_of(report)
 
 
 @pytest.mark.parametrize("name", NEW)
 def test_any_split_any_order_any_threads_the_same_bits(data, name):
     loss, logits, labels, _, options, _ = case(data, name)
-    whole = figures(bv.evaluate(logits=logits, labels=labels, loss=loss, **options))
+    whole = values_of(bv.evaluate(logits=logits, labels=labels, loss=loss, **options))
 
     def rows(a, b):
         if not isinstance(labels, tuple):
@@ -183,7 +183,7 @@ def test_any_split_any_order_any_threads_the_same_bits(data, name):
         total = bv.Evaluator(loss=loss, **options)
         for part in reversed(parts):
             total.merge(part)
-        assert figures(total.report()) == whole
+        assert values_of(total.report()) == whole
 
 
 @pytest.mark.parametrize("name", NEW)
@@ -201,7 +201,7 @@ def test_vocab_shards(data, tmp_path, name):
 @pytest.mark.parametrize("name", ["softmax", "sigmoid", "log-loss"])
 def test_labels_in_a_second_matrix(data, tmp_path, name):
     loss, logits, labels, column, options, _ = case(data, name)
-    expected = figures(bv.evaluate(logits=logits, labels=labels, loss=loss, **options))
+    expected = values_of(bv.evaluate(logits=logits, labels=labels, loss=loss, **options))
     np.save(tmp_path / "soft.npy", labels)
     np.save(tmp_path / "fortran.npy", np.asfortranarray(labels))
     save_file({"soft": labels, "other": labels[:, :3].copy()}, tmp_path / "soft.safetensors")
@@ -216,9 +216,9 @@ def test_labels_in_a_second_matrix(data, tmp_path, name):
     paths += [[tmp_path / "part-1.npy", tmp_path / "part-2.npy"], tmp_path / "folder", tmp_path / "part-*.npy"]
     for path in paths:
         report = bv.evaluate(logits=logits, labels=path, loss=loss, **options)
-        assert figures(report) == expected, path
+        assert values_of(report) == expected, path
         assert len(report["inputs"]) == (3 if isinstance(path, list) or "fold" in str(path) or "*" in str(path) else 2)
-    assert figures(bv.evaluate(logits=logits, labels=bv.open_matrix(paths[0]), loss=loss, **options)) == expected
+    assert values_of(bv.evaluate(logits=logits, labels=bv.open_matrix(paths[0]), loss=loss, **options)) == expected
     half = bv.evaluate(logits=logits, labels=labels.astype(ml_dtypes.bfloat16), loss=loss, **options)
     assert half["mean"] == pytest.approx(expected["mean"], rel=0.02)
 
@@ -366,7 +366,7 @@ def test_bad_input_is_named_and_leaves_nothing(data, tmp_path):
     assert seen == 29
 
 
-def test_a_bad_batch_counts_in_no_figure(data):
+def test_a_bad_batch_counts_in_no_value(data):
     ev = bv.Evaluator(loss="sparse-sigmoid")
     ev.update(data["logits"][:2], [[1], [2]])
     for labels in ([[1], [701]], [[1, 1], [2, 3]], ([0, 1], [1]), [1, 2]):
@@ -420,10 +420,10 @@ def test_the_command(data, tmp_path, name):
         arguments += [f"--{option.replace('_', '-')}", value]
     code, out, err = command(*arguments, "--format", "json")
     assert (code, err) == (0, "")
-    figures = json.loads(out)
-    assert figures["loss"] == loss
-    assert figures["mean"] == pytest.approx(losses.mean(), rel=1e-6)
-    assert not set(figures) & {*RANKS, *(LIKELIHOODS if loss != "softmax" else ())}
+    values = json.loads(out)
+    assert values["loss"] == loss
+    assert values["mean"] == pytest.approx(losses.mean(), rel=1e-6)
+    assert not set(values) & {*RANKS, *(LIKELIHOODS if loss != "softmax" else ())}
     assert command(*arguments)[1].startswith(f" loss           {loss}") or loss in command(*arguments)[1]
     assert command(*arguments, "--metrics", "accuracy")[0] == 2
     assert command(*arguments, "--fail-if", "mean > 0")[0] == 3

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
-from sample_jobs import figures
+from sample_jobs import values_of
 
 import bigvocab as bv
 from bigvocab.command.cli import cli
@@ -108,9 +108,9 @@ def test_chunks_and_threads_change_no_bit(files, loss, name):
         "group_column": "book",
     }
     options |= {"weight_column": "weight"}
-    whole = figures(bv.evaluate(**options))
+    whole = values_of(bv.evaluate(**options))
     for changed in ({"chunk_rows": 7}, {"chunk_rows": 512}, {"chunk_rows": 513, "threads": 1}, {"threads": 3}):
-        assert figures(bv.evaluate(**options, **changed)) == whole
+        assert values_of(bv.evaluate(**options, **changed)) == whole
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -144,7 +144,7 @@ def test_ignored_rows_keep_their_place(job):
     assert (report["rows"], report["ignored_rows"]) == (1200, 300)
     assert report["mean"] == pytest.approx(expected[np.arange(ROWS) % 5 != 0].mean(), rel=1e-13)
     marked = np.where(np.arange(ROWS) % 5 == 0, -100, job["labels"])
-    assert figures(bv.evaluate(**options, labels=marked, ignore_index=-100)) == figures(report)
+    assert values_of(bv.evaluate(**options, labels=marked, ignore_index=-100)) == values_of(report)
 
 
 def test_several_true_classes_a_row(job):
@@ -245,7 +245,7 @@ def test_draws_of_the_same_rows_cannot_be_merged(job, tmp_path):
     with pytest.raises(bv.BigvocabError, match="merge: both evaluators drew"):
         merge([tmp_path / "0.state", tmp_path / "1.state"])
     parts[2].merge(parts[0])
-    assert figures(parts[2].report()) == figures(parts[0].report())
+    assert values_of(parts[2].report()) == values_of(parts[0].report())
     with pytest.raises(bv.BigvocabError, match="draws"):
         parts[0].merge(bv.Evaluator(**(options | {"seed": 1})))
 
@@ -579,10 +579,10 @@ def test_draws_that_learn_go_on_from_a_state(job, tmp_path, cut):
     ev.save(tmp_path / "part.state")
     again = bv.Evaluator.load(tmp_path / "part.state")
     assert np.array_equal(again.update(job["inputs"][cut:], job["labels"][cut:]), expected[cut:])
-    assert figures(again.report()) == figures(whole.report())
+    assert values_of(again.report()) == values_of(whole.report())
 
 
-def test_exact_figures_of_no_rows_are_there(job):
+def test_exact_values_of_no_rows_are_there(job):
     sampled = bv.Evaluator(loss="nce", weights=job["weights"], num_sampled=3, exact=True).report()["sampled"]
     assert all(np.isnan(sampled[name]) for name in ("mean", "exact_mean", "bias", "bias_stderr"))
 

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sample_jobs import figures
+from sample_jobs import values_of
 
 import bigvocab as bv
 from bigvocab.evaluation.specification import specify
@@ -59,7 +59,7 @@ def files(job, tmp_path):
 COLUMNS = {"weight_column": "weight", "group_column": "book", "bytes_column": "bytes"}
 
 
-def test_every_figure_is_that_of_the_oracle(job, files):
+def test_every_value_is_that_of_the_oracle(job, files):
     report = bv.evaluate(
         logits=files / "logits.npy",
         labels=files / "labels.parquet",
@@ -116,7 +116,7 @@ def test_every_figure_is_that_of_the_oracle(job, files):
     assert [entry["bytes"] for entry in on_disk["inputs"]][0] == (files / "logits.npy").stat().st_size
 
 
-def test_figures_without_weights(job):
+def test_values_without_weights(job):
     report = bv.evaluate(logits=job["logits"], labels=job["labels"])
     losses = np.array(naive.sparse_softmax_cross_entropy(job["logits"].astype(float), job["labels"]))
     assert report["stderr"] == pytest.approx(naive.stderr(losses), rel=1e-6)
@@ -132,7 +132,7 @@ def test_chunks_and_threads_do_not_show(files, chunk_rows, threads):
         report = bv.evaluate(
             logits=files / "logits.npy", labels=files / "labels.parquet", output=files / name, **COLUMNS, **options
         )
-        return figures(report), (files / name).read_bytes()
+        return values_of(report), (files / name).read_bytes()
 
     assert run("a.parquet", chunk_rows=chunk_rows, threads=threads) == run("b.parquet")
 
@@ -153,7 +153,7 @@ def test_splits_orders_and_merges_do_not_show(job, seed):
     while len(evaluators) > 1:
         evaluators.insert(0, evaluators.pop())
         evaluators[0].merge(evaluators.pop(rng.randrange(1, len(evaluators))))
-    assert figures(evaluators[0].report()) == figures(whole.report())
+    assert values_of(evaluators[0].report()) == values_of(whole.report())
 
 
 def test_update_returns_unweighted_losses_and_nan_where_ignored(job):
@@ -185,7 +185,7 @@ def test_arrow_batches(job, table):
     assert out.column("loss").null_count == job["ignored"].sum()
     other = bv.Evaluator(ignore_index=-1)
     other.update(job["logits"], np.where(job["ignored"], -1, job["labels"]), job["weights"], job["groups"])
-    mine, theirs = figures(ev.report()), figures(other.report())
+    mine, theirs = values_of(ev.report()), values_of(other.report())
     assert mine == theirs
     with pytest.raises(bv.BigvocabError, match="column 'loss' already"):
         ev.update_batch(out)
@@ -203,7 +203,7 @@ def test_row_split_files_and_vocab_shards_give_the_same_report(job, tmp_path):
     options = {"labels": job["labels"], "metrics": "accuracy,rank,logsumexp,entropy"}
     whole = bv.evaluate(logits=tmp_path / "whole.npy", **options)
     split = bv.evaluate(logits=str(tmp_path / "rows-*.npy"), **options)
-    assert figures(split) == figures(whole)
+    assert values_of(split) == values_of(whole)
     shards = bv.evaluate(logits=str(tmp_path / "classes-*.npy"), vocab_shards=True, **options)
     assert shards["mean"] == pytest.approx(whole["mean"], abs=1e-7)
     for name in ("accuracy", "mean_rank", "mrr", "tied_rows"):
@@ -212,8 +212,8 @@ def test_row_split_files_and_vocab_shards_give_the_same_report(job, tmp_path):
 
 def test_padded_classes_are_left_out(job):
     padded = np.pad(job["logits"], ((0, 0), (0, 11)), constant_values=60.0)
-    whole = figures(bv.evaluate(logits=job["logits"], labels=job["labels"]))
-    assert figures(bv.evaluate(logits=padded, labels=job["labels"], num_classes=501)) == whole
+    whole = values_of(bv.evaluate(logits=job["logits"], labels=job["labels"]))
+    assert values_of(bv.evaluate(logits=padded, labels=job["labels"], num_classes=501)) == whole
 
 
 def test_nonfinite_rows(job):
@@ -273,7 +273,7 @@ def test_bfloat16_is_exact_and_evaluators_travel(job):
     assert report["mean"] == pytest.approx(expected, abs=1e-7)
     ev = bv.Evaluator()
     ev.update(logits, job["labels"])
-    assert figures(pickle.loads(pickle.dumps(ev)).report()) == figures(ev.report())
+    assert values_of(pickle.loads(pickle.dumps(ev)).report()) == values_of(ev.report())
 
 
 def test_nothing_seen_is_nan_in_the_library():
@@ -357,12 +357,12 @@ def test_rows_that_are_kept_have_ranks_that_are_true():
 def test_a_failed_batch_counts_nothing(job):
     ev = bv.Evaluator()
     ev.update(job["logits"][:10], job["labels"][:10])
-    before = figures(ev.report())
+    before = values_of(ev.report())
     bad = job["logits"].copy()
     bad[299, 0] = np.nan
     with pytest.raises(bv.BigvocabError):
         ev.update(bad, job["labels"])
-    assert figures(ev.report()) == before
+    assert values_of(ev.report()) == before
 
 
 def test_a_file_that_shrinks_while_it_is_read(tmp_path):
@@ -394,8 +394,8 @@ def test_the_real_sample_is_what_pytorch_says():
     )
     assert report["mean"] == pytest.approx(expected["mean_loss"], abs=1e-7)
     assert report["bits_per_byte"] == pytest.approx(expected["bits_per_byte"], rel=1e-7)
-    for book, figure in expected["books"].items():
-        assert report["groups"][book]["perplexity"] == pytest.approx(figure["perplexity"], rel=1e-6)
+    for book, value in expected["books"].items():
+        assert report["groups"][book]["perplexity"] == pytest.approx(value["perplexity"], rel=1e-6)
 
 
 def test_an_evaluator_is_not_merged_with_itself(job):
@@ -484,9 +484,9 @@ def test_states_hold_options_of_every_kind(options, tmp_path):
 
 
 def test_ranks_are_not_reported_where_only_accuracy_is_asked_for(tmp_path):
-    figures = bv.evaluate(logits=np.eye(3), labels=[0, 1, 1], metrics="accuracy", output=tmp_path / "l.parquet")
-    assert figures["accuracy"] == {"1": pytest.approx(2 / 3), "5": 1.0}
-    assert not {"mean_rank", "mrr", "tied_rows"} & set(figures.to_dict())
+    values = bv.evaluate(logits=np.eye(3), labels=[0, 1, 1], metrics="accuracy", output=tmp_path / "l.parquet")
+    assert values["accuracy"] == {"1": pytest.approx(2 / 3), "5": 1.0}
+    assert not {"mean_rank", "mrr", "tied_rows"} & set(values.to_dict())
     assert pq.read_schema(tmp_path / "l.parquet").names == ["row", "loss"]
 
 

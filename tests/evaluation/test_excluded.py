@@ -11,7 +11,7 @@ import pytest
 from commands import process
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sample_jobs import figures
+from sample_jobs import values_of
 
 import bigvocab as bv
 from bigvocab.errors import BigvocabError
@@ -82,7 +82,7 @@ def test_excluding_is_minus_infinity_to_the_bit_of_the_report(loss, dtype, class
             **options,
             **more,
         )
-        assert figures(found) == figures(expected)
+        assert values_of(found) == values_of(expected)
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_with_caps_and_scales(options):
         logits=case.logits, labels=case.table(), exclude_classes=case.common, exclude_column="exclude",
         label_column="label", **options,
     )  # fmt: skip
-    assert figures(found) == figures(expected)
+    assert values_of(found) == values_of(expected)
 
 
 def test_classes_in_several_files(tmp_path):
@@ -108,7 +108,7 @@ def test_classes_in_several_files(tmp_path):
     expected = bv.evaluate(logits=f"{tmp_path}/masked-*.npy", labels=case.table(), **options)
     options |= {"exclude_classes": case.common, "exclude_column": "exclude"}
     found = bv.evaluate(logits=f"{tmp_path}/logits-*.npy", labels=case.table(), **options)
-    assert figures(found) == figures(expected)
+    assert values_of(found) == values_of(expected)
 
 
 def test_ranges_of_classes_apart_are_all_of_them(tmp_path):
@@ -127,7 +127,7 @@ def test_ranges_of_classes_apart_are_all_of_them(tmp_path):
         bv.evaluate(**options, vocab_shard=(i, 3), state=tmp_path / f"{i}.state")
         bv.evaluate(**masked, vocab_shard=(i, 3), state=tmp_path / f"masked-{i}.state")
     merged = bv.merge([tmp_path / f"{i}.state" for i in (1, 2, 3)])
-    assert figures(merged) == figures(bv.merge([tmp_path / f"masked-{i}.state" for i in (1, 2, 3)]))
+    assert values_of(merged) == values_of(bv.merge([tmp_path / f"masked-{i}.state" for i in (1, 2, 3)]))
     assert merged["mean"] == pytest.approx(bv.evaluate(**options)["mean"], rel=1e-6)
 
 
@@ -142,7 +142,7 @@ def test_heads(dtype):
     options = {"inputs": inputs, "weights": weights, "metrics": ALL}
     expected = bv.evaluate(labels=labels, biases=biases, **options)
     found = bv.evaluate(labels=labels, exclude_classes=common, **options)
-    assert figures(found) == figures(expected)
+    assert values_of(found) == values_of(expected)
     own = [np.setdiff1d(rng.integers(0, 2100, 40), labels[row]) for row in range(ROWS)]
     table = pa.table({"label": labels, "exclude": [row.tolist() for row in own]})
     options["exclude_column"] = "exclude"
@@ -153,7 +153,7 @@ def test_heads(dtype):
     plain = bv.evaluate(logits=logits, labels=labels, metrics=ALL)
     assert found["mean"] == pytest.approx(plain["mean"], rel=1e-5)
     assert found["accuracy"] == plain["accuracy"]
-    assert figures(bv.evaluate(labels=table, **options, threads=3, chunk_rows=5)) == figures(found)
+    assert values_of(bv.evaluate(labels=table, **options, threads=3, chunk_rows=5)) == values_of(found)
     loss = bv.linear_cross_entropy(inputs, weights, labels, exclude=lists(own))
     assert math.fsum(loss) / ROWS == pytest.approx(found["mean"], rel=1e-12)
 
@@ -219,7 +219,7 @@ def test_update_takes_lists_for_its_rows():
     rest = bv.Evaluator.from_bytes(bv.Evaluator(exclude_classes=[0, 1, 7], metrics=ALL).to_bytes())
     rest.update(case.logits[9:], labels[9:], exclude=lists(own[9:]))
     half.merge(rest)
-    assert figures(half.report()) == figures(ev.report())
+    assert values_of(half.report()) == values_of(ev.report())
     with pytest.raises(BigvocabError, match="exclude_classes"):
         half.merge(bv.Evaluator(exclude_classes=[0], metrics=ALL))
 
@@ -233,7 +233,7 @@ def test_other_losses_that_sum_over_classes():
         masked[:, case.common] = -np.inf
         expected = bv.evaluate(logits=masked, labels=dense, loss=loss, **options)
         found = bv.evaluate(logits=case.logits, labels=dense, loss=loss, exclude_classes=case.common, **options)
-        assert figures(found) == figures(expected)
+        assert values_of(found) == values_of(expected)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import pytest
 from commands import process
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sample_jobs import figures
+from sample_jobs import values_of
 
 import bigvocab as bv
 from bigvocab.errors import BigvocabError
@@ -40,7 +40,7 @@ def means(rows, weights=None):
 
 
 def flat(report, part="ranking"):
-    found = report.figure(part)
+    found = report.value(part)
     return {f"{name}@{k}": value for name in found if name != "stderr" for k, value in found[name].items()}
 
 
@@ -109,7 +109,7 @@ def test_heads_and_stored_logits_rank_alike():
     found = bv.evaluate(inputs=inputs, weights=weights, **options)
     assert flat(found) == pytest.approx(flat(bv.evaluate(logits=logits, **options)), abs=1e-3)
     for more in ({"threads": 1, "chunk_rows": 7}, {"threads": 3}):
-        assert figures(bv.evaluate(inputs=inputs, weights=weights, **options, **more)) == figures(found)
+        assert values_of(bv.evaluate(inputs=inputs, weights=weights, **options, **more)) == values_of(found)
 
 
 def test_weights_ignored_rows_and_rows_without_order(tmp_path):
@@ -147,8 +147,8 @@ def test_shards_and_states_merge_to_the_same_bits(tmp_path):
     whole = bv.evaluate(**options)
     for i in (1, 2, 3):
         bv.evaluate(**options, shard=(i, 3), state=tmp_path / f"{i}.state")
-    assert figures(bv.merge([tmp_path / f"{i}.state" for i in (2, 3, 1)])) == figures(whole)
-    assert figures(bv.evaluate(**options, workers=2, engine="local")) == figures(whole)
+    assert values_of(bv.merge([tmp_path / f"{i}.state" for i in (2, 3, 1)])) == values_of(whole)
+    assert values_of(bv.evaluate(**options, workers=2, engine="local")) == values_of(whole)
 
 
 def test_by_group_with_weights():
@@ -165,7 +165,7 @@ def test_by_group_with_weights():
         assert {f"{name}@{k}": v for name, by_k in found.items() for k, v in by_k.items()} == pytest.approx(expected)
     ev = bv.Evaluator.from_bytes(_half(logits, table, options, 0).to_bytes())
     ev.merge(_half(logits, table, options, 1))
-    assert figures(ev.report())["groups"] == report["groups"]
+    assert values_of(ev.report())["groups"] == report["groups"]
 
 
 def _half(logits, table, options, half):
@@ -188,7 +188,7 @@ def test_several_true_classes_share_one_softmax():
     assert ev.update(logits, pair) == pytest.approx(expected, rel=1e-12)
     table = pa.table({"label": sets, "p": [[1 / len(ids)] * len(ids) for ids in sets]})
     listed = bv.evaluate(logits=logits, labels=table, loss="softmax", probability_column="p", label_column="label")
-    assert figures(bv.evaluate(logits=logits, labels=table.select(["label"]), loss="softmax")) == figures(listed)
+    assert values_of(bv.evaluate(logits=logits, labels=table.select(["label"]), loss="softmax")) == values_of(listed)
 
 
 SAMPLED = {"sampler": "uniform", "num_sampled": 40, "seed": 3}
@@ -228,7 +228,7 @@ def test_sampled_metrics_beside_exact_ones(loss, tmp_path):
     again = bv.evaluate(
         inputs=inputs, weights=weights, labels=pa.array(sets), **SAMPLED, **options, threads=1, chunk_rows=7
     )
-    assert figures(again) == figures(drawn)
+    assert values_of(again) == values_of(drawn)
 
 
 @pytest.mark.parametrize(

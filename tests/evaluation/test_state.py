@@ -14,7 +14,7 @@ import pytest
 from commands import refused, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sample_jobs import figures
+from sample_jobs import values_of
 
 import bigvocab as bv
 from bigvocab.evaluation import state
@@ -73,7 +73,7 @@ def main_job(folder, **options):
 
 @pytest.fixture(scope="module")
 def whole(data):
-    return figures(bv.evaluate(**main_job(data), output=data / "whole.parquet"))
+    return values_of(bv.evaluate(**main_job(data), output=data / "whole.parquet"))
 
 
 JOBS = {
@@ -111,7 +111,7 @@ def test_any_number_of_shards_in_any_order_is_one_run(data, whole, tmp_path, cou
         )
     states = [tmp_path / f"{i}.state" for i in range(1, count + 1)]
     random.Random(count).shuffle(states)
-    assert figures(merge(states)) == whole
+    assert values_of(merge(states)) == whole
     dataset = pa.concat_tables(pq.read_table(path) for path in sorted(tmp_path.glob("out-*.parquet")))
     assert dataset.equals(pq.read_table(data / "whole.parquet"))
     assert not list(tmp_path.glob(".*")) + list(tmp_path.glob("*.lines")) + list(tmp_path.glob("*.lock"))
@@ -122,20 +122,20 @@ def test_more_shards_than_rows(tmp_path):
     for i in range(1, 11):
         bv.evaluate(logits=logits, labels=labels, shard=(i, 10), state=tmp_path / f"{i}.state")
     merged = merge([tmp_path / f"{i}.state" for i in range(1, 11)])
-    assert figures(merged) == figures(bv.evaluate(logits=logits, labels=labels))
+    assert values_of(merged) == values_of(bv.evaluate(logits=logits, labels=labels))
 
 
 @pytest.mark.parametrize("loss", JOBS)
 def test_every_loss_merges(data, tmp_path, loss):
     job = in_folder(data, JOBS[loss]) | {"loss": loss}
-    expected = figures(bv.evaluate(**job))
+    expected = values_of(bv.evaluate(**job))
     for i in (1, 2, 3):
         bv.evaluate(**job, shard=f"{i}/3", state=tmp_path / f"{i}.state")
-    assert figures(merge([tmp_path / f"{i}.state" for i in (3, 1, 2)])) == expected
+    assert values_of(merge([tmp_path / f"{i}.state" for i in (3, 1, 2)])) == expected
     first = bv.Evaluator.load(tmp_path / "2.state")
     first.merge(bv.Evaluator.load(tmp_path / "1.state"))
     first.save(tmp_path / "both.state")
-    assert figures(merge([tmp_path / "both.state", tmp_path / "3.state"])) == expected
+    assert values_of(merge([tmp_path / "both.state", tmp_path / "3.state"])) == expected
 
 
 def test_evaluators_are_saved_loaded_and_go_on(data, tmp_path):
@@ -149,11 +149,11 @@ def test_evaluators_are_saved_loaded_and_go_on(data, tmp_path):
     first.save(tmp_path / "a.state")
     second = bv.Evaluator.load(tmp_path / "a.state", threads=1)
     second.update(logits[100:], labels[100:], groups=groups[100:])
-    assert figures(second.report()) == figures(whole.report())
+    assert values_of(second.report()) == values_of(whole.report())
     rest = bv.Evaluator(**options)
     rest.update(logits[100:], labels[100:], groups=groups[100:])
     rest.save(tmp_path / "b.state")
-    assert figures(merge([tmp_path / "b.state", tmp_path / "a.state"])) == figures(whole.report())
+    assert values_of(merge([tmp_path / "b.state", tmp_path / "a.state"])) == values_of(whole.report())
 
 
 def test_a_layer_in_memory_that_a_state_does_not_hold_is_given_again(data, tmp_path):
@@ -169,7 +169,7 @@ def test_a_layer_in_memory_that_a_state_does_not_hold_is_given_again(data, tmp_p
     with pytest.raises(bv.BigvocabError, match="layer files"):
         bv.Evaluator.load(tmp_path / "a.state", weights=layer * 2)
     again = bv.Evaluator.load(tmp_path / "a.state", weights=layer)
-    assert figures(again.report()) == figures(ev.report()) == figures(merge([tmp_path / "a.state"]))
+    assert values_of(again.report()) == values_of(ev.report()) == values_of(merge([tmp_path / "a.state"]))
 
 
 def test_special_numbers_survive(tmp_path):
@@ -177,7 +177,7 @@ def test_special_numbers_survive(tmp_path):
     ev = bv.Evaluator(nonfinite="keep")
     ev.update(logits, [0, 1, 0], groups=["a", "b", "c"])
     ev.save(tmp_path / "a.state")
-    np.testing.assert_equal(figures(bv.Evaluator.load(tmp_path / "a.state").report()), figures(ev.report()))
+    np.testing.assert_equal(values_of(bv.Evaluator.load(tmp_path / "a.state").report()), values_of(ev.report()))
 
 
 @settings(max_examples=30, deadline=None)
@@ -278,7 +278,7 @@ def test_copies_elsewhere_are_the_same_files(data, whole, tmp_path):
         for name in ("logits.npy", "labels.parquet"):
             shutil.copyfile(data / name, folder / name)
         bv.evaluate(**main_job(folder, shard=(i, 2), state=tmp_path / f"{i}.state"))
-    assert figures(merge([tmp_path / "1.state", tmp_path / "2.state"])) == whole
+    assert values_of(merge([tmp_path / "1.state", tmp_path / "2.state"])) == whole
 
 
 def test_rows_of_files_and_of_batches_do_not_mix(thirds):
@@ -399,7 +399,7 @@ def test_files_split_by_classes_merge_to_the_bits_of_one_run(data, tmp_path):
     for i in (1, 2, 3):
         bv.evaluate(**job, vocab_shard=(i, 3), state=tmp_path / f"{i}.state", chunk_rows=20 * i, threads=i)
     merged = merge([tmp_path / f"{i}.state" for i in (2, 3, 1)], output=tmp_path / "merged.parquet")
-    assert figures(merged) == figures(expected)
+    assert values_of(merged) == values_of(expected)
     assert (tmp_path / "merged.parquet").read_bytes() == (tmp_path / "whole.parquet").read_bytes()
 
 
@@ -471,7 +471,7 @@ def test_machines_that_hold_one_slice_each(data, tmp_path):
             bv.evaluate(**job, state=tmp_path / "y.state", label_logits=tmp_path / f"{i}.arrow")
         (tmp_path / "y.state").unlink()
         bv.evaluate(**job, state=tmp_path / f"{i}.state", label_logits=[tmp_path / f"{k}.arrow" for k in range(3)])
-    assert figures(merge([tmp_path / f"{i}.state" for i in (2, 0, 1)])) == figures(whole)
+    assert values_of(merge([tmp_path / f"{i}.state" for i in (2, 0, 1)])) == values_of(whole)
 
 
 def test_label_logits_of_another_type_are_refused(data, tmp_path):
@@ -527,7 +527,7 @@ def test_the_command(data, whole, tmp_path, monkeypatch):
     assert json.loads(done.stdout) == json.loads((tmp_path / "report.json").read_text())
     assert json.loads(done.stdout)["mean"] == whole["mean"]
     report = tmp_path / "none.json"
-    refused(run("merge", *states, "--report", report, "--fail-if", "foo > 1"), 2, "the report has no figure 'foo'")
+    refused(run("merge", *states, "--report", report, "--fail-if", "foo > 1"), 2, "the report has no value named 'foo'")
     assert not report.exists()
     refused(run("merge", states[0]), 1, "rows 150-299 of 0-299 are missing")
     refused(run(*base, "--shard", "1/2", "--state", states[0]), 1, "is there already; --resume goes on with it")

@@ -1,4 +1,4 @@
-"""Evaluations whose layer is in a GGUF file: figures of the decoded layer, and of llama.cpp's own files."""
+"""Evaluations whose layer is in a GGUF file: values of the decoded layer, and of llama.cpp's own files."""
 
 import json
 import os
@@ -8,7 +8,7 @@ import gguf
 import numpy as np
 import pytest
 from gguf_files import BLOCKS, gguf_bytes, random_blocks
-from sample_jobs import figures
+from sample_jobs import values_of
 
 import bigvocab as bv
 from bigvocab.heads.gguf_model import find_gguf_model
@@ -62,9 +62,9 @@ def test_evaluations_by_ranges_of_classes_and_by_workers(tmp_path):
         return merge(states)
 
     expected = bv.evaluate(**given, weights=tmp_path / "w.npy")
-    assert figures(bv.evaluate(**given, weights=path)) == figures(expected)
-    assert figures(bv.evaluate(**given, weights=path, workers=2)) == figures(expected)
-    assert figures(merged(path)) == figures(merged(str(tmp_path / "w.npy")))
+    assert values_of(bv.evaluate(**given, weights=path)) == values_of(expected)
+    assert values_of(bv.evaluate(**given, weights=path, workers=2)) == values_of(expected)
+    assert values_of(merged(path)) == values_of(merged(str(tmp_path / "w.npy")))
 
 
 @pytest.mark.parametrize("name", ["Q8_0", "Q4_1", "Q6_K"])

@@ -1,4 +1,4 @@
-"""The linear head: the same figures as from logits written out, to the bit wherever that is promised."""
+"""The linear head: the same values as from logits written out, to the bit wherever that is promised."""
 
 import json
 import math
@@ -58,7 +58,7 @@ def statistics(inputs, weights, biases, labels, want=ALL, threads=2, **options):
     return softmax_rows(rows, labels, want=want, num_threads=threads, **options)
 
 
-def figures(report):
+def values_of(report):
     return {name: value for name, value in report.to_dict().items() if name not in RATES}
 
 
@@ -176,7 +176,7 @@ def test_the_product_is_vectorised():
     "classes", [1, 2, 31, 33, TILE - 1, TILE, TILE + 1, GROUP - 1, GROUP, GROUP + 1, 2 * GROUP + 4567]
 )
 @pytest.mark.parametrize("name", ["f32", "f64"])
-def test_every_figure_at_every_edge(classes, name):
+def test_every_value_at_every_edge(classes, name):
     inputs, weights, biases, labels = make(5, 13, classes, DTYPES[name], seed=classes)
     labels[:2] = 0, classes - 1
     got = statistics(inputs, weights, biases, labels)
@@ -184,10 +184,10 @@ def test_every_figure_at_every_edge(classes, name):
     expected = softmax_rows(StoredRows.of(logits), labels, want=ALL)
     tight = 1e-12 if name == "f64" else 1e-6
     np.testing.assert_array_equal(got.label_logits, logits[np.arange(5), labels])
-    for figure in ("rank", "tied", "predicted", "finite"):
-        np.testing.assert_array_equal(getattr(got, figure), getattr(expected, figure))
-    for figure in ("label_loss", "logsumexp", "entropy", "logit_sum"):
-        np.testing.assert_allclose(getattr(got, figure), getattr(expected, figure), rtol=tight, atol=3 * tight)
+    for column in ("rank", "tied", "predicted", "finite"):
+        np.testing.assert_array_equal(getattr(got, column), getattr(expected, column))
+    for column in ("label_loss", "logsumexp", "entropy", "logit_sum"):
+        np.testing.assert_allclose(getattr(got, column), getattr(expected, column), rtol=tight, atol=3 * tight)
     assert (got.label_loss >= 0).all()
 
 
@@ -196,11 +196,11 @@ def test_transforms(options):
     inputs, weights, biases, labels = make(7, 20, GROUP + TILE + 5)
     got = statistics(inputs, weights, biases, labels, **options)
     expected = softmax_rows(StoredRows.of(written_out(inputs, weights, biases)), labels, want=ALL, **options)
-    for figure in ("label_loss", "logsumexp", "entropy", "logit_sum"):
-        least = 1e-7 * len(weights) if figure == "logit_sum" else 3e-6  # softcapped logits are float32's
-        np.testing.assert_allclose(getattr(got, figure), getattr(expected, figure), rtol=1e-6, atol=least)
-    for figure in ("rank", "tied", "predicted"):
-        np.testing.assert_array_equal(getattr(got, figure), getattr(expected, figure))
+    for column in ("label_loss", "logsumexp", "entropy", "logit_sum"):
+        least = 1e-7 * len(weights) if column == "logit_sum" else 3e-6  # softcapped logits are float32's
+        np.testing.assert_allclose(getattr(got, column), getattr(expected, column), rtol=1e-6, atol=least)
+    for column in ("rank", "tied", "predicted"):
+        np.testing.assert_array_equal(getattr(got, column), getattr(expected, column))
 
 
 @pytest.mark.parametrize("name", DTYPES)
@@ -401,10 +401,10 @@ def test_soft_sparse_labels(options, name):
     options = {**options, "loss": "softmax", "label_smoothing": 0.1, "labels": labels, "metrics": EVERY_METRIC[2:]}
     got = bv.evaluate(inputs=inputs, weights=weights, biases=biases, **options)
     expected = bv.evaluate(logits=written_out(inputs, weights, biases), **options)
-    for figure in ("mean", "stderr", "entropy"):
-        assert got[figure] == pytest.approx(expected[figure], rel=1e-6 if name == "f32" else 1e-12)
+    for column in ("mean", "stderr", "entropy"):
+        assert got[column] == pytest.approx(expected[column], rel=1e-6 if name == "f32" else 1e-12)
     layer = {"weights": weights, "biases": biases}
-    assert figures(bv.evaluate(inputs=inputs, **layer, **options, threads=1, chunk_rows=77)) == figures(got)
+    assert values_of(bv.evaluate(inputs=inputs, **layer, **options, threads=1, chunk_rows=77)) == values_of(got)
 
 
 def dense(rows, classes, dtype, seed=4):
@@ -433,9 +433,9 @@ def test_a_label_for_each_class(options, name, label_type):
     options, layer = {**options, **metrics, "labels": labels}, {"weights": weights, "biases": biases}
     got = bv.evaluate(inputs=inputs, **layer, **options)
     expected = bv.evaluate(logits=written_out(inputs, weights, biases), **options)
-    for figure in ("mean", "stderr", *["entropy"] * bool(metrics)):
-        assert got[figure] == pytest.approx(expected[figure], rel=1e-6 if name == "f32" else 1e-12)
-    assert figures(bv.evaluate(inputs=inputs, **layer, **options, threads=1, chunk_rows=37)) == figures(got)
+    for column in ("mean", "stderr", *["entropy"] * bool(metrics)):
+        assert got[column] == pytest.approx(expected[column], rel=1e-6 if name == "f32" else 1e-12)
+    assert values_of(bv.evaluate(inputs=inputs, **layer, **options, threads=1, chunk_rows=37)) == values_of(got)
 
 
 def test_dense_labels_of_masked_classes_and_ignored_rows():
@@ -486,7 +486,7 @@ def test_multi_label_sigmoid(options):
     expected = bv.evaluate(logits=written_out(inputs, weights, biases), **options)
     assert got["mean"] == pytest.approx(expected["mean"], rel=1e-6)
     layer = {"weights": weights, "biases": biases}
-    assert figures(bv.evaluate(inputs=inputs, **layer, **options, threads=1, chunk_rows=7)) == figures(got)
+    assert values_of(bv.evaluate(inputs=inputs, **layer, **options, threads=1, chunk_rows=7)) == values_of(got)
 
 
 def test_null_lists_are_ignored_rows():
@@ -522,16 +522,16 @@ def files(tmp_path):
 
 def test_files_arrays_chunks_threads_and_memory_give_the_same_bits(files):
     paths, (inputs, weights, biases, labels) = files
-    whole = figures(bv.evaluate(**paths, metrics=EVERY_METRIC, threads=1))
+    whole = values_of(bv.evaluate(**paths, metrics=EVERY_METRIC, threads=1))
     for options in ({"chunk_rows": 1}, {"chunk_rows": 50, "threads": 3}, {"max_memory": "1M"}):
-        assert figures(bv.evaluate(**paths, metrics=EVERY_METRIC, **options)) == whole
+        assert values_of(bv.evaluate(**paths, metrics=EVERY_METRIC, **options)) == whole
     arrays = {"inputs": inputs, "weights": weights, "biases": biases, "labels": labels}
-    assert figures(bv.evaluate(**arrays, metrics=EVERY_METRIC)) == whole
+    assert values_of(bv.evaluate(**arrays, metrics=EVERY_METRIC)) == whole
     evaluator, other = (bv.Evaluator(weights=weights, biases=biases, metrics=EVERY_METRIC) for _ in range(2))
     first = evaluator.update(inputs[:33], labels[:33])
     rest = other.update(inputs[33:], labels[33:])
     evaluator.merge(other)
-    merged = figures(evaluator.report())
+    merged = values_of(evaluator.report())
     numbered = [{name: value for name, value in row.items() if name != "row"} for row in whole["worst"]]
     assert merged == {**whole, "worst": numbered}  # rows of batches have no numbers
     expected = bv.linear_cross_entropy(inputs, weights, labels, biases=biases)
@@ -544,10 +544,10 @@ def test_the_layer_in_several_files_is_split_by_classes(files, tmp_path):
     for i, part in enumerate(np.split(weights, [5000, 5001])):
         parts.append(str(tmp_path / f"shard-{i}.safetensors"))
         save_file({"w": part}, parts[-1])
-    whole = figures(bv.evaluate(**paths))
+    whole = values_of(bv.evaluate(**paths))
     for extra in ({}, {"vocab_shards": True}):
         report = bv.evaluate(**{**paths, "weights": parts}, **extra)
-        assert figures(report) == whole
+        assert values_of(report) == whole
         assert [entry["path"] for entry in report["inputs"]] == [
             paths["inputs"], *parts, paths["biases"], paths["labels"]
         ]  # fmt: skip
@@ -559,7 +559,7 @@ def test_hidden_states_in_several_files(files, tmp_path):
     for i, part in enumerate(np.split(inputs, [7, 8, 60])):
         names.append(str(tmp_path / f"hidden-{i}.safetensors"))
         save_file({"hidden": part}, names[-1])
-    assert figures(bv.evaluate(**{**paths, "inputs": names})) == figures(bv.evaluate(**paths))
+    assert values_of(bv.evaluate(**{**paths, "inputs": names})) == values_of(bv.evaluate(**paths))
 
 
 def test_bytes_count_every_pass_over_the_layer(files):
@@ -702,8 +702,8 @@ def test_the_real_model_is_what_pytorch_says(rows, name):
     assert report["perplexity"] == pytest.approx(expected["perplexity"], rel=1e-6)
     assert report["accuracy"]["1"] == expected["accuracy"]
     assert report["bits_per_byte"] == pytest.approx(expected["bits_per_byte"], rel=1e-6)
-    for book, figures_of_book in expected["books"].items():
-        assert report["groups"][book]["mean"] == pytest.approx(figures_of_book["mean_loss"], abs=1e-6)
+    for book, of_book in expected["books"].items():
+        assert report["groups"][book]["mean"] == pytest.approx(of_book["mean_loss"], abs=1e-6)
 
 
 def test_the_real_layer_gives_the_perplexity_of_its_stored_logits():

@@ -6,7 +6,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from commands import process
-from sample_jobs import figures
+from sample_jobs import values_of
 
 import bigvocab as bv
 from bigvocab.errors import BigvocabError
@@ -59,16 +59,16 @@ def test_files_of_layers_on_their_side(layer, loss, name):
         options |= {"num_sampled": 20, "exact": True}
     expected = bv.evaluate(weights=weights, **options)
     found = bv.evaluate(weights=f"{folder}/{name}", transpose_weights=True, **options)
-    assert figures(found) == figures(expected)
+    assert values_of(found) == values_of(expected)
     found = bv.evaluate(weights=f"{folder}/{name}", transpose_weights=True, num_classes=128, **options)
-    assert figures(found) == figures(bv.evaluate(weights=weights, num_classes=128, **options))
+    assert values_of(found) == values_of(bv.evaluate(weights=weights, num_classes=128, **options))
     ev = bv.Evaluator(
         weights=f"{folder}/{name}",
         transpose_weights=True,
         **{k: v for k, v in options.items() if k not in ("inputs", "labels")},
     )
     ev.update(inputs, labels)
-    fed, whole = figures(bv.Evaluator.from_bytes(ev.to_bytes()).report()), figures(expected)
+    fed, whole = values_of(bv.Evaluator.from_bytes(ev.to_bytes()).report()), values_of(expected)
     for found in (fed, whole):
         found.pop("worst", None)  # rows of batches have no numbers
     assert fed == whole
@@ -79,7 +79,7 @@ def test_workers_and_the_command(layer):
     options = {"inputs": folder / "inputs.npy", "labels": folder / "labels.npy"}
     expected = bv.evaluate(weights=weights, **options)
     found = bv.evaluate(weights=folder / "turned.npy", transpose_weights=True, engine="local", workers=2, **options)
-    assert figures(found) == figures(expected)
+    assert values_of(found) == values_of(expected)
     done = process(
         "eval", "--inputs", "inputs.npy", "--labels", "labels.npy", "--weights", "turned.npy", "--transpose-weights",
         "--format", "json", cwd=folder,
@@ -122,15 +122,15 @@ def test_classes_of_shards(shards, sizes):
     options = {"logits": f"{folder}/s-*.npy", "labels": labels, "vocab_shards": True}
     for i, part in enumerate(np.split(logits, [50, 100], axis=1)):
         np.save(folder / f"exact-{i}.npy", part)
-    expected = figures(bv.evaluate(logits=f"{folder}/exact-*.npy", labels=labels, vocab_shards=True))
-    assert figures(bv.evaluate(**options, shard_classes=sizes)) == expected
-    assert figures(bv.evaluate(**options, shard_classes=sizes, chunk_rows=3, threads=1)) == expected
+    expected = values_of(bv.evaluate(logits=f"{folder}/exact-*.npy", labels=labels, vocab_shards=True))
+    assert values_of(bv.evaluate(**options, shard_classes=sizes)) == expected
+    assert values_of(bv.evaluate(**options, shard_classes=sizes, chunk_rows=3, threads=1)) == expected
     matrix = bv.open_matrix(f"{folder}/s-*.npy", vocab_shards=True, shard_classes=sizes)
     for one in (matrix, pickle.loads(pickle.dumps(matrix))):
         assert np.array_equal(np.asarray(one), logits)
         assert np.array_equal(one[[3, 1]], logits[[3, 1]])
     options |= {"labels": folder / "labels.npy", "shard_classes": sizes}
-    assert figures(bv.evaluate(**options, engine="local", workers=2, chunk_rows=5)) == expected
+    assert values_of(bv.evaluate(**options, engine="local", workers=2, chunk_rows=5)) == expected
     for i in (1, 2, 3):
         bv.evaluate(**options, vocab_shard=(i, 3), state=folder / f"{i}.state")
     assert bv.merge([folder / f"{i}.state" for i in (1, 2, 3)])["mean"] == pytest.approx(expected["mean"], rel=1e-6)
@@ -146,10 +146,10 @@ def test_layers_in_padded_files(layer):
         np.save(folder / f"w-{i}.npy", rows), np.save(folder / f"b-{i}.npy", numbers)
         np.save(folder / f"t-{i}.npy", np.ascontiguousarray(rows.T))
     options = {"inputs": inputs, "labels": labels}
-    expected = figures(bv.evaluate(weights=weights, biases=biases, **options))
+    expected = values_of(bv.evaluate(weights=weights, biases=biases, **options))
     options |= {"biases": [str(folder / f"b-{i}.npy") for i in range(3)], "shard_classes": sizes}
-    assert figures(bv.evaluate(weights=f"{folder}/w-*.npy", **options)) == expected
-    assert figures(bv.evaluate(weights=f"{folder}/t-*.npy", transpose_weights=True, **options)) == expected
+    assert values_of(bv.evaluate(weights=f"{folder}/w-*.npy", **options)) == expected
+    assert values_of(bv.evaluate(weights=f"{folder}/t-*.npy", transpose_weights=True, **options)) == expected
 
 
 def test_a_number_of_classes_that_cuts_whole_shards_is_refused(shards):

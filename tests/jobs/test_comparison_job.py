@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from commands import ENVIRONMENT
 from comparisons import CLASSES, ROWS, layers, pair, write_pair
-from sample_jobs import figures
+from sample_jobs import values_of
 
 import bigvocab as bv
 from bigvocab.comparison.llama_table import STORED_CANDIDATE
@@ -39,8 +39,8 @@ def whole(folder):
 
 
 def shown(report):
-    """All figures, NaN equal to NaN."""
-    return json.dumps(figures(report))
+    """All values, NaN equal to NaN."""
+    return json.dumps(values_of(report))
 
 
 @pytest.fixture
@@ -267,7 +267,7 @@ def test_padding_behind_the_classes_that_count(folder):
         bv.compare(reference=x, candidate=padded)
 
 
-def test_conditions_know_every_figure_of_a_report(folder):
+def test_conditions_know_every_value_of_a_report(folder):
     for candidate in ({"q8": folder / "q8.npy", "q4": folder / "q4.npy"}, folder / "q4.npy"):
         report = json.loads(bv.compare(**(pair(folder) | {"candidate": candidate})).to_json())
         asked = {"metrics": pair(folder)["metrics"].split(",") + ["kl"], "top_k": (1, 5), "labelled": True}
@@ -276,7 +276,7 @@ def test_conditions_know_every_figure_of_a_report(folder):
         for name in leaves(report):
             check_comparison_name(name, **asked)
         for name in ("kl.meen", "candidates.q9.kl.mean", "groups.a.perplexity", "nothing"):
-            with pytest.raises(bv.BigvocabError, match="the report has no figure"):
+            with pytest.raises(bv.BigvocabError, match="the report has no value named"):
                 check_comparison_name(name, **asked)
 
 
@@ -291,7 +291,7 @@ def leaves(report, prefix=""):
 
 def test_the_same_file_twice_is_noted(folder):
     report = bv.compare(reference=folder / "q8.npy", candidate={"a": folder / "q8.npy", "b": folder / "q4.npy"})
-    assert [note["code"] for note in report["notes"]] == ["same-file"]
+    assert [note["code"] for note in report["notes"]] == ["same_file"]
     assert report["candidates"]["a"]["kl"]["max"] == 0
     assert "says what the reference says" in str(report)
     cooler = bv.compare(reference=folder / "q8.npy", candidate=folder / "q8.npy", candidate_logit_scale=0.9)

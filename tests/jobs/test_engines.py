@@ -15,7 +15,7 @@ import numpy as np
 import psutil
 import pytest
 from commands import process, run
-from sample_jobs import COLUMNS, figures, write_job
+from sample_jobs import COLUMNS, values_of, write_job
 
 import bigvocab as bv
 from bigvocab.evaluation.scoring import Scorer
@@ -58,7 +58,7 @@ ENGINES = ["local", pytest.param("ray", marks=RAY)]
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_workers_give_the_bits_of_one_process(folder, tmp_path, engine):
-    expected = figures(bv.evaluate(**job(folder), output=tmp_path / "one.parquet"))
+    expected = values_of(bv.evaluate(**job(folder), output=tmp_path / "one.parquet"))
     seen = []
     report = bv.evaluate(
         **job(folder),
@@ -67,7 +67,7 @@ def test_workers_give_the_bits_of_one_process(folder, tmp_path, engine):
         output=tmp_path / "many.parquet",
         progress=lambda *now: seen.append(now),
     )
-    assert figures(report) == expected
+    assert values_of(report) == expected
     assert (tmp_path / "many.parquet").read_bytes() == (tmp_path / "one.parquet").read_bytes()
     rows = [done for done, _, _ in seen]
     assert rows == sorted(rows)
@@ -82,7 +82,7 @@ def test_workers_give_the_bits_of_one_process(folder, tmp_path, engine):
 def test_a_layer_and_sampled_losses(folder, engine, options):
     expected = bv.evaluate(**layer_job(folder) | options)
     report = bv.evaluate(**layer_job(folder) | options, engine=engine, workers=2)
-    assert figures(report) == figures(expected)
+    assert values_of(report) == values_of(expected)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -99,7 +99,7 @@ def test_an_error_in_a_worker_is_the_error_of_the_row(folder, tmp_path, engine):
 def test_a_run_with_workers_goes_on(folder, tmp_path, engine, monkeypatch):
     monkeypatch.setattr(checkpoints, "MIN_SECONDS", 0)
     monkeypatch.setattr(checkpoints, "SHARE", 0)
-    expected = figures(bv.evaluate(**job(folder), output=tmp_path / "one.parquet"))
+    expected = values_of(bv.evaluate(**job(folder), output=tmp_path / "one.parquet"))
 
     def stop(done, total, read):
         if done >= 200:
@@ -117,7 +117,7 @@ def test_a_run_with_workers_goes_on(folder, tmp_path, engine, monkeypatch):
             )
         except KeyboardInterrupt:
             assert "resume" not in options
-    assert figures(report) == expected == figures(merge([tmp_path / "s"]))
+    assert values_of(report) == expected == values_of(merge([tmp_path / "s"]))
     assert (tmp_path / "many.parquet").read_bytes() == (tmp_path / "one.parquet").read_bytes()
     assert not multiprocessing.active_children()
 
@@ -134,7 +134,7 @@ def test_a_worker_that_dies_is_replaced(folder):
 
     report = bv.evaluate(**job(folder), workers=2, progress=kill)
     assert len(killed) == 2
-    assert figures(report) == figures(bv.evaluate(**job(folder)))
+    assert values_of(report) == values_of(bv.evaluate(**job(folder)))
 
 
 def die(order, start, stop):
@@ -151,7 +151,9 @@ def test_workers_that_die_again_and_again_are_an_error(folder, tmp_path, monkeyp
     ):
         bv.evaluate(**job(folder), workers=2, state=tmp_path / "s")
     monkeypatch.undo()
-    assert figures(bv.evaluate(**job(folder), state=tmp_path / "s", resume=True)) == figures(bv.evaluate(**job(folder)))
+    assert values_of(bv.evaluate(**job(folder), state=tmp_path / "s", resume=True)) == values_of(
+        bv.evaluate(**job(folder))
+    )
 
 
 def evaluate_by_workers(folder):
@@ -218,7 +220,7 @@ def test_ray_starts_a_task_again_whose_process_dies(folder, tmp_path, monkeypatc
         return really(order, start, stop)
 
     monkeypatch.setattr(engine, "do_task", once)
-    assert figures(bv.evaluate(**job(folder), engine="ray", workers=2)) == figures(bv.evaluate(**job(folder)))
+    assert values_of(bv.evaluate(**job(folder), engine="ray", workers=2)) == values_of(bv.evaluate(**job(folder)))
     assert len(list(tmp_path.iterdir())) == 3
 
 
@@ -244,12 +246,12 @@ def test_all_workers_are_at_work_at_once(folder, tmp_path, monkeypatch, cpus, wo
         raise RuntimeError("alone")
 
     monkeypatch.setattr(engine, "do_task", together)
-    expected = figures(bv.evaluate(**job(folder)))
+    expected = values_of(bv.evaluate(**job(folder)))
     if cpus is not None:
         ray.init(address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     try:
         given = {} if threads is None else {"threads": threads}
-        assert figures(bv.evaluate(**job(folder), engine="ray", workers=workers, **given)) == expected
+        assert values_of(bv.evaluate(**job(folder), engine="ray", workers=workers, **given)) == expected
     finally:
         ray.shutdown()
     assert len(list(tmp_path.iterdir())) == workers
@@ -261,7 +263,7 @@ def test_a_ray_that_runs_already_is_used_and_left(folder):
 
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     try:
-        assert figures(bv.evaluate(**job(folder), engine="ray", workers=2)) == figures(bv.evaluate(**job(folder)))
+        assert values_of(bv.evaluate(**job(folder), engine="ray", workers=2)) == values_of(bv.evaluate(**job(folder)))
         assert ray.is_initialized()
     finally:
         ray.shutdown()
@@ -334,10 +336,10 @@ def test_a_cluster_at_an_address(folder, tmp_path, monkeypatch):
         while "Ray runtime started" not in (tmp_path / "log").read_text():
             assert head.poll() is None, (tmp_path / "log").read_text()
             time.sleep(0.1)
-        expected = figures(bv.evaluate(**job(folder)))
-        assert figures(bv.evaluate(**job(folder), engine="ray", address=f"127.0.0.1:{port}")) == expected
+        expected = values_of(bv.evaluate(**job(folder)))
+        assert values_of(bv.evaluate(**job(folder), engine="ray", address=f"127.0.0.1:{port}")) == expected
         monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")
-        assert figures(bv.evaluate(**job(folder), engine="ray", workers=2)) == expected
+        assert values_of(bv.evaluate(**job(folder), engine="ray", workers=2)) == expected
     finally:
         head.terminate()  # it ends what it has started, but not its note of where it was
         head.wait(30)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
-from sample_jobs import figures
+from sample_jobs import values_of
 
 import bigvocab as bv
 
@@ -118,7 +118,7 @@ def test_an_epsilon_by_hand_goes_with_the_norm_of_the_model(job):
 def test_where_states_are_from_may_be_said(job):
     given, answers = job("llama", "after"), golden("llama")
     said = bv.evaluate(**given, hidden_states="after-norm")
-    assert figures(said) | {"model": 0} == figures(bv.evaluate(**given)) | {"model": 0}
+    assert values_of(said) | {"model": 0} == values_of(bv.evaluate(**given)) | {"model": 0}
     assert said["model"]["sources"]["hidden_states"] == "given"
     wrong = bv.evaluate(**given, hidden_states="before-norm")  # the norm is applied once more
     assert abs(wrong["mean"] - answers["losses"].mean()) > 1e-3
@@ -202,17 +202,17 @@ def test_padding_of_the_head_is_noted(job, tmp_path):
 @pytest.mark.parametrize("states", ["before", "after"])
 def test_shards_workers_and_resume_are_one_run(job, tmp_path, states):
     given = job("gemma2", states, rows=500)
-    expected = figures(bv.evaluate(**given))
-    assert figures(bv.evaluate(**given, workers=2)) == expected
+    expected = values_of(bv.evaluate(**given))
+    assert values_of(bv.evaluate(**given, workers=2)) == expected
     parts = [tmp_path / f"{i}.state" for i in range(3)]
     for i, state in enumerate(parts):
         bv.evaluate(**given, shard=(i + 1, 3), state=state)
-    assert figures(bv.merge(parts)) == expected
-    assert figures(bv.evaluate(**given, shard=(2, 3), state=parts[1], resume=True))["model"] == expected["model"]
+    assert values_of(bv.merge(parts)) == expected
+    assert values_of(bv.evaluate(**given, shard=(2, 3), state=parts[1], resume=True))["model"] == expected["model"]
     ranges = [tmp_path / f"{i}.classes" for i in range(2)]
     for i, state in enumerate(ranges):
         bv.evaluate(**given, vocab_shard=(i + 1, 2), state=state)
-    merged = figures(bv.merge(ranges))
+    merged = values_of(bv.merge(ranges))
     assert merged["mean"] == pytest.approx(expected["mean"], rel=1e-7)  # softcaps are in float32
     assert merged["model"] == expected["model"]
     assert merged["accuracy"] == expected["accuracy"]
@@ -227,7 +227,7 @@ def test_states_of_the_same_model_elsewhere_merge_and_of_another_do_not(job, tmp
     save_file(tensors, other / "model.safetensors")
     for name, model, shard in (("1", GOLDEN / "gemma2", 1), ("2", copy, 2), ("3", other, 2)):
         bv.evaluate(**given | {"model": model}, shard=(shard, 2), state=tmp_path / name)
-    assert figures(bv.merge([tmp_path / "1", tmp_path / "2"])) == figures(bv.evaluate(**given))
+    assert values_of(bv.merge([tmp_path / "1", tmp_path / "2"])) == values_of(bv.evaluate(**given))
     with pytest.raises(bv.BigvocabError, match="layer files is"):
         bv.merge([tmp_path / "1", tmp_path / "3"])
 
@@ -243,10 +243,10 @@ def test_an_evaluator_with_a_model_is_saved_and_loaded(tmp_path):
     assert loaded.report()["model"]["softcap"] == 30
     for one in (evaluator, loaded):
         one.update(answers["before"][6:], labels[6:])
-    assert figures(loaded.report()) | {"model": 0} == figures(evaluator.report()) | {"model": 0}
+    assert values_of(loaded.report()) | {"model": 0} == values_of(evaluator.report()) | {"model": 0}
     whole = bv.Evaluator(model=GOLDEN / "gemma2", num_classes=52, norm_epsilon=0.01)
     whole.update(answers["before"], labels)
-    assert figures(whole.report()) == figures(evaluator.report())
+    assert values_of(whole.report()) == values_of(evaluator.report())
 
 
 def test_another_kind_of_states_is_another_evaluation():

@@ -33,18 +33,18 @@ def function_of(name):
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
-    return engines.make_data(folder), engines.figures(engines.expected_report(folder))
+    return engines.make_data(folder), engines.values_of(engines.expected_report(folder))
 
 
 def test_what_ray_calls(data):
     table, expected = data
     batches = [table.slice(at, 256) for at in range(0, engines.ROWS, 256)]
     states = [state for batch in batches for state in function_of("ray")(batch)["state"].to_pylist()]
-    assert engines.figures(bv.merge(states, rows=engines.ROWS).to_dict()) == expected
+    assert engines.values_of(bv.merge(states, rows=engines.ROWS).to_dict()) == expected
     with_losses = pa.concat_tables([function_of("ray-losses")(batch) for batch in batches])
     assert with_losses["loss"].null_count == table["label"].null_count
     states = with_losses["state"].drop_null().to_pylist()
-    assert engines.figures(bv.merge(states, rows=engines.ROWS).to_dict()) == expected
+    assert engines.values_of(bv.merge(states, rows=engines.ROWS).to_dict()) == expected
     with pytest.raises(bv.BigvocabError, match="rows"):  # a batch that came twice
         bv.merge([*states, states[0]], rows=engines.ROWS)
 
@@ -58,7 +58,7 @@ def test_what_spark_calls(data):
         row for part in partitions for out in sums(iter(part.to_batches(256))) for row in out["state"].to_pylist()
     ]
     assert len(states) == 3
-    assert engines.figures(bv.merge(states, rows=engines.ROWS).to_dict()) == expected
+    assert engines.values_of(bv.merge(states, rows=engines.ROWS).to_dict()) == expected
 
 
 def test_every_recipe_has_its_code_compiled_and_is_run_by_the_script():

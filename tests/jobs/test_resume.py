@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from commands import ENVIRONMENT
-from sample_jobs import COLUMNS, figures, write_job
+from sample_jobs import COLUMNS, values_of, write_job
 
 import bigvocab as bv
 from bigvocab.evaluation.state import read_state
@@ -39,7 +39,7 @@ def job(folder, **options):
 @pytest.fixture(scope="module")
 def whole(folder):
     report = bv.evaluate(**job(folder), output=folder / "whole.parquet")
-    return figures(report), (folder / "whole.parquet").read_bytes()
+    return values_of(report), (folder / "whole.parquet").read_bytes()
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def interrupted(folder, place, rows, error=KeyboardInterrupt, **options):
 
 def resumed(folder, place, **options):
     report = bv.evaluate(**job(folder), state=place / "s", output=place / "losses.parquet", resume=True, **options)
-    return figures(report), (place / "losses.parquet").read_bytes()
+    return values_of(report), (place / "losses.parquet").read_bytes()
 
 
 def left(place):
@@ -113,8 +113,8 @@ whole = bv.evaluate(logits=folder / "logits-0.npy", labels=folder / "labels.parq
 
 def same():
     times = ("seconds", "rows_per_second", "bytes_per_second")
-    figures = [{k: v for k, v in r.to_dict().items() if k not in times} for r in (whole, merge([state]))]
-    assert figures[0] == figures[1]
+    values = [{k: v for k, v in r.to_dict().items() if k not in times} for r in (whole, merge([state]))]
+    assert values[0] == values[1]
     assert output.read_bytes() == (folder / "whole.parquet").read_bytes()
     assert sorted(p.name for p in place.iterdir()) == ["losses.parquet", "s"], list(place.iterdir())
 """
@@ -264,7 +264,7 @@ def test_a_full_disk_says_what_is_kept(folder, tmp_path, at_every_block, monkeyp
         ):
             bv.evaluate(**job(folder), state=tmp_path / "s", output=tmp_path / "losses.parquet")
     assert left(tmp_path) == ["s", "s.lines"]
-    assert resumed(folder, tmp_path) == (figures(bv.evaluate(**job(folder))), (folder / "whole.parquet").read_bytes())
+    assert resumed(folder, tmp_path) == (values_of(bv.evaluate(**job(folder))), (folder / "whole.parquet").read_bytes())
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -395,7 +395,7 @@ def test_draws_that_learn_go_on(folder, tmp_path, at_every_block):
         "sampler": "learned-unigram",
     }
     options |= {"num_sampled": 5, "seed": 3, "chunk_rows": 300}
-    expected = figures(bv.evaluate(**options))
+    expected = values_of(bv.evaluate(**options))
 
     def stop(done, total, read):
         if done >= 900:
@@ -403,7 +403,7 @@ def test_draws_that_learn_go_on(folder, tmp_path, at_every_block):
 
     with pytest.raises(KeyboardInterrupt):
         bv.evaluate(**options, state=tmp_path / "s", progress=stop)
-    assert figures(bv.evaluate(**options, state=tmp_path / "s", resume=True)) == expected
+    assert values_of(bv.evaluate(**options, state=tmp_path / "s", resume=True)) == expected
     with pytest.raises(bv.BigvocabError, match="shard: does not go with learned-unigram, which learns"):
         bv.evaluate(**options, shard="1/2")
 
@@ -454,7 +454,7 @@ def test_two_runs_on_one_state(folder, whole, tmp_path, at_every_block):
                 resumed(folder, tmp_path)
 
     report = bv.evaluate(**job(folder), state=tmp_path / "s", output=tmp_path / "losses.parquet", progress=second)
-    assert figures(report) == whole[0]
+    assert values_of(report) == whole[0]
     assert left(tmp_path) == ["losses.parquet", "s"]
 
 

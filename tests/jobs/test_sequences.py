@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import load_file, save_file
-from sample_jobs import figures
+from sample_jobs import values_of
 
 import bigvocab as bv
 from bigvocab.matrices.sequences import open_rows
@@ -78,7 +78,7 @@ def test_a_layer_is_picked(tmp_path):
     given = write_requests(tmp_path / "dump", states, tokens)
     expected = bv.evaluate(**given, shift_labels=True)
     for layer in (2, -1):
-        assert figures(bv.evaluate(**given, shift_labels=True, layer=layer)) == figures(expected)
+        assert values_of(bv.evaluate(**given, shift_labels=True, layer=layer)) == values_of(expected)
     rng = np.random.default_rng(1)
     first = [rng.standard_normal((len(rows), LAYERS, 32)).astype(np.float32)[:, 0] for rows in states]
     found = bv.evaluate(**given, shift_labels=True, layer=0, hidden_states="before-norm")
@@ -99,13 +99,13 @@ def test_losses_of_all_rows_are_written(tmp_path):
 def test_shards_workers_states_and_resume_are_one_run(tmp_path):
     states, tokens = make([7, 30, 1, 100, 3] * 20)
     given = write_requests(tmp_path / "dump", states, tokens) | {"shift_labels": True, "score_from": 2}
-    expected = figures(bv.evaluate(**given))
-    assert figures(bv.evaluate(**given, workers=2)) == expected
-    assert figures(bv.evaluate(**given, chunk_rows=7)) == expected
+    expected = values_of(bv.evaluate(**given))
+    assert values_of(bv.evaluate(**given, workers=2)) == expected
+    assert values_of(bv.evaluate(**given, chunk_rows=7)) == expected
     parts = [tmp_path / f"{i}.state" for i in range(3)]
     for i, state in enumerate(parts):
         bv.evaluate(**given, shard=(i + 1, 3), state=state)
-    assert figures(bv.merge(parts)) == expected
+    assert values_of(bv.merge(parts)) == expected
     bv.evaluate(**given, shard=(1, 3), state=parts[0], resume=True)
     with pytest.raises(bv.BigvocabError, match="score_from is None, but 2 in"):
         bv.evaluate(**given | {"score_from": 0}, shard=(1, 3), state=parts[0], resume=True)
@@ -151,7 +151,7 @@ def test_logits_in_a_file_of_three_dimensions(tmp_path, shape):
     np.save(tmp_path / "logits.npy", logits)
     np.save(tmp_path / "labels.npy", labels.reshape(shape))
     found = bv.evaluate(logits=tmp_path / "logits.npy", labels=tmp_path / "labels.npy")
-    assert figures(found) == figures(bv.evaluate(logits=logits.reshape(-1, 11), labels=labels))
+    assert values_of(found) == values_of(bv.evaluate(logits=logits.reshape(-1, 11), labels=labels))
     np.save(tmp_path / "logits.npy", np.asfortranarray(logits))
     with pytest.raises(bv.FormatError, match=r"logits\.npy: is of shape \(4, 6, 11\) in Fortran order"):
         bv.evaluate(logits=tmp_path / "logits.npy", labels=tmp_path / "labels.npy")

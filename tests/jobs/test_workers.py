@@ -9,7 +9,7 @@ import threading
 
 import numpy as np
 import pytest
-from sample_jobs import COLUMNS, figures, write_job
+from sample_jobs import COLUMNS, values_of, write_job
 
 import bigvocab as bv
 from bigvocab.jobs.workers import seals
@@ -137,7 +137,7 @@ def test_a_run_on_ray_has_the_workers_it_was_given(folder, stand_in, cpus, worke
     ray = stand_in(*cpus)
     given = {} if threads is None else {"threads": threads}
     report = bv.evaluate(**job(folder), engine="ray", workers=workers, **given)
-    assert figures(report) == figures(bv.evaluate(**job(folder)))
+    assert values_of(report) == values_of(bv.evaluate(**job(folder)))
     assert ray.at_once >= (workers or sum(cpus) or len(os.sched_getaffinity(0)))
 
 

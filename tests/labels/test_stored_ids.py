@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from commands import process
-from sample_jobs import figures
+from sample_jobs import values_of
 
 import bigvocab as bv
 from bigvocab.errors import BigvocabError, FormatError
@@ -18,12 +18,12 @@ IDS = np.array([0, 8, 3, 3, 1, 7])
 
 
 def of(labels, **options):
-    return figures(bv.evaluate(logits=LOGITS, labels=labels, **options))
+    return values_of(bv.evaluate(logits=LOGITS, labels=labels, **options))
 
 
 def fed(found):
     """A report without what batches have no numbers for: the rows of the worst."""
-    found = found if isinstance(found, dict) else figures(found)
+    found = found if isinstance(found, dict) else values_of(found)
     return {name: value for name, value in found.items() if name not in ("worst", "notes")}
 
 
@@ -48,7 +48,7 @@ def test_an_offset_is_added_to_every_label(offset, dtype, tmp_path):
         {"y": [[int(label)] for label in stored], "e": [[int(label) + 1 - (label == stored.max())] for label in stored]}
     )
     if dtype == np.int64:
-        multi = figures(
+        multi = values_of(
             bv.evaluate(logits=LOGITS, labels=lists, loss="sparse-sigmoid", label_column="y", label_offset=offset)
         )
         assert multi == of(pa.table({"y": [[int(label)] for label in IDS]}), loss="sparse-sigmoid")

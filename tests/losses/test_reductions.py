@@ -80,8 +80,8 @@ def test_what_is_not_finite_is_kept_apart(values, expected):
 
 def test_the_example_of_the_manual():
     losses, weights = [[0, 1], [2, 3], [4, 5]], [[2], [0], [0.5]]
-    figures = {name: bv.compute_weighted_loss(losses, weights, reduction=name) for name in REDUCTIONS[1:]}
-    assert figures == pytest.approx(
+    values = {name: bv.compute_weighted_loss(losses, weights, reduction=name) for name in REDUCTIONS[1:]}
+    assert values == pytest.approx(
         {"sum": 6.5, "mean": 1.3, "sum_over_batch_size": 1.0833333333333333, "sum_by_nonzero_weights": 1.625}
     )
 

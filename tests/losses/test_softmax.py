@@ -46,7 +46,7 @@ def reference(x):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: np.dtype(d).name)
 @pytest.mark.parametrize("shift", [0.0, 90.0, -3000.0])
-def test_every_figure_at_every_block_edge(dtype, shift):
+def test_every_value_at_every_block_edge(dtype, shift):
     for classes in EDGES:
         logits, labels = make(5, classes, dtype, classes, shift=shift)
         x = logits.astype(np.float64)

@@ -200,7 +200,7 @@ def percentiles(values):
 
 
 def comparison(names=("Q8_0", "Q6_K", "Q4_K_M", "floor")):
-    """A comparison of several candidates; of one, its figures stand at the top."""
+    """A comparison of several candidates; of one, its values stand at the top."""
     report = {
         "schema_version": 1,
         "rows": 4000,

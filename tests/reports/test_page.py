@@ -1,4 +1,4 @@
-"""The page of a report: every figure on it, nothing foreign in it, whatever the names and however many groups."""
+"""The page of a report: every value on it, nothing foreign in it, whatever the names and however many groups."""
 
 import copy
 import html.parser
@@ -99,7 +99,7 @@ def leaves(value, path=()):
 
 
 @pytest.mark.parametrize("name", reports())
-def test_every_figure_is_on_the_page(pages, name):
+def test_every_value_is_on_the_page(pages, name):
     words = set(re.findall(r"-?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?%?", pages[name].shown))
     words |= {word.rstrip("%,") for word in words}
     for path, value in leaves(reports()[name]):
@@ -119,7 +119,7 @@ def test_every_figure_is_on_the_page(pages, name):
 
 def test_sections_stand_in_order(pages):
     assert pages["evaluation"].sections() == [
-        *("loss", "rank", "calibration", "by-frequency", "by-position", "groups", "sampled", "worst", "figures"),
+        *("loss", "rank", "calibration", "by-frequency", "by-position", "groups", "sampled", "worst", "metrics"),
         *("files", "options", "versions", "all"),
     ]
     assert pages["candidates"].sections()[:7] == [
@@ -129,8 +129,8 @@ def test_sections_stand_in_order(pages):
 
 def test_first_screen(pages):
     tiles = pages["evaluation"].text.partition("<main>")[0]
-    for figure in ("3.419546", "± 0.102455 nats", "24.821", "36.43%", "1.142061", "data/kjv/logits.npy", "12,966"):
-        assert figure in tiles
+    for value in ("3.419546", "± 0.102455 nats", "24.821", "36.43%", "1.142061", "data/kjv/logits.npy", "12,966"):
+        assert value in tiles
     assert example_report.NOTE["text"] in tiles
 
 
@@ -179,9 +179,9 @@ def test_the_same_report_gives_the_same_bytes():
     assert page_of(through_json) == first
 
 
-def test_sections_appear_only_with_their_figures():
+def test_sections_appear_only_with_their_values():
     page = Page(page_of({"schema_version": 1, "loss": "sigmoid", "mean": 1.5, "rows": 2}))
-    assert page.sections() == ["figures", "all"]
+    assert page.sections() == ["metrics", "all"]
     assert "1.500000" in page.shown
     assert not page.pictures()
 
@@ -191,7 +191,7 @@ def test_a_report_without_any_row():
     assert "nan nats" in page.shown
 
 
-def test_infinite_figures_are_shown_as_such(pages):
+def test_infinite_values_are_shown_as_such(pages):
     assert re.search(r"3917 inf 11021", pages["evaluation"].shown)
     report = example_report.evaluation() | {"mean": None, "infinite": {"mean": "inf", "groups.Ruth.mean": "inf"}}
     report["groups"]["Ruth"]["mean"] = None
@@ -277,7 +277,7 @@ def test_many_of_everything_else_fit():
     report["inputs"] *= 20_000
     report["worst"] *= 2000
     report["notes"] *= 2000
-    report["more"] = {f"figure {i}": i for i in range(100_000)}
+    report["more"] = {f"value {i}": i for i in range(100_000)}
     assert len(page_of(report)) < 1_500_000
     report = example_report.comparison([str(i) for i in range(300)])
     assert len(page_of(report)) < 2_000_000

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from bigvocab.reports.report import Report, as_json, plain_text
 
-FIGURES = {
+VALUES = {
     "schema_version": 1,
     "loss": "sparse-softmax",
     "mean": 3.7070263404254233,
@@ -47,41 +47,41 @@ FIGURES = {
 
 
 def report(**changes):
-    return Report({**FIGURES, **changes})
+    return Report({**VALUES, **changes})
 
 
 def line(table, name):
     return next(row.split(name, 1)[1].strip() for row in str(table).splitlines() if row.strip().startswith(name))
 
 
-def test_figures_are_found_by_name_and_by_dotted_name():
-    figures = report(groups={"St. John": {"mean": 4.0}, "St": {" John": {"mean": 0}}})
-    assert figures["rows"] == 269
-    assert "entropy" in figures
-    assert "sampled" not in figures
-    assert figures.figure("accuracy.5") == 0.5539
-    assert figures.figure("groups.St. John.mean") == 4.0
+def test_values_are_found_by_name_and_by_dotted_name():
+    values = report(groups={"St. John": {"mean": 4.0}, "St": {" John": {"mean": 0}}})
+    assert values["rows"] == 269
+    assert "entropy" in values
+    assert "sampled" not in values
+    assert values.value("accuracy.5") == 0.5539
+    assert values.value("groups.St. John.mean") == 4.0
     for name in ("accuracy.2", "accuracy.", "perplexity.x", "groups", ".", "groups.St.mean"):
         if name == "groups":
-            assert figures.figure(name) == figures["groups"]
+            assert values.value(name) == values["groups"]
         else:
             with pytest.raises(KeyError):
-                figures.figure(name)
+                values.value(name)
 
 
 def test_a_dict_is_a_copy():
-    figures = report()
-    figures.to_dict()["accuracy"]["1"] = 9
-    assert figures["accuracy"]["1"] == 0.3197
-    assert figures.to_dict() == FIGURES
+    values = report()
+    values.to_dict()["accuracy"]["1"] = 9
+    assert values["accuracy"]["1"] == 0.3197
+    assert values.to_dict() == VALUES
 
 
 def test_json_is_the_dict_again():
     text = report().to_json()
-    assert json.loads(text) == FIGURES
-    assert list(json.loads(text)) == list(FIGURES)
+    assert json.loads(text) == VALUES
+    assert list(json.loads(text)) == list(VALUES)
     assert text.splitlines()[1] == '  "schema_version": 1,'
-    assert float(json.loads(text)["mean"]) == FIGURES["mean"]
+    assert float(json.loads(text)["mean"]) == VALUES["mean"]
 
 
 def test_json_knows_no_nan_and_no_infinity():
@@ -131,8 +131,8 @@ def test_the_table_has_sensible_digits():
     assert line(report(nonfinite_rows=2), "rows") == "269 (2 not finite)"
 
 
-def test_figures_that_are_absent_or_not_finite_do_no_harm():
-    sigmoid = {name: FIGURES[name] for name in ("loss", "mean", "rows", "sum")} | {"loss": "sigmoid"}
+def test_values_that_are_absent_or_not_finite_do_no_harm():
+    sigmoid = {name: VALUES[name] for name in ("loss", "mean", "rows", "sum")} | {"loss": "sigmoid"}
     text = str(Report(sigmoid))
     assert text.splitlines() == [" loss  sigmoid", " mean  3.707026 nats", " rows  269"]
     unknown = report(
@@ -173,7 +173,7 @@ def test_groups_show_weights_only_where_they_differ_from_rows():
 
 
 def test_names_from_files_can_neither_move_the_cursor_nor_be_markup():
-    groups = {"[red]x[/red] :smile:": FIGURES["groups"]["Ruth"], "\x1b[31mred\n": FIGURES["groups"]["Jonah"]}
+    groups = {"[red]x[/red] :smile:": VALUES["groups"]["Ruth"], "\x1b[31mred\n": VALUES["groups"]["Jonah"]}
     text = str(report(groups=groups, inputs=[{"path": "\x1b]0;x\x07", "shape": [1], "dtype": "int8", "bytes": 1}]))
     assert "[red]x[/red] :smile:" in text
     assert "\x1b" not in text
@@ -204,9 +204,9 @@ def test_plain_text_has_no_colours_even_where_they_are_forced(monkeypatch):
 
 
 @pytest.mark.parametrize("width", [36, 44, 60])
-def test_figures_of_groups_are_whole_on_narrow_terminals(width):
-    """Names give way to figures."""
-    groups = {"a name that is longer than any terminal of old" * 2: FIGURES["groups"]["Ruth"]}
+def test_values_of_groups_are_whole_on_narrow_terminals(width):
+    """Names give way to values."""
+    groups = {"a name that is longer than any terminal of old" * 2: VALUES["groups"]["Ruth"]}
     console = Console(width=width, file=io.StringIO(), highlight=False)
     console.print(report(groups=groups))
     (row,) = [line for line in console.file.getvalue().splitlines() if line.startswith(" a ")]

@@ -37,7 +37,7 @@ _DIVERGENCES = {
 
 
 def candidates(report: _Report) -> _Sides:
-    """The candidates with their figures, nearest to the reference first."""
+    """The candidates with their metrics, nearest to the reference first."""
     sides = list(report.get("candidates", {"candidate": report}).items())
     return sorted(sides, key=lambda side: (math.isnan(_mean_kl(side[1])), _mean_kl(side[1])))
 
@@ -274,7 +274,7 @@ def _between(pairs: list[_Report]) -> Section:
 def _in_full(i: int, name: str, report: _Report, block: _Report, sides: int) -> list[Section]:
     title = named(name, 40) if sides > 1 else ""
     lead = Html(f"{title}: ") if title else ""
-    found = [Section(f"full-{i}", Html(f"{lead}All figures" if lead else "Figures"), table=_figures(report, block))]
+    found = [Section(f"full-{i}", Html(f"{lead}All metrics" if lead else "Metrics"), table=_metrics(report, block))]
     if block.get("groups"):
         found.append(_group_section(f"groups-{i}", Html(f"{lead}Groups"), block, BUDGET // min(sides, MOST_IN_FULL)))
     if block.get("worst"):
@@ -298,8 +298,8 @@ def _in_full(i: int, name: str, report: _Report, block: _Report, sides: int) -> 
     return found
 
 
-def _figures(report: _Report, block: _Report) -> Table:
-    return Table(("figure", "value", "what it says"), list(_lines(report, block)), frozenset({0, 2}), "meanings")
+def _metrics(report: _Report, block: _Report) -> Table:
+    return Table(("metric", "value", "what it says"), list(_lines(report, block)), frozenset({0, 2}), "meanings")
 
 
 def _lines(report: _Report, block: _Report) -> Iterator[tuple[str, str, str]]:

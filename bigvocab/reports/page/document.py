@@ -13,7 +13,7 @@ from bigvocab.reports.page.schema import check_report, is_comparison, with_infin
 from bigvocab.reports.page.shown import TEXT, Html, Section, Table, named, plain_name, text_of, whole, within
 
 _MOST_NOTES, _MOST_FILES, _MOST_BYTES = 50, 20, 150_000
-# What has a table of its own, and is not listed again among all figures.
+# What has a table of its own, and is not listed again among all values.
 _TABLED = {
     "groups",
     "worst",
@@ -39,7 +39,7 @@ def page_of(report: dict[str, Any]) -> str:
     Made from the dictionary of report.json alone; the same report gives the same bytes, with the same matplotlib.
 
     Raises:
-        BigvocabError: a figure has the wrong type, the report is of a newer schema, or the packages of
+        BigvocabError: a value has the wrong type, the report is of a newer schema, or the packages of
             `bigvocab[html]` are missing.
     """
     check_report(report)
@@ -60,7 +60,7 @@ def page_of(report: dict[str, Any]) -> str:
         more_files=len(files) - 3,
         tiles=kind.tiles(report),
         notes=[named(note["text"], 500) for note in report.get("notes", [])[:_MOST_NOTES]],
-        sections=[*sections, *_made(report), _all_figures(report)],
+        sections=[*sections, *_made(report), _all_values(report)],
     )
     return text
 
@@ -155,7 +155,7 @@ def _block(block: dict[str, Any], prefix: str) -> Iterator[tuple[str, str]]:
         yield named(prefix + name), text_of(value, TEXT)
 
 
-def _all_figures(report: dict[str, Any]) -> Section:
+def _all_values(report: dict[str, Any]) -> Section:
     """Every number by its dotted name, all digits: what `--fail-if` and a program see."""
     found = list(_leaves(report, ""))
     text = "By the names of report.json and --fail-if, with all digits."
@@ -164,9 +164,9 @@ def _all_figures(report: dict[str, Any]) -> Section:
     after = f"{left:,} more are in the report." if left > 0 else ""
     return Section(
         "all",
-        "Every figure",
+        "Every value",
         text,
-        folded=[(counted(len(shown), "figure"), Table(("name", "value"), shown))],
+        folded=[(counted(len(shown), "value"), Table(("name", "value"), shown))],
         after=after,
     )
 

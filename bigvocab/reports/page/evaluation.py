@@ -1,4 +1,4 @@
-"""What the page of an evaluation shows, in its order: tiles, figures, pictures with their numbers, worst rows."""
+"""What the page of an evaluation shows, in its order: tiles, metrics, pictures with their numbers, worst rows."""
 
 from __future__ import annotations
 
@@ -56,9 +56,9 @@ def _error_note(report: _Report) -> str:
     return f"± one standard error{over}{rows}"
 
 
-def _figure_table(report: _Report) -> Table:
-    """The figures of the table on a terminal, each with what it means."""
-    return Table(("figure", "value", "what it says"), list(_figures(report)), frozenset({0, 2}), "meanings")
+def _metric_table(report: _Report) -> Table:
+    """The metrics of the table on a terminal, each with what it means."""
+    return Table(("metric", "value", "what it says"), list(_metrics(report)), frozenset({0, 2}), "meanings")
 
 
 _PLAIN: dict[str, tuple[str, Callable[[Any], str], str]] = {
@@ -73,7 +73,7 @@ _PLAIN: dict[str, tuple[str, Callable[[Any], str], str]] = {
 }
 
 
-def _figures(report: _Report) -> Iterator[tuple[str, str, str]]:
+def _metrics(report: _Report) -> Iterator[tuple[str, str, str]]:
     unit = " nats"
     yield "mean", erring(number(report["mean"]), error_of(report)) + unit, "mean loss per row, weighted where rows are"
     if "nll" in report:
@@ -85,7 +85,7 @@ def _figures(report: _Report) -> Iterator[tuple[str, str, str]]:
     yield "rows", whole(report["rows"]), "that count"
     for name, word in (("ignored_rows", "ignored rows"), ("nonfinite_rows", "rows not finite")):
         if report.get(name):
-            yield word, whole(report[name]), "count in no figure"
+            yield word, whole(report[name]), "count in no metric"
     if report.get("weight", report["rows"]) != report["rows"]:
         yield "weight", whole(report["weight"]), "sum over the rows that count"
     for k, share in report.get("accuracy", {}).items():
@@ -101,7 +101,7 @@ def _figures(report: _Report) -> Iterator[tuple[str, str, str]]:
         block = report["label_mass"]
         yield "label mass", f"{number(block['mean'])} (least {number(block['min'])})", "sum of each row's soft labels"
     if "calibration" in report:
-        yield from _calibration_figures(report["calibration"])
+        yield from _calibration_metrics(report["calibration"])
     if "macro" in report:
         yield from _macro(report["macro"])
 
@@ -118,7 +118,7 @@ def _ties(report: _Report, k: str) -> str:
     return f"{percent(bounds[0])} if ties count against, {percent(bounds[1])} if for"
 
 
-def _calibration_figures(block: _Report) -> Iterator[tuple[str, str, str]]:
+def _calibration_metrics(block: _Report) -> Iterator[tuple[str, str, str]]:
     if "ece" in block:
         yield "ece", percent(block["ece"]), "mean distance of confidence and accuracy over the bins"
     if "brier" in block:
@@ -138,7 +138,7 @@ def _macro(block: _Report) -> Iterator[tuple[str, str, str]]:
 
 
 def sections(report: _Report) -> list[Section]:
-    """The pictures in their order, groups, the sampled loss, worst rows, and the figures of the table."""
+    """The pictures in their order, groups, the sampled loss, worst rows, and the metrics of the table."""
     made: list[tuple[str, Callable[[_Report], Section | None]]] = [
         ("loss_histogram", _losses),
         ("rank_histogram", _ranks),
@@ -150,7 +150,7 @@ def sections(report: _Report) -> list[Section]:
         ("worst", _worst),
     ]
     found = (make(report) for name, make in made if report.get(name))
-    table = Section("figures", "Figures", table=_figure_table(report))
+    table = Section("metrics", "Metrics", table=_metric_table(report))
     return [*(section for section in found if section is not None), table]
 
 

@@ -1,7 +1,7 @@
-"""What the page takes a report to hold; a report edited by hand is refused with one line that names the figure.
+"""What the page takes a report to hold; a report edited by hand is refused with one line that names the value.
 
 A check is a function of a value and its dotted name. All keys of a record may be absent unless they are required, and
-keys that are not known pass: they are shown as plain figures.
+keys that are not known pass: they are shown as plain values.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ Check = Callable[[Any, str], None]
 
 
 def check_report(report: Any) -> None:
-    """Refuse what is no report, is of a newer schema, or has a figure of the wrong type.
+    """Refuse what is no report, is of a newer schema, or has a value of the wrong type.
 
     Raises:
-        BigvocabError: names the figure, what it is and what was expected.
+        BigvocabError: names the value, what it is and what was expected.
     """
     if not isinstance(report, dict):
-        raise _wrong("report", report, "an object of figures")
+        raise _wrong("report", report, "an object of named values")
     version = report.get("schema_version")
     if isinstance(version, bool) or not isinstance(version, int):
         raise _wrong("schema_version", version, "a whole number; is this a report.json?")
@@ -42,11 +42,11 @@ def check_report(report: Any) -> None:
     elif "loss" in report:
         _EVALUATION(report, "")
     else:
-        raise BigvocabError("report: got neither loss nor kl, expected the figures of an evaluation or a comparison")
+        raise BigvocabError("report: got neither loss nor kl, expected the values of an evaluation or a comparison")
 
 
 def with_infinities(report: dict[str, Any]) -> dict[str, Any]:
-    """The report with the figures that `infinite` names put back as floats."""
+    """The report with the values that `infinite` names put back as floats."""
     names = report.get("infinite")
     if not names:
         return report

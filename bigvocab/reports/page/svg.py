@@ -22,7 +22,7 @@ _SVG, _LINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}hre
 
 
 def inline(drawn: str, key: str, title: str, description: str, texts: Mapping[str, str]) -> Html:
-    """The SVG of a figure, to stand in HTML.
+    """The SVG of a picture, to stand in HTML.
 
     `key` makes its ids unique in the page. `texts` are put in place of the placeholders that were drawn, so that names
     from data never pass through matplotlib, which would read formulas in them and look for glyphs.
