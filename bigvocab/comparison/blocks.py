@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from bigvocab import arguments
 from bigvocab.arguments import parse_bytes
-from bigvocab.comparison.llama_source import windows_of
+from bigvocab.comparison.implied_labels import windows_of
 from bigvocab.comparison.llama_table import LlamaTable, table_rows
 from bigvocab.comparison.made_rows import CLASSES, compare_rows, made_logits
 from bigvocab.comparison.pairs import PairRows

@@ -13,7 +13,7 @@ from bigvocab import arguments
 from bigvocab.comparison.batches import labels_of_batch, vectors_of_batch, with_columns
 from bigvocab.comparison.blocks import Block
 from bigvocab.comparison.comparer import Comparer
-from bigvocab.comparison.llama_source import NoLabels
+from bigvocab.comparison.implied_labels import NoLabels
 from bigvocab.comparison.reporting import comparison_report
 from bigvocab.comparison.rules import ONLY
 from bigvocab.comparison.sides import Sides

@@ -1,4 +1,4 @@
-"""Llama.cpp logits files in a job: the pages of their rows, and the labels and windows that they bring."""
+"""Llama.cpp logits files in a job: their rows, and the rows of other files that they have scored."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bigvocab.formats.llama_logits import LlamaLogits, is_llama_logits, open_llama_logits
-from bigvocab.labels.labels import LabelBatch
-from bigvocab.matrices.matrix import Matrix
+from bigvocab.formats.llama_logits import is_llama_logits, open_llama_logits
 from bigvocab.matrices.sources import RowSource
 from bigvocab.storage.fingerprints import of_file
 from bigvocab.storage.paths import split_selector
@@ -20,7 +18,6 @@ from bigvocab.storage.paths import split_selector
 Integers = npt.NDArray[np.int64]
 
 TYPE = "llama.cpp"  # in place of the type of a logit, where files are listed
-_BATCH_ROWS = 65_536
 
 
 def llama_path(values: Any) -> str | None:
@@ -137,93 +134,3 @@ class PickedRows:
     def check(self) -> None:
         """Raise FormatError if a file has changed since it was opened."""
         self._source.check()
-
-
-class LlamaLabels:
-    """The labels of a llama.cpp file, its tokens, as a `LabelSource`; each window is a cluster."""
-
-    kind = "id"
-    num_classes: int | None = None
-
-    def __init__(self, file: LlamaLogits) -> None:
-        self._file = file
-        self.path, self.num_rows = file.shown, len(file)
-        self.files: list[dict[str, Any]] = []  # which are among those of the logits
-        self.paths: list[str] = []
-
-    def __reduce__(self) -> Any:
-        return _labels_of, (self._file.file.path,)
-
-    def matrices(self) -> list[Matrix]:
-        """None."""
-        return []
-
-    def fingerprints(self) -> list[dict[str, Any]]:
-        """None: the file is one of a side."""
-        return []
-
-    def check(self) -> None:
-        """Done by the side."""
-
-    def place_of(self, row: int) -> tuple[str, int] | None:
-        """None: there is one file."""
-
-    def __iter__(self) -> Iterator[LabelBatch]:
-        return self.batches()
-
-    def batches(self, start: int = 0, stop: int | None = None) -> Iterator[LabelBatch]:
-        """Label batches of the rows from `start` to before `stop`."""
-        stop = self.num_rows if stop is None else stop
-        for first in range(start, stop, _BATCH_ROWS):
-            end = min(first + _BATCH_ROWS, stop)
-            yield LabelBatch(first, self._file.labels[first:end], clusters=windows_of(self._file, first, end))
-
-
-def _labels_of(path: str) -> LlamaLabels:
-    return LlamaLabels(open_llama_logits(path))
-
-
-def windows_of(file: LlamaLogits, start: int, stop: int) -> tuple[npt.NDArray[Any], list[str]]:
-    """The window of rows as (codes, names)."""
-    windows = file.windows[start:stop]
-    first = int(windows[0]) if len(windows) else 0
-    last = int(windows[-1]) if len(windows) else -1
-    return (windows - first).astype(np.int32), [f"window {w}" for w in range(first, last + 1)]
-
-
-class NoLabels:
-    """The place of labels where there are none, as a `LabelSource`."""
-
-    kind = "id"
-    path = "labels"
-    num_classes: int | None = None
-
-    def __init__(self, num_rows: int) -> None:
-        self.num_rows = num_rows
-        self.files: list[dict[str, Any]] = []
-        self.paths: list[str] = []
-
-    def matrices(self) -> list[Matrix]:
-        """None."""
-        return []
-
-    def fingerprints(self) -> list[dict[str, Any]]:
-        """None."""
-        return []
-
-    def check(self) -> None:
-        """Nothing can change."""
-
-    def place_of(self, row: int) -> tuple[str, int] | None:
-        """None: there is no file."""
-
-    def __iter__(self) -> Iterator[LabelBatch]:
-        return self.batches()
-
-    def batches(self, start: int = 0, stop: int | None = None) -> Iterator[LabelBatch]:
-        """Batches of rows without a label."""
-        from bigvocab.kernels.row_statistics import NO_LABEL
-
-        stop = self.num_rows if stop is None else stop
-        for first in range(start, stop, _BATCH_ROWS):
-            yield LabelBatch(first, np.full(min(_BATCH_ROWS, stop - first), NO_LABEL))

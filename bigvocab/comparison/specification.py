@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 from typing import Any, TypedDict
 
 from bigvocab import arguments
-from bigvocab.arguments import integer, one_of, parse_bytes, parse_top_k
+from bigvocab.arguments import integer, one_of, parse_top_k
 from bigvocab.catalogue import COMPARISON_METRICS, DEFAULT_COMPARISON_METRICS
 from bigvocab.comparison.pairs import Asked
 from bigvocab.comparison.rules import LAYER_OPTIONS, SIDE_OPTIONS, value_for
 from bigvocab.errors import BigvocabError, Keyword
+from bigvocab.evaluation import option_checks
 from bigvocab.evaluation.option_checks import TOKENIZER
 from bigvocab.evaluation.options import Sequences
 from bigvocab.evaluation.specification import NONFINITE, Specification, specify
@@ -203,10 +204,7 @@ def specify_comparison(names: Iterable[str], **options: Any) -> ComparisonSpecif
         raise TypeError(f"Comparison() got an unexpected keyword argument {unknown[0]!r}")
     asked = COMPARISON_DEFAULTS | options
     names = tuple(names)
-    if asked["chunk_rows"] is not None:
-        integer("chunk_rows", asked["chunk_rows"], 1, 2**62)
-    if asked["max_memory"] is not None:
-        parse_bytes("max_memory", asked["max_memory"])
+    option_checks.check_bounds(asked)
     num_classes = _num_classes(asked["num_classes"])
     sides: dict[str | None, Specification] = {None: _side(options, num_classes, "reference")}
     sides |= {name: _side(options, num_classes, "candidate", name) for name in names}
@@ -219,11 +217,7 @@ def specify_comparison(names: Iterable[str], **options: Any) -> ComparisonSpecif
         arguments.index_or_none("ignore_index", asked["ignore_index"]),
         num_classes,
         one_of("nonfinite", asked["nonfinite"], NONFINITE),
-        Sequences(
-            None,
-            arguments.boolean("shift_labels", asked["shift_labels"]),
-            integer("score_from", asked["score_from"], 0, 2**62),
-        ),
+        option_checks.sequences(asked),
         ComparisonColumns(*(asked[f"{role}_column"] for role in ("label", "group", "cluster"))),
         resolve_threads(asked["threads"], "threads"),
         asked["threads"],

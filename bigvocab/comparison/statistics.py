@@ -17,7 +17,7 @@ import numpy.typing as npt
 from bigvocab.comparison.extremes import Worst, percentiles, spread_of
 from bigvocab.comparison.flips import mcnemar_p
 from bigvocab.comparison.moments import Lines, Moments, exact_product, spread, stderr
-from bigvocab.losses.exact_sums import ExactSums, divide, to_float
+from bigvocab.losses.exact_sums import ExactSums, divide, exp, to_float
 
 Floats = npt.NDArray[np.float64]
 Names = tuple[npt.NDArray[Any], list[str]]  # the line of each row, and what the lines are called
@@ -258,19 +258,19 @@ class PairTally:
         return {
             "mean": mean,
             "stderr": error,
-            "perplexity": _exp(mean),
-            "perplexity_stderr": _exp(mean) * error,
+            "perplexity": exp(mean),
+            "perplexity_stderr": exp(mean) * error,
             "accuracy": {"1": divide(Fraction(right), n)},
         }
 
     def _difference(self, n: int) -> dict[str, float]:
         p, q, d = (self.moments[f"loss_{name}"] for name in ("reference", "candidate", "difference"))
         mean, error = d.mean(n), d.stderr(n)
-        ppl_p, ppl_q = _exp(p.mean(n)), _exp(q.mean(n))
+        ppl_p, ppl_q = exp(p.mean(n)), exp(q.mean(n))
         of_p, of_q = p.spread(n), q.spread(n)
         of_both = spread(p.total.exact(), q.total.exact(), self.products.exact(), n)
         found = {"mean": mean, "stderr": error, **self._clustered("loss_difference")}
-        found |= {"perplexity_ratio": _exp(mean), "perplexity_ratio_stderr": _exp(mean) * error}
+        found |= {"perplexity_ratio": exp(mean), "perplexity_ratio_stderr": exp(mean) * error}
         found |= {"perplexity": ppl_q - ppl_p, "perplexity_stderr": math.nan, "correlation": math.nan}
         if of_p is None or of_q is None or of_both is None or not (math.isfinite(ppl_p) and math.isfinite(ppl_q)):
             return found
@@ -351,10 +351,3 @@ class PairTally:
 
 def _plain_sum(values: list[float]) -> float:
     return math.fsum(values) if all(map(math.isfinite, values)) else sum(values)
-
-
-def _exp(x: float) -> float:
-    try:
-        return math.exp(x)
-    except OverflowError:
-        return math.inf

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from bigvocab.catalogue import RANKING
 from bigvocab.errors import BigvocabError, Keyword
 from bigvocab.evaluation.grouped_sums import BinnedSums, GroupedSums
+from bigvocab.losses.exact_sums import exp
 
 Array = npt.NDArray[Any]
 
@@ -124,11 +125,3 @@ def cluster_stderr(clusters: GroupedSums, name: str) -> float:
             return math.nan
         rest = totals - math.fsum(totals) / weight * masses
         return math.sqrt(count / (count - 1) * math.fsum(rest * rest)) / abs(weight)
-
-
-def exp(x: float) -> float:
-    """e^x; beyond the range of float64 infinite."""
-    try:
-        return math.exp(x)
-    except OverflowError:
-        return math.inf

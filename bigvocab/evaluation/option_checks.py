@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from bigvocab import arguments
-from bigvocab.arguments import integer, one_of, parse_top_k
+from bigvocab.arguments import integer, one_of, parse_bytes, parse_top_k
 from bigvocab.catalogue import DEFAULT_KEEP_TOP, LOSSES, METRICS, MOST_KEPT, TIES, LossSpec, metrics_fault
 from bigvocab.errors import BigvocabError, Keyword
 from bigvocab.evaluation.options import LAYER, OF_MODEL, ClassVector, HeadOptions, LossOptions, Measures, Sequences
@@ -132,9 +132,17 @@ def head_options(asked: Mapping[str, Any], options: Mapping[str, Any]) -> tuple[
 
 def sequences(asked: Mapping[str, Any]) -> Sequences:
     """How rows are positions of sequences."""
-    layer = asked["layer"]
+    layer = asked.get("layer")
     return Sequences(
         None if layer is None else integer("layer", layer, -(2**31), 2**31),
         arguments.boolean("shift_labels", asked["shift_labels"]),
         integer("score_from", asked["score_from"], 0, 2**62),
     )
+
+
+def check_bounds(asked: Mapping[str, Any]) -> None:
+    """Raise unless chunk_rows and max_memory, where given, are a number of rows and an amount of memory."""
+    if asked["chunk_rows"] is not None:
+        integer("chunk_rows", asked["chunk_rows"], 1, 2**62)
+    if asked["max_memory"] is not None:
+        parse_bytes("max_memory", asked["max_memory"])

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from bigvocab import arguments
-from bigvocab.arguments import integer, one_of, parse_bytes, parse_seed, parse_sizes
+from bigvocab.arguments import one_of, parse_seed, parse_sizes
 from bigvocab.catalogue import default_metrics
 from bigvocab.evaluation import option_checks
 from bigvocab.evaluation.json_values import as_given, as_options, from_given
@@ -181,10 +181,7 @@ def specify(**options: Any) -> Specification:
     loss = option_checks.loss_options(asked)
     metrics = asked["metrics"]
     metrics = default_metrics(loss.name) if metrics is None else option_checks.parse_metrics(metrics, loss.name)
-    if asked["chunk_rows"] is not None:
-        integer("chunk_rows", asked["chunk_rows"], 1, 2**62)
-    if asked["max_memory"] is not None:
-        parse_bytes("max_memory", asked["max_memory"])
+    option_checks.check_bounds(asked)
     found = Specification(
         loss,
         option_checks.measures(asked, metrics, loss.spec),

@@ -15,7 +15,6 @@ from bigvocab.evaluation.breakdowns import (
     EDGES,
     bins_shown,
     cluster_stderr,
-    exp,
     groups_shown,
     macro,
     position_bins,
@@ -26,7 +25,7 @@ from bigvocab.evaluation.statistics import KINDS, add_values, ranking_columns, r
 from bigvocab.evaluation.sums import Sums
 from bigvocab.evaluation.worst_rows import WorstRows, cut
 from bigvocab.labels.labels import LabelBatch
-from bigvocab.losses.exact_sums import divide
+from bigvocab.losses.exact_sums import divide, exp
 from bigvocab.losses.reductions import REDUCTIONS, reduced
 
 Floats = npt.NDArray[np.float64]

@@ -9,7 +9,7 @@ from typing import Any, Unpack
 
 from bigvocab.comparison.comparer import Comparer
 from bigvocab.comparison.comparison import check_names
-from bigvocab.comparison.llama_source import LlamaLabels, NoLabels
+from bigvocab.comparison.implied_labels import LlamaLabels, NoLabels
 from bigvocab.comparison.rules import candidate_names, comparison_faults, rows_for, value_for
 from bigvocab.comparison.sides import Sides
 from bigvocab.comparison.specification import (

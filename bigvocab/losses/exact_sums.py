@@ -157,6 +157,14 @@ def to_float(number: Fraction | float | int) -> float:
         return float("inf") if number > 0 else float("-inf")
 
 
+def exp(x: float) -> float:
+    """e^x; beyond the range of float64 infinite."""
+    try:
+        return math.exp(x)
+    except OverflowError:
+        return math.inf
+
+
 def divide(numerator: Fraction | float, denominator: Fraction | float | int) -> float:
     """The quotient, rounded once; NaN where there is nothing to divide by."""
     if denominator == 0 or denominator != denominator:
