@@ -1,4 +1,9 @@
-"""Reads the weights of a vocabulary file: one word a line, the last comma-separated field its weight."""
+"""Reads the weights of a vocabulary file: one word a line, the last comma-separated field its weight.
+
+`_weight` says what a line is. Two shortcuts read all lines at once, each only where its answer is the same: a kernel
+for plain numbers, Arrow for the others that programs write. They never say what is wrong with a line; then every line
+is read by `_weight`, which does.
+"""
 
 from __future__ import annotations
 
@@ -40,12 +45,7 @@ def read_vocab_weights(path: str | os.PathLike[str]) -> np.ndarray:
     if not raw:
         raise FormatError(f"{path}: no line in it, expected one word a line")
     _refuse_lone_returns(path, raw)
-    data = np.frombuffer(raw, np.uint8)
-    weights = parse_plain(data)
-    if weights is None:
-        weights = _parse_fast(data, *_last_fields(data))
-    if weights is None:
-        weights = _parse_lines(path, data)
+    weights = _weights(path, raw)
     bad = ~((weights >= 0) & (weights < np.inf))
     if bad.any():
         line = int(np.argmax(bad))
@@ -54,7 +54,7 @@ def read_vocab_weights(path: str | os.PathLike[str]) -> np.ndarray:
 
 
 def _refuse_lone_returns(path: Path, raw: bytes) -> None:
-    """Raise where CR alone ends a line: behind a weight, with more words after it. In a word it may stand."""
+    """Raise where CR alone ends a line: after a weight, with more words after it. In a word it may stand."""
     for found in re.finditer(rb"\r(?![\r\n]|\Z)", raw):
         end = found.start()
         if _ENDS_WITH_WEIGHT.search(raw[max(0, end - _LONGEST_WEIGHT) : end]):
@@ -62,8 +62,28 @@ def _refuse_lone_returns(path: Path, raw: bytes) -> None:
             raise FormatError(f"{path} line {line}: its words end with CR alone, expected LF or CR LF")
 
 
+def _weights(path: Path, raw: bytes) -> np.ndarray:
+    """The weight of each line, by the first way that can tell it."""
+    data = np.frombuffer(raw, np.uint8)
+    for shortcut in (parse_plain, parse_by_arrow):
+        if (weights := shortcut(data)) is not None:
+            return weights
+    lines = raw.removesuffix(b"\n").split(b"\n")
+    return np.array([_weight(path, number, line) for number, line in enumerate(lines, 1)])
+
+
+def _weight(path: Path, number: int, line: bytes) -> float:
+    """The weight of one line, blanks round it apart: a decimal number with or without sign, point and exponent."""
+    field = line.rpartition(b",")[2].strip()
+    if not line.strip():
+        raise FormatError(f"{path} line {number}: blank, expected a word and its weight")
+    if not _NUMBER.fullmatch(field):
+        raise FormatError(f"{path} line {number}: last field is {_quote(field)}, expected a weight, in {_quote(line)}")
+    return float(field)
+
+
 def parse_plain(data: np.ndarray) -> np.ndarray | None:
-    """All fields by a kernel, in a third of Arrow's time; None where one is more than up to 15 digits and a point."""
+    """All weights by a kernel; None where one is more than up to 15 digits and a point."""
     from bigvocab.kernels.decimals import read_last_fields
 
     lines = int(np.count_nonzero(data == ord("\n"))) + (data[-1] != ord("\n"))
@@ -71,21 +91,9 @@ def parse_plain(data: np.ndarray) -> np.ndarray | None:
     return weights if read_last_fields(data, weights) else None
 
 
-def _last_fields(data: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where the last field of each line begins and ends."""
-    marks = np.flatnonzero((data == ord("\n")) | (data == ord(",")))
-    if data[-1] != ord("\n"):
-        marks = np.append(marks, data.size)
-    is_end = data[np.minimum(marks, data.size - 1)] == ord("\n")
-    is_end[-1] = True
-    begins = np.concatenate(
-        ([0], marks[:-1] + 1)
-    )  # a field begins after the mark before it, a comma or the line before
-    return begins[is_end], marks[is_end]
-
-
-def _parse_fast(data: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray | None:
-    """All fields at once in Arrow, 20 times as fast as a loop; None where it cannot read one."""
+def parse_by_arrow(data: np.ndarray) -> np.ndarray | None:
+    """All weights by a cast of Arrow's; None where it cannot read one, such as "+5" or " 5"."""
+    starts, ends = _last_fields(data)
     offsets = np.empty(2 * len(starts), np.int64)
     offsets[0::2], offsets[1::2] = starts, ends
     pieces: Any = pa.LargeStringArray.from_buffers(len(offsets) - 1, pa.py_buffer(offsets), pa.py_buffer(data))
@@ -98,21 +106,15 @@ def _parse_fast(data: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.nd
         return None
 
 
-def _parse_lines(path: Path, data: np.ndarray) -> np.ndarray:
-    """Line by line: finds what Arrow did not like, or reads what it does not know, such as "+5" or spaces."""
-    text = data.tobytes()
-    lines = text.removesuffix(b"\n").split(b"\n")
-    weights = np.empty(len(lines))
-    for i, line in enumerate(lines):
-        field = line.rpartition(b",")[2].strip()
-        if not line.strip():
-            raise FormatError(f"{path} line {i + 1}: blank, expected a word and its weight")
-        if not _NUMBER.fullmatch(field):
-            raise FormatError(
-                f"{path} line {i + 1}: last field is {_quote(field)}, expected a weight, in {_quote(line)}"
-            )
-        weights[i] = float(field)
-    return weights
+def _last_fields(data: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where the last field of each line begins and ends."""
+    marks = np.flatnonzero((data == ord("\n")) | (data == ord(",")))
+    if data[-1] != ord("\n"):
+        marks = np.append(marks, data.size)
+    is_end = data[np.minimum(marks, data.size - 1)] == ord("\n")
+    is_end[-1] = True
+    begins = np.concatenate(([0], marks[:-1] + 1))  # after the mark before it: a comma, or the end of a line
+    return begins[is_end], marks[is_end]
 
 
 def _quote(text: bytes) -> str:

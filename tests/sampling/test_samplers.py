@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 import bigvocab as bv
 from bigvocab.kernels import alias
 from bigvocab.kernels import random as kernels
-from bigvocab.sampling.vocab_file import parse_plain
+from bigvocab.sampling.vocab_file import parse_by_arrow, parse_plain
 
 CASES = json.loads((golden_files.FOLDER / "samplers.json").read_text())["cases"]
 LEARNED = {"counts": [5, 0, 1, 30, 2, 9, 0, 0, 14, 3]}
@@ -451,7 +451,7 @@ _LINES = st.lists(st.tuples(st.sampled_from(["", ",", "w,", "1.5,", "a,b,"]), _F
 @given(_LINES, st.booleans())
 @settings(max_examples=500, deadline=None)
 def test_plain_numbers_of_a_vocabulary(lines, ended):
-    """What the kernel reads is what `float` reads; it may only give up, and must where there is no plain number."""
+    """What the shortcuts read is what `float` reads; they may only give up, the kernel where a number is not plain."""
     text = "\n".join(word + field for word, field in lines) + "\n" * ended
     if not text:
         return
@@ -461,6 +461,8 @@ def test_plain_numbers_of_a_vocabulary(lines, ended):
     assert (found is not None) == plain
     if plain:
         assert found.tolist() == [float(field) for field in fields]
+    by_arrow = parse_by_arrow(np.frombuffer(text.encode(), np.uint8))
+    assert by_arrow is None or by_arrow.tolist() == [float(field) for field in fields]
 
 
 @pytest.mark.parametrize(
