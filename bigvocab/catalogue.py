@@ -177,7 +177,7 @@ COMPARISON_METRICS = {
 }
 DEFAULT_COMPARISON_METRICS = tuple(COMPARISON_METRICS)[:6]
 _OF_SOFTMAX = ("logsumexp", "entropy", "ranking", "predicted")
-_DENSE = ("dense", "list", "id")  # integers 0 and 1 too: V of them a row, or one a row where V is 1
+_DENSE = ("dense", "list", "id")  # integers 0 and 1 too: V of them per row, or one per row where V is 1
 _DENSE_WANTED = "a matrix or fixed-size lists of floats, as many as classes"
 _TRUE_WANTED = "one integer label or a list of them per row"
 

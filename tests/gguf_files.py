@@ -57,7 +57,7 @@ def gguf_bytes(keys=(), tensors=(), *, magic=b"GGUF", version=3, counts=None, al
 
 
 def random_blocks(rng, name, rows, columns):
-    """Bytes (rows, row bytes) of a quantised type: all of them random, but for scales of a sane size."""
+    """Bytes (rows, row bytes) of a quantised type: all of them random, except for scales of a sane size."""
     _, values, size, scales = BLOCKS[name]
     blocks = rng.integers(0, 256, (rows, columns // values, size), dtype=np.uint8)
     for at in scales:

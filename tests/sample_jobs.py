@@ -9,7 +9,7 @@ COLUMNS = {"weight_column": "weight", "group_column": "group"}
 
 
 def values_of(report):
-    """What a report says, but for the times it took and the files it names."""
+    """What a report says, except the times it took and the files it names."""
     return {name: value for name, value in report.to_dict().items() if name not in TIMES}
 
 

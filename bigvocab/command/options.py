@@ -32,7 +32,7 @@ class SectionOption(click.Option):
         self.section = section
 
     def get_help_extra(self, ctx: click.Context) -> Any:
-        """What click adds to the help, but for ranges: the help says them in words."""
+        """What click adds to the help, except ranges: the help says them in words."""
         extra: Any = super().get_help_extra(ctx)
         extra.pop("range", None)
         return extra
@@ -194,7 +194,7 @@ REPORT_EVERY = _option(RESULT, "--report-every", type=_Number(0), metavar="SECON
 SAMPLER = _option(SAMPLING, "--sampler", type=click.Choice(list(SAMPLERS)), metavar="NAME",
                   help=f"{enumerated(SAMPLERS)}; default {DEFAULT_SAMPLER} (ids by falling frequency).")
 VOCABULARY = [
-    _option(SAMPLING, "--vocab-file", metavar="PATH", help="A word and its count a line, comma-separated (unigram)."),
+    _option(SAMPLING, "--vocab-file", metavar="PATH", help="A word and its count per line, comma-separated (unigram)."),
     _option(SAMPLING, "--distortion", type=_Number(), metavar="P", help="Power of the counts (unigram); default 1."),
 ]
 SEED = _option(
@@ -253,7 +253,7 @@ EVAL = [
     _option(COLUMNS, "--probability-column", metavar="NAME", help="Probabilities of the listed classes."),
     _option(COLUMNS, "--weight-column", metavar="NAME", help="Weight of the row."),
     _option(COLUMNS, "--group-column", metavar="NAME", help="Group of the row: values for each group."),
-    _option(COLUMNS, "--bytes-column", metavar="NAME", help="Bytes of text behind the label: bits per byte."),
+    _option(COLUMNS, "--bytes-column", metavar="NAME", help="Bytes of text of each label: bits per byte."),
     _option(COLUMNS, "--position-column", metavar="NAME", help="Place in the sequence, from 0: loss by position."),
     _option(COLUMNS, "--cluster-column", metavar="NAME", help="Rows that depend on each other: errors over clusters."),
     _option(COLUMNS, "--text-column", metavar="NAME", help="Text to show with the worst rows."),

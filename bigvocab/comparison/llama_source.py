@@ -76,7 +76,7 @@ class LlamaSource:
 
     @contextlib.contextmanager
     def reading_once(self) -> Iterator[None]:
-        """Pages are let go of behind each block."""
+        """Pages are released after each block."""
         yield
 
     def release(self, start: int, stop: int) -> None:

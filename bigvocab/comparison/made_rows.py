@@ -40,7 +40,7 @@ class Copies(SeesCopies):
 
     def add(self, piece: Array, span: tuple[int, int], rows: slice | Ids, state: State) -> None:
         """Copy the logits of some rows."""
-        out = state[0]  # a piece may have rows of padding behind
+        out = state[0]  # a piece may have rows of padding at the end
         out[:, span[0] : span[0] + span[1]] = piece[: len(out), : span[1]]
 
     def merge(self, groups: State, into: State) -> None:

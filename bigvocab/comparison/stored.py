@@ -5,8 +5,8 @@ floor, on both sides where both are such files,
 
     kl = min(1, P_K) KL(P given K, Q given K)
 
-with both sides normalised over K. By the chain rule it is a lower bound of the true divergence, but for the rounding to
-16 bits (about step / 3.5 * sqrt(2 kl) a row, of either sign). js and tv are those given K.
+with both sides normalised over K. By the chain rule it is a lower bound of the true divergence, except for the rounding
+to 16 bits (about step / 3.5 * sqrt(2 kl) per row, of either sign). js and tv are those given K.
 """
 
 from __future__ import annotations

@@ -83,7 +83,7 @@ def true_classes(
     if isinstance(batch.labels, tuple):
         if asked.loss.ignore_index:
             raise BigvocabError(
-                Keyword("ignore_index"), f": goes with one label a row, but {name} has lists; a null list is ignored"
+                Keyword("ignore_index"), f": goes with one label per row, but {name} has lists; a null list is ignored"
             )
         offsets, ids = batch.labels
     else:
@@ -162,7 +162,7 @@ def _check_labels(asked: RowContext, labels: LabelSource, num_classes: int) -> N
             raise BigvocabError(Keyword("metrics"), f": ranking needs ids of true classes, but {name} has floats")
         if labels.num_classes != num_classes:
             raise BigvocabError(
-                f"{name}: {labels.num_classes} labels a row, expected {num_classes}, one for each class"
+                f"{name}: {labels.num_classes} labels per row, expected {num_classes}, one for each class"
             )
         return
     kept = 0

@@ -85,7 +85,7 @@ def sampled_places(highest: Ids, logits: Floats, sets: RaggedIds, true_logits: F
     """The place of each true class among its row's other true classes and candidates.
 
     Args:
-        highest: (n, K) the highest candidates, none of them a true class, -1 behind the last.
+        highest: (n, K) the highest candidates, none of them a true class, -1 after the last.
         logits: (n, K) theirs.
         sets: the true classes.
         true_logits: theirs.

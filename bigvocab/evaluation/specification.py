@@ -58,7 +58,7 @@ class Specification:
     max_memory: int | str | None
 
     def identity(self) -> dict[str, Any]:
-        """What decides the numbers, but for the layer and the candidates: values as JSON has them."""
+        """What decides the numbers, except the layer and the candidates: values as JSON has them."""
         loss, measures = self.loss, self.measures
         names = ("label_smoothing", "logit_scale", "softcap", "epsilon")
         vectors = {

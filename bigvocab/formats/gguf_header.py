@@ -69,7 +69,7 @@ def read_header(file: MappedFile) -> Header:
 
 
 class _Parser:
-    """A place in the header of a file, and what lies behind it."""
+    """A place in the header of a file, and what lies after it."""
 
     def __init__(self, file: MappedFile) -> None:
         self.file, self.at = file, 0
@@ -190,7 +190,7 @@ class _Parser:
                 at = size + 1
             end = at if at <= size else -1
         if end < 0:
-            self._fail(f"truncated: a string of {what} ends behind the end of the file, at {size} bytes")
+            self._fail(f"truncated: a string of {what} ends past the end of the file, at {size} bytes")
         self.at = end
 
     def _tensor(self, number: int) -> tuple[str, int, tuple[int, ...], int]:

@@ -66,7 +66,7 @@ class Layout:
 
 
 def refuse_second(shown: str, behind: bytes, end: int, magic: bytes, what: str) -> None:
-    """Raise if what lies behind the end of the data begins as a file does: two were joined, and one would be lost."""
+    """Raise if what lies past the end of the data begins as a file does: two were joined, and one would be lost."""
     if behind.startswith(magic):
         raise FormatError(
             f"{shown}: a second {what} begins at byte {end}; expected one, with each in a file of its own"

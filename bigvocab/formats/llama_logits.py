@@ -26,7 +26,7 @@ TOP = 65535  # what the greatest log probability of a row is stored as
 _HEAD, _HEAD_V2 = 20, 30
 _FLOORS = (16.0, 24.0)
 _SLACK = 1e-3
-_MOST_LOG = 0.01  # above 0: a probability above 1, but for the rounding of the sum
+_MOST_LOG = 0.01  # above 0: a probability above 1, the rounding of the sum apart
 
 
 class LlamaHeader(NamedTuple):

@@ -117,7 +117,7 @@ def check_whole(file: MappedFile, entries: dict[str, Any], room: int) -> None:
     """The tensors are all there is, as the format says: bytes that belong to none mean a header that is wrong."""
     covered = sum(end - begin for begin, end in (entry["data_offsets"] for entry in entries.values()))
     if covered != room:
-        raise FormatError(f"{file.shown}: its tensors are {covered} bytes, but the file has {room} behind the header")
+        raise FormatError(f"{file.shown}: its tensors are {covered} bytes, but the file has {room} after the header")
 
 
 def _choose(file: MappedFile, entries: dict[str, Any]) -> str:

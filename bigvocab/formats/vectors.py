@@ -1,7 +1,7 @@
 """Arrow columns of vectors of one width: fixed-size lists, tensors, lists of every kind, and extensions over these.
 
 What engines hand out differs: Spark has lists, NumPy columns of Ray are an extension over lists, those of Hugging Face
-may be lists of lists. All are the same numbers, one row behind the other, so they are read where they lie.
+may be lists of lists. All are the same numbers, one row after the other, so they are read where they lie.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class VectorType(NamedTuple):
 class Vectors(NamedTuple):
     """The rows of a chunk: the numbers of row i are `width` of `values` from `starts[i]` on.
 
-    `starts` is None where rows lie one behind the other.
+    `starts` is None where rows lie one after the other.
     """
 
     values: Any  # pyarrow array of numbers without nulls among them

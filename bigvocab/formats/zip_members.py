@@ -155,7 +155,7 @@ def _read_directory(file: MappedFile, offset: int, size: int, count: int) -> lis
             )
         members.append(Member(name, start, plain, packed, method, flags))
     if at != len(table):
-        raise FormatError(f"{file.shown}: the archive's directory has {len(table) - at} bytes behind its last entry")
+        raise FormatError(f"{file.shown}: the archive's directory has {len(table) - at} bytes after its last entry")
     return members
 
 

@@ -52,7 +52,7 @@ def find_gguf_model(path: str | os.PathLike[str], *, tokenizer: bool = False) ->
 
     Args:
         path: a file, or any part of a set.
-        tokenizer: leave out the tokens behind the last one that is not marked unused.
+        tokenizer: leave out the tokens after the last one that is not marked unused.
 
     Raises:
         FormatError: the file is not what it says, or its keys and tensors do not fit together.

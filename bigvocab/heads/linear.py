@@ -62,7 +62,7 @@ def linear_cross_entropy(
         label_smoothing: e in [0, 1].
         softcap: c > 0, or None.
         logit_scale: > 0; a temperature t is logit_scale = 1/t.
-        num_classes: classes that count; rows of `weights` behind are padding. None is V.
+        num_classes: classes that count; further rows of `weights` are padding. None is V.
         exclude: ids of classes that do not exist, for all rows or, as a pair (offsets (N + 1,), ids), for each: as if
             their logits were -inf.
         reduction: see `compute_weighted_loss`.

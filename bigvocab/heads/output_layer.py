@@ -86,7 +86,7 @@ class OutputLayer:
     Args:
         weights: array, path or Matrix; several files are split by classes.
         biases: the same, (V,).
-        num_classes: classes that count; the rows of `weights` behind are padding.
+        num_classes: classes that count; further rows of `weights` are padding.
         final_norm: None, "rms" or "layer", with norm_weight (D,), norm_bias (D,), norm_epsilon.
         norm_offset: 1 where the norm multiplies by 1 + norm_weight (Gemma), else 0.
         logit_scale, softcap: logits become softcap(logit_scale * (x . w + b)); applied by `linear_cross_entropy` alone.
@@ -250,7 +250,7 @@ class OutputLayer:
             )
 
     def padded_biases(self, dtype: Any) -> Array:
-        """Biases of the classes that count, in the accumulator's type, and zeros behind them for the kernel."""
+        """Biases of the classes that count, in the accumulator's type, and zeros after them for the kernel."""
         padded = np.zeros(self.num_classes + lanes(dtype), dtype)
         if self.biases is not None:
             padded[: self.num_classes] = self.biases

@@ -57,7 +57,7 @@ def lanes(dtype: Any) -> int:
 
 @dataclass(frozen=True)
 class Packed:
-    """Rows as the product's kernel reads them: panels (n / 12, steps, 12), zeros behind the last row.
+    """Rows as the product's kernel reads them: panels (n / 12, steps, 12), zeros after the last row.
 
     A step is a column, or two columns of bfloat16 in a uint32 where the processor multiplies such pairs.
     """
@@ -122,8 +122,8 @@ class Packed:
         """Put rows times weights (m, D), or weights[ids], transposed, plus biases, into out[:, column : column + m].
 
         ids are not checked, and their rows are read where they lie. biases is as long as the padding asks: m + lanes.
-        Columns behind are overwritten up to the padding. Returns the first row of weights of a panel that holds a NaN
-        or an infinity, or -1.
+        Columns after them are overwritten up to the padding. Returns the first row of weights of a panel that holds a
+        NaN or an infinity, or -1.
         """
         rows = WeightRows(len(weights), kernel_view(weights))
         return self.multiply_stored(rows, biases, panel, out, column, ids)
@@ -141,7 +141,7 @@ class Packed:
 
 
 def product(inputs: Array, rows: Array, out: Array | None = None, num_threads: int | None = 1) -> Array:
-    """Inputs (n, D) times rows (m, D) transposed: (n, m) in the accumulator's type, maybe with padding behind each row.
+    """Inputs (n, D) times rows (m, D) transposed: (n, m) in the accumulator's type, maybe with padding after each row.
 
     >>> import numpy as np
     >>> product(np.array([[1.0, 2.0]], np.float32), np.array([[3, 4], [5, 6]], np.float16))

@@ -121,7 +121,7 @@ class Checkpoints:
         self._started = clock()
 
     def append(self, lines: pa.RecordBatch) -> None:
-        """Put the lines of some rows behind those that are there."""
+        """Put the lines of some rows after those that are there."""
         self._write(lines.serialize())
 
     def _write(self, content: Any) -> None:

@@ -1,10 +1,10 @@
-"""Ranges of classes evaluated apart: statistics of every row in each range; `vocab_merging` makes losses of them.
+"""Ranges of classes evaluated apart: statistics of every row in each range; `class_merging` makes losses of them.
 
 The softmax of a row is known from (max, sum of exp) of each range, its label's logit, and counts of logits above and
-equal to that. All of it merges exactly but for the last rounding of the sums. The counts need the label's logit before
-the range is read. A machine that sees the files of all ranges picks it from there. A machine that holds its own slice
-alone (`first_class`) does not: it needs `label_logits`, files that each machine writes in a first pass, which reads one
-logit a row (`save_label_logits`); without them accuracy and rank are refused.
+equal to that. All of it merges exactly except for the last rounding of the sums. The counts need the label's logit
+before the range is read. A machine that sees the files of all ranges picks it from there. A machine that holds its own
+slice alone (`first_class`) does not: it needs `label_logits`, files that each machine writes in a first pass, which
+reads one logit per row (`save_label_logits`); without them accuracy and rank are refused.
 
 A state of a range has one line per row: `row`, `label` (-1: ignored), `label_logit` (raw; null where it is not known
 here), `max` (raw), `sum` of exp(g - g(max)), `argmax`, `shifted` (for the entropy), `total` (of g), `greater`, `equal`,

@@ -91,7 +91,7 @@ class JobData:
             yield
 
     def prefetch(self, batch: LabelBatch, left_out: Any, ended: threading.Event) -> None:
-        """Have the rows of a batch read from the disk, but for long gaps of those left out (n,)."""
+        """Have the rows of a batch read from the disk, except in long gaps of those left out (n,)."""
         if len(batch) * self.row_bytes < _AHEAD_BYTES:
             return
         for first, stop in _long_ranges(left_out, self.row_bytes):

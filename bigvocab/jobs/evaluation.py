@@ -194,4 +194,4 @@ def row_range(shard: Any, rows: int) -> tuple[int, int]:
 
 
 _OWN = [one for one in inspect.signature(evaluate).parameters.values() if one.kind is one.KEYWORD_ONLY]
-evaluate.__signature__ = signature(*_OWN)  # type: ignore[attr-defined]  # with the keywords behind **options
+evaluate.__signature__ = signature(*_OWN)  # type: ignore[attr-defined]  # with the keywords that **options takes

@@ -22,10 +22,10 @@ QUICK, GROWTH = 0.05, 4
 
 
 def pieces(task: RowTask, start: int, stop: int) -> Iterator[Piece]:
-    """Rows `start` to `stop` of a task, piece by piece, in order; pages are given back behind each block."""
+    """Rows `start` to `stop` of a task, piece by piece, in order; pages are given back after each block."""
     data = task.data
     read = data.bytes_read_beside
-    # Pages are read ahead within a block, and let go of behind it.
+    # Pages are read ahead within a block, and released after it.
     with data.reading_once(), ThreadPoolExecutor(2, "pages") as pages:
         released: Future[None] | None = None
         block = task.block

@@ -45,7 +45,7 @@ def numpy_name(kind: pa.DataType) -> str:
 
 
 def plain_type(kind: pa.DataType) -> pa.DataType:
-    """The type behind an extension or a dictionary."""
+    """The type under an extension or a dictionary."""
     if isinstance(kind, pa.BaseExtensionType):
         return plain_type(kind.storage_type)
     return plain_type(kind.value_type) if types.is_dictionary(kind) else kind

@@ -234,7 +234,7 @@ def dense(
 
 
 def _of_fixed_size(array: pa.Array, where: Place, first_row: int, width: int) -> pa.Array:
-    """Lists that all have `width` floats, but for null ones, as fixed-size lists."""
+    """Lists that all have `width` floats, except null ones, as fixed-size lists."""
     offsets, child, nulls = _lists(array, where, first_row)
     lengths = np.diff(offsets)
     wrong = lengths != width if nulls is None else (lengths != width) & ~nulls
@@ -293,7 +293,7 @@ def _complete(
     where: Place,
     first_row: int,
 ) -> np.ndarray:
-    """`values`, all good and none null, but for the ignored rows, which become 0 where they are not."""
+    """`values`, all good and none null, except for the ignored rows, which become 0 where they are not."""
     nulls = _nulls(array)
     bad = ~good if nulls is None else ~good | nulls
     if not bad.any():

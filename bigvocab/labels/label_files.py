@@ -268,7 +268,7 @@ def _form(path: str, head: bytes) -> str:
 
 
 def _with_partitions(path: str, opened: _Opened) -> _Opened:
-    """What the folders of a file say of all its rows (book=Ruth) as columns of text behind its own."""
+    """What the folders of a file say of all its rows (book=Ruth) as columns of text after its own."""
     schema, rows, batches = opened
     values = {name: value for name, value in partitions(path).items() if name not in schema.names}
     if not values:
@@ -288,7 +288,7 @@ def _with_partitions(path: str, opened: _Opened) -> _Opened:
 
 
 def _find_files(path: Any) -> tuple[list[str], str | None]:
-    """The files that a path, glob or folder means, in natural order, and the column named behind `::`."""
+    """The files that a path, glob or folder means, in natural order, and the column named after `::`."""
     text, column = paths.split_selector(os.fsdecode(path))
     if not text or "\0" in text:
         raise BigvocabError(Keyword("labels"), f": expected the name of a file, got {text!r}")
@@ -322,7 +322,7 @@ def _label_dtype(name: Any) -> np.dtype:
 
 
 def open_source(source: Any, raw: str | None = None) -> tuple[list[LabelPart], str | None]:
-    """The parts of whatever was given for labels, and the column named behind `::`; files are `raw` of this type."""
+    """The parts of whatever was given for labels, and the column named after `::`; files are `raw` of this type."""
     if raw is not None:
         given = source if isinstance(source, list | tuple) else [source]
         dtype = _label_dtype(raw)

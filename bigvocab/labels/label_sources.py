@@ -26,7 +26,7 @@ from bigvocab.matrices.matrix import Matrix
 from bigvocab.matrices.opening import as_matrix
 from bigvocab.storage.paths import expand
 
-_TRUE = ("id", "list")  # true classes, one a row or several
+_TRUE = ("id", "list")  # true classes, one per row or several
 _BATCH_BYTES = 64 << 20
 
 

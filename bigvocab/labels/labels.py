@@ -1,6 +1,6 @@
 """read_labels: Arrow, Parquet, .npy and arrays in memory become a stream of label batches of bounded size.
 
-`Labels` puts the parts that `label_files` opens one behind the other, cuts and gathers their record batches to a good
+`Labels` puts the parts that `label_files` opens one after the other, cuts and gathers their record batches to a good
 size, and has `columns` turn them into NumPy arrays.
 """
 
@@ -307,24 +307,24 @@ def read_labels(
 ) -> Labels:
     """Read labels, in batches, from Arrow, Parquet or .npy files or from an array or table in memory.
 
-    A column of integers is one label a row; of integer lists, several; of lists of floats, soft labels; of
+    A column of integers is one label per row; of integer lists, several; of lists of floats, soft labels; of
     integer lists with `probability_column` beside it, sparse soft labels. A null label is an ignored row. A column of
     float64 or decimals that is named, or the only one, holds labels if its numbers are whole; NaN is an ignored row.
     Only metadata is read before the result is iterated over, and the whole file is never in memory.
 
     Args:
-        path: a file, glob, folder (files in natural order, rows one behind the other) or list of these; `file::column`
+        path: a file, glob, folder (files in natural order, rows one after the other) or list of these; `file::column`
             names the label column; or an ndarray (N,) or (N, T) of ints or (N, V) of floats, or pyarrow data.
         label_column: by default the column called label or labels, or else the only one whose type fits.
         weight_column: numbers, finite.
         group_column: strings, integers or booleans; null is the group "(null)".
-        bytes_column: bytes of text behind each label, >= 0, for bits per byte.
+        bytes_column: bytes of text that each label stands for, >= 0, for bits per byte.
         probability_column: lists of numbers >= 0, as long as the lists of ids.
         cluster_column: as group_column; rows of one cluster are not independent.
         position_column: places in a sequence, from 0.
         text_column: strings to show beside the worst rows.
         exclude_column: lists of ids of classes that do not exist for the row; null is none.
-        label_dtype: an integer type: the files are raw binary, one label a row, without a header.
+        label_dtype: an integer type: the files are raw binary, one label per row, without a header.
         label_offset: added to every label, and to the ids of `exclude_column`.
         ignore_index: rows whose label is stored as this, or one of these, are ignored; compared before the offset.
 

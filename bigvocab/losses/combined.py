@@ -8,7 +8,7 @@ from bigvocab.matrices.tiles import Span
 
 
 class Both(SeesCopies):
-    """What two reductions make of rows, their states one behind the other; only the second may look logits up.
+    """What two reductions make of rows, their states one after the other; only the second may look logits up.
 
     The first says which rows are left out; the second must leave out the same.
     """

@@ -53,7 +53,7 @@ class HighestSums(SoftmaxSums):
 
 @dataclass(frozen=True)
 class HighestRows:
-    """Statistics of rows, and their highest classes in order: ids (n, K), -1 behind the last, and raw logits (n, K)."""
+    """Statistics of rows, and their highest classes in order: ids (n, K), -1 after the last, and raw logits (n, K)."""
 
     rows: RowStatistics
     ids: Ids
@@ -61,7 +61,7 @@ class HighestRows:
 
     @property
     def log_probabilities(self) -> Floats:
-        """g(logit) - logsumexp of each class kept; -inf behind the last."""
+        """g(logit) - logsumexp of each class kept; -inf after the last."""
         with np.errstate(invalid="ignore"):
             return self.rows.transformed(self.logits) - self.rows.logsumexp[:, None]
 

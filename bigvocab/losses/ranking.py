@@ -42,7 +42,7 @@ def places_among(highest: Ids, sets: RaggedIds) -> Ids:
     """
     rows = sets.rows()
     width = int(max(highest.max(initial=0), sets.ids.max(initial=0))) + 2
-    keys = (np.arange(len(highest))[:, None] * width + highest + 1).reshape(-1)  # -1 stands behind the last
+    keys = (np.arange(len(highest))[:, None] * width + highest + 1).reshape(-1)  # -1 stands after the last
     order = np.argsort(keys, kind="stable")
     wanted = rows * width + sets.ids + 1
     at = np.minimum(np.searchsorted(keys, wanted, sorter=order), max(len(keys) - 1, 0))

@@ -179,7 +179,7 @@ def open_matrix(
         shape: (N, V) of the whole matrix, (V,), or "N,V": for raw binary. N = -1 is as many rows as there are.
         offset: bytes before the data in each raw file.
         vocab_shards: several files are ranges of classes of the same rows, in order, not ranges of rows.
-        shard_classes: how many classes of each of these files are real, in order; those behind are padding.
+        shard_classes: how many classes of each of these files are real, in order; those after them are padding.
 
     Raises:
         FormatError: a file is not what it says (truncated, a lying header, nulls, pickled objects, compressed).

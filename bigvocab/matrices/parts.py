@@ -64,7 +64,7 @@ class Shard:
 
 
 def native(view: Array, dtype: np.dtype[Any]) -> Array:
-    """The view itself, but for byte-swapped bfloat16, which NumPy cannot name: that is copied."""
+    """The view itself, except byte-swapped bfloat16, which NumPy cannot name: that is copied."""
     if view.dtype == dtype:
         return view
     copy = view.astype(np.uint16).view(dtype)
@@ -96,7 +96,7 @@ def _bytes_of(part: Part, start: int, stop: int) -> tuple[int, int]:
 
 
 def _row_bytes(array: Array) -> int:
-    """From one row to the next where each lies in one piece, with padding behind it perhaps; else 0."""
+    """From one row to the next where each lies in one piece, perhaps with padding after it; else 0."""
     if array.flags.c_contiguous:
         return array.nbytes // len(array)
     whole = array.ndim == 2 and array.strides[1] == array.itemsize

@@ -31,7 +31,7 @@ _CANONICAL = {"float16": np.int16, "bfloat16": np.uint16}
 def kernel_view(array: Array) -> Array:
     """`array` as kernels take it: read-only, C-contiguous, native, aligned; float16 as int16, bfloat16 as uint16.
 
-    Columns left out of a wider array come back as padding behind each row: a kernel is told how many classes to read.
+    Columns left out of a wider array come back as padding after each row: a kernel is told how many classes to read.
     """
     if not array.dtype.isnative:
         array = array.astype(array.dtype.newbyteorder("="))
@@ -80,7 +80,7 @@ def pieces(tiles: Tiles, start: int, stop: int) -> Iterator[tuple[Span, Array]]:
 
 
 def streamed(tiles: Tiles, start: int, stop: int, left_out: Bools | None = None) -> Iterator[tuple[Span, Array]]:
-    """As `pieces`, for what reads every byte of the rows once, but for those left out (stop - start,)."""
+    """As `pieces`, for what reads every byte of the rows once, except those left out (stop - start,)."""
     if left_out is None:
         left_out = np.zeros(stop - start, bool)
     for first_class, tile in tiles:

@@ -14,7 +14,7 @@ from bigvocab.storage.spool import local_copy
 
 
 def read_vector(name: str, values: Any) -> Any:
-    """Numbers from a path (.npy, text with one a line, or what `open_matrix` reads) or an array; None stays None."""
+    """Numbers from a path (.npy, text with one per line, or what `open_matrix` reads) or an array; None stays None."""
     if not isinstance(values, str | os.PathLike):
         return None if values is None else arguments.as_array(name, values)
     values = local_copy(values)
@@ -24,7 +24,7 @@ def read_vector(name: str, values: Any) -> Any:
         except OSError as error:
             raise BigvocabError(f"{values}: cannot be read: {error.strerror}") from None
         except ValueError as error:
-            raise BigvocabError(f"{values}: expected one number a line: {error}") from None
+            raise BigvocabError(f"{values}: expected one number per line: {error}") from None
     if str(values).lower().endswith(".npy"):
         try:
             numbers = np.load(values, allow_pickle=False)

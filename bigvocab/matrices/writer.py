@@ -173,7 +173,7 @@ class _Abandoned(Exception):
 
 
 class _Flat:
-    """Rows one behind the other, behind a header of one size, which is written last."""
+    """Rows one after the other, after a header of one size, which is written last."""
 
     header_size: int
 

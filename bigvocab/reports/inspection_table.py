@@ -12,8 +12,8 @@ from bigvocab.reports.pairs import pairs_table, title
 
 _MOST_SHOWN = 100
 _KINDS = {
-    "id": "one class a row",
-    "list": "several classes a row",
+    "id": "one class per row",
+    "list": "several classes per row",
     "dense": "soft labels",
     "sparse": "sparse soft labels",
 }

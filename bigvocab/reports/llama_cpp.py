@@ -7,7 +7,7 @@ from typing import Any
 
 
 def format_table(values: Mapping[str, Any]) -> str:
-    """The table as llama.cpp prints it, but for the running lines; of 100 rows or more.
+    """The table as llama.cpp prints it, except the running lines; of 100 rows or more.
 
     Args:
         values: the block `llama_cpp` of a report.

@@ -66,7 +66,7 @@ def write_candidates(
         range_max: V, classes to draw from; unigram takes it from the vocabulary.
         seed: a pair or an int, as of a TensorFlow op.
         step: number of the call, from 0.
-        vocab_file: a word and its count a line (unigram).
+        vocab_file: a word and its count per line (unigram).
         distortion: power of the counts (unigram).
         true_classes: labels, as `read_labels` takes them: their expected counts are written too. They do not change
             the draw.
@@ -122,11 +122,11 @@ def _one_row(value: Any, kind: pa.DataType) -> pa.Array:
 
 
 def _true_of(source: Labels) -> tuple[Ids, Ids]:
-    """Labels of one class or a list of classes a row as (offsets, ids); a null row has none."""
+    """Labels of one class or a list of classes per row as (offsets, ids); a null row has none."""
     sizes, parts = [np.zeros(1, np.int64)], [np.zeros(0, np.int64)]
     if source.kind not in ("id", "list"):
         raise BigvocabError(
-            f"{source.path}: expected one class or a list of classes a row, got labels of kind {source.kind}"
+            f"{source.path}: expected one class or a list of classes per row, got labels of kind {source.kind}"
         )
     for batch in source:
         if isinstance(batch.labels, tuple):

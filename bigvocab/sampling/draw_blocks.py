@@ -90,7 +90,7 @@ def make_sampler(
         if vocab_file is None:
             raise BigvocabError(
                 Keyword("vocab_file"),
-                ": the unigram sampler needs it, expected a file with a word and its count a line",
+                ": the unigram sampler needs it, expected a file with a word and its count per line",
             )
         power = 1.0 if distortion is None else distortion
         return FixedUnigramSampler(vocab_file=vocab_file, range_max=num_classes, distortion=power)

@@ -52,7 +52,8 @@ def sampled_softmax_loss(
         weights: (V, D) output layer, float16, bfloat16, float32 or float64: an array, a path or what `open_matrix`
             returns, or a list of P shards of these. Only the rows of the true and the sampled classes are read.
         biases: (V,), or None for zeros.
-        labels: (..., T) integers in [0, num_classes), or ragged as a pair (offsets (N + 1,), ids), at least one a row.
+        labels: (..., T) integers in [0, num_classes), or ragged as a pair (offsets (N + 1,), ids), at least one per
+            row.
         inputs: (..., D) hidden states, of any of these types. Products are summed in float32, in float64 where the
             layer or the inputs are float64.
         num_sampled: S, classes to draw, one sample for the whole batch.

@@ -44,7 +44,7 @@ class Stream:
         num_sampled: S; each call of an op reserves 2048 S words (in TensorFlow that product overflows an int32 from
             S = 2^20 on, and its draws differ from step 1 on).
         fill: what makes draws of words.
-        words_per_draw: how many it takes for one, but for rejections.
+        words_per_draw: how many it takes for one, rejections apart.
     """
 
     def __init__(self, seed: Any, step: int, num_sampled: int, fill: Fill, words_per_draw: int) -> None:

@@ -97,7 +97,7 @@ class FixedUnigramSampler(CandidateSampler):
 
     Args:
         unigrams: weights (counts or probabilities) of the words, in the order of their ids; or
-        vocab_file: text file, one word a line, its last comma-separated field the weight.
+        vocab_file: text file, one word per line, its last comma-separated field the weight.
         range_max: if given, must equal the number of ids of this shard.
         distortion: 1 leaves the weights as they are, 0 makes them uniform.
         num_reserved_ids: ids before those of the words, never drawn (with several shards, TensorFlow's draws differ:
@@ -203,7 +203,7 @@ class LearnedUnigramSampler(CandidateSampler):
             raise BigvocabError(Keyword("state"), f": expected the key 'counts', got {sorted(state)}")
         counts = as_integers("state['counts']", state["counts"])
         if counts.ndim != 1 or counts.size == 0:
-            raise BigvocabError(f"state['counts']: expected one count a class, got shape {counts.shape}")
+            raise BigvocabError(f"state['counts']: expected one count per class, got shape {counts.shape}")
         if counts.min() < 0:
             raise BigvocabError(f"state['counts']: count {counts.min()} of class {counts.argmin()}, expected >= 0")
         total = counts.size + sum(counts.tolist()) if counts.max() > 2**31 else counts.size + int(counts.sum())

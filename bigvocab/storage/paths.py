@@ -75,7 +75,7 @@ def split_selector(path: str) -> tuple[str, str | None]:
 
 
 def _split_uri(uri: str) -> tuple[str, str | None]:
-    """A URI and the tensor named behind `::`, before the query or after it."""
+    """A URI and the tensor named after `::`, before the query or after it."""
     before, query = uris.split_query(uri)
     query, _, name = query.partition("::")
     if not name:

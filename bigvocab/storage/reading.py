@@ -68,7 +68,7 @@ class Reader:
         self.behind: Behind | None = None  # where rows are read once
 
     def bring(self, rows: Array, classes: int, left_out: Array) -> None:
-        """Have rows (n, at least classes), as kernels take them, in the map, but for those left out (n,)."""
+        """Have rows (n, at least classes), as kernels take them, in the map, except those left out (n,)."""
         from bigvocab.kernels import pages
 
         start = rows.ctypes.data
@@ -79,7 +79,7 @@ class Reader:
         """Let go of rows that were brought, where they are read once."""
         if (behind := self.behind) is None or not len(rows):
             return
-        start, width = rows.ctypes.data, classes * rows.itemsize  # behind it there may be the end of the map
+        start, width = rows.ctypes.data, classes * rows.itemsize  # the map may end after it
         behind.add(start, start + (len(rows) - 1) * rows.strides[0] + width, len(rows) * width)
 
 

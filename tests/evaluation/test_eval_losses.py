@@ -224,7 +224,7 @@ def test_labels_in_a_second_matrix(data, tmp_path, name):
 
 
 def test_hard_labels_as_integers(data):
-    """0 and 1 of any integer type, V a row, or one a row where there is one class."""
+    """0 and 1 of any integer type, V per row, or one per row where there is one class."""
     expected = bv.evaluate(logits=data["logits"], labels=data["hard"], loss="sigmoid")["mean"]
     whole = data["hard"].astype(np.uint8)
     column = pa.FixedSizeListArray.from_arrays(pa.array(whole.reshape(-1)), CLASSES)
@@ -315,7 +315,7 @@ def bad_cases(data):
         "labels: got one integer a row, expected a matrix or fixed-size lists of floats",
     )
     yield "softmax", x, pa.table({"label": lists}), {}, "row 4 has no true class"
-    yield "softmax", x, data["soft"][:, :-1], {}, "labels: 700 labels a row, expected 701"
+    yield "softmax", x, data["soft"][:, :-1], {}, "labels: 700 labels per row, expected 701"
     yield "softmax", x, data["soft"][:-1], {}, "labels: 239 rows of labels, but logits has 240"
     yield "softmax", x, put(data["soft"], (200, 7), np.nan), {}, "labels: row 200, class 7, is nan"
     yield "softmax", x, (offsets, put(ids, at, 701), shares), {}, f"labels: .*row {row} has the id 701"

@@ -193,7 +193,7 @@ LIES = {
     "strings": (gguf_bytes({"a": (ARRAY, struct.pack("<IQ", 8, 2**29))}, ONE), "truncated: the value of 'a' holds"),
     "a long string": (
         gguf_bytes({"a": (ARRAY, struct.pack("<IQQ", 8, 2, 2**64 - 8))}, ONE),
-        "truncated: a string of the value of 'a' ends behind the end",
+        "truncated: a string of the value of 'a' ends past the end",
     ),
     "alignment 0": (gguf_bytes({"general.alignment": 0}, ONE), "general.alignment is 0, expected a power of two"),
     "alignment 24": (gguf_bytes({"general.alignment": 24}, ONE), "general.alignment is 24, expected a power of two"),
@@ -297,7 +297,7 @@ def test_arrays_of_strings_are_stepped_over(file, count, kernels, monkeypatch):
             read_gguf(file(data[:end]))
     for length in (2**63, 2**64 - 1, 2**40):  # of the third string
         lying = data[: place + 17] + struct.pack("<Q", length) + data[place + 25 :]
-        with pytest.raises(FormatError, match="truncated: a string of the value of 'tokens' ends behind"):
+        with pytest.raises(FormatError, match="truncated: a string of the value of 'tokens' ends past"):
             read_gguf(file(lying))
 
 

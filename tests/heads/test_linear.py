@@ -468,7 +468,7 @@ def test_faults_of_dense_labels_with_an_output_layer():
     for loss in ("softmax", "sigmoid"):
         with pytest.raises(bv.BigvocabError, match=f"labels: row 3, class {GROUP + 2}, is nan, expected a finite"):
             bv.evaluate(**layer, labels=labels, loss=loss)
-    with pytest.raises(bv.BigvocabError, match=r"labels: 7 labels a row, expected 16684, one for each class"):
+    with pytest.raises(bv.BigvocabError, match=r"labels: 7 labels per row, expected 16684, one for each class"):
         bv.evaluate(**layer, labels=labels[:, :7], loss="softmax")
     with pytest.raises(bv.BigvocabError, match='"log-loss": takes probabilities'):
         bv.evaluate(**layer, labels=labels, loss="log-loss")

@@ -281,7 +281,7 @@ def test_conditions_know_every_value_of_a_report(folder):
 
 
 def leaves(report, prefix=""):
-    """Dotted names of the numbers of a report, but for lists and what is text."""
+    """Dotted names of the numbers of a report, except lists and what is text."""
     for name, value in report.items():
         if isinstance(value, dict) and name not in ("versions", "infinite"):
             yield from leaves(value, f"{prefix}{name}.")

@@ -399,7 +399,7 @@ def test_fetching_a_file_that_shrank_is_no_bus_error(tmp_path):
 
 
 def test_pages_of_rows_that_are_left_out_are_not_fetched(tmp_path, monkeypatch):
-    """Prompts are masked: what no one reads is not brought from the disk either, but for short gaps on the way."""
+    """Prompts are masked: what no one reads is not brought from the disk either, except in short gaps on the way."""
     asked = []
     monkeypatch.setattr(Matrix, "prefetch", lambda self, first, last, ended: asked.append((first, last)))
     np.save(tmp_path / "logits.npy", np.zeros((600, 1 << 16), np.float32))  # 256 KiB a row

@@ -32,7 +32,7 @@ _FEW_COLUMNS = 16 << 10  # of a file in Fortran order, where each element of a r
 
 
 def seal(task: RowTask, order: bytes) -> bytes:
-    """The order behind a line of what its worker must find.
+    """The order, after a line of what its worker must find.
 
     Raises:
         BigvocabError: a file is a pipe or a device, which no other process can open.
