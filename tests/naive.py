@@ -78,7 +78,7 @@ def sigmoid_term(x, label, pos_weight=1.0):
     return times(pos_weight * label, softplus(-x)) + times(1.0 - label, softplus(x))
 
 
-# Losses, one value a row (softmax family) or an element (sigmoid family)
+# Losses, one value per row (softmax family) or per element (sigmoid family)
 
 
 def sparse_softmax_cross_entropy(logits, labels, label_smoothing=0.0, class_weights=None):

@@ -207,7 +207,7 @@ def _check_labels(asked: RowContext, labels: LabelSource, num_classes: int) -> N
 
 
 _SHOWN = {
-    "id": "one integer a row",
+    "id": "one integer per row",
     "list": "lists of integers",
     "dense": "floats",
     "sparse": "lists of ids and probabilities",

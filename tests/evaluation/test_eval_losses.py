@@ -312,7 +312,7 @@ def bad_cases(data):
         x,
         np.arange(ROWS),
         {},
-        "labels: got one integer a row, expected a matrix or fixed-size lists of floats",
+        "labels: got one integer per row, expected a matrix or fixed-size lists of floats",
     )
     yield "softmax", x, pa.table({"label": lists}), {}, "row 4 has no true class"
     yield "softmax", x, data["soft"][:, :-1], {}, "labels: 700 labels per row, expected 701"
@@ -324,7 +324,7 @@ def bad_cases(data):
     yield "softmax", x, ones, {"probability_column": "share"}, "row 0: expected as many probabilities as ids, 2, got 1"
     yield "sparse-sigmoid", x, (offsets, put(ids, at, -1)), {}, f"labels: row {row} has the id -1"
     yield "sparse-sigmoid", x, (offsets, twice), {}, f"labels: row {row} has the id {ids[at + 1]} twice"
-    yield "sparse-sigmoid", x, np.arange(ROWS), {}, "got one integer a row, expected lists of the ids"
+    yield "sparse-sigmoid", x, np.arange(ROWS), {}, "got one integer per row, expected lists of the ids"
     yield "sparse-sigmoid", x, data["hard"], {}, "got floats, expected lists of the ids"
     yield "sparse-sigmoid", x, np.zeros((ROWS, 1), int), {"pos_weight": np.ones(3)}, r"pos_weight: got shape \(3,\)"
     yield (

@@ -137,7 +137,7 @@ def let_go(monkeypatch):
 
 
 def test_rows_are_let_go_of_in_spans_of_whole_pages_when_they_have_been_read(tmp_path, let_go):
-    matrix = bv.open_matrix(save(tmp_path / "logits.npy", rows=100, classes=5000))  # 20,000 bytes a row
+    matrix = bv.open_matrix(save(tmp_path / "logits.npy", rows=100, classes=5000))  # 20,000 bytes per row
     tiles, start = [(0, matrix[:])], matrix.maps[0].address + 128
 
     def read(first, stop):
@@ -402,7 +402,7 @@ def test_pages_of_rows_that_are_left_out_are_not_fetched(tmp_path, monkeypatch):
     """Prompts are masked: what no one reads is not brought from the disk either, except in short gaps on the way."""
     asked = []
     monkeypatch.setattr(Matrix, "prefetch", lambda self, first, last, ended: asked.append((first, last)))
-    np.save(tmp_path / "logits.npy", np.zeros((600, 1 << 16), np.float32))  # 256 KiB a row
+    np.save(tmp_path / "logits.npy", np.zeros((600, 1 << 16), np.float32))  # 256 KiB per row
     labels = np.zeros(600, int)
     cases = {
         "none": ([], [(0, 300), (300, 600)]),
