@@ -34,9 +34,6 @@ def _pairs(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "rows", count(found["rows"])
     if "leading" in found:
         yield "dimensions", " x ".join(f"{n:,}" for n in found["leading"]) + " before the columns"
-    for name in ("dialect", "context", "windows", "rows_per_window", "classes", "floor"):
-        if name in found:
-            yield name.replace("_", " "), str(found[name])
     yield from _model_pairs(found.get("model", {}))
     if "dtype" in found:
         notes = ["byte-swapped"] * ("byte_order" in found) + ["Fortran order"] * ("order" in found)

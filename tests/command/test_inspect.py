@@ -146,3 +146,9 @@ def test_a_table_whose_column_cannot_be_read_is_an_error(data):
     found = run("inspect", "corrupt.parquet")
     assert (found.exit_code, found.stdout) == (1, "")
     assert "corrupt.parquet: truncated or corrupt Parquet" in found.stderr
+
+
+def test_inspect_says_each_thing_of_a_llama_cpp_file_once():
+    lines = run("inspect", Path(__file__).parents[1] / "data/llama/kjv-751/base.kld").stdout.splitlines()[1:]
+    assert [line.split()[0] for line in lines] == ["format", "shape", "size", "dialect", "windows", "floor"]
+    assert "10 of 42 tokens, 20 rows each" in lines[4]
