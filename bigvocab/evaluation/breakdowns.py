@@ -112,8 +112,8 @@ def _average(values: list[float]) -> float:
 
 
 def cluster_stderr(clusters: GroupedSums, name: str) -> float:
-    """Standard error of a mean whose rows depend on each other within clusters: with r = S (w v) - mean S w of each of
-    C clusters, sqrt(C / (C - 1) S r^2) / S w.
+    """Standard error of a mean whose rows depend on each other within clusters: with r = sum(w v) - mean sum(w) of
+    each of C clusters, sqrt(C / (C - 1) sum(r^2)) / sum(w).
     """
     values, weights = clusters.bins.sums[name], clusters.bins.sums["weight"]
     count = int(np.count_nonzero(clusters.bins.live))

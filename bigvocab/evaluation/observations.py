@@ -29,8 +29,8 @@ def look_at_labels(batch: LabelBatch, labels: npt.NDArray[np.int64], classes: in
 def look_at_logits(logits: LogitRows, rows: RowStatistics, transform: tuple[float, float], result: RowResult) -> None:
     """How many rows could be probabilities, and how many could hold every class twice.
 
-    Of rows p that sum to 1, S exp(p) lies between V + 1 and V + e - 1: a sieve that costs nothing. Where all rows of a
-    block pass it, a few are read again.
+    Of rows p that sum to 1, sum(exp(p)) lies between V + 1 and V + e - 1: a sieve that costs nothing. Where all rows of
+    a block pass it, a few are read again.
     """
     live = ~result.ignored & rows.finite
     looked = int(np.count_nonzero(live))

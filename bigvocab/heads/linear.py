@@ -44,7 +44,7 @@ def linear_cross_entropy(
 ) -> Any:
     """Softmax cross-entropy of hidden states and an output layer; no (N, V) array of logits ever exists.
 
-    g_j = softcap(logit_scale (x . w_j + b_j)), softcap(y) = c tanh(y / c); L = log S_j exp(g_j) - g_y; with smoothing
+    g_j = softcap(logit_scale (x . w_j + b_j)), softcap(y) = c tanh(y / c); L = log sum_j exp(g_j) - g_y; with smoothing
     e, (1 - e) (lse - g_y) + e (lse - mean_j g_j); class weights and soft labels are those of
     `sparse_softmax_cross_entropy` and `softmax_cross_entropy`. Products are summed in float32, in float64 where inputs
     or weights are float64.

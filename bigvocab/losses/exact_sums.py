@@ -183,14 +183,14 @@ def spread_error(
     *,
     n: int,
 ) -> float:
-    """Standard error of the mean total / weight: sqrt(S (w (v - mean))^2 n / (n - 1)) / S w; NaN where there is none.
+    """Standard error of the mean total / weight: sqrt(sum((w (v - mean))^2) n / (n - 1)) / sum(w); NaN for n < 2.
 
     Args:
-        total: S w v.
-        weight: S w.
-        squares: S (w v)^2.
-        products: S w^2 v.
-        weights: S w^2.
+        total: sum(w v).
+        weight: sum(w).
+        squares: sum((w v)^2).
+        products: sum(w^2 v).
+        weights: sum(w^2).
         n: weights that are not 0.
     """
     exact = all(isinstance(s, Fraction) for s in (total, weight, squares, products, weights))

@@ -27,7 +27,7 @@ def check_reduction(reduction: str) -> None:
 
 
 def reduced(reduction: str, total: Fraction | float, weight: Fraction | float, count: int, nonzero: int) -> float:
-    """The value `reduction` of sums: total = S w l, weight = S w, `count` losses of which `nonzero` have a weight."""
+    """The value `reduction` of total = sum(w l), weight = sum(w), `count` losses of which `nonzero` have a weight."""
     if reduction == "sum":
         return to_float(total)
     return divide(total, {"mean": weight, "sum_over_batch_size": count, "sum_by_nonzero_weights": nonzero}[reduction])
@@ -38,9 +38,9 @@ def compute_weighted_loss(
 ) -> Any:
     """Weight losses and reduce them.
 
-    With w the weights broadcast to the losses l: none w l; sum S w l; mean S w l / S w; sum_over_batch_size S w l /
-    number of losses; sum_by_nonzero_weights S w l / number of weights that are not 0 (a negative one counts). A loss of
-    weight 0 is left out, even if it is NaN.
+    With w the weights broadcast to the losses l, "none" is w l, "sum" sum(w l), "mean" sum(w l) / sum(w),
+    "sum_over_batch_size" sum(w l) / number of losses, "sum_by_nonzero_weights" sum(w l) / number of weights that are
+    not 0 (a negative one counts). A loss of weight 0 is left out, even if it is NaN.
 
     Args:
         losses: any shape, in nats.

@@ -30,7 +30,7 @@ class RowStatistics:
 
     @property
     def exp_sum(self) -> Floats:
-        """S exp(g(x) - g(maximum)); NaN where the row holds one."""
+        """sum_j exp(g(x_j) - g(maximum)); NaN where the row holds one."""
         from bigvocab.kernels import row_statistics
 
         return self.columns[:, row_statistics.SUM]
@@ -57,7 +57,7 @@ class RowStatistics:
 
     @property
     def logsumexp(self) -> Floats:
-        """log S exp(g(x))."""
+        """log sum_j exp(g(x_j))."""
         with np.errstate(divide="ignore", invalid="ignore"):
             return self.transformed(self.maximum) + np.log(self.exp_sum)
 
@@ -70,7 +70,7 @@ class RowStatistics:
 
     @property
     def logit_sum(self) -> Floats:
-        """S g(x)."""
+        """sum_j g(x_j)."""
         from bigvocab.kernels import row_statistics
 
         return self.columns[:, row_statistics.TOTAL]
@@ -106,7 +106,7 @@ class RowStatistics:
 
     @property
     def brier(self) -> Floats:
-        """S (p - t)^2 with t = 1 at the label: ((S - e) / S)^2 + (Q - e^2) / S^2, which does not cancel."""
+        """sum_j (p_j - t_j)^2 with t = 1 at the label: ((S - e) / S)^2 + (Q - e^2) / S^2, which does not cancel."""
         from bigvocab.kernels import row_statistics
 
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):

@@ -190,7 +190,7 @@ class _Sums(SeesCopies):
 
 
 class WeightedSums(_Sums):
-    """S_c w_c g(x_c) of each row, with class weights w (V,); labels (n,) below 0 leave their row out."""
+    """sum_c w_c g(x_c) of each row, with class weights w (V,); labels (n,) below 0 leave their row out."""
 
     def __init__(self, labels: Ids, class_weights: Floats, transform: Transform) -> None:
         super().__init__(labels < 0)
@@ -205,7 +205,7 @@ class WeightedSums(_Sums):
 
 
 class SoftplusSums(_Sums):
-    """S softplus(g(x)) over the classes not listed and q softplus(-g(x)) over those listed.
+    """The sum of softplus(g(x)) over the classes not listed and of q softplus(-g(x)) over those listed.
 
     Args:
         sets: the listed ids of each row, rising.

@@ -204,7 +204,7 @@ def sparse_sigmoid_cross_entropy(
 ) -> Any:
     """Sigmoid cross-entropy of rows whose positive classes are listed, summed over all classes.
 
-    L = S_j softplus(x_j) over the classes not listed + q S_y softplus(-x_y) over those listed. No (N, V) array of
+    L = sum_j softplus(x_j) over the classes not listed + q sum_y softplus(-x_y) over those listed. No (N, V) array of
     labels ever exists, and the error is at most 1e-6 of the loss, also where a million terms of 1e-7 add up.
 
     Args:

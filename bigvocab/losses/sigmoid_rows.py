@@ -130,7 +130,7 @@ def sparse_sigmoid_rows(
     transform: Transform = PLAIN,
     num_threads: int | None = None,
 ) -> Floats:
-    """S softplus(g(x)) over the classes not listed and q softplus(-g(x)) over those listed (rising), for each row."""
+    """Sums of softplus(g(x)) over the classes not listed and q softplus(-g(x)) over those listed (rising), per row."""
     (sums,) = rows.reduce(SoftplusSums(sets, skip, pos_weight, transform), resolve_threads(num_threads))
     return sums
 

@@ -63,7 +63,7 @@ class SoftLabelRows:
         return self.sums[:, soft_labels.LABEL_SUM]
 
     def losses(self, label_smoothing: float) -> Floats:
-        """S z (lse - g) of each row, smoothed: (1 - e) S z (lse - g) + e (lse - mean of g)."""
+        """sum_j z_j (lse - g_j) of each row; smoothed (1 - e) sum_j z_j (lse - g_j) + e (lse - mean of g)."""
         from bigvocab.kernels import soft_labels as k
 
         mass, shift = self.sums[:, k.LABEL_SUM], self.sums[:, k.SHIFT]

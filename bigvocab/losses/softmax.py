@@ -55,7 +55,7 @@ class SparseSoftmax:
     class_weights: Floats | None = None
 
     def weighted_sums(self, rows: LogitRows, labels: Ids, transform: Transform, num_threads: int) -> Floats | None:
-        """S_c w_c g(x_c) of each row, which only smoothing with class weights needs; else None."""
+        """sum_c w_c g(x_c) of each row, which only smoothing with class weights needs; else None."""
         if self.class_weights is None or not self.label_smoothing:
             return None
         (sums,) = rows.reduce(WeightedSums(labels, self.class_weights, transform), num_threads)
@@ -81,7 +81,7 @@ class SparseSoftmax:
             return np.where(np.isnan(nll), nll, uniform) if e == 1.0 else (1 - e) * nll + e * uniform
 
     def weighted_losses(self, rows: RowStatistics, labels: Ids, sums: Floats | None) -> Floats:
-        """The loss of each row with class weights, as PyTorch: (1-e) w_y nll_y + (e/V) S_c w_c nll_c."""
+        """The loss of each row with class weights, as PyTorch: (1-e) w_y nll_y + (e/V) sum_c w_c nll_c."""
         if self.class_weights is None:
             return self.losses(rows)
         e, weights = self.label_smoothing, self.class_weights
@@ -115,8 +115,8 @@ def sparse_softmax_cross_entropy(
 ) -> Any:
     """Softmax cross-entropy of one class per row.
 
-    L = log S_j exp(x_j) - x_y; with smoothing e, (1 - e) (lse - x_y) + e (lse - mean_j x_j); with class weights c as
-    PyTorch, (1 - e) c_y (lse - x_y) + (e / V) S_j c_j (lse - x_j).
+    L = log sum_j exp(x_j) - x_y; with smoothing e, (1 - e) (lse - x_y) + e (lse - mean_j x_j); with class weights c as
+    PyTorch, (1 - e) c_y (lse - x_y) + (e / V) sum_j c_j (lse - x_j).
 
     Args:
         logits: (..., V) float16, bfloat16, float32 or float64, in any layout and of any library; -inf is a masked
@@ -222,9 +222,9 @@ def softmax_cross_entropy(
 ) -> Any:
     """Softmax cross-entropy of a distribution over the classes as label.
 
-    L = S_j z_j (lse - x_j), lse = log S_j exp(x_j), where a class of z = 0 adds 0 whatever its logit; with smoothing e,
-    (1 - e) z_j + e / V in place of z_j, and with class weights w, as PyTorch, w_j times that. Rows of labels need not
-    sum to 1: a row of zeros gives 0, even where every class is masked.
+    L = sum_j z_j (lse - x_j), lse = log sum_j exp(x_j), where a class of z = 0 adds 0 whatever its logit; with
+    smoothing e, (1 - e) z_j + e / V in place of z_j, and with class weights w, as PyTorch, w_j times that. Rows of
+    labels need not sum to 1: a row of zeros gives 0, even where every class is masked.
 
     Args:
         logits: x, (..., V) float16, bfloat16, float32 or float64, in any layout and of any library; -inf is a masked

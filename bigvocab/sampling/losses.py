@@ -45,8 +45,8 @@ def sampled_softmax_loss(
     """Softmax cross-entropy over the true classes and a sample of the others: an estimate of the full one, too low.
 
     With t_k = x . w_yk + b_yk - log Qtrue_k and s_j = x . w_cj + b_cj - log Qsampled_j,
-    L = log(S_k exp(t_k) + S_j exp(s_j)) - mean_k t_k. A candidate that is a true class of the row is left out of its
-    sum.
+    L = log(sum_k exp(t_k) + sum_j exp(s_j)) - mean_k t_k. A candidate that is a true class of the row is left out of
+    its sum.
 
     Args:
         weights: (V, D) output layer, float16, bfloat16, float32 or float64: an array, a path or what `open_matrix`
@@ -120,7 +120,7 @@ def nce_loss(
     """Noise-contrastive estimation: sigmoid losses of the true classes, told from a sample of noise.
 
     With t_k and s_j as in `sampled_softmax_loss` and softplus(x) = log(1 + exp(x)),
-    L = S_k [softplus(t_k) - z t_k] + S_j softplus(s_j). Accidental hits stay in by default.
+    L = sum_k [softplus(t_k) - z t_k] + sum_j softplus(s_j). Accidental hits stay in by default.
 
     Args:
         weights: (V, D) output layer; this and all arguments but true_label are as in `sampled_softmax_loss`.
