@@ -41,9 +41,14 @@ def comparison_tables(values: _Values, sign: str, width: int) -> Iterator[Any]:
 
 
 def candidates_of(values: _Values) -> list[tuple[str, _Values]]:
-    """The candidates with their values, nearest to the reference first."""
-    blocks = values.get("candidates") or {values.get("name", "candidate"): values}
-    return sorted(blocks.items(), key=lambda item: (math.isnan(item[1]["kl"]["mean"]), item[1]["kl"]["mean"]))
+    """The candidates with their values, nearest to the reference first; a mean of NaN (in JSON None) comes last."""
+    blocks = values["candidates"] if "candidates" in values else {values.get("name", "candidate"): values}
+
+    def place(item: tuple[str, _Values]) -> tuple[bool, float]:
+        mean = item[1]["kl"]["mean"]
+        return (True, 0.0) if mean is None or math.isnan(mean) else (False, mean)
+
+    return sorted(blocks.items(), key=place)
 
 
 def _head(values: _Values, sides: list[tuple[str, _Values]], sign: str) -> Pairs:

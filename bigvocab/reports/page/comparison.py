@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from bigvocab.reports.comparison_table import candidates_of
 from bigvocab.reports.page import pictures
 from bigvocab.reports.page.evaluation import WORST_BUDGET, top, worst_section
 from bigvocab.reports.page.groups import BUDGET, group_section
@@ -24,8 +24,8 @@ from bigvocab.reports.page.shown import (
     whole,
 )
 
-_Report = dict[str, Any]
-_Sides = list[tuple[str, _Report]]
+_Report = Mapping[str, Any]
+_Sides = Sequence[tuple[str, _Report]]
 MOST_PAIRS, MOST_CANDIDATES, MOST_IN_FULL = 200, 200, 20
 _PERCENTILES = ("0.1", "1", "5", "10", "25", "50", "75", "90", "95", "99", "99.9")
 _DIVERGENCES = {
@@ -36,20 +36,9 @@ _DIVERGENCES = {
 }
 
 
-def candidates(report: _Report) -> _Sides:
-    """The candidates with their metrics, nearest to the reference first."""
-    sides = list(report.get("candidates", {"candidate": report}).items())
-    return sorted(sides, key=lambda side: (math.isnan(_mean_kl(side[1])), _mean_kl(side[1])))
-
-
-def _mean_kl(block: _Report) -> float:
-    mean = block["kl"]["mean"]
-    return math.nan if mean is None else mean
-
-
 def tiles(report: _Report) -> list[Tile]:
     """The numbers of the first screen: those of the candidate, or of the nearest of several."""
-    sides = candidates(report)
+    sides = candidates_of(report)
     if not sides:
         return []
     name, block = sides[0]
@@ -110,7 +99,7 @@ def _candidate_table(sides: _Sides) -> Table:
 
 def sections(report: _Report) -> list[Section]:
     """Pictures of all candidates, pairs of them, and what each has in full."""
-    sides = candidates(report)
+    sides = candidates_of(report)
     left = len(sides) - MOST_CANDIDATES
     after = f"{left:,} more are in the report." if left > 0 else ""
     found = [Section("candidates", "Candidates", table=_candidate_table(sides), after=after)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import math
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -153,7 +153,7 @@ def erring(shown: str, error: float | None) -> str:
     return with_error(shown, error)
 
 
-def error_of(block: dict[str, Any], name: str = "stderr") -> float | None:
+def error_of(block: Mapping[str, Any], name: str = "stderr") -> float | None:
     """The error over clusters where they are known, else that over rows."""
     return block.get(name.replace("stderr", "cluster_stderr"), block.get(name))
 
