@@ -160,12 +160,12 @@ RAW = [
 FORMAT = _option(RESULT, "--format", "form", type=click.Choice(["table", "json"]), default="table",
                  help="A table for people, or JSON.")
 REPORT = _option(RESULT, "--report", metavar="PATH", help="Write the report, as JSON.")
-HTML = _option(RESULT, "--html", metavar="PAGE", help="Write the report as a page to look at (bigvocab[html]).")
+HTML = _option(RESULT, "--html", metavar="PAGE", help="Write the report as a page (needs bigvocab[html]).")
 FAIL_IF = _option(RESULT, "--fail-if", "conditions", metavar="CONDITION", multiple=True, callback=_conditions,
                   help="Exit with 3 if it holds: 'perplexity > 20', 'accuracy.1 < 0.3'; names as in JSON; repeatable.")
 STATE = [
-    _option(BIG_JOBS, "--state", metavar="PATH", help="Keep what is done in this file: to merge, to go on."),
-    _option(BIG_JOBS, "--resume", is_flag=True, help="Go on from --state, where it is there."),
+    _option(BIG_JOBS, "--state", metavar="PATH", help="Keep progress and sums in this file, to resume or to merge."),
+    _option(BIG_JOBS, "--resume", is_flag=True, help="Continue from --state if it exists."),
     _option(BIG_JOBS, "--shard", metavar="I/N", callback=_shard, help="Only the I-th of N ranges of rows."),
 ]
 ENGINES = [
@@ -179,7 +179,7 @@ JOBS = [
     _option(BIG_JOBS, "--vocab-shard", metavar="I/N", callback=_shard, help="Only the I-th of N ranges of classes."),
     _option(BIG_JOBS, "--first-class", type=click.IntRange(0), metavar="C",
             help="The files hold a slice: classes from C on, of --num-classes."),
-    _option(BIG_JOBS, "--save-label-logits", metavar="PATH", help="First pass of slices: the labels' logits, no more."),
+    _option(BIG_JOBS, "--save-label-logits", metavar="PATH", help="First pass of slices: the labels' logits alone."),
     _option(BIG_JOBS, "--label-logits", metavar="PATH", multiple=True, help="Those of all slices, for ranks."),
     *ENGINES,
 ]
@@ -190,7 +190,7 @@ RUN = [
     _option(RUNNING, "--quiet", "-q", is_flag=True, help="No progress bar and no messages."),
 ]
 REPORT_EVERY = _option(RESULT, "--report-every", type=_Number(0), metavar="SECONDS",
-                       help="Write --report so often, so far.")
+                       help="Also write --report this often while the job runs.")
 SAMPLER = _option(SAMPLING, "--sampler", type=click.Choice(list(SAMPLERS)), metavar="NAME",
                   help=f"{enumerated(SAMPLERS)}; default {DEFAULT_SAMPLER} (ids by falling frequency).")
 VOCABULARY = [
@@ -209,7 +209,7 @@ SAMPLING_OPTIONS = [
     *VOCABULARY,
     SEED,
     _option(SAMPLING, "--candidates", metavar="PATH", help="One draw for all rows, of bigvocab sample."),
-    _option(SAMPLING, "--exact", is_flag=True, help="The loss over all classes as well, and the bias."),
+    _option(SAMPLING, "--exact", is_flag=True, help="Also the loss over all classes, and the bias."),
 ]
 SAMPLE = [
     SAMPLER,
@@ -253,7 +253,7 @@ EVAL = [
     _option(COLUMNS, "--probability-column", metavar="NAME", help="Probabilities of the listed classes."),
     _option(COLUMNS, "--weight-column", metavar="NAME", help="Weight of the row."),
     _option(COLUMNS, "--group-column", metavar="NAME", help="Group of the row: values for each group."),
-    _option(COLUMNS, "--bytes-column", metavar="NAME", help="Bytes of text of each label: bits per byte."),
+    _option(COLUMNS, "--bytes-column", metavar="NAME", help="Bytes of text per label, for bits per byte."),
     _option(COLUMNS, "--position-column", metavar="NAME", help="Place in the sequence, from 0: loss by position."),
     _option(COLUMNS, "--cluster-column", metavar="NAME", help="Rows that depend on each other: errors over clusters."),
     _option(COLUMNS, "--text-column", metavar="NAME", help="Text to show with the worst rows."),

@@ -122,7 +122,7 @@ def merged_coverage(
 def refuse_incomplete(coverage: Coverage, name: str) -> None:
     """Raise unless all rows of the job are in."""
     if coverage.lines:
-        raise BigvocabError(f"{name}: its run has not ended; --resume ends it")
+        raise BigvocabError(f"{name}: its run has not ended; finish it with --resume")
     if gaps := missing(coverage.ranges, coverage.rows):
         count = sum(stop - start for start, stop in gaps)
         raise BigvocabError(

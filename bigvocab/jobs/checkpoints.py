@@ -140,7 +140,9 @@ class Checkpoints:
     def _kept(self) -> str:
         done = max(0, self._saved_rows - self.task.part[0])
         return (
-            f"{done} rows are done and kept in {self.path}: --resume goes on from there" if done else "no row was done"
+            f"{done} rows are done and kept in {self.path}: --resume continues from there"
+            if done
+            else "no row was done"
         )
 
     def done(self, start: int, stop: int, bytes_read: int) -> None:
@@ -259,9 +261,7 @@ def keeping(
         keeper.stored = stored
         if target.exists():
             if not resume:
-                raise BigvocabError(
-                    f"{target}: is there already; --resume goes on with it (or remove it, to start anew)"
-                )
+                raise BigvocabError(f"{target}: already exists; pass --resume to continue, or delete it to start over")
             keeper.restore()
         try:
             keeper.open_lines()
@@ -306,7 +306,7 @@ def _refuse_foreign(path: Path, start: bytes) -> None:
     with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
         head = file.read(len(ARROW_STREAM))
         if head and (not start or head != start):
-            raise BigvocabError(f"{path}: is there already and is none of this program's; choose another state")
+            raise BigvocabError(f"{path}: already exists and is no state of this program; choose another path")
 
 
 @contextlib.contextmanager

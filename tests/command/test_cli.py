@@ -432,7 +432,7 @@ def test_files_of_a_state_are_never_someone_elses(data):
         Path(name).write_bytes(before)
         command = ("eval", "--logits", "logits.npy", "--labels", name, "--state", "s", "--output", "out.parquet")
         refused(run(*command), 1, name, "is one of the files that are read")
-        refused(run(*EVAL, "--state", "s", "--output", "out.parquet"), 1, name, "is none of this program's")
+        refused(run(*EVAL, "--state", "s", "--output", "out.parquet"), 1, name, "is no state of this program")
         assert Path(name).read_bytes() == before
         Path(name).unlink()
         refused(run(*EVAL, "--state", "s", "--output", name), 1, name, "state")

@@ -530,7 +530,7 @@ def test_the_command(data, whole, tmp_path, monkeypatch):
     refused(run("merge", *states, "--report", report, "--fail-if", "foo > 1"), 2, "the report has no value named 'foo'")
     assert not report.exists()
     refused(run("merge", states[0]), 1, "rows 150-299 of 0-299 are missing")
-    refused(run(*base, "--shard", "1/2", "--state", states[0]), 1, "is there already; --resume goes on with it")
+    refused(run(*base, "--shard", "1/2", "--state", states[0]), 1, "already exists; pass --resume to continue")
     assert run(*base, "--shard", "1/2", "--state", states[0], "--resume").exit_code == 0
 
 

@@ -147,7 +147,7 @@ def test_workers_that_die_again_and_again_are_an_error(folder, tmp_path, monkeyp
     monkeypatch.setattr(local, "do_task", die)
     with pytest.raises(
         bv.BigvocabError,
-        match=r"3 processes died one after the other .* near rows 2\d\d-2\d\d; .*resume goes on from there",
+        match=r"3 processes died one after the other .* near rows 2\d\d-2\d\d; .*resume continues from there",
     ):
         bv.evaluate(**job(folder), workers=2, state=tmp_path / "s")
     monkeypatch.undo()

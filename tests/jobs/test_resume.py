@@ -376,7 +376,7 @@ def test_a_shard_of_classes_goes_on(folder, tmp_path, at_every_block):
     for i in (1, 2):
         with pytest.raises(Stop):
             bv.evaluate(**job(folder), vocab_shard=(i, 2), state=tmp_path / f"{i}", progress=stop)
-        with pytest.raises(bv.BigvocabError, match="its run has not ended; --resume ends it"):
+        with pytest.raises(bv.BigvocabError, match="its run has not ended; finish it with --resume"):
             merge([tmp_path / f"{i}"])
         bv.evaluate(**job(folder), vocab_shard=(i, 2), state=tmp_path / f"{i}", resume=True)
         bv.evaluate(**job(folder), vocab_shard=(i, 2), state=tmp_path / f"{i}x")
@@ -429,7 +429,7 @@ def test_changed_inputs_and_options_are_refused(folder, tmp_path, at_every_block
     refused("this run: rows is 0-119, but 0-239 in", shard="1/2")
     refused("this run: output is False, but True in", output=None)
     refused("this run: group is None, but 'group' in", group_column=None)
-    refused("is there already; --resume goes on with it", resume=False)
+    refused("already exists; pass --resume to continue", resume=False)
     with pytest.raises(bv.BigvocabError, match="resume: needs state"):
         bv.evaluate(**job(folder), resume=True)
     assert (tmp_path / "s").read_bytes() == before
