@@ -46,7 +46,7 @@ def pool_pieces(task: RowTask, start: int, workers: int) -> Iterator[Piece]:
                     f": {deaths} processes died one after the other (killed, out of memory, or started by "
                     f"a script without {_GUARD}) "
                     f"near rows {first}-{stop - 1}; "
-                    "all rows before are done: with state, resume goes on from there",
+                    "all rows before are done: with state, resume continues from there",
                 ) from None
 
 

@@ -111,7 +111,7 @@ def _wait(ray: Any, promise: Any, cpus: float) -> None:
             raise BigvocabError(
                 Keyword("engine"),
                 f": no node of Ray is left with {cpus:g} CPUs, which a task needs; "
-                "with state, resume goes on from there",
+                "with state, resume continues from there",
             )
 
 
@@ -219,7 +219,7 @@ def _result(ray: Any, promise: Any, start: int, stop: int) -> Any:
         raise BigvocabError(
             Keyword("engine"),
             f": the task of rows {start}-{stop - 1} failed again and again: {str(error).splitlines()[0]}; "
-            "with state, resume goes on from there",
+            "with state, resume continues from there",
         ) from None
 
 
