@@ -38,8 +38,8 @@ Floats = npt.NDArray[np.float64]
 
 
 class Comparison:
-    """A reference against one candidate or several, batch by batch: exact sums, so that splits, orders, merges and
-    threads do not show.
+    """A reference against one candidate or several, batch by batch: sums are exact, so no split, order, merge or number
+    of threads changes the report.
 
     Args:
         metrics: beside kl: kl_reverse, js, tv, delta_p, tops, entropy, overlap, logit_difference; None is all but the

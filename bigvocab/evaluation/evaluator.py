@@ -33,8 +33,8 @@ from bigvocab.reports.report import Report
 
 
 class Evaluator:
-    """Losses of batches, and the report of all of them: exact sums, so that splits, orders, merges and threads do not
-    show.
+    """Losses of batches, and the report of all of them: sums are exact, so no split, order, merge or number of threads
+    changes it.
 
     Args:
         loss: the name of the loss.
@@ -56,8 +56,8 @@ class Evaluator:
         keep_top: of topk, how many of the highest classes of each row go to losses.parquet; None is 10.
         ties: how rank, mrr and accuracy count classes with the label's own logit: "optimistic" behind it, "pessimistic"
             before it, "mean" as expected under a random order.
-        class_counts: how often each class occurs in the training data, an array or a path: the report tells the loss of
-            rare labels apart. `vocab_file` does the same.
+        class_counts: how often each class occurs in the training data, an array or a path: the report then has
+            the loss of rare labels apart. `vocab_file` does the same.
         nonfinite: "error" names the first row with a NaN, +inf or no finite logit; "skip" leaves such rows out; "keep"
             lets them through.
         threads: None is all usable cores.

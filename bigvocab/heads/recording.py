@@ -16,8 +16,8 @@ def record_inputs(module: Any, path: str | os.PathLike[str], *, dtype: Any = Non
     """Write what goes into a torch module while this lasts: the hidden states that belong to an output layer.
 
     Each call of the module adds the rows of its first argument (..., D), in C order of the leading dimensions; on a GPU
-    they come to the host block by block. They come after every norm, scaled as the model scales them, and need no final
-    norm when they are evaluated.
+    they are copied to the host block by block. They come after every norm, scaled as the model scales them, and need no
+    final norm when they are evaluated.
 
     Args:
         module: a `torch.nn.Module`, such as `model.lm_head` or `model.get_output_embeddings()`.

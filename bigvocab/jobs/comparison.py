@@ -62,25 +62,25 @@ def compare(
         labels: a path, a list of paths, or an array: one class per row. None: those of a llama.cpp file; without any,
             there are no metrics of losses. `shift_labels` and `score_from` are as of `evaluate`.
         inputs: hidden states (N, D) of both sides, whose `weights` (V, D) are among the options.
-        reference_inputs: of the reference alone, as all that begins so.
-        candidate_inputs: of the candidates; one for all or a dict by name, as all that begins so.
+        reference_inputs: of the reference alone, as is every option that begins so.
+        candidate_inputs: of the candidates; one for all or a dict by name, as is every option that begins so.
         output: path of a Parquet file, one record per row.
         report: path of report.json.
-        report_every: seconds; `report` is also written so often, then with `progress` {rows_done, rows_total}.
+        report_every: seconds; `report` is also written this often, then with `progress` {rows_done, rows_total}.
         html: path of a page of the report, which needs bigvocab[html].
         shard: "I/N" or (I, N): only the I-th of N equal ranges of rows; see `evaluate`.
         vocab_shard: refused: metrics of ranges of classes do not merge.
         weight_column: refused: percentiles and flips have no weights.
         state: path of the state file, written at checkpoints and at the end.
-        resume: go on from `state`, where it is there; a run that had ended just reports again.
+        resume: continue from `state` if it exists; a run that had ended only reports again.
         engine: "local" or "ray": ranges of rows go to `workers` processes, here or on a cluster.
         workers: how many; None is one process, or all of a cluster.
         address: of a Ray cluster; None is RAY_ADDRESS, or a Ray of our own.
         progress: called with (rows done, rows in all, bytes read).
         options: those of `Comparison`. `chunk_rows` and `max_memory` are as of `evaluate`.
 
-    Rows meet by their position. Beside a llama.cpp file other sides may have the rows that it scored, or those of every
-    position of its windows.
+    Rows are matched by position. Beside a llama.cpp file other sides may have the rows that it scored, or those of
+    every position of its windows.
 
     Raises:
         BigvocabError: rows or classes that differ, bad values, named by file and row; FormatError: files that are not

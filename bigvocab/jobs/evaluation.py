@@ -60,7 +60,7 @@ def evaluate(
         layer: which of the L layers of states (T, L, D); None is the last, where the labels are as many as T.
         output: path of losses.parquet, one record per row.
         report: path of report.json.
-        report_every: seconds; `report` is also written so often, then with `progress` {rows_done, rows_total}.
+        report_every: seconds; `report` is also written this often, then with `progress` {rows_done, rows_total}.
         html: path of a page to look at, one file that loads nothing; needs bigvocab[html].
         shard: "I/N" or (I, N), I from 1 to N: only the I-th of N equal ranges of rows. Its `state` merges with those
             of the others, by `merge`.
@@ -70,7 +70,7 @@ def evaluate(
         label_logits: files of logits of labels, for ranks where each machine holds a slice; see `write_label_logits`.
         save_label_logits: the path to write those of this slice to, and nothing else.
         state: path of the state file, written at checkpoints and at the end.
-        resume: go on from `state`, where it is there; a run that had ended just reports again.
+        resume: continue from `state` if it exists; a run that had ended only reports again.
         engine: "local" or "ray": ranges of rows go to `workers` processes, here or on a cluster.
         workers: how many; None is one process, or all of a cluster.
         address: of a Ray cluster; None is RAY_ADDRESS, or a Ray of our own.

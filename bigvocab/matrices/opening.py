@@ -165,7 +165,7 @@ def open_matrix(
     vocab_shards: bool = False,
     shard_classes: Any = None,
 ) -> Matrix:
-    """Open files as one read-only matrix (N, V), memory-mapped: nothing is read but the pages that are looked at.
+    """Open files as one read-only matrix (N, V), memory-mapped: only the pages that are accessed are read.
 
     m[i, j] = element j of row i, counting the rows (with `vocab_shards` the classes) of all files one after the other.
 

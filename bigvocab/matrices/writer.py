@@ -124,7 +124,7 @@ class MatrixWriter:
             self.num_rows += len(rows)
 
     def close(self) -> None:
-        """Finish the file and put it in its place; nothing where that was done.
+        """Finish the file and put it in its place; does nothing where that is done.
 
         Raises:
             BigvocabError: no block was appended, so there is no number of columns; it cannot be written.
