@@ -70,7 +70,7 @@ def _or(typingctx, a, b):
 
 @intrinsic
 def _bits16(typingctx, row, at, first):
-    """Bits `first` to first + 16 of the 32 at `at`, one a lane."""
+    """Bits `first` to first + 16 of the 32 at `at`, one per lane."""
     lanes = v.Lanes("int", 16)
 
     def codegen(context, builder, signature, args):

@@ -3,8 +3,8 @@ one pass over memory.
 
 A row is read in parts of 65,536 classes: `softmax` reads a part's logits from memory, and the sums of z and z
 (reference - x), in float64, read them again from the cache, together with the labels. The reference is the maximum of
-the row's first part that has one: sums with it, unlike sums of z x, do not cancel against log S exp(x) where logits
-are large.
+the row's first part that has one: sums with it, unlike sums of z x, do not cancel against log sum_j exp(x_j) where
+logits are large.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from bigvocab.kernels.softmax_wide import row_wide, transformed, transformed_lan
 
 PART = 65536
 
-# Columns of the sums with labels: REFERENCE a raw logit (NaN: none yet), LABEL_SUM S z, SHIFT S z (g(reference) -
-# g(x)) with 0 where z is 0.
+# Columns of the sums with labels: REFERENCE a raw logit (NaN: none yet), LABEL_SUM sum(z), SHIFT
+# sum(z (g(reference) - g(x))) with 0 where z is 0.
 REFERENCE, LABEL_SUM, SHIFT = range(3)
 SUMS = 3
 

@@ -255,7 +255,7 @@ def rows_softmax_without(logits, labels, label_logits, scale, want, span, stats,
 
 @jit
 def rows_weighted_sum(logits, labels, class_weights, transform, out):
-    """Add S_c w_c g(x_c) of a tile of logits to `out` (n,), in float64; a class of weight 0 adds 0, even at -inf."""
+    """Add sum_c w_c g(x_c) of a tile of logits to `out` (n,), in float64; a class of weight 0 adds 0, even at -inf."""
     scale, softcap = transform
     size = m.width(logits[0])
     whole = class_weights.size - class_weights.size % size
