@@ -25,6 +25,7 @@ from bigvocab.evaluation.specification import Specification, specify
 from bigvocab.evaluation.state import State, read_state, state_bytes, write_state
 from bigvocab.evaluation.stored_tally import restored, stored
 from bigvocab.evaluation.tally import Tally
+from bigvocab.heads.padding import padding_notes
 from bigvocab.labels.labels import LabelBatch
 from bigvocab.labels.leading import flat_batch
 from bigvocab.losses.leading import flat_ids
@@ -281,7 +282,7 @@ class Evaluator:
         draws = self.scorer.draws
         sums, table = stored(self.tally)
         state = State("evaluate", self.scorer.identity(), self.scorer.given(), sums, table, self.coverage, self.seen)
-        state.model, state.notes = self.scorer.model, model_notes(self.scorer.head)
+        state.model, state.notes = self.scorer.model, self._notes()
         if draws is not None:
             state.sampled = as_options(draws.shown())
             state.learned = draws.learned() if self.coverage is None else None
@@ -332,4 +333,9 @@ class Evaluator:
         asked, draws = self.specification, self.scorer.draws
         shown = None if draws is None else draws.shown()
         found = make_report(asked.loss.name, self.tally, shown, exact=asked.measures.exact)
-        return with_model(found, self.scorer.model, model_notes(self.scorer.head))
+        return with_model(found, self.scorer.model, self._notes())
+
+    def _notes(self) -> list[dict[str, str]]:
+        """Those about the model."""
+        head, (_, greatest) = self.scorer.head, self.tally.extremes.get("label", (0.0, -1.0))
+        return model_notes(head) + padding_notes(head, greatest)

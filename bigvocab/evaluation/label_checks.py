@@ -130,11 +130,15 @@ def _labelled(asked: RowContext, batch: LabelBatch, num_classes: int, excluded: 
     return np.arange(len(batch)), labels
 
 
-def check_labels(asked: RowContext, labels: LabelSource, num_classes: int) -> None:
-    """All that can be known to be wrong with labels before any work; dense labels are looked at when their row is."""
+def check_labels(asked: RowContext, labels: LabelSource, num_classes: int) -> int:
+    """All that can be known to be wrong with labels before any work; dense labels are looked at when their row is.
+
+    Returns:
+        The greatest id among them; -1 of dense labels.
+    """
     with errors_of_files(labels, asked.names.labels):
         try:
-            _check_labels(asked, labels, num_classes)
+            return _check_labels(asked, labels, num_classes)
         except BigvocabError as error:
             if error.row is None or labels.kind == "dense":
                 raise
@@ -153,7 +157,7 @@ def _hint(asked: RowContext, labels: LabelSource, num_classes: int) -> tuple[Any
     return arguments.offset_hint(least, greatest, num_classes) if not offset else ()
 
 
-def _check_labels(asked: RowContext, labels: LabelSource, num_classes: int) -> None:
+def _check_labels(asked: RowContext, labels: LabelSource, num_classes: int) -> int:
     name, spec = asked.names.labels, asked.loss.spec
     if labels.kind not in spec.labels:
         raise BigvocabError(f"{name}: got {_SHOWN[labels.kind]}, expected {spec.wanted} for {spec.name}")
@@ -164,8 +168,8 @@ def _check_labels(asked: RowContext, labels: LabelSource, num_classes: int) -> N
             raise BigvocabError(
                 f"{name}: {labels.num_classes} labels per row, expected {num_classes}, one for each class"
             )
-        return
-    kept = 0
+        return -1
+    kept, greatest = 0, -1
     check_ranking(asked, num_classes)
     if asked.draws is not None:
         asked.draws.check_rows(labels.num_rows)
@@ -179,6 +183,7 @@ def _check_labels(asked: RowContext, labels: LabelSource, num_classes: int) -> N
                 first_row=batch.first_row,
             )
             excluded_rows(asked, batch, num_classes)
+            greatest = max(greatest, int(ids.max(initial=-1)))
             kept += int(np.count_nonzero(ids >= 0))
             continue
         if spec.labels == ("id", "list"):
@@ -189,6 +194,7 @@ def _check_labels(asked: RowContext, labels: LabelSource, num_classes: int) -> N
                 asked.draws.check(RaggedIds(own, ids, name), batch.first_row, there)
             if "ranking" in asked.measures:
                 true_sets(asked, batch)
+            greatest = max(greatest, int(ids.max(initial=-1)))
             kept += int(np.count_nonzero(~ignored))
             continue
         kept += len(batch) if batch.ignored is None else int(np.count_nonzero(~batch.ignored))
@@ -196,14 +202,16 @@ def _check_labels(asked: RowContext, labels: LabelSource, num_classes: int) -> N
             dense_labels(asked, batch, num_classes)
             continue
         if "dense" in spec.labels and batch.probabilities is None:
-            equally_true(asked, batch, num_classes)
+            ids = equally_true(asked, batch, num_classes).labels[1]
         else:
-            id_sets(asked, batch, num_classes)
+            ids = id_sets(asked, batch, num_classes).ids
+        greatest = max(greatest, int(ids.max(initial=-1)))
         excluded_rows(asked, batch, num_classes)
         if "ranking" in asked.measures:
             true_sets(asked, batch)
     if not kept:
         raise BigvocabError(f"{name}: all {labels.num_rows} rows are ignored, so there is nothing to evaluate")
+    return greatest
 
 
 _SHOWN = {

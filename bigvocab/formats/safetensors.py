@@ -16,7 +16,7 @@ from bigvocab.storage.mapped import MappedFile
 _DTYPES = {"F64": np.dtype("<f8"), "F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": BFLOAT16}
 _INTEGERS = {f"{kind}{bits}": np.dtype(f"<{kind.lower()}{bits // 8}") for kind in "IU" for bits in (8, 16, 32, 64)}
 _INTEGERS["BOOL"] = np.dtype("bool")
-_MOST_HEADER = 100_000_000  # the format's own limit
+MOST_HEADER = 100_000_000  # the format's own limit
 
 
 def safetensors_layout(file: MappedFile, wanted: Stored | None) -> Layout:
@@ -63,8 +63,8 @@ def read_header(file: MappedFile) -> tuple[dict[str, Any], int]:
     if file.size < 8:
         raise FormatError(f"{file.shown}: truncated: a .safetensors file begins with 8 bytes, this one has {file.size}")
     length = int.from_bytes(file.buffer[:8], "little")
-    if length > _MOST_HEADER:
-        raise FormatError(f"{file.shown}: a header of {length} bytes is more than .safetensors allows ({_MOST_HEADER})")
+    if length > MOST_HEADER:
+        raise FormatError(f"{file.shown}: a header of {length} bytes is more than .safetensors allows ({MOST_HEADER})")
     if 8 + length > file.size:
         raise FormatError(f"{file.shown}: truncated: the header ends at byte {8 + length}, the file has {file.size}")
     try:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import stat
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -14,7 +16,7 @@ import numpy.typing as npt
 from bigvocab.errors import BigvocabError, FormatError
 from bigvocab.formats.layout import check_shape, num_bytes
 from bigvocab.formats.magic import LONGEST, kind_of
-from bigvocab.formats.safetensors import check_offsets, check_whole, read_header
+from bigvocab.formats.safetensors import MOST_HEADER, check_offsets, check_whole, read_header
 from bigvocab.heads.found_model import TensorPlace
 from bigvocab.heads.model_config import read_json_object
 from bigvocab.storage import uris
@@ -141,6 +143,20 @@ class Checkpoint:
             )
         return entries[tensor]
 
+    def copies(self, tensor: str) -> list[str]:
+        """Other files of the model whose headers name the tensor too: what an earlier download left, for example."""
+        quoted = json.dumps(tensor, ensure_ascii=False).encode()
+        shards = [name for name in os.listdir(self.folder) if SHARD.fullmatch(name)]
+        others = {*self.files.values(), *shards, WHOLE} - {self.files[tensor]}
+        found = [name for name in others if quoted in _header_text(os.path.join(self.folder, name))]
+        return sorted((name for name in found if self._holds(name, tensor)), key=natural_key)
+
+    def _holds(self, name: str, tensor: str) -> bool:
+        try:
+            return tensor in self._header(name)
+        except BigvocabError:
+            return False  # nothing of a file that is not used is an error
+
     def find(self, candidates: Iterable[str]) -> str | None:
         """The tensor that the first of some names means, with any of PREFIXES before it; None if there is none.
 
@@ -226,6 +242,17 @@ def _read_entries(path: str) -> dict[str, Entry]:
             raise FormatError(f"{path}: tensor {name!r:.200} has shape {shape!r:.200}, expected non-negative integers")
         entries[name] = Entry(TensorPlace(path, name), code, tuple(shape), start + begin, end - begin)
     return entries
+
+
+def _header_text(path: str) -> bytes:
+    """What stands where a .safetensors file has its header; of a file in a store, only what was fetched before."""
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            return b""
+        with open(path, "rb") as file:
+            return file.read(min(int.from_bytes(file.read(8), "little"), MOST_HEADER))
+    except OSError:
+        return b""
 
 
 def tensor_names(path: str) -> list[str]:

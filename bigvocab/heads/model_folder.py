@@ -8,8 +8,8 @@ from __future__ import annotations
 import os
 
 from bigvocab.errors import FormatError
-from bigvocab.heads.checkpoint import Entry
-from bigvocab.heads.found_model import FoundModel
+from bigvocab.heads.checkpoint import INDEX, WHOLE, Entry
+from bigvocab.heads.found_model import FoundModel, TensorPlace
 from bigvocab.heads.head_rule import find_head, refuse_adapter
 from bigvocab.heads.model_config import count_tokens
 from bigvocab.heads.model_files import ModelFiles
@@ -42,6 +42,7 @@ def find_model(path: str | os.PathLike[str], *, tokenizer: bool = False) -> Foun
     head, tied, biases = find_head(model)
     refuse_adapter(model, tied)
     norm = find_norm(model, head.shape[1])
+    _note_copies(model, [place for place in (head.place, biases, norm.weights, norm.biases) if place is not None])
     return FoundModel(
         path=model.folder,
         model_type=model.model_type,
@@ -62,6 +63,18 @@ def find_model(path: str | os.PathLike[str], *, tokenizer: bool = False) -> Foun
         notes=tuple(model.notes),
         sources=dict(model.sources),
     )
+
+
+def _note_copies(model: ModelFiles, places: list[TensorPlace]) -> None:
+    """A note where a tensor in use lies in a second file as well."""
+    tensors: dict[tuple[str, ...], list[str]] = {}
+    for place in places:
+        if copies := model.checkpoint.copies(place.tensor):
+            tensors.setdefault((os.path.basename(place.file), *copies), []).append(place.tensor)
+    for (used, *copies), names in tensors.items():
+        listed = [*copies[:2], *([f"{len(copies) - 2} more files"] if len(copies) > 2 else [])]
+        which = "a whole file comes first" if used == WHOLE else f"as {INDEX} says"
+        model.notes.append(f"{', '.join(names)}: taken from {used}, {which}; a copy in {' and '.join(listed)} is not")
 
 
 def _scale(model: ModelFiles) -> float:

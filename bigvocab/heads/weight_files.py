@@ -84,6 +84,8 @@ def _of_files(text: str, files: list[str], tensor: str) -> str | list[str]:
     found = [f"{file}::{tensor}" for file in holding]
     if len(holding) == 1:
         return found[0]
+    if (listed := _by_index(holding, tensor)) is not None:
+        return listed
     shards = all(SHARD.fullmatch(os.path.basename(file)) for file in holding)
     alike = _same_tensor(*found[:2])
     if shards or len(holding) < len(files) or alike:
@@ -93,6 +95,15 @@ def _of_files(text: str, files: list[str], tensor: str) -> str | list[str]:
             "file that counts, or, where each holds a range of the classes, all of them one by one"
         )
     return found
+
+
+def _by_index(holding: list[str], tensor: str) -> str | None:
+    """Where the index beside the files says that the tensor is, if that is one of them."""
+    folders = {os.path.dirname(file) for file in holding}
+    if len(folders) != 1 or not os.path.lexists(os.path.join(folder := folders.pop(), INDEX)):
+        return None
+    listed = Checkpoint(folder or os.curdir).files.get(tensor)
+    return next((f"{file}::{tensor}" for file in holding if os.path.basename(file) == listed), None)
 
 
 def _same_tensor(first: str, second: str) -> bool:

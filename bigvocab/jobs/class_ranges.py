@@ -127,7 +127,7 @@ class ClassTask(EvaluationTask):
                 ", or metrics without accuracy and rank",
             )
         loss.check(self.total)
-        check_labels(self.context, self.data.labels, self.total)
+        self._note_padding(check_labels(self.context, self.data.labels, self.total))
 
     def left_out(self, batch: LabelBatch) -> np.ndarray:
         """All: a range of the classes of a row is too short to be read ahead."""

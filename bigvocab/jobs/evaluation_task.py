@@ -21,6 +21,7 @@ from bigvocab.evaluation.specification import Specification
 from bigvocab.evaluation.state import State
 from bigvocab.evaluation.stored_tally import restored, stored
 from bigvocab.evaluation.tally import Tally
+from bigvocab.heads.padding import padding_notes
 from bigvocab.jobs.blocks import block_rows, may_grow
 from bigvocab.jobs.data import JobData
 from bigvocab.jobs.records import ranking_names, record_schema, records_of
@@ -121,7 +122,11 @@ class EvaluationTask:
         asked = self.specification.measures
         if asked.frequencies is not None:
             check_counts(asked.frequencies.values, classes)
-        check_labels(self.context, self.data.labels, classes)
+        self._note_padding(check_labels(self.context, self.data.labels, classes))
+
+    def _note_padding(self, greatest: int) -> None:
+        """Note where the greatest label is padding of the model's head."""
+        self.notes += padding_notes(self.scorer.head, greatest)
 
     def run(self, batch: LabelBatch) -> Iterator[Piece]:
         """Losses of the rows, part by part as the files lie."""

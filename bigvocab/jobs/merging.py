@@ -111,6 +111,7 @@ def _merged(parts: list[Part], output: str | os.PathLike[str] | None) -> tuple[R
             kind.refuse_same_rows(whole, sums, more)
         whole.coverage = merged_coverage(whole.coverage, state.coverage, (whole.path, state.path))
         sums.merge(more)
+        whole.notes += [note for note in state.notes if note not in whole.notes]
     if whole.coverage is not None:
         refuse_incomplete(whole.coverage, f"{len(parts)} states" if len(parts) > 1 else whole.path)
     return kind.report(whole, sums), kind.seen(whole, sums), whole

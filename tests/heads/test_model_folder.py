@@ -421,6 +421,28 @@ def test_a_stale_index_is_refused(folder):
         find_model(place)
 
 
+def test_stale_copies_in_other_files_are_not_used_and_noted(folder):
+    place, index = folder("llama"), "model.safetensors.index.json"
+    listed = json.loads((place / index).read_text())["weight_map"]
+    used, other = listed["lm_head.weight"], next(name for name in listed.values() if name != listed["lm_head.weight"])
+    before = find_model(place)
+    stale = load_file(place / other) | {"lm_head.weight": values(before.head).astype(np.float32) + 1}
+    save_file(stale, place / other)
+    found = find_model(place)
+    assert found.head == before.head
+    note = f"lm_head.weight: taken from {used}, as {index} says; a copy in {other} is not"
+    assert found.notes == (*before.notes, note)
+    (place / "model-00001-of-00009.safetensors").write_bytes((place / used).read_bytes())  # no file of the index
+    (place / "model-00002-of-00009.safetensors").write_bytes(b"lm_head.weight")  # what is not used may be anything
+    os.mkfifo(place / "model-00003-of-00009.safetensors")
+    (note,) = [note for note in find_model(place).notes if "lm_head" in note]
+    assert note.endswith(f"a copy in model-00001-of-00009.safetensors and {other} is not")
+    save_file(load_file(place / other) | load_file(place / used), place / "model.safetensors")
+    found = find_model(place)
+    assert found.head.file == str(place / "model.safetensors")
+    assert any("taken from model.safetensors, a whole file comes first; a copy in" in note for note in found.notes)
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [

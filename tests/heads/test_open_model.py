@@ -182,6 +182,11 @@ def test_a_tensor_in_two_shards_is_one_too_many_unless_they_are_named(tmp_path, 
     with pytest.raises(bv.FormatError, match="model-00001-of-00002.safetensors and in .*model-00002"):
         mean(f"{folder}::w")
     assert mean([f"{folder}/{name}.safetensors::w" for name in names]) == expected  # on purpose
+    folder = write((names[0], {"w": weights + 1}), (names[1], {"w": weights}), ("c", other))
+    index = {"weight_map": {"w": f"{names[1]}.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))  # which copy counts
+    assert mean(f"{folder}::w") == mean(f"{folder}/model-*.safetensors::w") == expected
+    folder = write((names[0], {"w": weights}), (names[1], {"w": weights}))
     with pytest.raises(bv.BigvocabError, match="none of these 2 files holds the tensor 'v'"):
         mean(f"{folder}::v")
 

@@ -184,6 +184,46 @@ def test_only_the_tokens_of_the_tokenizer_count(job, tmp_path):
     assert found["model"]["sources"]["num_classes"].endswith("tokenizer.json")
 
 
+def test_labels_that_are_padding_are_noted(job, tmp_path):
+    folder = shutil.copytree(GOLDEN / "llama", tmp_path / "model")
+    given = job("llama", "after") | {"model": folder}
+    states, labels = np.load(given["inputs"]), np.arange(21, 41)
+    states = np.concatenate([states, states])[:20]
+    np.save(given["inputs"], states)
+
+    def noted(labels, **options):
+        np.save(given["labels"], labels)
+        report = bv.evaluate(**(given | options))
+        evaluator = bv.Evaluator(model=folder)
+        evaluator.update(states, labels)
+        halves = [tmp_path / "1.state", tmp_path / "2.state"]
+        for i, state in enumerate(halves):
+            state.unlink(missing_ok=True)
+            bv.evaluate(**(given | options), shard=(i + 1, 2), state=state)
+        parts = [bv.Evaluator(model=folder) for _ in range(2)]
+        for i, part in enumerate(parts):
+            part.update(states[10 * i : 10 * i + 10], labels[10 * i : 10 * i + 10])
+        reports = [report, bv.merge(halves)]
+        if not options:
+            reports += [evaluator.report(), bv.merge([part.to_bytes() for part in parts])]
+        found = [[n["text"] for n in r.to_dict().get("notes", []) if n["code"] == "padded_labels"] for r in reports]
+        assert all(texts == found[0] for texts in found)
+        return found[0]
+
+    assert noted(labels) == []  # no tokenizer, nothing to say
+    vocabulary = {str(i): i for i in range(39)}
+    tokenizer = {"model": {"vocab": vocabulary}, "added_tokens": [{"id": 40}]}
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    assert noted(labels) == []  # 39 has no name, but 40 has one
+    beyond = np.concatenate([labels[:-1], [41]])  # in the last row, of the second shard
+    (text,) = noted(beyond)
+    assert f"{folder}/tokenizer.json does not know: it has 41 tokens, and the other 12 of the 53" in text
+    assert noted(beyond, ignore_index=41) == []
+    assert noted(beyond, num_classes=42) != []
+    (folder / "tokenizer.json").write_text("{")
+    assert noted(beyond) == []  # no file that is not needed is an error
+
+
 def test_padding_of_the_head_is_noted(job, tmp_path):
     folder = shutil.copytree(GOLDEN / "llama_tied", tmp_path / "model")
     config = json.loads((folder / "config.json").read_text())
