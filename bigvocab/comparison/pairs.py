@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bigvocab.losses.row_statistics import RowStatistics, wanted
+from bigvocab.losses.row_sums import add_softmax
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
@@ -187,8 +188,9 @@ class PairBlock:
 
         flags = (self.asked.spread, self.wide, self.asked.tops, x.dtype != y.dtype, known)
         asked = sum(flag << bit for bit, flag in enumerate(map(int, flags)))
+        capped = True if any(softcap for _, softcap in self.transforms) else None
         pairs.rows_compared(
-            x, y, self.labels[rows], self.label_logits[:, rows], self.transforms, self._want, asked,
+            x, y, self.labels[rows], self.label_logits[:, rows], self.transforms, capped, self._want, asked,
             (0, self.num_classes), self.stats[0, rows], self.stats[1, rows], self.at_top[:, rows], self.out[rows],
             self.tops[rows],
         )  # fmt: skip
@@ -204,14 +206,14 @@ class PairBlock:
 
     def add(self, span: tuple[int, int], x: npt.NDArray[Any], y: npt.NDArray[Any], rows: slice) -> None:
         """Add a range of classes, span = (first class, classes), of `rows`."""
-        from bigvocab.kernels import divergence, divergence_merge, row_statistics, softmax
+        from bigvocab.kernels import divergence, divergence_merge, row_statistics
 
         labels, tiles = self.labels[rows], np.empty_like(self.stats[:, rows])
         found = np.zeros_like(self.out[rows])
         for side, values in enumerate((x, y)):
             row_statistics.clear_statistics(tiles[side])
             transform, logits = self.transforms[side], self.label_logits[side, rows]
-            softmax.rows_softmax(values, labels, logits, transform, self._want, span, tiles[side])
+            add_softmax(values, labels, logits, transform, self._want, span, tiles[side])
         if x.dtype != y.dtype:
             divergence_merge.match_equal_rows(x, y, labels, span, *tiles)
         divergence.rows_divergence(x, y, labels, self.transforms, span, self.wide, False, *tiles, found)

@@ -55,7 +55,6 @@ from bigvocab.kernels.softmax_block import (
     block_total,
     reference_exponent,
 )
-from bigvocab.kernels.softmax_capped import row_capped
 from bigvocab.kernels.softmax_wide import row_wide, transformed, transformed_lanes
 
 FIRST, BLOCK = 512, 8192
@@ -214,31 +213,27 @@ def rows_gather(logits, labels, span, label_logits):
 
 
 @jit
-def rows_softmax(logits, labels, label_logits, transform, want, span, stats):
+def rows_softmax(logits, labels, label_logits, scale, want, span, stats):
     """Add a tile of logits to the rows' statistics.
 
     logits (n, at least classes); span = (first class, classes), the rest is padding; labels (n,) int64, SKIP or
-    NO_LABEL; label_logits (n,) float64, raw, of all rows that have a label; transform = (scale, softcap or 0); want =
-    RANK | ENTROPY | PREDICTED | LOGIT_SUM; stats (n, COLUMNS).
+    NO_LABEL; label_logits (n,) float64, raw, of all rows that have a label; want = RANK | ENTROPY | PREDICTED |
+    LOGIT_SUM; stats (n, COLUMNS). Softcapped logits have a kernel of their own, `softmax_capped.rows_softmax_capped`:
+    both in one would take half as long again to compile.
     """
-    scale, softcap = transform
     first_class, classes = span
     for r in range(labels.size):
         if labels[r] == SKIP:
             continue
         x = logits[r, :classes]
         label = label_logits[r] if labels[r] >= 0 else np.nan
-        if softcap > 0:
-            done = row_capped(x, label, scale, softcap, want, first_class, stats[r])
-        else:
-            done = softmax_row(x, label, scale, want, first_class, stats[r], None)
-        if not done:
-            row_wide(x, label, scale, softcap, want, first_class, stats[r])
+        if not softmax_row(x, label, scale, want, first_class, stats[r], None):
+            row_wide(x, label, scale, 0.0, want, first_class, stats[r])
 
 
 @jit
 def rows_softmax_without(logits, labels, label_logits, scale, want, span, stats, hidden):
-    """As `rows_softmax` without softcap, where classes do not exist: hidden = (common, offsets, ids, room, the same
+    """As `rows_softmax`, where classes do not exist: hidden = (common, offsets, ids, room, the same
     room read-only, nothing), see `hidden`.
     """
     first_class, classes = span

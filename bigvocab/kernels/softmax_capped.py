@@ -26,6 +26,7 @@ from bigvocab.kernels.row_statistics import (
     MAX,
     PREDICTED,
     RANK,
+    SKIP,
     TOTAL,
     count_block,
     first_at,
@@ -33,7 +34,7 @@ from bigvocab.kernels.row_statistics import (
     merge_tile,
     padding,
 )
-from bigvocab.kernels.softmax_wide import transformed, transformed_lanes
+from bigvocab.kernels.softmax_wide import row_wide, transformed, transformed_lanes
 
 BLOCK = 8192
 _STRIP = 4
@@ -170,12 +171,12 @@ def _any_block(x, start, stop, transform, factors, bounds, reference, totals, wa
     return _block(x, start, stop, transform, factors, bounds, reference, totals, False, False)
 
 
-def row_capped(x, label, scale, softcap, want, first_class, stats):
+def _row_capped(x, label, scale, softcap, want, first_class, stats):
     """As `softmax_wide.row_wide`; False where that has to do it, and nothing is changed then."""
     raise NotImplementedError  # only for kernels: see the overload below
 
 
-@overload(row_capped)
+@overload(_row_capped)
 def _row_capped_of(x, label, scale, softcap, want, first_class, stats):
     return _row_of_doubles if x.dtype.bitwidth == 64 else _row_of_floats
 
@@ -243,3 +244,17 @@ def _row(x, label, scale, softcap, want, first_class, stats):
     stats[GREATER] += greater
     stats[EQUAL] += equal - padding(x, label)
     return True
+
+
+@jit
+def rows_softmax_capped(logits, labels, label_logits, transform, want, span, stats):
+    """As `softmax.rows_softmax`, with a softcap: transform = (scale, softcap)."""
+    scale, softcap = transform
+    first_class, classes = span
+    for r in range(labels.size):
+        if labels[r] == SKIP:
+            continue
+        x = logits[r, :classes]
+        label = label_logits[r] if labels[r] >= 0 else np.nan
+        if not _row_capped(x, label, scale, softcap, want, first_class, stats[r]):
+            row_wide(x, label, scale, softcap, want, first_class, stats[r])

@@ -30,6 +30,20 @@ def labels_beside(labels: Array, span: Span, rows: slice | Ids, skip: Bools) -> 
         yield piece
 
 
+def add_softmax(
+    piece: Array, labels: Ids, found: Floats, transform: Transform, want: int, span: Span, stats: Floats
+) -> None:
+    """See `rows_softmax`."""
+    if transform[1]:
+        from bigvocab.kernels import softmax_capped
+
+        softmax_capped.rows_softmax_capped(piece, labels, found, transform, want, span, stats)
+    else:
+        from bigvocab.kernels import softmax
+
+        softmax.rows_softmax(piece, labels, found, transform[0], want, span, stats)
+
+
 class SeesCopies:
     """What reductions share whose kernels know of no class that does not exist: rows are copied for them."""
 
@@ -74,12 +88,10 @@ class SoftmaxSums:
 
     def add(self, piece: Array, span: Span, rows: slice | Ids, state: State) -> None:
         """See `rows_softmax`."""
-        from bigvocab.kernels import softmax
-
         if self.squares is not None:
             self.add_with(piece, span, rows, state[0], None)
             return
-        softmax.rows_softmax(piece, self.labels[rows], self.found[rows], self.transform, self.want, span, state[0])
+        add_softmax(piece, self.labels[rows], self.found[rows], self.transform, self.want, span, state[0])
 
     def add_with(self, piece: Array, span: Span, rows: slice | Ids, stats: Floats, highest: State | None) -> None:
         """See `rows_softmax_with`."""
