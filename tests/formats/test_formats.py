@@ -317,7 +317,8 @@ def test_safetensors_empty_tensor(file):
 def test_safetensors_bytes_of_no_tensor(file, begin, more):
     data = b"\xff" * begin + VALUES.astype("f4").tobytes() + b"\xff" * more
     path = file("x.safetensors", safetensors_bytes({"w": entry(begin=begin, end=begin + 48)}, data))
-    with pytest.raises(FormatError, match=f"its tensors are 48 bytes, but the file has {48 + begin + more} behind"):
+    room = 48 + begin + more
+    with pytest.raises(FormatError, match=f"its tensors are 48 bytes, but the file has {room} after the header"):
         open_matrix(path)
 
 

@@ -104,7 +104,7 @@ def test_what_is_not_finite_is_named(layer):
 
 @pytest.fixture
 def shards(tmp_path):
-    """Logits of 50, 50 and 28 classes, in files of 64 each: behind the real ones, whatever was there."""
+    """Logits of 50, 50 and 28 classes, in files of 64 each: after the real ones, whatever was there."""
     rng = np.random.default_rng(0)
     logits, labels = rng.normal(size=(ROWS, 128)).astype(np.float32), rng.integers(0, 128, ROWS)
     padded = np.full((3, ROWS, 64), 9.0, np.float32)

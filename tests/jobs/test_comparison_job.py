@@ -257,7 +257,7 @@ def test_a_class_that_one_side_has_masked_is_an_infinity_with_a_name():
     assert held["infinite"]["worst.0.kl"] == "inf"
 
 
-def test_padding_behind_the_classes_that_count(folder):
+def test_padding_after_the_classes_that_count(folder):
     x = np.load(folder / "q8.npy")
     y = np.load(folder / "q4.npy")
     padded = np.concatenate([y, np.full((ROWS, 10), 99, np.float32)], axis=1)
