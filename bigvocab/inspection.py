@@ -22,6 +22,7 @@ from bigvocab.formats.magic import ARROW_STREAM, LONGEST, kind_of
 from bigvocab.formats.safetensors import check_offsets, check_whole, read_header
 from bigvocab.heads.found_model import FoundModel
 from bigvocab.heads.open_model import find_layer
+from bigvocab.heads.weight_files import tensor_place
 from bigvocab.labels.label_files import open_source
 from bigvocab.labels.labels import read_labels
 from bigvocab.labels.text_files import text_kind
@@ -36,6 +37,7 @@ _SAMPLE_ROWS = 64
 _SAMPLE_BYTES = 64 << 20
 _SAMPLE_CLASSES = 4096  # of a matrix in Fortran order, where a row is spread over as many pages as there are classes
 _FORMATS = {"npy": ".npy", "safetensors": ".safetensors", "arrow": "Arrow IPC", "parquet": "Parquet", "gguf": "GGUF"}
+_OF_MODEL = ("config.json", "model.safetensors.index.json")  # stand for the folder they are in
 _FORMATS |= {"npz": ".npz", "torch": ".pt"}
 
 
@@ -97,8 +99,9 @@ def inspect_path(
 def _inspect(path: str, shape: Any, dtype: str | None, offset: int) -> dict[str, Any]:
     if shape is not None:
         return {"format": "raw binary", **_matrix(open_matrix(path, shape=shape, dtype=dtype, offset=offset))}
-    if _is_model(path):
+    if _is_model(path) or os.path.basename(path) in _OF_MODEL and os.path.isfile(path):
         return {"format": "model folder", **_model(find_layer(path))}
+    path = tensor_place(path)
     if (llama := llama_path(path)) is not None:
         return _llama(llama)
     kind, (place, selector) = _kind(path), split_selector(path)

@@ -10,6 +10,7 @@ from typing import Any
 from bigvocab import arguments
 from bigvocab.errors import BigvocabError
 from bigvocab.formats.magic import GGUF
+from bigvocab.heads.checkpoint import SHARD
 from bigvocab.heads.found_model import FoundModel, TensorPlace
 from bigvocab.heads.gguf_model import find_gguf_model
 from bigvocab.heads.model_folder import find_model
@@ -45,7 +46,7 @@ def find_layer(model: Any, *, tokenizer: bool = False) -> FoundModel:
         return find_gguf_model(gguf, tokenizer=tokenizer) if gguf else find_model(path, tokenizer=tokenizer)
     if not os.path.exists(path):
         raise BigvocabError(f"{path}: no such folder or file, expected the folder of a model, or a GGUF file")
-    if os.path.basename(path) in _OF_FOLDER:
+    if os.path.basename(path) in _OF_FOLDER or SHARD.fullmatch(os.path.basename(path)):
         return find_model(os.path.dirname(path) or os.curdir, tokenizer=tokenizer)
     if not is_gguf(path):
         raise BigvocabError(f"{path}: expected the folder of a model (config.json, model.safetensors), or a GGUF file")

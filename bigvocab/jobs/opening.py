@@ -52,6 +52,14 @@ class LabelsOnce:
         return open_labels(labels, self._kinds, *self._asked)
 
 
+def are_swapped(logits: Any, labels: Any) -> bool:
+    """Whether what was given for logits holds one label a row, and what was given for labels is a matrix of floats."""
+    try:
+        return open_labels(logits, ("id",), {}).kind == "id" and open_labels(labels, ("dense",), {}).kind == "dense"
+    except (BigvocabError, TypeError):
+        return False
+
+
 def column_of(labels: Any, column: str | None) -> str | None:
     """The name of the column or tensor of labels, as far as it was said."""
     if column is not None or not isinstance(labels, str | os.PathLike):
