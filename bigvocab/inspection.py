@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from bigvocab import arguments
 from bigvocab.comparison.llama_source import llama_path
@@ -116,7 +117,7 @@ def _inspect(path: str, shape: Any, dtype: str | None, offset: int) -> dict[str,
         if len(listed) > 1:
             tensors = [{"name": name, "shape": list(sizes), "dtype": type_} for name, sizes, type_ in listed]
             return {"format": _FORMATS[kind], "tensors": tensors, "bytes": os.path.getsize(place)}
-    if kind is None and text_kind(place) is not None:
+    if kind is None and (text_kind(place) is not None or _has_partitions(place)):
         return _table(path)
     if kind in ("parquet", "arrow") and selector is not None:
         names = [name for name, _ in open_source(place)[0][0].columns()]
@@ -139,6 +140,12 @@ def _inspect(path: str, shape: Any, dtype: str | None, offset: int) -> dict[str,
     if kind == "npy" or found.get("labels", {}).get("kind") == "dense":
         found = {name: found[name] for name in ("columns",) if name in found and kind == "arrow"}
     return {"format": _FORMATS.get(kind or "", "unknown"), **found, **_matrix(matrix)}
+
+
+def _has_partitions(place: str) -> bool:
+    """Whether a folder holds folders named key=value, whose files are one table."""
+    names = os.listdir(place) if os.path.isdir(place) else []
+    return any("=" in name and os.path.isdir(os.path.join(place, name)) for name in names)
 
 
 def _llama(path: str) -> dict[str, Any]:
@@ -270,7 +277,11 @@ def _table(path: str) -> dict[str, Any]:
     parts, _ = open_source(path)
     found: dict[str, Any] = {"format": parts[0].format, "rows": sum(part.num_rows for part in parts)}
     if parts[0].format == ".npy":
-        found["dtype"] = str(parts[0].schema.field(0).type)
+        kind = parts[0].schema.field(0).type
+        if pa.types.is_fixed_size_list(kind):
+            found["shape"] = [found["rows"], kind.list_size]
+            kind = kind.value_type
+        found["dtype"] = str(kind)
     else:
         found["columns"] = [{"name": name, "type": kind} for name, kind in parts[0].columns()]
     if len(parts) > 1:
