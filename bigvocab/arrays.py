@@ -195,11 +195,21 @@ def as_host_array(value: Any, name: str) -> Any:
         if array is not None:
             return array
     if not hasattr(value, "__array__"):
+        _refuse_holder(value, name)
         return value
     try:
         return _own_bfloat16(np.asarray(value))
     except (TypeError, RuntimeError, BufferError) as error:
         raise _no_view(value, name, error) from error
+
+
+def _refuse_holder(value: Any, name: str) -> None:
+    """Raise for what holds the array that is meant: a module of PyTorch, or what a model of transformers returns."""
+    is_module = hasattr(value, "register_forward_pre_hook")
+    held = "weight" if is_module else "logits" if isinstance(value, dict) and hasattr(value, "logits") else ""
+    if is_module or held:
+        advice = f"; give its .{held}" if hasattr(value, held) else ""
+        raise TypeError(f"{name}: got {type(value).__name__}, expected an array{advice}")
 
 
 def _as_column(value: Any) -> Any:

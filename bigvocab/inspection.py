@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from bigvocab import arguments
 from bigvocab.comparison.llama_source import llama_path
@@ -22,6 +23,7 @@ from bigvocab.formats.magic import ARROW_STREAM, LONGEST, kind_of
 from bigvocab.formats.safetensors import check_offsets, check_whole, read_header
 from bigvocab.heads.found_model import FoundModel
 from bigvocab.heads.open_model import find_layer
+from bigvocab.heads.weight_files import tensor_place
 from bigvocab.labels.label_files import open_source
 from bigvocab.labels.labels import read_labels
 from bigvocab.labels.text_files import text_kind
@@ -36,6 +38,7 @@ _SAMPLE_ROWS = 64
 _SAMPLE_BYTES = 64 << 20
 _SAMPLE_CLASSES = 4096  # of a matrix in Fortran order, where a row is spread over as many pages as there are classes
 _FORMATS = {"npy": ".npy", "safetensors": ".safetensors", "arrow": "Arrow IPC", "parquet": "Parquet", "gguf": "GGUF"}
+_OF_MODEL = ("config.json", "model.safetensors.index.json")  # stand for the folder they are in
 _FORMATS |= {"npz": ".npz", "torch": ".pt"}
 
 
@@ -97,8 +100,9 @@ def inspect_path(
 def _inspect(path: str, shape: Any, dtype: str | None, offset: int) -> dict[str, Any]:
     if shape is not None:
         return {"format": "raw binary", **_matrix(open_matrix(path, shape=shape, dtype=dtype, offset=offset))}
-    if _is_model(path):
+    if _is_model(path) or os.path.basename(path) in _OF_MODEL and os.path.isfile(path):
         return {"format": "model folder", **_model(find_layer(path))}
+    path = tensor_place(path)
     if (llama := llama_path(path)) is not None:
         return _llama(llama)
     kind, (place, selector) = _kind(path), split_selector(path)
@@ -113,7 +117,7 @@ def _inspect(path: str, shape: Any, dtype: str | None, offset: int) -> dict[str,
         if len(listed) > 1:
             tensors = [{"name": name, "shape": list(sizes), "dtype": type_} for name, sizes, type_ in listed]
             return {"format": _FORMATS[kind], "tensors": tensors, "bytes": os.path.getsize(place)}
-    if kind is None and text_kind(place) is not None:
+    if kind is None and (text_kind(place) is not None or _has_partitions(place)):
         return _table(path)
     if kind in ("parquet", "arrow") and selector is not None:
         names = [name for name, _ in open_source(place)[0][0].columns()]
@@ -136,6 +140,12 @@ def _inspect(path: str, shape: Any, dtype: str | None, offset: int) -> dict[str,
     if kind == "npy" or found.get("labels", {}).get("kind") == "dense":
         found = {name: found[name] for name in ("columns",) if name in found and kind == "arrow"}
     return {"format": _FORMATS.get(kind or "", "unknown"), **found, **_matrix(matrix)}
+
+
+def _has_partitions(place: str) -> bool:
+    """Whether a folder holds folders named key=value, whose files are one table."""
+    names = os.listdir(place) if os.path.isdir(place) else []
+    return any("=" in name and os.path.isdir(os.path.join(place, name)) for name in names)
 
 
 def _llama(path: str) -> dict[str, Any]:
@@ -267,7 +277,11 @@ def _table(path: str) -> dict[str, Any]:
     parts, _ = open_source(path)
     found: dict[str, Any] = {"format": parts[0].format, "rows": sum(part.num_rows for part in parts)}
     if parts[0].format == ".npy":
-        found["dtype"] = str(parts[0].schema.field(0).type)
+        kind = parts[0].schema.field(0).type
+        if pa.types.is_fixed_size_list(kind):
+            found["shape"] = [found["rows"], kind.list_size]
+            kind = kind.value_type
+        found["dtype"] = str(kind)
     else:
         found["columns"] = [{"name": name, "type": kind} for name, kind in parts[0].columns()]
     if len(parts) > 1:

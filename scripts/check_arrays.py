@@ -156,6 +156,7 @@ def files(folder):
 
 
 if __name__ == "__main__":
+    datasets.disable_progress_bars()
     tensors()
     refusals()
     with tempfile.TemporaryDirectory() as place:

@@ -1,55 +1,51 @@
-"""The recipe for transformers, run: hidden states and tokens of a text to files, and from them the model's perplexity.
+"""The recipes of bigvocab/heads/README.md for transformers and llama.cpp, run as they stand, with tiny models.
 
-`write_states` is what bigvocab/heads/README.md shows. The model is tiny and random, and saved as any other, in shards.
+`transformers`: a random Gemma 2, saved as any other, in shards. `llama.cpp`: the GGUF file of tests/data/llama. Each
+gives the perplexity that the library itself has from full logits.
 """
 
+import os
+import re
+import shutil
+import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
-import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma2Config, Gemma2ForCausalLM, PreTrainedTokenizerFast
 
 import bigvocab as bv
 
+ROOT = Path(__file__).resolve().parents[1]
+GGUF = ROOT / "tests/data/llama/tiny-259/Q8_0.gguf"
 WORDS = "in the beginning god created heaven and earth was without form void darkness upon face of deep".split()
 
 
-def write_states(folder, text, output, length=256):
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval()
-    tokens = AutoTokenizer.from_pretrained(folder)(text, return_tensors="pt").input_ids[0]
-    tokens = tokens[: len(tokens) // length * length].view(-1, length)  # (sequences, tokens)
-    with torch.inference_mode(), bv.record_inputs(model.get_output_embeddings(), f"{output}/states.npy"):
-        for batch in tokens.split(4):
-            model(batch)
-    np.save(f"{output}/tokens.npy", tokens.numpy())
+def fence_with(line):
+    """The code of the README that has a line."""
+    text = (ROOT / "bigvocab/heads/README.md").read_text()
+    return next(code for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if line in code)
 
 
-def main():
-    with tempfile.TemporaryDirectory() as folder:
-        make_model(folder)
-        text = " ".join(np.random.default_rng(0).choice(WORDS, 400))
-        write_states(folder, text, folder, length=16)
-        # bigvocab eval --inputs states.npy --labels tokens.npy --shift-labels --model FOLDER
-        states, tokens = f"{folder}/states.npy", f"{folder}/tokens.npy"
-        report = bv.evaluate(inputs=states, labels=tokens, shift_labels=True, model=folder)
-        print(report)
-        model = AutoModelForCausalLM.from_pretrained(folder).eval()
-        ids = torch.from_numpy(np.load(tokens))
-        with torch.inference_mode():
-            expected = float(model(ids, labels=ids).loss)
-    print(f"\ntransformers: {expected:.6f}, bigvocab: {report['mean']:.6f}")
-    assert abs(report["mean"] - expected) < 1e-5
-    assert report["rows"] == tokens_scored(ids)
+def run_transformers():
+    import torch
+    from transformers import AutoModelForCausalLM
 
-
-def tokens_scored(ids):
-    return ids.numel() - len(ids)
+    make_model("Qwen3-0.6B")  # as the recipe calls it
+    Path("text.txt").write_text(" ".join(np.random.default_rng(0).choice(WORDS, 2000)))
+    names = {}
+    exec(fence_with("AutoModelForCausalLM.from_pretrained"), names)
+    model, ids = AutoModelForCausalLM.from_pretrained("Qwen3-0.6B").eval(), torch.from_numpy(np.load("tokens.npy"))
+    with torch.inference_mode():
+        expected = float(model(ids, labels=ids).loss)
+    check("transformers", names["report"], expected, 1e-5)
 
 
 def make_model(folder):
     """A random Gemma 2 of two layers: its norm multiplies by 1 + weight, and its logits are capped."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import Gemma2Config, Gemma2ForCausalLM, PreTrainedTokenizerFast
+
     torch.manual_seed(0)
     config = Gemma2Config(
         vocab_size=len(WORDS) + 2, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
@@ -65,5 +61,33 @@ def make_model(folder):
     assert Path(folder, "model.safetensors.index.json").exists()
 
 
+def run_llama_cpp():
+    from llama_cpp import Llama
+
+    shutil.copy(GGUF, "model.gguf")
+    Path("text.txt").write_text((ROOT / "README.md").read_text()[:2000])
+    exec(fence_with("LLAMA_POOLING_TYPE_NONE"), {})
+    report = bv.evaluate(inputs="states.npy", labels="tokens.npy", model="model.gguf", shift_labels=True)
+    tokens = np.load("tokens.npy")
+    model = Llama("model.gguf", logits_all=True, n_ctx=tokens.shape[1], n_batch=tokens.shape[1], verbose=False)
+    logits = []
+    for sequence in tokens.tolist():
+        model.reset()
+        model.eval(sequence)
+        logits.append(model.scores[:-1].copy())
+    expected = bv.sparse_softmax_cross_entropy(np.stack(logits), tokens[:, 1:], reduction="mean")
+    check("llama.cpp", report, expected, 1e-3)  # which rounds states to the layer's type
+
+
+def check(name, report, expected, tolerance):
+    print(report)
+    print(f"\n{name}: {expected:.6f}, bigvocab: {report['mean']:.6f}")
+    tokens = np.load("tokens.npy")
+    assert report["rows"] == tokens.size - len(tokens)
+    assert abs(report["mean"] - expected) < tolerance
+
+
 if __name__ == "__main__":
-    main()
+    with tempfile.TemporaryDirectory() as place:
+        os.chdir(place)
+        {"transformers": run_transformers, "llama.cpp": run_llama_cpp}[sys.argv[1]]()

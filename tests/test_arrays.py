@@ -316,6 +316,26 @@ def batches(source, **columns):
     ]
 
 
+def test_what_holds_an_array_says_which():
+    class Linear:
+        weight = np.zeros((5, 3), np.float32)
+
+        def register_forward_pre_hook(self):
+            """As a module of PyTorch has it."""
+
+    class Output(dict):
+        """As transformers has it: keys that are attributes."""
+
+    x, output = np.zeros((2, 3), np.float32), Output(logits=np.zeros((2, 5)))
+    output.logits = output["logits"]
+    with pytest.raises(TypeError, match=r"weights: got Linear, expected an array; give its \.weight"):
+        bv.linear_cross_entropy(x, Linear(), [0, 1])
+    with pytest.raises(TypeError, match=r"logits: got Output, expected an array; give its \.logits"):
+        bv.sparse_softmax_cross_entropy(output, [0, 1])
+    with pytest.raises(TypeError, match=r"logits: got Output, expected an array; give its \.logits"):
+        bv.evaluate(logits=output, labels=[0, 1])
+
+
 def test_labels_of_tables_and_columns(torch):
     table = pa.table({"label": pa.array([3, None, 1]), "w": [0.5, 1.0, 2.0], "g": ["a", "b", "a"]})
     for source in (table, stand_ins.OfArrow(table)):

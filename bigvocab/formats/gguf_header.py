@@ -16,8 +16,9 @@ import numpy as np
 
 from bigvocab.errors import FormatError
 from bigvocab.formats.gguf_types import TYPES, type_name
-from bigvocab.formats.magic import GGUF, GGUF_SWAPPED
+from bigvocab.formats.magic import GGUF, GGUF_SWAPPED, LONGEST, kind_of
 from bigvocab.storage.mapped import MappedFile
+from bigvocab.storage.paths import LFS_ADVICE
 
 _STRING, _ARRAY, _BOOL = 8, 9, 7
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "B", 10: "Q", 11: "q", 12: "d"}
@@ -112,7 +113,7 @@ class _Parser:
         if start != GGUF and GGUF.startswith(start):
             self._fail(f"truncated: has {self.file.size} bytes, expected a header of at least 24")
         if start != GGUF:
-            pointer = ": a pointer of git-lfs, fetch the file itself" if start == b"vers" else ""
+            pointer = f": {LFS_ADVICE}" if kind_of(self.file.buffer[:LONGEST]) == "git-lfs" else ""
             self._fail(f"begins with {start!r}, expected {GGUF!r}{pointer}")
         self.at = 4
         version = self._number(4, "the version")

@@ -20,6 +20,7 @@ from bigvocab.formats.safetensors import MOST_HEADER, check_offsets, check_whole
 from bigvocab.heads.found_model import TensorPlace
 from bigvocab.heads.model_config import read_json_object
 from bigvocab.storage import uris
+from bigvocab.storage.folders import is_plain_name
 from bigvocab.storage.mapped import MappedFile
 from bigvocab.storage.paths import LFS_ADVICE, Source, natural_key
 from bigvocab.storage.spool import filled, with_header
@@ -199,7 +200,7 @@ def _weight_map(path: str) -> dict[str, str]:
                 f"{path}: weight_map gives a JSON {type(name).__name__} for {tensor!r:.200}, "
                 "expected the name of a file"
             )
-        if not name.endswith(".safetensors") or "/" in name or "\\" in name or "\0" in name or name.startswith("."):
+        if not name.endswith(".safetensors") or not is_plain_name(name) or name.startswith("."):
             raise FormatError(
                 f"{path}: weight_map gives the file {name!r:.200} for {tensor!r:.200}, "
                 "expected a .safetensors file of the same folder"
@@ -247,10 +248,11 @@ def _read_entries(path: str) -> dict[str, Entry]:
 def _header_text(path: str) -> bytes:
     """What stands where a .safetensors file has its header; of a file in a store, only what was fetched before."""
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
             return b""
         with open(path, "rb") as file:
-            return file.read(min(int.from_bytes(file.read(8), "little"), MOST_HEADER))
+            return file.read(min(int.from_bytes(file.read(8), "little"), MOST_HEADER, status.st_size))
     except OSError:
         return b""
 

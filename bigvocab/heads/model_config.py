@@ -26,7 +26,7 @@ def read_json_object(path: str, most_bytes: int) -> dict[str, Any]:
         if not stat.S_ISREG(status.st_mode):
             raise BigvocabError(f"{path}: not a regular file")
         with open(path, "rb") as stream:
-            data = stream.read(most_bytes + 1)
+            data = stream.read(min(status.st_size, most_bytes) + 1)  # as much as is asked for is allocated at once
     except OSError as error:
         raise BigvocabError(f"{path}: cannot open: {error.strerror or error}") from error
     if len(data) > most_bytes:

@@ -9,6 +9,8 @@ from bigvocab.heads import families
 from bigvocab.heads.checkpoint import Checkpoint
 from bigvocab.heads.model_config import ModelConfig
 
+_EXPECTED = "expected the folder of a model of transformers"
+
 
 class ModelFiles:
     """A folder with config.json and weights.
@@ -22,7 +24,7 @@ class ModelFiles:
         self.folder = folder
         path = os.path.join(folder, "config.json")
         if not os.path.lexists(path):
-            raise BigvocabError(f"{folder}: holds no config.json, expected the folder of a model of transformers")
+            raise BigvocabError(f"{folder}: holds no config.json, {_EXPECTED}{_snapshots(folder)}")
         self.config = ModelConfig.read(path)
         self.notes: list[str] = []
         self.sources: dict[str, str] = {}
@@ -30,6 +32,13 @@ class ModelFiles:
         self.family = families.find_family(self.config.types)
         _refuse_family(self)
         self.checkpoint = Checkpoint(folder)
+
+
+def _snapshots(folder: str) -> str:
+    """Where the models are in a folder of the cache of the Hugging Face hub."""
+    place = os.path.join(folder, "snapshots")
+    found = sorted(os.listdir(place)) if os.path.isdir(place) else []
+    return f"; this is one of the hub's cache, name a snapshot in it: {os.path.join(place, found[0])}" if found else ""
 
 
 def _model_type(config: ModelConfig) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from bigvocab import arguments
 from bigvocab.errors import BigvocabError
 from bigvocab.formats.magic import GGUF
+from bigvocab.heads.checkpoint import SHARD
 from bigvocab.heads.found_model import FoundModel, TensorPlace
 from bigvocab.heads.gguf_model import find_gguf_model
 from bigvocab.heads.model_folder import find_model
@@ -21,6 +23,7 @@ from bigvocab.storage.spool import local_copy, mirror
 
 # What a path inside a model's folder may be, to mean the folder.
 _OF_FOLDER = ("config.json", "model.safetensors", "model.safetensors.index.json")
+_HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")  # what models are called there
 
 
 def find_layer(model: Any, *, tokenizer: bool = False) -> FoundModel:
@@ -44,8 +47,11 @@ def find_layer(model: Any, *, tokenizer: bool = False) -> FoundModel:
         gguf = _gguf_of(path)
         return find_gguf_model(gguf, tokenizer=tokenizer) if gguf else find_model(path, tokenizer=tokenizer)
     if not os.path.exists(path):
-        raise BigvocabError(f"{path}: no such folder or file, expected the folder of a model, or a GGUF file")
-    if os.path.basename(path) in _OF_FOLDER:
+        fetch = (
+            "; one of the hub must be here first (huggingface_hub.snapshot_download)" if _HUB.fullmatch(path) else ""
+        )
+        raise BigvocabError(f"{path}: no such folder or file, expected the folder of a model, or a GGUF file{fetch}")
+    if os.path.basename(path) in _OF_FOLDER or SHARD.fullmatch(os.path.basename(path)):
         return find_model(os.path.dirname(path) or os.curdir, tokenizer=tokenizer)
     if not is_gguf(path):
         raise BigvocabError(f"{path}: expected the folder of a model (config.json, model.safetensors), or a GGUF file")

@@ -43,7 +43,7 @@ def _names(path: str, token: int) -> bool:
     """Whether a number stands as a value in a JSON file: far quicker than parsing it, and nearly always true."""
     try:
         with open(path, "rb") as file:
-            data: Any = file.read(_MOST_READ)
+            data: Any = file.read(min(os.path.getsize(path), _MOST_READ))
     except OSError:
         return False
     return re.search(rb":\s*%d\s*[,}\]]" % token, data) is not None

@@ -57,6 +57,19 @@ def _placed(text: str) -> str | list[str]:
     return _of_files(text, files, tensor)
 
 
+def tensor_place(text: str) -> str:
+    """`FOLDER::tensor`, `INDEX::tensor` or a glob of shards as `FILE::tensor`, where a checkpoint says which file that
+    is; any other path as it is.
+    """
+    place, tensor = split_selector(text)
+    if tensor is None or is_remote(place) or os.path.isfile(place) and not place.endswith(_INDEX_SUFFIX):
+        return text
+    folder = _checkpoint_folder(place)
+    if folder is not None:
+        return _of_checkpoint(folder, tensor)
+    return _by_index([source.shown for source in expand(text)], tensor) or text
+
+
 def _checkpoint_folder(place: str) -> str | None:
     """The folder of the checkpoint that a path means: itself, or that of the index."""
     if place.endswith(_INDEX_SUFFIX):
@@ -97,13 +110,13 @@ def _of_files(text: str, files: list[str], tensor: str) -> str | list[str]:
     return found
 
 
-def _by_index(holding: list[str], tensor: str) -> str | None:
+def _by_index(files: list[str], tensor: str) -> str | None:
     """Where the index beside the files says that the tensor is, if that is one of them."""
-    folders = {os.path.dirname(file) for file in holding}
+    folders = {os.path.dirname(file) for file in files}
     if len(folders) != 1 or not os.path.lexists(os.path.join(folder := folders.pop(), INDEX)):
         return None
     listed = Checkpoint(folder or os.curdir).files.get(tensor)
-    return next((f"{file}::{tensor}" for file in holding if os.path.basename(file) == listed), None)
+    return next((f"{file}::{tensor}" for file in files if os.path.basename(file) == listed), None)
 
 
 def _same_tensor(first: str, second: str) -> bool:

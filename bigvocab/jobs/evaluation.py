@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any, Unpack
 
 from bigvocab.arguments import parse_shard
+from bigvocab.errors import BigvocabError
 from bigvocab.evaluation.keywords import DEFAULTS, EvaluatorOptions, given_among, signature
 from bigvocab.evaluation.rules import refuse_faults
 from bigvocab.evaluation.scoring import Scorer
@@ -17,7 +18,7 @@ from bigvocab.jobs.data import JobData
 from bigvocab.jobs.evaluation_task import EvaluationTask
 from bigvocab.jobs.label_logits import LabelLogits
 from bigvocab.jobs.label_logits_task import LabelLogitsTask, write_task
-from bigvocab.jobs.opening import LabelsOnce, column_of, in_sequences
+from bigvocab.jobs.opening import LabelsOnce, are_swapped, column_of, in_sequences
 from bigvocab.jobs.run import Progress, RunOptions, refuse_serial, run_task
 from bigvocab.jobs.shift_notes import shift_notes
 from bigvocab.reports.report import Report
@@ -182,7 +183,12 @@ def open_data(scorer: Scorer, values: Any, labels: Any) -> JobData:
     opening = asked.opening.keywords(logits=scorer.head is None)
     kinds, columns = asked.loss.spec.labels, asked.columns.keywords()
     opened = LabelsOnce(labels, kinds, columns, asked.loss.stored_ids, asked.label_dtype)
-    source = scorer.source(values, label_rows=opened.count, **opening)
+    try:
+        source = scorer.source(values, label_rows=opened.count, **opening)
+    except BigvocabError as error:
+        if scorer.head is None and are_swapped(values, labels):
+            raise error.hinted("; are logits and labels swapped?") from None
+        raise
     found = in_sequences(opened.beside(source.stored.leading), source, kinds, asked.sequences)
     return JobData([source], found, scorer.names_of(source, found.path if found.files else "labels"))
 

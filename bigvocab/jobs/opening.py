@@ -52,6 +52,14 @@ class LabelsOnce:
         return open_labels(labels, self._kinds, *self._asked)
 
 
+def are_swapped(logits: Any, labels: Any) -> bool:
+    """Whether what was given for logits holds one label a row, and what was given for labels is a matrix of floats."""
+    try:
+        return open_labels(logits, ("id",), {}).kind == "id" and open_labels(labels, ("dense",), {}).kind == "dense"
+    except (BigvocabError, TypeError):
+        return False
+
+
 def column_of(labels: Any, column: str | None) -> str | None:
     """The name of the column or tensor of labels, as far as it was said."""
     if column is not None or not isinstance(labels, str | os.PathLike):
@@ -59,8 +67,23 @@ def column_of(labels: Any, column: str | None) -> str | None:
     return split_selector(os.fsdecode(labels))[1]
 
 
+def _refuse_other_shape(labels: LabelSource, source: LogitSource) -> None:
+    """Raise where labels (B, T) are as many as rows of (B, T, V), but of other sequences."""
+    leading = tuple(size for size in source.stored.leading if size != 1)
+    width = width_of(labels) if len(leading) > 1 else None
+    if width is None or width == 1 or width == leading[-1] or labels.num_rows * width != len(source):
+        return
+    path = source.files[0]["path"]
+    rows_name = "the rows" if path == "<array>" else path
+    raise BigvocabError(
+        f"{labels.path}: got shape {(labels.num_rows, width)}, expected {leading}, as {rows_name} before their "
+        f"columns, or ({len(source)},)"
+    )
+
+
 def in_sequences(labels: LabelSource, source: LogitSource, kinds: tuple[str, ...], asked: Sequences) -> LabelSource:
     """Labels as those of the rows of a source, in sequences where that is asked for."""
+    _refuse_other_shape(labels, source)
     return as_sequences(
         labels,
         len(source),

@@ -1,4 +1,4 @@
-"""Files of labels, and arrays in memory, as parts: Arrow IPC, Parquet, text, mapped arrays, tables.
+"""Files of labels, and arrays in memory, as parts: Arrow IPC, Parquet, text, archives, tables.
 
 A part has a schema and an exact number of rows, known without reading data, and a function that yields record batches
 of a range of its rows.
@@ -9,18 +9,18 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-import ml_dtypes
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bigvocab.errors import BigvocabError, FormatError, Keyword
-from bigvocab.formats import magic, read_array, refuse_header
+from bigvocab.formats import magic, refuse_header
 from bigvocab.labels import columns as _columns
 from bigvocab.labels.ipc_files import open_ipc
+from bigvocab.labels.label_arrays import Batches, Opened, open_array, open_mapped, open_npy, open_table
 from bigvocab.labels.tables import as_table_source
 from bigvocab.labels.text_files import TEXT_SUFFIXES, open_text, text_kind
 from bigvocab.storage import paths, uris
@@ -37,12 +37,7 @@ _KINDS = paths.Kinds(
     ),
     partitions=True,
 )
-_MOST_KEPT = 16 << 20
 _SUPPORTED = "an Arrow IPC file or stream, Parquet, or .npy; by name also .csv, .tsv, .jsonl, .npz, .pt, .safetensors"
-
-# (names of columns, start, stop) -> (first row, record batch): all with rows in the range, and perhaps more
-_Batches = Callable[[list[str], int, int], Iterator[tuple[int, pa.RecordBatch]]]
-_Opened = tuple[pa.Schema, int, _Batches]  # what an opener finds: schema, number of rows, batches
 
 
 class LabelPart(NamedTuple):
@@ -52,7 +47,7 @@ class LabelPart(NamedTuple):
     format: str
     schema: pa.Schema
     num_rows: int
-    batches: _Batches
+    batches: Batches
     num_bytes: int
     identity: FileIdentity | None = None  # None in memory
     selector: str | None = None  # the array of an archive
@@ -94,7 +89,7 @@ def overlapping(counts: list[int], start: int, stop: int) -> Iterator[tuple[int,
     return ((i, row) for i, (row, n) in enumerate(zip(rows, counts, strict=False)) if row < stop and row + n > start)
 
 
-def _open_parquet(path: str, form: str) -> _Opened:
+def _open_parquet(path: str, form: str) -> Opened:
     with pa.OSFile(os.fsencode(path)) as file, pq.ParquetFile(file) as parquet:
         schema, metadata = parquet.schema_arrow, parquet.metadata
     counts = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
@@ -117,78 +112,6 @@ def _open_parquet(path: str, form: str) -> _Opened:
                 row += len(batch)
 
     return schema, metadata.num_rows, batches
-
-
-def _open_mapped(path: str, column: str | None) -> _Opened:
-    """An array of any integer or float type in a file that is mapped."""
-    source = paths.Source(path, path, column)
-    file = MappedFile(source)
-    array = read_array(file)
-    opened = _open_array(array.view(file), path, column or "labels")
-    if file.size > _MOST_KEPT:
-        return opened
-    # The map of a small file is not kept: there may be ten thousand.
-    schema, rows, _ = opened
-
-    def batches(names: list[str], start: int, stop: int) -> Iterator[tuple[int, pa.RecordBatch]]:
-        again = MappedFile(source)
-        copy = read_array(again).view(again)[start:stop].copy()
-        for first, batch in _open_array(copy, path, column or "labels")[2](names, 0, len(copy)):
-            yield start + first, batch
-
-    return schema, rows, batches
-
-
-def _open_npy(path: str) -> _Opened:
-    try:
-        return _open_mapped(path, None)
-    except FormatError as error:
-        reason = (
-            str(error).removeprefix(f"{path}: ").removeprefix("not a valid .npy header: ").removeprefix("truncated: ")
-        )
-        if reason.startswith(("a second", "holds pickled")):
-            raise
-        reason = reason.removeprefix("not a valid .npy header: ").removeprefix("truncated: ")
-        raise FormatError(f"{path}: truncated or corrupt .npy: {reason}") from error
-
-
-def _open_array(array: np.ndarray, path: str, name: str = "labels") -> _Opened:
-    if isinstance(array, np.ma.MaskedArray):
-        raise TypeError(f"{path}: expected a plain array, got a masked one; fill it with a value for ignore_index")
-    if array.ndim not in (1, 2):
-        raise BigvocabError(f"{path}: expected labels of shape (N,), (N, T) or (N, V), got shape {array.shape}")
-    if array.dtype == np.dtype("V2"):
-        array = array.view(ml_dtypes.bfloat16)
-    dtype = np.dtype(np.float32) if array.dtype == ml_dtypes.bfloat16 else array.dtype.newbyteorder("=")
-    try:
-        value_type = pa.from_numpy_dtype(dtype)
-    except pa.ArrowException as error:
-        raise BigvocabError(f"{path}: expected integers, got {array.dtype}") from error
-    kind = value_type if array.ndim == 1 else pa.list_(value_type, array.shape[1])
-    schema = pa.schema([(name, kind)])
-
-    def batches(names: list[str], start: int, stop: int) -> Iterator[tuple[int, pa.RecordBatch]]:
-        step = _columns.batch_rows(len(array), array.nbytes)
-        for row in range(start, stop, step):
-            rows = np.ascontiguousarray(array[row : min(row + step, stop)], dtype)
-            column = pa.Array.from_buffers(value_type, rows.size, [None, pa.py_buffer(rows)])
-            if array.ndim == 2:
-                column = pa.Array.from_buffers(kind, len(rows), [None], children=[column])
-            yield row, pa.record_batch([column], schema=schema)
-
-    return schema, len(array), batches
-
-
-def open_table(table: pa.Table) -> _Opened:
-    """Its schema, the number of its rows, and its batches."""
-
-    def batches(names: list[str], start: int, stop: int) -> Iterator[tuple[int, pa.RecordBatch]]:
-        row = start
-        for batch in table.slice(start, stop - start).select(names).to_batches():
-            yield row, batch
-            row += len(batch)
-
-    return table.schema, table.num_rows, batches
 
 
 _OPENERS = {
@@ -218,9 +141,9 @@ def _open_file(path: str, column: str | None) -> LabelPart:
     form, selector = _form(path, head), None
     with reading(path, form):
         if form == ".npy":
-            opened = _open_npy(path)
+            opened = open_npy(path)
         elif form in _ARRAYS:
-            opened, selector = _open_mapped(path, column), column
+            opened, selector = open_mapped(path, column), column
         elif form in ("csv", "tsv", "jsonl"):
             opened = open_text(path, form)
         else:
@@ -241,7 +164,7 @@ def _open_remote(uri: str, column: str | None) -> LabelPart:
     return part._replace(path=name, batches=_renamed(part.batches, local, name))
 
 
-def _renamed(batches: _Batches, local: str, name: str) -> _Batches:
+def _renamed(batches: Batches, local: str, name: str) -> Batches:
     """Batches whose errors call the local copy by the name of what it is a copy of."""
 
     def named(names: list[str], start: int, stop: int) -> Iterator[tuple[int, pa.RecordBatch]]:
@@ -267,7 +190,7 @@ def _form(path: str, head: bytes) -> str:
     return form
 
 
-def _with_partitions(path: str, opened: _Opened) -> _Opened:
+def _with_partitions(path: str, opened: Opened) -> Opened:
     """What the folders of a file say of all its rows (book=Ruth) as columns of text after its own."""
     schema, rows, batches = opened
     values = {name: value for name, value in partitions(path).items() if name not in schema.names}
@@ -305,7 +228,7 @@ def _open_raw(path: str, dtype: np.dtype) -> LabelPart:
         raise FormatError(f"{path}: {file.size} bytes, expected a whole number of labels of {dtype.itemsize} bytes")
     array: np.ndarray = np.ndarray((file.size // dtype.itemsize,), dtype, file.buffer)
     stat = os.stat(path)
-    return LabelPart(path, "raw", *_open_array(array, path), stat.st_size, FileIdentity.of(stat))
+    return LabelPart(path, "raw", *open_array(array, path), stat.st_size, FileIdentity.of(stat))
 
 
 def _label_dtype(name: Any) -> np.dtype:
@@ -333,7 +256,7 @@ def open_source(source: Any, raw: str | None = None) -> tuple[list[LabelPart], s
     with reading("labels", "table"):
         source = as_table_source(source, "labels")
     if isinstance(source, np.ndarray):
-        return [LabelPart("labels", "array", *_open_array(source, "labels"), source.nbytes)], None
+        return [LabelPart("labels", "array", *open_array(source, "labels"), source.nbytes)], None
     with reading("labels", "table"):
         if isinstance(source, pa.Array | pa.ChunkedArray):
             source = pa.table({"labels": source})

@@ -28,8 +28,8 @@ def rendered(found: Mapping[str, Any]) -> Iterator[Any]:
 def _pairs(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "format", found["format"] + (f", {counted(found['files'], 'file')}" if "files" in found else "")
     if "shape" in found:
-        words = ("rows", "columns") if len(found["shape"]) == 2 else ("elements",)
-        yield "shape", " x ".join(f"{n:,} {word}" for n, word in zip(found["shape"], words, strict=True))
+        words = ("row", "column") if len(found["shape"]) == 2 else ("element",)
+        yield "shape", " x ".join(counted(n, word) for n, word in zip(found["shape"], words, strict=True))
     elif "rows" in found:
         yield "rows", count(found["rows"])
     if "leading" in found:
@@ -47,7 +47,7 @@ def _pairs(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if "sample" in found:
         yield "sample", _sample_text(found["sample"])
     if "labels" in found:
-        yield "labels", _labels_text(found["labels"], "columns" in found)
+        yield "labels", _labels_text(found["labels"], found)
     for heading, texts in (("tensors", _tensor_texts(found)), ("columns", _column_texts(found))):
         for i, text in enumerate(texts[:_MOST_SHOWN]):
             yield heading if i == 0 else "", text
@@ -90,10 +90,14 @@ def _sample_text(sample: Mapping[str, Any]) -> str:
     return f"{what}: {', '.join(bad) or 'all finite'}{spread}"
 
 
-def _labels_text(labels: Mapping[str, Any], named: bool) -> str:
+def _labels_text(labels: Mapping[str, Any], found: Mapping[str, Any]) -> str:
     if "error" in labels:
         return labels["error"]
-    text = (f"column {labels['column']!r}, " if named else "") + _KINDS[labels["kind"]]
+    what = _KINDS[labels["kind"]]
+    if labels["kind"] == "list" and "columns" not in found and "shape" in found:  # an array of integers (N, T)
+        width = found["shape"][-1]
+        what = _KINDS["id"] if width == 1 else f"{what}, or sequences of {width:,} tokens"
+    text = (f"column {labels['column']!r}, " if "columns" in found else "") + what
     if "min" in labels:
         text += f", ids {labels['min']:,} to {labels['max']:,} in the first {counted(labels['sampled_rows'], 'row')}"
     return text + (f", {labels['null']:,} null" if labels.get("null") else "")

@@ -11,6 +11,7 @@ from urllib.parse import unquote
 from bigvocab.errors import BigvocabError, FormatError
 
 _MOST_STATE = 16 << 20
+_LONGEST_NAME = 255
 _NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
 
 
@@ -40,13 +41,18 @@ def dataset_files(folder: str) -> list[str] | None:
     if not isinstance(entries, list) or not names:
         raise FormatError(f"{path}: lists no files of data")
     for name in names:
-        if not isinstance(name, str) or not name or "\0" in name or os.path.basename(name) != name or name == "..":
+        if not isinstance(name, str) or not is_plain_name(name):
             raise FormatError(f"{path}: lists the file {name!r:.200}, expected the name of one in this folder")
     found = [os.path.join(folder, name) for name in names]
     for file in found:
         if not os.path.isfile(file):
             raise FormatError(f"{file}: is missing, though state.json lists it; the copy of the folder is not complete")
     return found
+
+
+def is_plain_name(name: str) -> bool:
+    """Whether this can be the name of a file in the folder at hand, and of none elsewhere."""
+    return 0 < len(name) <= _LONGEST_NAME and not set(name) & {"/", "\\", "\0"} and name not in (".", "..")
 
 
 def _as_list(value: Any) -> list[Any]:

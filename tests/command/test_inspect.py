@@ -49,6 +49,24 @@ def test_inspect_shows_matrices_and_labels(data):
     assert (ids["rows"], ids["dtype"], ids["labels"]["kind"]) == (ROWS, "int64", "id")
 
 
+def test_inspect_shows_arrays_of_integers_and_partitions(data):
+    np.save("column.npy", np.arange(6)[:, None])
+    np.save("tokens.npy", np.arange(6).reshape(2, 3))
+    column, tokens = found_by("column.npy", "tokens.npy")
+    assert (column["shape"], column["dtype"]) == ([6, 1], "int64")
+    assert (tokens["shape"], tokens["dtype"], tokens["labels"]["kind"]) == ([2, 3], "int64", "list")
+    assert "one class per row, ids 0 to 5" in run("inspect", "column.npy").stdout
+    text = " ".join(run("inspect", "tokens.npy").stdout.split())
+    assert "several classes per row, or sequences of 3 tokens, ids 0 to 5" in text
+    for book in ("Ruth", "Job"):
+        Path("hive", f"book={book}").mkdir(parents=True)
+        pq.write_table(pa.table({"label": [1, 2]}), f"hive/book={book}/part-0.parquet")
+    Path("hive/_SUCCESS").touch()
+    (found,) = found_by("hive")
+    assert (found["rows"], found["files"]) == (4, 2)
+    assert {"name": "book", "type": "string"} in found["columns"]
+
+
 def test_inspect_counts_what_is_not_finite_in_the_first_middle_and_last_rows(data):
     logits = np.zeros((1000, CLASSES), np.float16)
     logits[0, 0], logits[500, 1], logits[999, 2:4] = np.nan, np.inf, -np.inf

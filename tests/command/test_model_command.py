@@ -115,6 +115,18 @@ def test_a_model_that_is_none_is_one_line(dump):
     refused(run(*EVAL[:-1], TINY / "Q8_0.gguf"), 1, "has 32 columns, but", "output.weight")
 
 
+def test_swapped_files_are_said_to_be(dump):
+    np.save("x.npy", np.zeros((3, 5), np.float32))
+    np.save("y.npy", np.zeros(3, np.int64))
+    refused(
+        run("eval", "--logits", "y.npy", "--labels", "x.npy"),
+        1,
+        "y.npy: holds int64",
+        "are logits and labels swapped?",
+    )
+    assert "swapped" not in run("eval", "--logits", "y.npy", "--labels", "y.npy").stderr
+
+
 # ---- inspect
 
 
@@ -131,6 +143,30 @@ def test_inspect_says_what_would_be_used_of_a_model(dump):
     assert found["model"]["num_classes"] == 53
     assert found["model"]["tensors"]["head"] == "model/model.safetensors::model.embed_tokens.weight"
     assert found["bytes"] == Path("model/model.safetensors").stat().st_size
+
+
+def test_inspect_takes_the_index_of_shards_and_a_tensor_by_it(dump):
+    shutil.copytree(GOLDEN / "llama", "shards")
+    index = json.loads(Path("shards/model.safetensors.index.json").read_text())["weight_map"]
+    used = index["lm_head.weight"]
+    other = next(name for name in index.values() if name != used)
+    layer = load_file(f"shards/{used}")["lm_head.weight"]
+    save_file(load_file(f"shards/{other}") | {"lm_head.weight": layer + 1}, f"shards/{other}")  # stale
+    whole = bv.inspect("shards")["model"]
+    for path in ("shards/model.safetensors.index.json", "shards/config.json"):
+        assert bv.inspect(path)["model"] == whole
+    for path in (
+        "shards::lm_head.weight",
+        "shards/model.safetensors.index.json::lm_head.weight",
+        "shards/*.safetensors::lm_head.weight",
+    ):
+        found = bv.inspect(path)
+        assert found["shape"] == [53, 32], path
+        assert found["sample"]["max"] == float(layer.max())
+    text = " ".join(run("inspect", "shards").stdout.split())
+    assert f"notes lm_head.weight: taken from {used}, as model.safetensors.index.json says; a copy in {other}" in text
+    report = bv.evaluate(model=f"shards/{other}", inputs=ANSWERS["before"], labels=ANSWERS["labels"])
+    assert report["model"]["path"] == "shards"  # a shard stands for its model
 
 
 def test_inspect_of_a_model_that_is_refused_says_why(dump):

@@ -167,7 +167,7 @@ LIES = {
     "empty": (b"", "empty file"),
     "short": (b"GGUF", r"truncated: the version ends at byte 8, the file has 4"),
     "magic": (b"GGML" + bytes(60), r"begins with b'GGML', expected b'GGUF'"),
-    "lfs": (b"version https://git-lfs.github.com/spec/v1\n", "a pointer of git-lfs"),
+    "lfs": (b"version https://git-lfs.github.com/spec/v1\n", "a git-lfs pointer"),
     "big-endian magic": (b"FUGG" + bytes(60), "a big-endian GGUF file"),
     "big-endian": (b"GGUF" + struct.pack(">IQQ", 3, 0, 0) + bytes(60), "a big-endian GGUF file"),
     "version 0": (gguf_bytes(version=0), "is GGUF version 0, expected 2 or 3"),

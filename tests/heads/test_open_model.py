@@ -151,6 +151,21 @@ def test_a_tensor_of_a_sharded_checkpoint_is_found_by_its_index(job):
             bv.evaluate(**job, weights=weights)
 
 
+def test_models_of_the_hub_that_are_not_here_say_so(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(bv.BigvocabError, match="no such folder or file, .*; one of the hub must be here first"):
+        bv.open_model("Qwen/Qwen3-0.6B")
+    cache = tmp_path / "models--a--b" / "snapshots" / "0123"
+    shutil.copytree(GOLDEN / SHARDED, cache)
+    with pytest.raises(bv.BigvocabError, match="holds no config.json, .* name a snapshot in it: .*snapshots/0123"):
+        bv.open_model(tmp_path / "models--a--b")
+    links = tmp_path / "links"
+    links.mkdir()
+    for file in cache.iterdir():
+        (links / file.name).symlink_to(file)  # as the hub's cache has them
+    assert bv.open_model(links).shape == bv.open_model(cache).shape
+
+
 def test_a_tensor_in_two_shards_is_one_too_many_unless_they_are_named(tmp_path, job):
     weights = tensor_of_shards()
     first, second = weights[:30], weights[30:]

@@ -157,6 +157,20 @@ def test_logits_in_a_file_of_three_dimensions(tmp_path, shape):
         bv.evaluate(logits=tmp_path / "logits.npy", labels=tmp_path / "labels.npy")
 
 
+def test_labels_of_other_sequences_are_refused(tmp_path):
+    logits, labels = np.zeros((4, 6, 11), np.float32), np.arange(24) % 11
+    np.save(tmp_path / "logits.npy", logits)
+    np.save(tmp_path / "turned.npy", labels.reshape(6, 4))  # as many
+    shapes = r"got shape \(6, 4\), expected \(4, 6\), as .* before their columns, or \(24,\)"
+    for shift in (False, True):
+        with pytest.raises(bv.BigvocabError, match=r"turned\.npy: " + shapes):
+            bv.evaluate(logits=tmp_path / "logits.npy", labels=tmp_path / "turned.npy", shift_labels=shift)
+    with pytest.raises(bv.BigvocabError, match="labels: " + shapes):
+        bv.evaluate(logits=logits, labels=labels.reshape(6, 4))
+    flat = bv.evaluate(logits=logits.reshape(1, 24, 11), labels=tmp_path / "turned.npy")  # of which no other is known
+    assert flat["rows"] == 24
+
+
 def test_an_evaluator_picks_a_layer():
     states, tokens = make([6] * 4)
     x = np.stack(states)[:, :, None].repeat(3, axis=2)
