@@ -24,6 +24,9 @@ classes, just past a block of 1,024. Names are family/variant/reduction; the fam
                 with_hits or without_hits / log_q or no_log_q / whole, div or mod (shards); and
                 sampled_softmax_loss/T_true/own_candidates (float32), which draw their own sample from `seed`
     optax       integer_labels, softmax, safe_softmax, sigmoid
+
+`ranking_trec_eval.json` and `calibration_torchmetrics.json` have the same layout. Their `function` is no function but
+the block or the number of the report.
 """
 
 import json
