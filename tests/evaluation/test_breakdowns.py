@@ -202,6 +202,68 @@ def test_clusters(data, files):
         assert name in report
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+def test_clusters_of_groups_and_bins(data, files, weighted):
+    if not weighted:
+        files = {name: value for name, value in files.items() if name != "weight_column"}
+    report = bv.evaluate(**files, class_counts=data["counts"])
+    losses, weights = losses_of(data), data["weights"] if weighted else np.ones(ROWS)
+    labels, counts = data["labels"], data["counts"]
+    places = {
+        "groups": data["groups"].tolist(),
+        "by_frequency": [naive.decade(counts[y]) for y in labels],
+        "by_position": [naive.power_of_two(p) for p in data["positions"]],
+    }
+    starts = {"by_frequency": [0, *(10**i for i in range(8))], "by_position": [0, *(2**i for i in range(8))]}
+    for name, where in places.items():
+        found = report[name]
+        if name != "groups":
+            found = {starts[name].index(one["from"]): one for one in found if one["rows"]}
+        assert found.keys() == set(where)
+        for place, one in found.items():
+            here = np.array([p == place for p in where])
+            expected = naive.cluster_stderr(losses[here], data["clusters"][here], weights[here])
+            assert one["cluster_stderr"] == pytest.approx(expected, rel=1e-5, nan_ok=True)
+        assert any(one["cluster_stderr"] > 0 for one in found.values())
+
+
+def test_a_group_within_one_cluster_has_no_error_over_clusters(data):
+    table = pa.table(
+        {
+            "logits": pa.FixedSizeListArray.from_arrays(pa.array(data["logits"][:6].reshape(-1)), CLASSES),
+            "label": data["labels"][:6],
+            "group": ["a", "a", "b", "b", "b", "c"],
+            "document": ["x", "x", "x", "y", "y", "y"],
+        }
+    )
+    ev = bv.Evaluator(group_column="group", cluster_column="document")
+    ev.update_batch(table)
+    groups = ev.report()["groups"]
+    assert {name for name, group in groups.items() if not math.isnan(group["cluster_stderr"])} == {"b"}
+    assert json.loads(ev.report().to_json())["groups"]["a"]["cluster_stderr"] is None
+
+
+def test_rankings_have_errors_over_clusters(data, files):
+    out = files["labels"].parent / "ranking.parquet"
+    report = bv.evaluate(**{**files, "metrics": "ranking"}, top_k=(2, 9), output=out)
+    rows = pq.read_table(out)
+    for name, by_k in report["ranking"]["cluster_stderr"].items():
+        for k, found in by_k.items():
+            expected = naive.cluster_stderr(rows[f"{name}@{k}"].to_pylist(), data["clusters"], data["weights"])
+            assert found == pytest.approx(expected, rel=1e-9)
+    assert report["ranking"].keys() == {
+        "recall",
+        "precision",
+        "ndcg",
+        "map",
+        "hit_rate",
+        "mrr",
+        "stderr",
+        "cluster_stderr",
+    }
+    assert "cluster_stderr" not in report["groups"]["Ruth"]["ranking"]
+
+
 def test_macro_averages_bytes_and_errors_of_groups(data, files):
     report = bv.evaluate(**files)
     means = [group["mean"] for group in report["groups"].values()]
@@ -369,6 +431,8 @@ def test_ranges_of_classes_merge(files, data, tmp_path):
     assert merged.keys() == whole.keys()
     for name in ("rank_histogram", "accuracy_ties", "clusters", "bytes", "rows_without_bytes"):
         assert merged[name] == whole[name]
+    for name, group in merged["groups"].items():
+        assert group["cluster_stderr"] == pytest.approx(whole["groups"][name]["cluster_stderr"], rel=1e-6)
     assert merged["calibration"]["brier"] == pytest.approx(whole["calibration"]["brier"], rel=1e-6)
     assert [row["row"] for row in merged["worst"]] == [row["row"] for row in whole["worst"]]
     with pytest.raises(bv.BigvocabError, match="topk needs all classes of a row at once"):
@@ -380,13 +444,20 @@ def test_ranges_of_classes_merge(files, data, tmp_path):
 def test_evaluators_merge_in_any_order(data, seed):
     rng = np.random.default_rng(seed)
     options = {"metrics": METRICS, "class_counts": data["counts"], "ties": "mean"}
+    options |= {name: value for name, value in COLUMNS.items() if name != "text_column"}
+    columns = {"label": "labels", "weight": "weights", "group": "groups", "cluster": "clusters"}
+    columns |= {"position": "positions", "bytes": "bytes"}
+    table = pa.table({name: data[key] for name, key in columns.items()})
+    flat = pa.array(data["logits"].reshape(-1))
+    table = table.append_column("logits", pa.FixedSizeListArray.from_arrays(flat, CLASSES))
     whole = bv.Evaluator(**options)
-    whole.update(data["logits"], data["labels"], data["weights"], data["groups"])
-    cuts = np.sort(rng.integers(0, ROWS + 1, 3))
+    whole.update_batch(table)
+    cuts = [0, *np.sort(rng.integers(0, ROWS + 1, 3)).tolist(), ROWS]
     parts = []
-    for rows in np.split(np.arange(ROWS), cuts):
+    for start, stop in zip(cuts, cuts[1:], strict=False):
         ev = bv.Evaluator(**options)
-        ev.update(data["logits"][rows], data["labels"][rows], data["weights"][rows], data["groups"][rows])
+        for batch in table.slice(start, stop - start).to_batches(max_chunksize=int(rng.integers(5, 80))):
+            ev.update_batch(batch)
         parts.append(bv.Evaluator.from_bytes(ev.to_bytes()))
     order = rng.permutation(len(parts))
     first = parts[order[0]]
