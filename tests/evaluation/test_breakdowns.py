@@ -435,8 +435,42 @@ def test_ranges_of_classes_merge(files, data, tmp_path):
         assert group["cluster_stderr"] == pytest.approx(whole["groups"][name]["cluster_stderr"], rel=1e-6)
     assert merged["calibration"]["brier"] == pytest.approx(whole["calibration"]["brier"], rel=1e-6)
     assert [row["row"] for row in merged["worst"]] == [row["row"] for row in whole["worst"]]
-    with pytest.raises(bv.BigvocabError, match="topk needs all classes of a row at once"):
-        bv.evaluate(**{**files, "metrics": "topk"}, vocab_shard=(1, 2), state=tmp_path / "x.state")
+
+
+@pytest.mark.parametrize("ranges", [2, 50])
+def test_ranges_of_classes_keep_the_highest_classes_and_rank(files, data, tmp_path, ranges):
+    more = {"metrics": "topk,ranking", "keep_top": 7, "top_k": (1, 9), "class_counts": data["counts"]}
+    files = files | more
+    whole = bv.evaluate(**files, output=tmp_path / "whole.parquet")
+    states = [tmp_path / f"{i}.state" for i in range(1, ranges + 1)]
+    for i, path in enumerate(states, 1):
+        bv.evaluate(**files, vocab_shard=(i, ranges), state=path, chunk_rows=50 + i)
+    merged = merge(states[::-1], output=tmp_path / "merged.parquet")
+    for name in ("ranking", "macro", "notes"):
+        assert (name in merged) == (name in whole)
+    assert merged["ranking"] == whole["ranking"]
+    assert merged["groups"]["Ruth"]["ranking"] == whole["groups"]["Ruth"]["ranking"]
+    rows, expected = (pq.read_table(tmp_path / f"{name}.parquet") for name in ("merged", "whole"))
+    assert rows.schema == expected.schema
+    for name in rows.column_names:
+        if name == "top_logprobs":
+            for a, b in zip(rows[name].to_pylist(), expected[name].to_pylist(), strict=True):
+                np.testing.assert_allclose(a, b, atol=1e-6)
+        elif name != "loss":
+            assert rows[name].equals(expected[name]), name
+
+
+def test_rows_of_ranges_that_are_not_finite_or_ignored_keep_no_classes(tmp_path):
+    logits = np.zeros((4, 6), np.float32)
+    logits[1, 4], logits[2, 0], logits[3, 3:] = np.nan, np.inf, -np.inf
+    np.save(tmp_path / "x.npy", logits)
+    np.save(tmp_path / "y.npy", [0, 0, 1, 2])
+    options = {"logits": tmp_path / "x.npy", "labels": tmp_path / "y.npy", "metrics": "topk", "nonfinite": "skip"}
+    for i in (1, 2):
+        bv.evaluate(**options, vocab_shard=(i, 2), state=tmp_path / f"{i}.state")
+    bv.merge([tmp_path / f"{i}.state" for i in (1, 2)], output=tmp_path / "o.parquet")
+    found = pq.read_table(tmp_path / "o.parquet")["top_ids"].to_pylist()
+    assert found == [[0, 1, 2, 3, 4, 5], None, None, [0, 1, 2]]
 
 
 @settings(max_examples=20, deadline=None)

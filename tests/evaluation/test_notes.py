@@ -190,6 +190,36 @@ def test_notes_change_nothing_and_merge(random, tmp_path):
     assert merge([tmp_path / "2.state", tmp_path / "1.state"])["notes"] == whole["notes"]
 
 
+def by_ranges(tmp_path, logits, labels, ranges=3, **options):
+    np.save(tmp_path / "logits.npy", logits)
+    np.save(tmp_path / "labels.npy", labels)
+    files = {"logits": tmp_path / "logits.npy", "labels": tmp_path / "labels.npy"}
+    states = [tmp_path / f"{i}.state" for i in range(1, ranges + 1)]
+    for i, state in enumerate(states, 1):
+        bv.evaluate(**files, **options, vocab_shard=(i, ranges), state=state)
+        state_of = bv.merge(states) if i == ranges else None
+    whole = bv.evaluate(**files, **options)
+    for state in states:
+        state.unlink()
+    assert codes(state_of) == codes(whole)
+    return codes(state_of)
+
+
+def test_notes_of_logits_in_ranges_of_classes(random, tmp_path):
+    labels = random.integers(0, CLASSES, ROWS)
+    p, logits = probabilities(random), random.standard_normal((ROWS, CLASSES))
+    assert by_ranges(tmp_path, p, labels) == ["probabilities"]
+    p[3] += 1.0
+    assert by_ranges(tmp_path, p, labels) == []
+    assert by_ranges(tmp_path, np.full((ROWS, CLASSES), 1 / CLASSES), labels) == ["ties"]
+    assert by_ranges(tmp_path, random.random((ROWS, CLASSES)), labels) == []
+    twice = np.concatenate([logits, logits], axis=1)
+    assert by_ranges(tmp_path, twice, labels) == ["vocabulary_twice"]
+    assert by_ranges(tmp_path, np.zeros((ROWS, CLASSES)), labels) == ["ties"]
+    swapped = np.concatenate([logits, logits[:, ::-1]], axis=1)  # the same numbers in other places
+    assert by_ranges(tmp_path, swapped, labels) == ["ties"]
+
+
 def test_the_command_says_them_on_stderr(tmp_path, monkeypatch):
     make_data(tmp_path, monkeypatch)
     np.save("logits.npy", np.zeros((40, 11), np.float32))
