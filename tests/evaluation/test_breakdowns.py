@@ -146,6 +146,21 @@ def test_worst_rows(data, files):
         assert row["predicted"] == np.argmax(data["logits"][i])
 
 
+def test_equal_losses_are_worst_in_an_order_of_their_own(tmp_path):
+    ev = bv.Evaluator()
+    for label, rows in ((5, 20), (1, 5), (9, 5)):  # rows of `update` have no number: by label
+        ev.update(np.zeros((rows, 10)), np.full(rows, label))
+    assert [row["label"] for row in ev.report()["worst"]] == [1] * 5 + [5] * 15
+    np.save(tmp_path / "x.npy", np.zeros((50, 10), np.float32))
+    np.save(tmp_path / "y.npy", np.arange(50) % 10)
+    files = {"logits": tmp_path / "x.npy", "labels": tmp_path / "y.npy"}
+    for i in (1, 2):
+        bv.evaluate(**files, shard=(i, 2), state=tmp_path / f"{i}.state")
+    worst = merge([tmp_path / "2.state", tmp_path / "1.state"])["worst"]
+    assert [row["row"] for row in worst] == list(range(20))
+    assert bv.evaluate(**files, chunk_rows=3)["worst"] == worst
+
+
 def test_texts_are_cut_and_control_characters_do_no_harm():
     table = pa.table({"label": [0, 1], "text": ["\x1b[31m<b>\u202e" + "x" * 10_000, None]})
     ev = bv.Evaluator(text_column="text")

@@ -177,6 +177,8 @@ def test_log_uniform_draws_over_ids_that_are_not_sorted(random):
     assert codes(bv.evaluate(**job, labels=scattered)) == ["log_uniform"]
     assert codes(bv.evaluate(**job, labels=sorted_ids)) == []
     assert codes(bv.evaluate(**job, labels=scattered, sampler="uniform")) == []
+    few = job | {"inputs": inputs[:99]}  # may lie anywhere by chance
+    assert codes(bv.evaluate(**few, labels=scattered[:99])) == []
 
 
 # ---- where they stand

@@ -203,6 +203,19 @@ def of_candidates(logits, sets, candidates, top_k):
     return means(rows)
 
 
+def test_a_ranking_of_all_candidates_is_the_exact_one_where_classes_tie():
+    rng = np.random.default_rng(2)
+    inputs, weights = rng.integers(-1, 2, (40, 3)).astype(float), rng.integers(-1, 2, (60, 3)).astype(float)
+    sets = pa.array([rng.choice(60, 3, replace=False).tolist() for _ in range(40)])
+    options = {"loss": "sampled-softmax", "sampler": "all", "metrics": "ranking", "top_k": (1, 10), "exact": True}
+    report = bv.evaluate(inputs=inputs, weights=weights, labels=sets, **options)
+    assert flat(report) == flat(report, "sampled.exact_ranking")
+    assert set(flat(report, "sampled.ranking_bias").values()) == {0.0}
+    counts = rng.integers(0, 900, 60)
+    report = bv.evaluate(inputs=inputs, weights=weights, labels=sets, class_counts=counts, **options)
+    assert report["ranking"]["psp"] == report["sampled"]["exact_ranking"]["psp"]
+
+
 @pytest.mark.parametrize("loss", ["sampled-softmax", "nce"])
 def test_sampled_metrics_beside_exact_ones(loss, tmp_path):
     rng = np.random.default_rng(0)
