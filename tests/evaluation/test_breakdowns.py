@@ -357,6 +357,11 @@ def test_soft_labels_that_do_not_sum_to_one_have_no_perplexity(data):
         assert report["label_mass"] == {"mean": pytest.approx(mass), "min": pytest.approx(mass)}
         assert ("perplexity" in report, "perplexity_stderr" in report) == (whole, whole)
         assert "bits_per_token" in report
+    dense = rng.dirichlet(np.ones(91), ROWS)
+    for mass in (1.0, 0.7):  # of dense labels only where it is not 1
+        assert ("label_mass" in bv.evaluate(logits=data["logits"][:, 6:], labels=dense * mass, loss="softmax")) == (
+            mass != 1.0
+        )
 
 
 # ---- the highest classes of each row

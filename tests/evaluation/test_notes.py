@@ -53,6 +53,11 @@ def test_what_only_looks_like_probabilities_is_not_noted(random):
         random.standard_normal((ROWS, CLASSES)),
     ):
         assert "probabilities" not in noted(logits, labels)
+    ev = bv.Evaluator()
+    ev.update(probabilities(random), labels)
+    assert "probabilities" in codes(ev.report())
+    ev.update(random.standard_normal((4, CLASSES)), labels[:4])  # a few rows that are none, in a block of their own
+    assert "probabilities" not in codes(ev.report())
     two = np.array([[0.25, 0.75]] * ROWS)
     assert "probabilities" not in noted(two, labels % 2)
     assert "probabilities" not in noted(p - (np.arange(ROWS) == 0)[:, None], p > 0.5, loss="log-loss")
@@ -127,6 +132,11 @@ def test_ties(random):
     half[: ROWS // 2, 0] = half[np.arange(ROWS // 2), labels[: ROWS // 2]]
     half[np.arange(ROWS), labels] = np.where(labels == 0, logits[:, 0], half[np.arange(ROWS), labels])
     assert "ties" not in noted(half, labels)
+    exact = logits.copy()
+    exact[: ROWS // 2] = 0.0
+    assert "ties" not in noted(exact, labels)  # half of the rows, not more
+    exact[ROWS // 2] = 0.0
+    assert "ties" in noted(exact, labels)
     assert noted(np.zeros((ROWS, CLASSES)), labels) == ["ties"]
     assert noted(np.zeros((ROWS, CLASSES)), labels, metrics="entropy") == []  # ranks are not known
 
