@@ -54,7 +54,7 @@ def merged_highest(parts: Sequence[pa.Table], keep: int) -> tuple[Ids, Floats]:
 
 
 def _highest(ids: Ids, logits: Floats, keep: int) -> tuple[Ids, Floats]:
-    order = np.lexsort((ids, -logits, ids < 0), axis=1)[:, :keep]
+    order = np.lexsort((ids, -logits), axis=1)[:, :keep]
     return np.take_along_axis(ids, order, 1), np.take_along_axis(logits, order, 1)
 
 

@@ -122,6 +122,9 @@ def _known_blocks(
         nested["accuracy"] = tuple(str(k) for k in top_k)
     if LOSSES[loss].sampled:
         biases = (*_BIAS, *(f"bias_{one}" for one in clusters))
+        if "ranking" in metrics:
+            rankings = _rankings(top_k, "cluster" in columns)
+            biases += tuple(f"{block}.{one}" for block in ("exact_ranking", "ranking_bias") for one in rankings)
         nested["sampled"] = ("mean", *biases) if "exact" in columns else ("mean",)
     if "logsumexp" in metrics:
         nested["logsumexp"] = ("mean", "min", "max")

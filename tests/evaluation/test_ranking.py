@@ -17,6 +17,7 @@ from sample_jobs import values_of
 
 import bigvocab as bv
 from bigvocab.errors import BigvocabError
+from bigvocab.reports.fail_if import check_name
 
 NAMES = ("recall", "precision", "ndcg", "map", "hit_rate", "mrr")
 TYPES = (np.float16, ml_dtypes.bfloat16, np.float32, np.float64)
@@ -214,6 +215,14 @@ def test_a_ranking_of_all_candidates_is_the_exact_one_where_classes_tie():
     counts = rng.integers(0, 900, 60)
     report = bv.evaluate(inputs=inputs, weights=weights, labels=sets, class_counts=counts, **options)
     assert report["ranking"]["psp"] == report["sampled"]["exact_ranking"]["psp"]
+
+
+def test_conditions_know_sampled_rankings():
+    known = {"loss": "nce", "metrics": ("ranking",), "top_k": (10,)}
+    for name in ("exact_ranking.recall.10", "ranking_bias.stderr.ndcg.10", "ranking_bias.cluster_stderr.psp.10"):
+        check_name(f"sampled.{name}", columns=("exact", "cluster"), **known)
+    with pytest.raises(BigvocabError, match="no value named"):
+        check_name("sampled.ranking_bias.recall.5", columns=("exact",), **known)
 
 
 @pytest.mark.parametrize("loss", ["sampled-softmax", "nce"])
