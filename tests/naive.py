@@ -435,12 +435,16 @@ def percentile(values, percent):
     return ordered[low] if share == 0 else ordered[low] + share * (ordered[low + 1] - ordered[low])
 
 
-def cluster_stderr(values, clusters):
-    """sqrt(C / (C - 1) sum_c (sum_{i in c} (v_i - mean))^2) / n."""
-    values, names = floats(values), sorted(set(clusters))
-    mean = total(values) / len(values)
-    sums = [total(v - mean for v, c in zip(values, clusters, strict=True) if c == name) for name in names]
-    return math.sqrt(len(names) / (len(names) - 1) * total(s * s for s in sums)) / len(values)
+def cluster_stderr(values, clusters, weights=None):
+    """sqrt(C / (C - 1) sum_c (sum_{i in c} w_i (v_i - mean))^2) / sum w over clusters that have a weight; or NaN."""
+    weights = [1.0] * len(values) if weights is None else floats(weights)
+    rows = [row for row in zip(floats(values), clusters, weights, strict=True) if row[2] != 0]
+    names, mass = {c for _, c, _ in rows}, total(w for _, _, w in rows)
+    if len(names) < 2:
+        return math.nan
+    mean = total(w * v for v, _, w in rows) / mass
+    sums = [total(w * (v - mean) for v, c, w in rows if c == name) for name in names]
+    return math.sqrt(len(names) / (len(names) - 1) * total(s * s for s in sums)) / mass
 
 
 def mcnemar_p(to_wrong, to_right):

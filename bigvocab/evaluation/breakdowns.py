@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from bigvocab.catalogue import RANKING
 from bigvocab.errors import BigvocabError, Keyword
+from bigvocab.evaluation.crossed_sums import cluster_error
 from bigvocab.evaluation.grouped_sums import BinnedSums, GroupedSums
 from bigvocab.losses.exact_sums import exp
 
@@ -41,20 +42,21 @@ def position_bins(positions: Array) -> Array:
     return np.searchsorted(POSITION_EDGES, positions, "right") - 1
 
 
-def bins_shown(sums: BinnedSums, name: str, likelihood: str | None) -> list[dict[str, Any]]:
+def bins_shown(sums: BinnedSums, name: str, likelihood: str | None, errors: list[float] | None) -> list[dict[str, Any]]:
     """A breakdown as reports have it, from the first bin with a row to the last.
 
     Args:
         sums: of the bins.
         name: by_frequency or by_position.
         likelihood: the loss that perplexity is of; None: there is none.
+        errors: of each bin over clusters; None where there are none.
     """
     edges: list[Any] = [*EDGES[name].tolist(), None]
     used = np.flatnonzero(sums.rows)
     shown = []
     for i, (start, end) in enumerate(itertools.pairwise(edges)):
         if used.size and used[0] <= i <= used[-1]:
-            shown.append({"from": _whole(start), "to": _whole(end), **_values(sums, i, likelihood)})
+            shown.append({"from": _whole(start), "to": _whole(end), **_values(sums, i, likelihood, errors)})
     return shown
 
 
@@ -62,11 +64,13 @@ def _whole(edge: float | None) -> int | None:
     return None if edge is None else int(edge)
 
 
-def _values(sums: BinnedSums, i: int, likelihood: str | None) -> dict[str, Any]:
+def _values(sums: BinnedSums, i: int, likelihood: str | None, errors: list[float] | None) -> dict[str, Any]:
     found: dict[str, Any] = {"rows": int(sums.rows[i])}
     if not sums.rows[i]:
         return found
     found |= {"weight": sums.sums["weight"].value(i), "mean": sums.mean(i), "stderr": sums.stderr(i)}
+    if errors is not None:
+        found["cluster_stderr"] = errors[i]
     if likelihood is not None:
         found["perplexity"] = exp(sums.mean(i, likelihood))
     if "top_1" in sums.sums:
@@ -85,9 +89,9 @@ def _ranking_of(sums: BinnedSums, i: int) -> dict[str, dict[str, float]]:
     return found
 
 
-def groups_shown(groups: GroupedSums, likelihood: str | None) -> dict[str, dict[str, Any]]:
-    """Groups as reports have them, by name."""
-    return {name: _values(groups.bins, groups.ids[name], likelihood) for name in sorted(groups.ids)}
+def groups_shown(groups: GroupedSums, likelihood: str | None, errors: list[float] | None) -> dict[str, dict[str, Any]]:
+    """Groups as reports have them, by name; arguments as of `bins_shown`."""
+    return {name: _values(groups.bins, groups.ids[name], likelihood, errors) for name in sorted(groups.ids)}
 
 
 def macro(groups: GroupedSums, shown: dict[str, dict[str, Any]], likelihood: str | None) -> dict[str, Any]:
@@ -112,16 +116,7 @@ def _average(values: list[float]) -> float:
 
 
 def cluster_stderr(clusters: GroupedSums, name: str) -> float:
-    """Standard error of a mean whose rows depend on each other within clusters: with r = sum(w v) - mean sum(w) of
-    each of C clusters, sqrt(C / (C - 1) sum(r^2)) / sum(w).
-    """
-    values, weights = clusters.bins.sums[name], clusters.bins.sums["weight"]
-    count = int(np.count_nonzero(clusters.bins.live))
-    totals = np.array([values.value(i) for i in range(len(values))])
-    masses = np.array([weights.value(i) for i in range(len(values))])
-    with np.errstate(all="ignore"):
-        weight = math.fsum(masses)
-        if count < 2 or weight == 0 or not np.isfinite(totals).all():
-            return math.nan
-        rest = totals - math.fsum(totals) / weight * masses
-        return math.sqrt(count / (count - 1) * math.fsum(rest * rest)) / abs(weight)
+    """Standard error over clusters of the mean of the values of this name; see `cluster_error`."""
+    bins = clusters.bins
+    live = np.flatnonzero(bins.live)
+    return cluster_error(bins.sums[name].values(live), bins.sums["weight"].values(live)) if len(live) else math.nan

@@ -154,26 +154,36 @@ class GroupedSums:
         self.bins.grow(len(self.ids))
         return np.array(ids, np.int32)
 
-    def add(self, codes: Array, names: list[str], columns: Mapping[str, Floats], weights: Floats | None) -> None:
-        """Add rows: their groups as codes into `names`, weighted values by name, and weights (None: 1 each)."""
+    def add(self, codes: Array, names: list[str], columns: Mapping[str, Floats], weights: Floats | None) -> Array:
+        """Add rows: their groups as codes into `names`, weighted values by name, and weights (None: 1 each).
+
+        Returns:
+            The number of each row's group here.
+        """
         seen = np.unique(codes)
         place = np.zeros(len(names), np.int32)
         place[seen] = self._grow([names[code] for code in seen])
-        self.bins.add(place[codes], columns, weights)
+        numbers: Array = place[codes]
+        self.bins.add(numbers, columns, weights)
+        return numbers
 
-    def merge(self, other: GroupedSums) -> None:
-        """Add all of `other`."""
+    def merge(self, other: GroupedSums) -> npt.NDArray[np.intp]:
+        """Add all of `other`; returns the number here of each of its groups."""
         names = other._names if other._ids is None else list(other._ids)
         if not names:
-            return
+            return np.zeros(0, np.intp)
         if self._met is None or self._met[0] is not names:  # states of one job mostly have the same groups
             self._met = names, self._grow(names).astype(np.intp)
         self.bins.merge(other.bins, self._met[1])
+        return self._met[1]
+
+    def order(self) -> npt.NDArray[np.intp]:
+        """The numbers of the groups, sorted by name."""
+        return np.array([self.ids[name] for name in sorted(self.ids)], np.intp)
 
     def state(self) -> dict[str, Any]:
         """All of it as lists and arrays, sorted by name."""
-        names = sorted(self.ids)
-        return {"names": names, **self.bins.state(np.array([self.ids[name] for name in names], np.intp))}
+        return {"names": sorted(self.ids), **self.bins.state(self.order())}
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> GroupedSums:

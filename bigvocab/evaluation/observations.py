@@ -38,20 +38,27 @@ def look_at_logits(logits: LogitRows, rows: RowStatistics, transform: tuple[floa
     classes = logits.num_classes
     if looked == 0:
         return
-    if transform == _PLAIN and _FEWEST_CLASSES <= classes <= _MOST_CLASSES:
-        with np.errstate(over="ignore", invalid="ignore"):
-            highest = rows.maximum[live]
-            total = rows.exp_sum[live] * np.exp(highest)
-        alike = (highest > 0) & (highest <= 1) & (total > classes + 0.9) & (total < classes + 1.8)
-        if alike.all() and _are_probabilities(_some_rows(logits, live)):
-            result.counts["probability_rows"] = looked
-    if (
-        result.counts.get("ties") == looked
-        and classes % 2 == 0
-        and classes > 2
-        and _is_there_twice(_some_rows(logits, live))
-    ):
+    if may_be_probabilities(rows, live, classes, transform) and _are_probabilities(_some_rows(logits, live)):
+        result.counts["probability_rows"] = looked
+    if may_be_there_twice(result, looked, classes) and _is_there_twice(_some_rows(logits, live)):
         result.counts["twice_rows"] = looked
+
+
+def may_be_probabilities(
+    rows: RowStatistics, live: npt.NDArray[np.bool_], classes: int, transform: tuple[float, float]
+) -> bool:
+    """Whether all live rows pass the sieve of `look_at_logits`."""
+    if transform != _PLAIN or not _FEWEST_CLASSES <= classes <= _MOST_CLASSES:
+        return False
+    with np.errstate(over="ignore", invalid="ignore"):
+        highest = rows.maximum[live]
+        total = rows.exp_sum[live] * np.exp(highest)
+    return bool(((highest > 0) & (highest <= 1) & (total > classes + 0.9) & (total < classes + 1.8)).all())
+
+
+def may_be_there_twice(result: RowResult, looked: int, classes: int) -> bool:
+    """Whether each row's label has an equal, and the classes two halves."""
+    return result.counts.get("ties") == looked and classes % 2 == 0 and classes > 2
 
 
 def _some_rows(logits: LogitRows, live: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:

@@ -23,7 +23,7 @@ from bigvocab.evaluation.ranking import most_ranked, ranking_of
 from bigvocab.evaluation.ranks import rank_columns
 from bigvocab.evaluation.row_result import RowResult
 from bigvocab.labels.labels import LabelBatch
-from bigvocab.losses.highest_rows import highest_rows
+from bigvocab.losses.highest_rows import HighestRows, highest_rows
 from bigvocab.losses.row_statistics import RowStatistics, softmax_rows, wanted
 from bigvocab.losses.sigmoid_rows import (
     log_loss_row_sums,
@@ -59,20 +59,31 @@ def sparse_softmax(asked: RowContext, logits: LogitRows, batch: LabelBatch) -> R
         "softcap": softcap,
         "num_threads": threads,
     }
-    kept = asked.measures.keep_top if "topk" in asked.measures else 0
-    keep = max(kept, most_ranked(asked))
+    keep = most_kept(asked)
     highest = highest_rows(logits, labels, keep, **options) if keep else None
     rows = highest.rows if highest is not None else softmax_rows(logits, labels, **options)
     sums = formula.weighted_sums(logits, labels, (scale, softcap), threads)
     result = of_statistics(asked, batch, labels, rows, classes, sums)
-    if highest is not None and kept:
-        ids = np.where(rows.finite[:, None], highest.ids, -1)
-        found = {"top_ids": ids, "top_logprobs": highest.log_probabilities.astype(np.float32)}
-        result.values |= {name: values[:, :kept] for name, values in found.items()}
-    if highest is not None and "ranking" in asked.measures:
-        result.values["ranking"] = ranking_of(asked, batch, highest.ids, rows.finite, classes)
+    if highest is not None:
+        add_highest(asked, batch, highest, classes, result)
     look_at_logits(logits, rows, asked.loss.transform, result)
     return result
+
+
+def most_kept(asked: RowContext) -> int:
+    """How many of the highest classes are needed."""
+    return max(asked.measures.keep_top if "topk" in asked.measures else 0, most_ranked(asked))
+
+
+def add_highest(asked: RowContext, batch: LabelBatch, highest: HighestRows, classes: int, result: RowResult) -> None:
+    """What the highest classes of sparse softmax say: those that are kept, and the metrics of their ranking."""
+    finite = highest.rows.finite
+    if "topk" in asked.measures:
+        ids = np.where(finite[:, None], highest.ids, -1)
+        found = {"top_ids": ids, "top_logprobs": highest.log_probabilities.astype(np.float32)}
+        result.values |= {name: values[:, : asked.measures.keep_top] for name, values in found.items()}
+    if "ranking" in asked.measures:
+        result.values["ranking"] = ranking_of(asked, batch, highest.ids, finite, classes)
 
 
 def wanted_of(asked: RowContext, *, rank: bool, logit_sum: bool) -> int:

@@ -205,8 +205,6 @@ def _class_range_faults(options: Mapping[str, Any], given: Collection[str]) -> I
         yield _fault(
             chosen, f"goes with sparse-softmax, not with {options['loss']}; ", Keyword("shard"), " splits any loss"
         )
-    if "ranking" in (options["metrics"] or ()):
-        yield _fault("metrics", "ranking needs all classes of a row at once; ", Keyword("shard"), " splits by rows")
     if "class_weights" in given and options["label_smoothing"]:
         both = (
             "with ",
@@ -216,8 +214,6 @@ def _class_range_faults(options: Mapping[str, Any], given: Collection[str]) -> I
             " splits by rows",
         )
         yield _fault("class_weights", *both)
-    if "topk" in _asked_metrics(options):
-        yield _fault("metrics", "topk needs all classes of a row at once; ", Keyword("shard"), " splits by rows")
     if "state" not in given:
         yield _fault(chosen, "needs ", Keyword("state"), ": the states of all ranges merge into losses")
     if "output" in given:

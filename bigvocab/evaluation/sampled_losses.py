@@ -86,7 +86,8 @@ def _sampled(
         losses[start + kept] = losses_of(sampled)
         true_logits[part] = sampled.logits_of_true
         if ranking is not None:
-            ranking.add(start + kept, inputs, draw.candidates, sampled.logits_of_true)
+            rising = np.lexsort((true.ids, true.rows()))  # as the sets of rankings are
+            ranking.add(start + kept, inputs, draw.candidates, sampled.logits_of_true[rising])
         start = stop
     result_exact, highest = None, None
     finite = np.isfinite(losses)
@@ -124,7 +125,9 @@ class SampledRanking:
         self.places = np.full(len(self.sets.ids), NOWHERE)
 
     def add(self, chosen: Ids, inputs: Any, candidates: Ids, true_logits: Floats) -> None:
-        """Rows that share their candidates: which they are, and the logits of their true classes, row after row."""
+        """Rows that share their candidates: which they are, and the logits of their true classes, row after row by
+        rising id.
+        """
         from bigvocab.kernels import row_statistics
 
         if not len(chosen):

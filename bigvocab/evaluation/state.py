@@ -2,7 +2,7 @@
 
 A state is one Arrow IPC file. The schema's metadata holds, under the key `bigvocab`, a JSON object:
 
-    format, version   "bigvocab-state", 3; a reader refuses any other version
+    format, version   "bigvocab-state", 4; a reader refuses any other version
     checksum          BLAKE2b (32 bytes, hex) of the whole file with the digits of the checksum itself as zeros
     task              what made it: "evaluate", "classes" (a range of classes) or "compare"
     options           what decides the numbers; states merge only where all of it is equal
@@ -40,7 +40,7 @@ from bigvocab.storage.arrow_file import ArrowFile
 from bigvocab.storage.output import replacing
 from bigvocab.storage.spool import local_copy
 
-FORMAT, VERSION = "bigvocab-state", 3
+FORMAT, VERSION = "bigvocab-state", 4
 KEY = b"bigvocab"
 _NO_STATE = "is no state of an evaluation, expected an Arrow IPC file that bigvocab wrote"
 _DIGITS = b'"checksum": "'

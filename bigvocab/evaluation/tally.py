@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from bigvocab.catalogue import RANKING
 from bigvocab.evaluation.breakdowns import (
     EDGES,
     bins_shown,
@@ -19,6 +20,7 @@ from bigvocab.evaluation.breakdowns import (
     macro,
     position_bins,
 )
+from bigvocab.evaluation.crossed_sums import CrossedSums
 from bigvocab.evaluation.grouped_sums import GroupedSums
 from bigvocab.evaluation.row_result import RowResult
 from bigvocab.evaluation.statistics import KINDS, add_values, ranking_columns, read_values, share_within, weighted
@@ -32,6 +34,7 @@ Floats = npt.NDArray[np.float64]
 Columns = dict[str, npt.NDArray[Any]]
 _COUNTS = ("rows", "ignored_rows", "nonfinite_rows", "nonzero_weights")
 _MASS_TOLERANCE = 1e-3
+_RANKINGS = ("ranking", "exact_ranking", "ranking_bias")  # columns of metrics of rankings
 
 
 class Tally(Sums):
@@ -40,7 +43,8 @@ class Tally(Sums):
     def __init__(self, top_k: tuple[int, ...] = ()) -> None:
         super().__init__(top_k)
         self.counts = dict.fromkeys(_COUNTS, 0)
-        self.groups, self.clusters, self.worst = GroupedSums(), GroupedSums(), WorstRows()
+        self.groups, self.clusters, self.crossed = GroupedSums(), GroupedSums(), CrossedSums()
+        self.worst = WorstRows()
 
     def add(self, rows: RowResult, batch: LabelBatch, *, numbered: bool = True) -> None:
         """Add a block of rows; `numbered`: the rows of the batch have numbers that tell them apart from all others."""
@@ -103,18 +107,29 @@ class Tally(Sums):
             own = {"loss": values, "loss_squared": values * values}
         if "nll" in columns:
             own["nll"] = _weighted_nll(values, columns, weights)
-        if batch.clusters is not None:
-            paired = {"bias": weighted(columns["bias"], weights)} if "bias" in columns else {}
-            of_clusters = {name: own[name] for name in ("loss", "nll") if name in own} | paired
-            self.clusters.add(batch.clusters[0][kept], batch.clusters[1], of_clusters, weights)
+        numbers = {name: chosen[kept] for name, chosen in bins.items()}
         if batch.groups is not None:
             ranking = ranking_columns(columns["ranking"], self.top_k) if "ranking" in columns else {}
             of_groups = own | {name: weighted(column, weights) for name, column in ranking.items()}
-            self.groups.add(batch.groups[0][kept], batch.groups[1], of_groups, weights)
+            numbers["groups"] = self.groups.add(batch.groups[0][kept], batch.groups[1], of_groups, weights)
+        if batch.clusters is not None:
+            of_clusters: Columns = {name: column for name, column in own.items() if name != "loss_squared"}
+            of_clusters |= {name: weighted(column, weights) for name, column in self._erring(columns).items()}
+            clusters = self.clusters.add(batch.clusters[0][kept], batch.clusters[1], of_clusters, weights)
+            for name, chosen in numbers.items():
+                self.crossed.add(name, clusters, chosen, {"loss": values}, weights)
         if "place" in columns:
             own["top_1"] = weighted(share_within(columns["place"], 1), weights)
-        for name, chosen in bins.items():
-            self.bins_of(name, len(EDGES[name])).add(chosen[kept], own, weights)
+        for name in bins:
+            self.bins_of(name, len(EDGES[name])).add(numbers[name], own, weights)
+
+    def _erring(self, columns: Columns) -> Columns:
+        """Columns beside the loss whose means have errors over clusters."""
+        found = {"bias": columns["bias"]} if "bias" in columns else {}
+        for name in _RANKINGS:
+            if name in columns:
+                found |= ranking_columns(columns[name], self.top_k, name)
+        return found
 
     def _add_worst(self, rows: RowResult, batch: LabelBatch, numbered: bool) -> None:
         live = (
@@ -137,8 +152,10 @@ class Tally(Sums):
 
     def state(self) -> dict[str, Any]:
         """All of it as plain numbers and arrays, in one canonical form: groups by name."""
-        by_name = {"groups": self.groups.state(), "clusters": self.clusters.state()}
-        return {**super().state(), **by_name, "worst": self.worst.state()}
+        groups, clusters = self.groups, self.clusters
+        by_name = {"groups": groups.state(), "clusters": clusters.state()}
+        places = [np.argsort(named.order()) for named in (clusters, groups)]
+        return {**super().state(), **by_name, "crossed": self.crossed.state(*places), "worst": self.worst.state()}
 
     @classmethod
     def from_state(cls, state: dict[str, Any], top_k: tuple[int, ...] = ()) -> Tally:
@@ -147,14 +164,15 @@ class Tally(Sums):
         tally.restore(state)
         tally.groups = GroupedSums.from_state(state["groups"])
         tally.clusters = GroupedSums.from_state(state["clusters"])
+        tally.crossed = CrossedSums.from_state(state["crossed"])
         tally.worst = WorstRows.from_state(state["worst"])
         return tally
 
     def merge(self, other: Tally) -> None:  # type: ignore[override]  # only another tally has groups
         """Add all that `other`, which must not be this one, has seen."""
         super().merge(other)
-        self.groups.merge(other.groups)
-        self.clusters.merge(other.clusters)
+        groups, clusters = self.groups.merge(other.groups), self.clusters.merge(other.clusters)
+        self.crossed.merge(other.crossed, clusters, groups)
         self.worst.merge(other.worst)
 
     # ---- numbers: each one division of exact sums
@@ -168,9 +186,9 @@ class Tally(Sums):
             found |= {"exact_mean": self.mean("exact"), "bias": self.mean("bias"), "bias_stderr": self.stderr("bias")}
             if self.clusters and "bias" in self.clusters.bins.sums:
                 found["bias_cluster_stderr"] = cluster_stderr(self.clusters, "bias")
-            for name in ("exact_ranking", "ranking_bias"):
+            for name in _RANKINGS[1:]:
                 if (ranking := KINDS["ranking"].read(self, name)) is not None:
-                    found[name] = ranking
+                    found[name] = ranking | self._ranking_errors(name)
         return found
 
     def reductions(self) -> dict[str, float]:
@@ -195,6 +213,8 @@ class Tally(Sums):
             values.pop("label_mass", None)
         if "nll" in values and self.clusters:
             values["nll"]["cluster_stderr"] = cluster_stderr(self.clusters, "nll")
+        if "ranking" in values:
+            values["ranking"] |= self._ranking_errors("ranking")
         found |= values
         if "bytes" in self.sums:
             if likelihood is not None:
@@ -202,9 +222,9 @@ class Tally(Sums):
             found |= {name: self.counts[name] for name in ("bytes", "rows_without_bytes")}
         for name in EDGES:
             if name in self.bins:
-                found[name] = bins_shown(self.bins[name], name, named)
+                found[name] = bins_shown(self.bins[name], name, named, self._errors(name, len(EDGES[name])))
         if self.groups:
-            found["groups"] = groups_shown(self.groups, named)
+            found["groups"] = groups_shown(self.groups, named, self._errors("groups", len(self.groups.bins)))
             found["macro"] = macro(self.groups, found["groups"], named)
         if self.worst.rows:
             found["worst"] = self.worst.shown()
@@ -230,6 +250,16 @@ class Tally(Sums):
         if self.clusters:
             found["clusters"] = {"count": len(self.clusters.bins)}
         return found
+
+    def _errors(self, name: str, size: int) -> list[float] | None:
+        """Errors over clusters of groups or of bins; None where there are no clusters."""
+        return self.crossed.errors(name, size) if self.crossed else None
+
+    def _ranking_errors(self, name: str) -> dict[str, Any]:
+        """The block `cluster_stderr` of a ranking, where there are clusters."""
+        there = [one for one in RANKING if any(f"{name}.{one}@{k}" in self.clusters.bins.sums for k in self.top_k)]
+        found = {one: {str(k): cluster_stderr(self.clusters, f"{name}.{one}@{k}") for k in self.top_k} for one in there}
+        return {"cluster_stderr": found} if found else {}
 
     def _per_byte(self, likelihood: str) -> float:
         return divide(self.sum_of(likelihood).exact(), self.sum_of("bytes").exact()) / math.log(2)

@@ -15,14 +15,18 @@ from bigvocab.evaluation.compatibility import refuse_difference
 from bigvocab.evaluation.context import RowContext
 from bigvocab.evaluation.coverage import refuse_incomplete, refuse_other_files
 from bigvocab.evaluation.model_report import with_model
+from bigvocab.evaluation.observations import may_be_probabilities, may_be_there_twice
 from bigvocab.evaluation.reporting import make_report, refuse_nothing, with_rates
-from bigvocab.evaluation.row_losses import of_statistics
+from bigvocab.evaluation.row_losses import add_highest, most_kept, of_statistics
+from bigvocab.evaluation.row_result import RowResult
 from bigvocab.evaluation.specification import Specification
 from bigvocab.evaluation.state import State
 from bigvocab.evaluation.tally import Tally
 from bigvocab.jobs.class_ranges import ClassSpan, statistics_of
-from bigvocab.jobs.records import RecordWriter, record_schema, records_of
+from bigvocab.jobs.class_records import Looks, merged_highest
+from bigvocab.jobs.records import RecordWriter, ranking_columns_of, record_schema, records_of
 from bigvocab.labels.labels import LabelBatch
+from bigvocab.losses.highest_rows import HighestRows
 from bigvocab.losses.row_statistics import RowStatistics, merged_statistics
 from bigvocab.matrices.names import DataNames
 from bigvocab.reports.report import Report
@@ -58,6 +62,7 @@ def merge_classes(states: Sequence[State], output: str | os.PathLike[str] | None
         weight="weight" in columns,
         group="group" in columns,
         half_ranks=asked.measures.ties == "mean",
+        ranking=ranking_columns_of(asked.measures),
     )
     with contextlib.ExitStack() as stack:
         writer = None if output is None else RecordWriter(stack.enter_context(replacing(output)), schema)
@@ -128,7 +133,24 @@ def _merged(context: RowContext, states: list[State], rows: int) -> Iterator[tup
             logits = np.where(known, found, logits)
         batch = _labels_of(parts[0], start)
         batch.nameable = nameable
-        yield batch, of_statistics(context, batch, batch.labels, RowStatistics(stats, logits, scale, softcap), total)
+        found = RowStatistics(stats, logits, scale, softcap)
+        result = of_statistics(context, batch, batch.labels, found, total)
+        if keep := most_kept(context):
+            add_highest(context, batch, HighestRows(found, *merged_highest(parts, keep)), total, result)
+        _look(parts, found, context.loss.transform, total, result)
+        yield batch, result
+
+
+def _look(
+    parts: Sequence[pa.Table], rows: RowStatistics, transform: tuple[float, float], total: int, result: RowResult
+) -> None:
+    """As `look_at_logits`, from what the ranges say of a few rows."""
+    live = ~result.ignored & rows.finite
+    looked, looks = int(np.count_nonzero(live)), Looks(parts, live, rows.maximum)
+    if looked and may_be_probabilities(rows, live, total, transform) and looks.are_probabilities():
+        result.counts["probability_rows"] = looked
+    if looked and may_be_there_twice(result, looked, total) and looks.are_there_twice():
+        result.counts["twice_rows"] = looked
 
 
 def _numbers(part: pa.Table, name: str) -> Any:

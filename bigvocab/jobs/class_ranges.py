@@ -8,8 +8,8 @@ reads one logit per row (`save_label_logits`); without them accuracy and rank ar
 
 A state of a range has one line per row: `row`, `label` (-1: ignored), `label_logit` (raw; null where it is not known
 here), `max` (raw), `sum` of exp(g - g(max)), `argmax`, `shifted` (for the entropy), `total` (of g), `greater`, `equal`,
-`squared` (of exp 2(g - g(max))) where calibration is asked for, and `weight`, `group`, `bytes`, `position`, `text`,
-`cluster` where the labels have them.
+`squared` (of exp 2(g - g(max))) where calibration is asked for, those of `class_records`, and `weight`, `group`,
+`bytes`, `position`, `text`, `cluster` where the labels have them.
 """
 
 from __future__ import annotations
@@ -26,16 +26,18 @@ from bigvocab.errors import BigvocabError, Keyword
 from bigvocab.evaluation.coverage import Coverage
 from bigvocab.evaluation.label_checks import check_labels, excluded_rows
 from bigvocab.evaluation.reporting import with_rates
-from bigvocab.evaluation.row_losses import wanted_of
+from bigvocab.evaluation.row_losses import most_kept, wanted_of
 from bigvocab.evaluation.scoring import Scorer
 from bigvocab.evaluation.specification import Specification
 from bigvocab.evaluation.state import State
+from bigvocab.jobs.class_records import LOOKED, lists_of, looked_at
 from bigvocab.jobs.data import JobData
 from bigvocab.jobs.evaluation_task import EvaluationTask
 from bigvocab.jobs.label_logits import LabelLogits
 from bigvocab.jobs.records import group_names
 from bigvocab.jobs.task import Piece
 from bigvocab.labels.labels import LabelBatch
+from bigvocab.losses.highest_rows import highest_rows
 from bigvocab.losses.row_statistics import RowStatistics, softmax_rows
 from bigvocab.matrices.sources import LogitSource
 from bigvocab.reports.report import Report
@@ -106,6 +108,7 @@ class ClassTask(EvaluationTask):
         self._label_logits = label_logits
         self.growing = False
         self.statistics = statistics_of(self.specification)
+        self.keep = most_kept(self.context)
         self.schema = self._schema()
 
     @property
@@ -149,6 +152,10 @@ class ClassTask(EvaluationTask):
         columns = self.specification.columns
         fields = [("row", pa.int64()), ("label", pa.int64()), ("label_logit", pa.float64())]
         fields += [(name, pa.float64()) for name in self.statistics]
+        fields.append(("looked", LOOKED))
+        if self.keep:
+            width = min(self.keep, self.stop - self.first)
+            fields += [("highest", pa.list_(pa.int64(), width)), ("highest_logits", pa.list_(pa.float64(), width))]
         for name, kind in _COLUMNS.items():
             if getattr(columns, name) is not None:
                 fields.append((name, kind))
@@ -167,8 +174,9 @@ class ClassTask(EvaluationTask):
     def _records(self, batch: LabelBatch) -> pa.RecordBatch:
         labels = self.labels_of(batch)
         logits, known = self.label_logits(batch.first_row, labels)
-        rows = self._statistics(batch, labels, logits)
+        rows, extra = self._statistics(batch, labels, logits)
         columns: dict[str, Any] = {
+            **extra,
             "row": np.arange(batch.first_row, batch.first_row + len(labels)),
             "label": np.where(labels < 0, -1, labels),
             "label_logit": pa.array(np.where(known, logits, 0.0), mask=~known),
@@ -216,7 +224,8 @@ class ClassTask(EvaluationTask):
                 )
         return logits, inside
 
-    def _statistics(self, batch: LabelBatch, labels: Any, logits: Floats) -> RowStatistics:
+    def _statistics(self, batch: LabelBatch, labels: Any, logits: Floats) -> tuple[RowStatistics, dict[str, pa.Array]]:
+        """Statistics of the rows, and the columns of `class_records`."""
         row, excluded = batch.first_row, excluded_rows(self.context, batch, self.total)
         loss, ranks = self.specification.loss, self.counts and self.specification.measures.ranks
         want = wanted_of(self.context, rank=ranks, logit_sum=loss.label_smoothing > 0)
@@ -226,15 +235,25 @@ class ClassTask(EvaluationTask):
             "softcap": loss.transform[1],
             "num_threads": self.threads,
         }
-        found = np.empty((len(labels), len(self.statistics)))
+        found, looks = np.empty((len(labels), len(self.statistics))), []
+        width = min(self.keep, self.stop - self.first)
+        ids, highest = np.empty((len(labels), width), np.int64), np.empty((len(labels), width))
         for first, rows in self.data.source.rows(row, row + len(labels)):
             part = slice(first - row, first - row + len(rows))
             mine = rows.classes(self.first - self._offset, self.stop - self._offset)
             if excluded is not None:
                 mine = mine.without(excluded.of_rows(part).classes(self.first, self.stop))
-            found[part] = softmax_rows(mine, labels[part], known=logits[part], **options).columns
+            looks += looked_at(mine, first, labels[part], self.first, self.total)
+            if not width:
+                found[part] = softmax_rows(mine, labels[part], known=logits[part], **options).columns
+                continue
+            top = highest_rows(mine, labels[part], width, known=logits[part], **options)
+            found[part], highest[part] = top.rows.columns, top.logits
+            ids[part] = top.ids + np.where(top.ids >= 0, self.first, 0)
         found[:, 2] += np.where(found[:, 2] >= 0, self.first, 0)  # ids in the range begin with 0
-        return RowStatistics(found, logits, *loss.transform)
+        extra = {"looked": pa.array(looks, LOOKED)}
+        extra |= {"highest": lists_of(ids), "highest_logits": lists_of(highest)} if width else {}
+        return RowStatistics(found, logits, *loss.transform), extra
 
     def files(self) -> Iterator[str]:
         """As of `EvaluationTask`, and the logits of labels."""

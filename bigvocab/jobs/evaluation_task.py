@@ -24,7 +24,7 @@ from bigvocab.evaluation.tally import Tally
 from bigvocab.heads.padding import padding_notes
 from bigvocab.jobs.blocks import block_rows, may_grow
 from bigvocab.jobs.data import JobData
-from bigvocab.jobs.records import ranking_names, record_schema, records_of
+from bigvocab.jobs.records import ranking_columns_of, record_schema, records_of
 from bigvocab.jobs.task import Piece
 from bigvocab.labels.labels import LabelBatch
 from bigvocab.labels.ragged import RaggedIds
@@ -93,9 +93,7 @@ class EvaluationTask:
         self.notes = model_notes(scorer.head)  # those of the report that are known before any row
         has = {"weight": columns.weight is not None, "group": columns.group is not None}
         has["half_ranks"] = asked.measures.ties == "mean"
-        names = ranking_names(asked.measures.top_k, psp=asked.measures.frequencies is not None)
-        has_ranking = "ranking" in asked.measures
-        schema = record_schema(asked.measures.metrics, **has, ranking=names if has_ranking else ())
+        schema = record_schema(asked.measures.metrics, **has, ranking=ranking_columns_of(asked.measures))
         self.schema = schema if records else None
 
     @property

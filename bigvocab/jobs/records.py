@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bigvocab.catalogue import METRICS, RANKING
+from bigvocab.evaluation.options import Measures
 from bigvocab.evaluation.row_result import RowResult
 from bigvocab.labels.labels import LabelBatch
 
@@ -25,9 +26,12 @@ _METRICS = {
 }
 
 
-def ranking_names(top_k: tuple[int, ...], *, psp: bool) -> tuple[str, ...]:
-    """The columns of the ranking: recall@10 and the like."""
-    return tuple(f"{name}@{k}" for name in RANKING if psp or name != "psp" for k in top_k)
+def ranking_columns_of(measures: Measures) -> tuple[str, ...]:
+    """The columns of the ranking, where there is one: recall@10 and the like."""
+    if "ranking" not in measures:
+        return ()
+    psp = measures.frequencies is not None
+    return tuple(f"{name}@{k}" for name in RANKING if psp or name != "psp" for k in measures.top_k)
 
 
 def record_schema(

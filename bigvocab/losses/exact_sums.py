@@ -124,6 +124,25 @@ class ExactSums:
         """The sum, rounded once."""
         return to_float(self.exact(group))
 
+    def values(self, groups: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+        """The sums of these groups, each rounded once."""
+        self.carry()
+        digits, special = self._digits[groups], self._specials[groups].any(axis=1)
+        found = np.zeros(len(groups))
+        if digits.shape[1]:
+            lower, last = digits[:, :-1].astype("<u4"), digits[:, -1:].astype("<i8")
+            lines = np.hstack([np.ascontiguousarray(part).view(np.uint8) for part in (lower, last)])
+            data, width = lines.tobytes(), lines.shape[1]
+            wholes = [int.from_bytes(data[at : at + width], "little", signed=True) for at in range(0, len(data), width)]
+            try:  # rounded once: what is below the smallest normal number has fewer bits than a float
+                with np.errstate(over="ignore", under="ignore"):
+                    found = np.ldexp(np.array([float(whole) for whole in wholes]), 32 * self._low - _UNIT)
+            except OverflowError:
+                found = np.array([self.value(int(group)) for group in groups])
+        for i in np.flatnonzero(special).tolist():
+            found[i] = self.value(int(groups[i]))
+        return found
+
     def state(self, order: npt.NDArray[np.intp] | None = None) -> dict[str, Any]:
         """The sums, or those of the groups `order`, in their one canonical form: {low, digits, specials}."""
         self.carry()

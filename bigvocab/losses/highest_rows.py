@@ -16,8 +16,8 @@ from bigvocab.threads import resolve_threads
 class HighestSums(SoftmaxSums):
     """Statistics of the softmax, and the buffers of the `keep` highest classes; see `kernels.highest`."""
 
-    def __init__(self, labels: Ids, transform: Transform, want: int, keep: int) -> None:
-        super().__init__(labels, transform, want)
+    def __init__(self, labels: Ids, transform: Transform, want: int, keep: int, known: Floats | None = None) -> None:
+        super().__init__(labels, transform, want, known)
         self.keep, self.statistics = keep, self.columns
         self.columns += 4 * keep + 2
 
@@ -71,6 +71,7 @@ def highest_rows(
     labels: Ids,
     keep: int,
     *,
+    known: Floats | None = None,
     want: int = 0,
     scale: float = 1.0,
     softcap: float = 0.0,
@@ -84,7 +85,7 @@ def highest_rows(
     >>> highest_rows(StoredRows.of(np.array([[1.0, 2.0, 5.0, 2.0]])), np.array([1]), 3).ids.tolist()
     [[2, 1, 3]]
     """
-    reduction = HighestSums(labels, (scale, softcap), want, min(keep, rows.num_classes))
+    reduction = HighestSums(labels, (scale, softcap), want, min(keep, rows.num_classes), known)
     return found_by(reduction, rows.reduce(reduction, resolve_threads(num_threads)))
 
 

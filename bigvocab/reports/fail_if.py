@@ -89,7 +89,7 @@ def check_name(name: str, loss: str, metrics: Collection[str], top_k: Sequence[i
     if name in single or (head in nested and rest in nested[head]):
         return
     if head == "groups" and "group" in columns:
-        _check_group(name, rest, likelihood, nested.get("ranking", ()))
+        _check_group(name, rest, likelihood, nested.get("ranking", ()), "cluster" in columns)
         return
     if head in _OPEN:  # which bins there are is known from the data alone
         return
@@ -122,11 +122,14 @@ def _known_blocks(
         nested["accuracy"] = tuple(str(k) for k in top_k)
     if LOSSES[loss].sampled:
         biases = (*_BIAS, *(f"bias_{one}" for one in clusters))
+        if "ranking" in metrics:
+            rankings = _rankings(top_k, "cluster" in columns)
+            biases += tuple(f"{block}.{one}" for block in ("exact_ranking", "ranking_bias") for one in rankings)
         nested["sampled"] = ("mean", *biases) if "exact" in columns else ("mean",)
     if "logsumexp" in metrics:
         nested["logsumexp"] = ("mean", "min", "max")
     if "ranking" in metrics:
-        nested["ranking"] = tuple(f"{part}{one}.{k}" for part in ("", "stderr.") for one in RANKING for k in top_k)
+        nested["ranking"] = _rankings(top_k, "cluster" in columns)
     if "calibration" in metrics:
         nested["calibration"] = _CALIBRATION
     if "cluster" in columns:
@@ -140,10 +143,16 @@ def _known_blocks(
     return nested
 
 
-def _check_group(name: str, rest: str, likelihood: bool, ranking: Sequence[str]) -> None:
-    if any(rest.endswith(f".ranking.{one}") for one in ranking if not one.startswith("stderr.")):
+def _rankings(top_k: Sequence[int], clusters: bool) -> tuple[str, ...]:
+    """Names within a block of rankings."""
+    parts = ("", "stderr.", *["cluster_stderr."] * clusters)
+    return tuple(f"{part}{one}.{k}" for part in parts for one in RANKING for k in top_k)
+
+
+def _check_group(name: str, rest: str, likelihood: bool, ranking: Sequence[str], clusters: bool) -> None:
+    if any(rest.endswith(f".ranking.{one}") for one in ranking if "stderr." not in one):
         return
-    parts = ("rows", "weight", "mean", "stderr", *["perplexity"] * likelihood)
+    parts = ("rows", "weight", "mean", "stderr", *["cluster_stderr"] * clusters, *["perplexity"] * likelihood)
     group, _, part = rest.rpartition(".")
     if not group or part not in parts:
         raise BigvocabError(f"the report has no value named {name!r}; expected groups.NAME.{'|'.join(parts)}")
@@ -156,7 +165,7 @@ def _needed(name: str, head: str, loss: str, metrics: Collection[str], columns: 
         return f"{metric} in --metrics"
     if head in ("groups", "macro") and "group" not in columns:
         return "--group-column"
-    if (head == "clusters" or name.endswith("cluster_stderr")) and "cluster" not in columns:
+    if (head == "clusters" or "cluster_stderr" in name.split(".")) and "cluster" not in columns:
         return "--cluster-column"
     if head == "nll" and LOSSES[loss].is_likelihood and "smoothing" not in columns:
         return "--label-smoothing"

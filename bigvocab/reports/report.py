@@ -173,7 +173,7 @@ def _ranking(values: Mapping[str, Any]) -> Pairs:
     """Metrics of rankings, a line for each, a share for each k."""
     pairs = []
     for name, by_k in values.get("ranking", {}).items():
-        if name != "stderr":
+        if not name.endswith("stderr"):
             pairs.append((name.replace("_", " "), "   ".join(f"{fixed(value)} @{k}" for k, value in by_k.items())))
     return pairs
 

@@ -146,6 +146,21 @@ def test_worst_rows(data, files):
         assert row["predicted"] == np.argmax(data["logits"][i])
 
 
+def test_equal_losses_are_worst_in_an_order_of_their_own(tmp_path):
+    ev = bv.Evaluator()
+    for label, rows in ((5, 20), (1, 5), (9, 5)):  # rows of `update` have no number: by label
+        ev.update(np.zeros((rows, 10)), np.full(rows, label))
+    assert [row["label"] for row in ev.report()["worst"]] == [1] * 5 + [5] * 15
+    np.save(tmp_path / "x.npy", np.zeros((50, 10), np.float32))
+    np.save(tmp_path / "y.npy", np.arange(50) % 10)
+    files = {"logits": tmp_path / "x.npy", "labels": tmp_path / "y.npy"}
+    for i in (1, 2):
+        bv.evaluate(**files, shard=(i, 2), state=tmp_path / f"{i}.state")
+    worst = merge([tmp_path / "2.state", tmp_path / "1.state"])["worst"]
+    assert [row["row"] for row in worst] == list(range(20))
+    assert bv.evaluate(**files, chunk_rows=3)["worst"] == worst
+
+
 def test_texts_are_cut_and_control_characters_do_no_harm():
     table = pa.table({"label": [0, 1], "text": ["\x1b[31m<b>\u202e" + "x" * 10_000, None]})
     ev = bv.Evaluator(text_column="text")
@@ -200,6 +215,68 @@ def test_clusters(data, files):
     assert report["perplexity_cluster_stderr"] == pytest.approx(report["perplexity"] * expected, rel=1e-6)
     for name in ("stderr", "perplexity_stderr"):
         assert name in report
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_clusters_of_groups_and_bins(data, files, weighted):
+    if not weighted:
+        files = {name: value for name, value in files.items() if name != "weight_column"}
+    report = bv.evaluate(**files, class_counts=data["counts"])
+    losses, weights = losses_of(data), data["weights"] if weighted else np.ones(ROWS)
+    labels, counts = data["labels"], data["counts"]
+    places = {
+        "groups": data["groups"].tolist(),
+        "by_frequency": [naive.decade(counts[y]) for y in labels],
+        "by_position": [naive.power_of_two(p) for p in data["positions"]],
+    }
+    starts = {"by_frequency": [0, *(10**i for i in range(8))], "by_position": [0, *(2**i for i in range(8))]}
+    for name, where in places.items():
+        found = report[name]
+        if name != "groups":
+            found = {starts[name].index(one["from"]): one for one in found if one["rows"]}
+        assert found.keys() == set(where)
+        for place, one in found.items():
+            here = np.array([p == place for p in where])
+            expected = naive.cluster_stderr(losses[here], data["clusters"][here], weights[here])
+            assert one["cluster_stderr"] == pytest.approx(expected, rel=1e-5, nan_ok=True)
+        assert any(one["cluster_stderr"] > 0 for one in found.values())
+
+
+def test_a_group_within_one_cluster_has_no_error_over_clusters(data):
+    table = pa.table(
+        {
+            "logits": pa.FixedSizeListArray.from_arrays(pa.array(data["logits"][:6].reshape(-1)), CLASSES),
+            "label": data["labels"][:6],
+            "group": ["a", "a", "b", "b", "b", "c"],
+            "document": ["x", "x", "x", "y", "y", "y"],
+        }
+    )
+    ev = bv.Evaluator(group_column="group", cluster_column="document")
+    ev.update_batch(table)
+    groups = ev.report()["groups"]
+    assert {name for name, group in groups.items() if not math.isnan(group["cluster_stderr"])} == {"b"}
+    assert json.loads(ev.report().to_json())["groups"]["a"]["cluster_stderr"] is None
+
+
+def test_rankings_have_errors_over_clusters(data, files):
+    out = files["labels"].parent / "ranking.parquet"
+    report = bv.evaluate(**{**files, "metrics": "ranking"}, top_k=(2, 9), output=out)
+    rows = pq.read_table(out)
+    for name, by_k in report["ranking"]["cluster_stderr"].items():
+        for k, found in by_k.items():
+            expected = naive.cluster_stderr(rows[f"{name}@{k}"].to_pylist(), data["clusters"], data["weights"])
+            assert found == pytest.approx(expected, rel=1e-9)
+    assert report["ranking"].keys() == {
+        "recall",
+        "precision",
+        "ndcg",
+        "map",
+        "hit_rate",
+        "mrr",
+        "stderr",
+        "cluster_stderr",
+    }
+    assert "cluster_stderr" not in report["groups"]["Ruth"]["ranking"]
 
 
 def test_macro_averages_bytes_and_errors_of_groups(data, files):
@@ -280,6 +357,11 @@ def test_soft_labels_that_do_not_sum_to_one_have_no_perplexity(data):
         assert report["label_mass"] == {"mean": pytest.approx(mass), "min": pytest.approx(mass)}
         assert ("perplexity" in report, "perplexity_stderr" in report) == (whole, whole)
         assert "bits_per_token" in report
+    dense = rng.dirichlet(np.ones(91), ROWS)
+    for mass in (1.0, 0.7):  # of dense labels only where it is not 1
+        assert ("label_mass" in bv.evaluate(logits=data["logits"][:, 6:], labels=dense * mass, loss="softmax")) == (
+            mass != 1.0
+        )
 
 
 # ---- the highest classes of each row
@@ -369,10 +451,46 @@ def test_ranges_of_classes_merge(files, data, tmp_path):
     assert merged.keys() == whole.keys()
     for name in ("rank_histogram", "accuracy_ties", "clusters", "bytes", "rows_without_bytes"):
         assert merged[name] == whole[name]
+    for name, group in merged["groups"].items():
+        assert group["cluster_stderr"] == pytest.approx(whole["groups"][name]["cluster_stderr"], rel=1e-6)
     assert merged["calibration"]["brier"] == pytest.approx(whole["calibration"]["brier"], rel=1e-6)
     assert [row["row"] for row in merged["worst"]] == [row["row"] for row in whole["worst"]]
-    with pytest.raises(bv.BigvocabError, match="topk needs all classes of a row at once"):
-        bv.evaluate(**{**files, "metrics": "topk"}, vocab_shard=(1, 2), state=tmp_path / "x.state")
+
+
+@pytest.mark.parametrize("ranges", [2, 50])
+def test_ranges_of_classes_keep_the_highest_classes_and_rank(files, data, tmp_path, ranges):
+    more = {"metrics": "topk,ranking", "keep_top": 7, "top_k": (1, 9), "class_counts": data["counts"]}
+    files = files | more
+    whole = bv.evaluate(**files, output=tmp_path / "whole.parquet")
+    states = [tmp_path / f"{i}.state" for i in range(1, ranges + 1)]
+    for i, path in enumerate(states, 1):
+        bv.evaluate(**files, vocab_shard=(i, ranges), state=path, chunk_rows=50 + i)
+    merged = merge(states[::-1], output=tmp_path / "merged.parquet")
+    for name in ("ranking", "macro", "notes"):
+        assert (name in merged) == (name in whole)
+    assert merged["ranking"] == whole["ranking"]
+    assert merged["groups"]["Ruth"]["ranking"] == whole["groups"]["Ruth"]["ranking"]
+    rows, expected = (pq.read_table(tmp_path / f"{name}.parquet") for name in ("merged", "whole"))
+    assert rows.schema == expected.schema
+    for name in rows.column_names:
+        if name == "top_logprobs":
+            for a, b in zip(rows[name].to_pylist(), expected[name].to_pylist(), strict=True):
+                np.testing.assert_allclose(a, b, atol=1e-6)
+        elif name != "loss":
+            assert rows[name].equals(expected[name]), name
+
+
+def test_rows_of_ranges_that_are_not_finite_or_ignored_keep_no_classes(tmp_path):
+    logits = np.zeros((4, 6), np.float32)
+    logits[1, 4], logits[2, 0], logits[3, 3:] = np.nan, np.inf, -np.inf
+    np.save(tmp_path / "x.npy", logits)
+    np.save(tmp_path / "y.npy", [0, 0, 1, 2])
+    options = {"logits": tmp_path / "x.npy", "labels": tmp_path / "y.npy", "metrics": "topk", "nonfinite": "skip"}
+    for i in (1, 2):
+        bv.evaluate(**options, vocab_shard=(i, 2), state=tmp_path / f"{i}.state")
+    bv.merge([tmp_path / f"{i}.state" for i in (1, 2)], output=tmp_path / "o.parquet")
+    found = pq.read_table(tmp_path / "o.parquet")["top_ids"].to_pylist()
+    assert found == [[0, 1, 2, 3, 4, 5], None, None, [0, 1, 2]]
 
 
 @settings(max_examples=20, deadline=None)
@@ -380,13 +498,20 @@ def test_ranges_of_classes_merge(files, data, tmp_path):
 def test_evaluators_merge_in_any_order(data, seed):
     rng = np.random.default_rng(seed)
     options = {"metrics": METRICS, "class_counts": data["counts"], "ties": "mean"}
+    options |= {name: value for name, value in COLUMNS.items() if name != "text_column"}
+    columns = {"label": "labels", "weight": "weights", "group": "groups", "cluster": "clusters"}
+    columns |= {"position": "positions", "bytes": "bytes"}
+    table = pa.table({name: data[key] for name, key in columns.items()})
+    flat = pa.array(data["logits"].reshape(-1))
+    table = table.append_column("logits", pa.FixedSizeListArray.from_arrays(flat, CLASSES))
     whole = bv.Evaluator(**options)
-    whole.update(data["logits"], data["labels"], data["weights"], data["groups"])
-    cuts = np.sort(rng.integers(0, ROWS + 1, 3))
+    whole.update_batch(table)
+    cuts = [0, *np.sort(rng.integers(0, ROWS + 1, 3)).tolist(), ROWS]
     parts = []
-    for rows in np.split(np.arange(ROWS), cuts):
+    for start, stop in zip(cuts, cuts[1:], strict=False):
         ev = bv.Evaluator(**options)
-        ev.update(data["logits"][rows], data["labels"][rows], data["weights"][rows], data["groups"][rows])
+        for batch in table.slice(start, stop - start).to_batches(max_chunksize=int(rng.integers(5, 80))):
+            ev.update_batch(batch)
         parts.append(bv.Evaluator.from_bytes(ev.to_bytes()))
     order = rng.permutation(len(parts))
     first = parts[order[0]]

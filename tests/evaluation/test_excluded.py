@@ -57,7 +57,7 @@ class Case:
         return pa.table(columns)
 
 
-ALL = "accuracy,rank,logsumexp,entropy,predicted,ranking"
+ALL = "accuracy,rank,logsumexp,entropy,predicted,calibration,topk,ranking"
 LOSSES = {
     "sparse-softmax": ("id", {"metrics": ALL, "top_k": (1, 3)}),
     "softmax": ("sparse", {"metrics": "logsumexp,entropy,predicted,ranking", "probability_column": "p", "top_k": (2,)}),
@@ -111,18 +111,70 @@ def test_classes_in_several_files(tmp_path):
     assert values_of(found) == values_of(expected)
 
 
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("source", ["shards", "head"])
+def test_every_loss_from_shards_and_heads(tmp_path, loss, source):
+    case = Case(700, np.float32)
+    kind, options = LOSSES[loss]
+    options = {"loss": loss, "group_column": "group", "label_column": "label", **options}
+    if source == "shards":
+        for name, logits in (("masked", case.masked), ("logits", case.logits)):
+            for i, part in enumerate(np.split(logits, [90, 650], axis=1)):
+                np.save(tmp_path / f"{name}-{i}.npy", part)
+        options["vocab_shards"] = True
+        rows = {name: {"logits": f"{tmp_path}/{name}-*.npy"} for name in ("masked", "logits")}
+        excluded = {"exclude_classes": case.common, "exclude_column": "exclude"}
+        table = case.table(kind)
+    else:  # biases mask for all rows what lists exclude for each
+        rng = np.random.default_rng(1)
+        head = {name: rng.normal(size=(n, 8)).astype(np.float32) for name, n in (("inputs", ROWS), ("weights", 700))}
+        biases = np.where(np.isin(np.arange(700), case.common), -np.inf, 0.0).astype(np.float32)
+        rows = {"masked": {**head, "biases": biases}, "logits": head}
+        excluded = {"exclude_column": "exclude"}
+        table = case.table(kind).drop("exclude")
+        table = table.append_column("exclude", pa.array([case.common.tolist()] * ROWS, pa.list_(pa.int64())))
+    outputs = [tmp_path / f"{i}.parquet" for i in range(2)]
+    expected = bv.evaluate(**rows["masked"], labels=table, **options, output=outputs[0])
+    found = bv.evaluate(**rows["logits"], labels=table, **options, **excluded, output=outputs[1])
+    assert values_of(found) == values_of(expected)
+    assert pq.read_table(outputs[1]).equals(pq.read_table(outputs[0]))
+
+
+def test_sequences_leave_classes_out(tmp_path):
+    case = Case(80, rows=24)
+    labels = np.roll(case.labels, 1).reshape(4, 6)  # row t is scored on the label behind it
+    shape = (4, 6, 80)
+    common = np.setdiff1d(np.arange(70, 80), labels)
+    masked = case.logits.copy()
+    masked[:, common] = -np.inf
+    options = {"labels": labels, "shift_labels": True, "metrics": "accuracy,rank,logsumexp"}
+    expected = bv.evaluate(logits=masked.reshape(shape), **options)
+    found = bv.evaluate(logits=case.logits.reshape(shape), exclude_classes=common, **options)
+    assert values_of(found) == values_of(expected)
+
+
+def test_rows_with_fewer_classes_than_k_rank_what_is_left():
+    logits = np.arange(12.0, dtype=np.float32).reshape(2, 6)
+    table = pa.table({"label": [[0, 3], [5]], "e": [[1, 2, 4], []]})
+    options = {"label_column": "label", "exclude_column": "e", "loss": "softmax", "metrics": "ranking", "top_k": (5,)}
+    found = bv.evaluate(logits=logits, labels=table, **options)["ranking"]
+    assert (found["recall"]["5"], found["precision"]["5"]) == (1.0, (2 / 5 + 1 / 5) / 2)
+    with pytest.raises(BigvocabError, match="top_k: got 5, but only 4 classes exist"):
+        bv.evaluate(logits=logits, labels=table, exclude_classes=[1, 2], **options)
+
+
 def test_ranges_of_classes_apart_are_all_of_them(tmp_path):
     case = Case(700)
     pq.write_table(case.table(), tmp_path / "labels.parquet")
     np.save(tmp_path / "logits.npy", case.logits)
     options = {
         "logits": tmp_path / "logits.npy", "labels": tmp_path / "labels.parquet", "label_column": "label",
-        "exclude_classes": case.common, "exclude_column": "exclude", "metrics": "accuracy,rank,logsumexp,entropy",
+        "exclude_classes": case.common, "exclude_column": "exclude", "metrics": ALL, "top_k": (1, 3),
     }  # fmt: skip
     np.save(tmp_path / "masked.npy", case.masked)
     pq.write_table(case.table().drop("exclude"), tmp_path / "plain.parquet")
     masked = {"logits": tmp_path / "masked.npy", "labels": tmp_path / "plain.parquet"}
-    masked |= {name: options[name] for name in ("label_column", "metrics")}
+    masked |= {name: options[name] for name in ("label_column", "metrics", "top_k")}
     for i in (1, 2, 3):
         bv.evaluate(**options, vocab_shard=(i, 3), state=tmp_path / f"{i}.state")
         bv.evaluate(**masked, vocab_shard=(i, 3), state=tmp_path / f"masked-{i}.state")
@@ -250,6 +302,15 @@ def test_other_losses_that_sum_over_classes():
         ({"exclude_column": "e"}, {"label": [0, 1], "e": ["a", "b"]}, "expected lists of integers"),
         ({"exclude_column": "e"}, {"label": [0, 1], "e": [[1, 2, 3], [0, 2, 3, 4]]}, None),
         ({"loss": "log-loss", "exclude_classes": [1]}, [0, 1], "exclude_classes: goes with sparse-softmax, softmax"),
+        ({"loss": "nce", "exclude_classes": [1]}, [0, 1], "exclude_classes: goes with sparse-softmax, softmax"),
+        (
+            {"loss": "softmax", "exclude_classes": [1]}, {"label": [[0, 2], [3, 1]]},
+            "row 1 .*1, a class that is excluded",
+        ),
+        (
+            {"loss": "softmax", "exclude_classes": [1], "metrics": "ranking", "top_k": (1,)},
+            {"label": [[0, 2], [3, 3]]}, "row 1 .*3.* twice",
+        ),
     ],
 )  # fmt: skip
 def test_what_is_refused(options, labels, message):

@@ -53,6 +53,11 @@ def test_what_only_looks_like_probabilities_is_not_noted(random):
         random.standard_normal((ROWS, CLASSES)),
     ):
         assert "probabilities" not in noted(logits, labels)
+    ev = bv.Evaluator()
+    ev.update(probabilities(random), labels)
+    assert "probabilities" in codes(ev.report())
+    ev.update(random.standard_normal((4, CLASSES)), labels[:4])  # a few rows that are none, in a block of their own
+    assert "probabilities" not in codes(ev.report())
     two = np.array([[0.25, 0.75]] * ROWS)
     assert "probabilities" not in noted(two, labels % 2)
     assert "probabilities" not in noted(p - (np.arange(ROWS) == 0)[:, None], p > 0.5, loss="log-loss")
@@ -127,6 +132,11 @@ def test_ties(random):
     half[: ROWS // 2, 0] = half[np.arange(ROWS // 2), labels[: ROWS // 2]]
     half[np.arange(ROWS), labels] = np.where(labels == 0, logits[:, 0], half[np.arange(ROWS), labels])
     assert "ties" not in noted(half, labels)
+    exact = logits.copy()
+    exact[: ROWS // 2] = 0.0
+    assert "ties" not in noted(exact, labels)  # half of the rows, not more
+    exact[ROWS // 2] = 0.0
+    assert "ties" in noted(exact, labels)
     assert noted(np.zeros((ROWS, CLASSES)), labels) == ["ties"]
     assert noted(np.zeros((ROWS, CLASSES)), labels, metrics="entropy") == []  # ranks are not known
 
@@ -177,6 +187,8 @@ def test_log_uniform_draws_over_ids_that_are_not_sorted(random):
     assert codes(bv.evaluate(**job, labels=scattered)) == ["log_uniform"]
     assert codes(bv.evaluate(**job, labels=sorted_ids)) == []
     assert codes(bv.evaluate(**job, labels=scattered, sampler="uniform")) == []
+    few = job | {"inputs": inputs[:99]}  # may lie anywhere by chance
+    assert codes(bv.evaluate(**few, labels=scattered[:99])) == []
 
 
 # ---- where they stand
@@ -188,6 +200,36 @@ def test_notes_change_nothing_and_merge(random, tmp_path):
     for i in (1, 2):
         bv.evaluate(logits=logits, labels=labels, shard=(i, 2), state=tmp_path / f"{i}.state")
     assert merge([tmp_path / "2.state", tmp_path / "1.state"])["notes"] == whole["notes"]
+
+
+def by_ranges(tmp_path, logits, labels, ranges=3, **options):
+    np.save(tmp_path / "logits.npy", logits)
+    np.save(tmp_path / "labels.npy", labels)
+    files = {"logits": tmp_path / "logits.npy", "labels": tmp_path / "labels.npy"}
+    states = [tmp_path / f"{i}.state" for i in range(1, ranges + 1)]
+    for i, state in enumerate(states, 1):
+        bv.evaluate(**files, **options, vocab_shard=(i, ranges), state=state)
+        state_of = bv.merge(states) if i == ranges else None
+    whole = bv.evaluate(**files, **options)
+    for state in states:
+        state.unlink()
+    assert codes(state_of) == codes(whole)
+    return codes(state_of)
+
+
+def test_notes_of_logits_in_ranges_of_classes(random, tmp_path):
+    labels = random.integers(0, CLASSES, ROWS)
+    p, logits = probabilities(random), random.standard_normal((ROWS, CLASSES))
+    assert by_ranges(tmp_path, p, labels) == ["probabilities"]
+    p[3] += 1.0
+    assert by_ranges(tmp_path, p, labels) == []
+    assert by_ranges(tmp_path, np.full((ROWS, CLASSES), 1 / CLASSES), labels) == ["ties"]
+    assert by_ranges(tmp_path, random.random((ROWS, CLASSES)), labels) == []
+    twice = np.concatenate([logits, logits], axis=1)
+    assert by_ranges(tmp_path, twice, labels) == ["vocabulary_twice"]
+    assert by_ranges(tmp_path, np.zeros((ROWS, CLASSES)), labels) == ["ties"]
+    swapped = np.concatenate([logits, logits[:, ::-1]], axis=1)  # the same numbers in other places
+    assert by_ranges(tmp_path, swapped, labels) == ["ties"]
 
 
 def test_the_command_says_them_on_stderr(tmp_path, monkeypatch):

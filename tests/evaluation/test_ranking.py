@@ -17,6 +17,7 @@ from sample_jobs import values_of
 
 import bigvocab as bv
 from bigvocab.errors import BigvocabError
+from bigvocab.reports.fail_if import check_name
 
 NAMES = ("recall", "precision", "ndcg", "map", "hit_rate", "mrr")
 TYPES = (np.float16, ml_dtypes.bfloat16, np.float32, np.float64)
@@ -201,6 +202,27 @@ def of_candidates(logits, sets, candidates, top_k):
         out = [c for c in range(len(row)) if c not in candidates and c not in true]
         rows.append(naive.ranking(row, true, top_k, out))
     return means(rows)
+
+
+def test_a_ranking_of_all_candidates_is_the_exact_one_where_classes_tie():
+    rng = np.random.default_rng(2)
+    inputs, weights = rng.integers(-1, 2, (40, 3)).astype(float), rng.integers(-1, 2, (60, 3)).astype(float)
+    sets = pa.array([rng.choice(60, 3, replace=False).tolist() for _ in range(40)])
+    options = {"loss": "sampled-softmax", "sampler": "all", "metrics": "ranking", "top_k": (1, 10), "exact": True}
+    report = bv.evaluate(inputs=inputs, weights=weights, labels=sets, **options)
+    assert flat(report) == flat(report, "sampled.exact_ranking")
+    assert set(flat(report, "sampled.ranking_bias").values()) == {0.0}
+    counts = rng.integers(0, 900, 60)
+    report = bv.evaluate(inputs=inputs, weights=weights, labels=sets, class_counts=counts, **options)
+    assert report["ranking"]["psp"] == report["sampled"]["exact_ranking"]["psp"]
+
+
+def test_conditions_know_sampled_rankings():
+    known = {"loss": "nce", "metrics": ("ranking",), "top_k": (10,)}
+    for name in ("exact_ranking.recall.10", "ranking_bias.stderr.ndcg.10", "ranking_bias.cluster_stderr.psp.10"):
+        check_name(f"sampled.{name}", columns=("exact", "cluster"), **known)
+    with pytest.raises(BigvocabError, match="no value named"):
+        check_name("sampled.ranking_bias.recall.5", columns=("exact",), **known)
 
 
 @pytest.mark.parametrize("loss", ["sampled-softmax", "nce"])

@@ -316,7 +316,7 @@ def test_a_state_can_be_looked_at_with_arrow_alone(thirds):
     reader = pa.ipc.open_file(str(thirds / "2.state"))
     held = json.loads(reader.schema.metadata[b"bigvocab"])
     assert held["format"] == "bigvocab-state"
-    assert held["version"] == 3
+    assert held["version"] == 4
     assert held["coverage"]["ranges"] == [[100, 200]]
     assert [file["role"] for file in held["coverage"]["files"]] == ["logits", "labels"]
     table = reader.read_all()
@@ -347,13 +347,13 @@ def test_a_damaged_state_is_refused(thirds, tmp_path):
 
 
 def test_another_version_is_refused(data, tmp_path, monkeypatch):
-    for version, age in ((1, "an older"), (4, "a newer")):
+    for version, age in ((1, "an older"), (5, "a newer")):
         monkeypatch.setattr(state, "VERSION", version)
         bv.evaluate(**main_job(data, state=tmp_path / "other.state"))
         monkeypatch.undo()
         with pytest.raises(
             bv.BigvocabError,
-            match=rf"other\.state: is of version {version}, of {age} bigvocab; this one reads version 3",
+            match=rf"other\.state: is of version {version}, of {age} bigvocab; this one reads version 4",
         ):
             merge([tmp_path / "other.state"])
         with pytest.raises(bv.BigvocabError, match=f"of version {version}"):

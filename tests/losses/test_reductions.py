@@ -52,6 +52,14 @@ def test_a_running_total_loses_nothing():
     assert sums.value() == math.fsum([0.1] * 1_000_000)
 
 
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.floats(), st.integers(0, 4)), min_size=1, max_size=40), st.permutations(range(5)))
+def test_all_values_at_once_are_each_value(pairs, order):
+    sums = ExactSums(5)
+    sums.add([value for value, _ in pairs], np.array([group for _, group in pairs], np.int32))
+    np.testing.assert_array_equal(sums.values(np.array(order)), [sums.value(i) for i in order])
+
+
 def test_groups_grow_and_merge_by_name():
     a, b = ExactSums(2), ExactSums(3)
     a.add([1.0, 2.0, 3.0], np.array([0, 1, 1], np.int32))

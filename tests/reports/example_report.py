@@ -31,6 +31,11 @@ def bins(spans, seed, start, step):
         )
 
 
+def ranking(size):
+    names = ("recall", "precision", "ndcg", "map", "hit_rate", "mrr", "psp")
+    return {name: {"10": size * (1 + i / 7), "100": size * (1.5 + i / 9)} for i, name in enumerate(names)}
+
+
 def evaluation():
     """An evaluation with every block of an evaluation."""
     rng = random.Random(7)
@@ -70,6 +75,7 @@ def evaluation():
         "mrr": 0.4684790829039267,
         "tied_rows": 413,
         "entropy": 3.5120,
+        "ranking": ranking(0.3) | {"stderr": ranking(0.004), "cluster_stderr": ranking(0.0091)},
         "logsumexp": {"mean": 11.178517556818433, "min": 8.393314447878303, "max": 20.75081270489127},
         "bytes": 17011,
         "rows_without_bytes": 73,
@@ -90,6 +96,8 @@ def evaluation():
             "exact_mean": 3.419546069539158,
             "bias": -0.317446,
             "bias_stderr": 0.021,
+            "exact_ranking": ranking(0.31) | {"stderr": ranking(0.0041)},
+            "ranking_bias": ranking(-0.1) | {"stderr": ranking(0.0013)},
         },
         "worst": [
             {

@@ -119,12 +119,26 @@ def test_every_value_is_on_the_page(pages, name):
 
 def test_sections_stand_in_order(pages):
     assert pages["evaluation"].sections() == [
+        "ranking",
         *("loss", "rank", "calibration", "by-frequency", "by-position", "groups", "sampled", "worst", "metrics"),
         *("files", "options", "versions", "all"),
     ]
     assert pages["candidates"].sections()[:7] == [
         *("candidates", "means", "kl", "confidence", "delta-p", "flips", "between"),
     ]
+
+
+def test_rankings_are_shown_with_their_errors(pages):
+    text = pages["evaluation"].text
+    assert "NDCG at 10" in text.partition("<main>")[0]
+    section = text.partition('id="ranking"')[2].partition("</section>")[0]
+    for name in ("recall", "hit rate", "psp"):
+        assert name in section
+    assert "0.300000 ± 0.009100" in section  # the error over clusters
+    assert "0.450000 ± 0.013650" in section
+    sampled = text.partition('id="sampled"')[2].partition("</section>")[0]
+    assert "0.310000 ± 0.004100" in sampled
+    assert "-0.100000 ± 0.001300" in sampled or "−0.100000 ± 0.001300" in sampled
 
 
 def test_first_screen(pages):
@@ -323,6 +337,10 @@ def broken():
         "infinite": {"mean": "large"},
         "versions/numpy": 2,
         "clusters": 7,
+        "ranking": [1],
+        "ranking/ndcg": 0.5,
+        "ranking/ndcg/10": "high",
+        "ranking/stderr/ndcg": 0.1,
     }.items():
         yield put(path, value), path.replace("/", ".")
     for path, value in {"kl/mean": "x", "kl/percentiles": [1], "flips/to_wrong": 0.5, "by_confidence": 1}.items():

@@ -71,7 +71,7 @@ class Canvas:
         FigureCanvasSVG(self._figure)
         margins = {
             "left": left / WIDTH,
-            "right": 1 - 12 / WIDTH,
+            "right": 1 - 24 / WIDTH,  # half of the widest label of the last tick
             "bottom": bottom / height,
             "top": 1 - top / height,
             "hspace": 0.12,

@@ -8,6 +8,7 @@ from typing import Any
 
 from bigvocab.reports.page import pictures
 from bigvocab.reports.page.groups import group_section
+from bigvocab.reports.page.rankings import ranking_section, ranking_table, ranking_tile
 from bigvocab.reports.page.shown import (
     TEXT,
     Section,
@@ -43,6 +44,7 @@ def tiles(report: _Report) -> list[Tile]:
         (k, share), *rest = report["accuracy"].items()
         detail = ", ".join(f"{percent(other)} {top(k)}" for k, other in rest[:4])
         found.append(Tile("Accuracy", f"{percent(share)} {top(k)}", detail))
+    found += ranking_tile(report.get("ranking", {}))
     if "bits_per_byte" in report:
         found.append(Tile("Bits per byte", number(report["bits_per_byte"])))
     return found
@@ -140,6 +142,7 @@ def _macro(block: _Report) -> Iterator[tuple[str, str, str]]:
 def sections(report: _Report) -> list[Section]:
     """The pictures in their order, groups, the sampled loss, worst rows, and the metrics of the table."""
     made: list[tuple[str, Callable[[_Report], Section | None]]] = [
+        ("ranking", ranking_section),
         ("loss_histogram", _losses),
         ("rank_histogram", _ranks),
         ("calibration", _calibration),
@@ -303,14 +306,16 @@ def _sampled(report: _Report) -> Section:
         if key in block
     ]
     if "bias" in block:
-        rows.append(("bias", f"{erring(number(block['bias']), block.get('bias_stderr'))} nats"))
+        rows.append(("bias", f"{erring(number(block['bias']), error_of(block, 'bias_stderr'))} nats"))
     title, picture = "Sampled against exact", ""
     text = "The loss over drawn candidates; it is not the loss over all classes, mostly below it, and no perplexity."
     if "exact_mean" in block and "mean" in block:
-        items = [("exact", block["exact_mean"], None), ("sampled", block["mean"], block.get("bias_stderr"))]
+        items = [("exact", block["exact_mean"], None), ("sampled", block["mean"], error_of(block, "bias_stderr"))]
         what = "The sampled mean, with the standard error of its difference from the exact mean, beside the exact mean."
         picture = pictures.forest("sampled", title, items, "mean loss (nats)", what)
-    return Section("sampled", title, text, picture, table=Table(("", ""), rows))
+    rankings = [("exact_ranking", "Ranking over all classes"), ("ranking_bias", "Exact less sampled ranking")]
+    folded = [(name, ranking_table(block[key])) for key, name in rankings if block.get(key)]
+    return Section("sampled", title, text, picture, table=Table(("", ""), rows), folded=folded)
 
 
 def _worst(report: _Report) -> Section:

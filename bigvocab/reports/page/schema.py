@@ -209,6 +209,14 @@ def _histogram(extra: int, open_ended: bool) -> Check:
     return check
 
 
+def _ranking(value: Any, name: str) -> None:
+    """Metrics at each k, and blocks of their errors."""
+    numbers, errors = _each(_number), _each(_each(_magnitude))
+    _each(_anything)(value, name)
+    for key, item in value.items():
+        (errors if key in ("stderr", "cluster_stderr") else numbers)(item, f"{name}.{key}")
+
+
 _MEAN = {"mean": _number, "stderr": _magnitude, "cluster_stderr": _magnitude}
 _LIKELIHOOD = _MEAN | {
     "perplexity": _magnitude,
@@ -265,6 +273,7 @@ _EVALUATION = _record(
             "groups",
             "mean",
         ),
+        "ranking": _ranking,
         "loss_histogram": _histogram(1, open_ended=True),
         "rank_histogram": _histogram(0, open_ended=False),
         "calibration": _record(
@@ -281,6 +290,9 @@ _EVALUATION = _record(
                 "seed": _list(_whole),
                 "bias": _number,
                 "bias_stderr": _magnitude,
+                "bias_cluster_stderr": _magnitude,
+                "exact_ranking": _ranking,
+                "ranking_bias": _ranking,
                 **{f"{side}{what}": check for side in ("", "exact_") for what, check in _MEAN.items()},
             }
         ),
