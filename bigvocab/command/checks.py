@@ -98,9 +98,12 @@ def judge(report: Report, conditions: list[Condition]) -> None:
 
 
 def check_raw(options: dict[str, Any]) -> None:
-    """Refuse a dtype or shape of raw binary that cannot be read."""
+    """Refuse a dtype or shape of raw binary that cannot be read, of any side."""
     from bigvocab.formats.layout import parse_dtype, parse_shape
 
-    as_usage("--dtype", parse_dtype, options.get("dtype"))
-    if options.get("shape"):
-        as_usage("--shape", parse_shape, options["shape"])
+    for side in ("", "reference-", "candidate-"):
+        for name, parse in (("dtype", parse_dtype), ("shape", parse_shape)):
+            given = options.get(f"{side}{name}".replace("-", "_"))
+            for value in given.values() if isinstance(given, dict) else [given]:
+                if value:
+                    as_usage(f"--{side}{name}", parse, value)

@@ -14,6 +14,7 @@ from bigvocab.command.cli import cli
 from bigvocab.command.comparison_options import split_name
 
 LLAMA = Path(__file__).parents[1] / "data/llama/kjv-751"
+TWO = ("--reference", "q8.npy", "--candidate", "q4.npy")
 COMPARE = ("compare", "--reference", "reference-*.npy", "--candidate", "q8=q8.npy", "--candidate", "q4=q4.npy")
 ALL = (*COMPARE, "--labels", "labels.parquet", "--group-column", "group", "--cluster-column", "document")
 
@@ -151,6 +152,11 @@ def test_conditions_on_values_that_there_will_not_be(data, condition, words):
         (("--reference", "q8.npy", "--candidate", "q4.npy", "--resume"), "'--resume' needs '--state'"),
         (("--reference", "q8.npy", "--candidate", "q4.npy", "--shape", "3,4"), "needs '--dtype'"),
         (("--reference", "q8.npy", "--candidate", "q4.npy", "--candidate-softcap", "x=-1"), "--candidate-softcap"),
+        ((*TWO, "--dtype", "float9"), "'--dtype': got 'float9'"),
+        ((*TWO, "--reference-dtype", "float9"), "'--reference-dtype': got 'float9'"),
+        ((*TWO, "--candidate-dtype", "float9"), "'--candidate-dtype': got 'float9'"),
+        ((*TWO[:3], "a=q4.npy", "--candidate-dtype", "a=float9"), "'--candidate-dtype': got"),
+        ((*TWO, "--reference-dtype", "float32", "--reference-shape", "3;4"), "'--reference-shape'"),
     ],
 )
 def test_a_wrong_command_exits_2(data, arguments, words):
