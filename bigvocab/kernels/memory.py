@@ -89,14 +89,17 @@ def ask_for(builder, address, locality):
 
 @intrinsic
 def prefetch(typingctx, array, index):
-    """Ask for the memory of the vector at `index`, to be used once; it may lie past the end of `array`."""
+    """Ask for the memory of the vector at `index`, into the second-level cache; it may lie past the end of `array`.
+
+    Asked for as memory to be used once, it passes by that cache, and Intel's processors read half as fast.
+    """
     lanes = lanes_of(array.dtype)
 
     def codegen(context, builder, signature, args):
         pointer, size = pointer_to(context, builder, array, args[0], args[1], 1)
         address = builder.bitcast(pointer, BYTES)
         for line in range(0, lanes.count * size, 64):
-            ask_for(builder, builder.gep(address, [ir.Constant(I32, line)]), 0)
+            ask_for(builder, builder.gep(address, [ir.Constant(I32, line)]), 2)
         return context.get_dummy_value()
 
     return types.none(array, types.intp), codegen
