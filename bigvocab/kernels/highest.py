@@ -41,7 +41,7 @@ def _number_of(typingctx, bits):
 
 
 @inline
-def _key_of(number):
+def key_of(number):
     """An integer for each number that is no NaN, in the same order; -0 is 0."""
     bits = _bits_of(number + 0.0)
     return bits if bits >= 0 else bits ^ _MAGNITUDE
@@ -101,7 +101,7 @@ def _shrink(keys, ids, count, most):
 
 
 @inline
-def _put(key, class_id, kept):
+def put(key, class_id, kept):
     """Put a class that is above the threshold into the buffer, after all others."""
     keys, ids, marks = kept
     count = int(marks[COUNT])
@@ -126,25 +126,8 @@ def keep_row(x, first_class, kept):
             mask &= mask - 1
             logit = m.load_scalar(x, at)
             if logit > marks[THRESHOLD]:
-                _put(_key_of(logit), first_class + at, kept)
+                put(key_of(logit), first_class + at, kept)
                 above = v.splat(v.like_lane(marks[THRESHOLD], x), zero)
-
-
-@inline
-def keep_block(x, start, stop, top, first_class, kept):
-    """As `keep_row` for the classes of a block, whose greatest are `top`."""
-    if v.any_greater(top, v.splat(v.like_lane(kept[2][THRESHOLD], x), top)):
-        keep_row(x[start:stop], first_class + start, kept)
-
-
-@inline
-def forget_tile(first_class, kept):
-    """Take out what this class and those after it have put in: they come again. What they pushed out is not needed."""
-    keys, ids, marks = kept
-    count = int(marks[COUNT])
-    while count > 0 and ids[count - 1] >= first_class:
-        count -= 1
-    marks[COUNT], marks[THRESHOLD] = count, -np.inf
 
 
 @jit
@@ -162,7 +145,7 @@ def merge_highest(keys, ids, marks, to_keys, to_ids, to_marks):
             kept = (to_keys[r], to_ids[r], to_marks[r])
             for i in range(int(marks[g, r, COUNT])):
                 if _of_key(keys[g, r, i]) > to_marks[r, THRESHOLD]:
-                    _put(keys[g, r, i], ids[g, r, i], kept)
+                    put(keys[g, r, i], ids[g, r, i], kept)
 
 
 @jit

@@ -19,7 +19,7 @@ from bigvocab.kernels.llvm import F32, F64, I32
 
 
 class Lanes(types.Type):
-    """A vector of `count` numbers of one kind: "float", "double", "int" or "short"."""
+    """A vector of `count` numbers of one kind: "float", "double", "int", "long" or "short"."""
 
     def __init__(self, kind: str, count: int) -> None:
         self.kind, self.count = kind, count
@@ -213,7 +213,7 @@ def _counting(comparison, *, signed=True):
     def count(typingctx, x, y):
         def codegen(context, builder, signature, args):
             integers = builder.icmp_signed if signed else builder.icmp_unsigned
-            compare = integers if x.kind == "short" else builder.fcmp_ordered
+            compare = builder.fcmp_ordered if x.kind in ("float", "double") else integers
             bits = builder.bitcast(compare(comparison, *args), ir.IntType(x.count))
             return builder.zext(builder.ctpop(bits), ir.IntType(64))
 
@@ -222,19 +222,23 @@ def _counting(comparison, *, signed=True):
     return count
 
 
-count_greater, count_equal = _counting(">"), _counting("==")
+count_greater, count_equal, count_at_least = _counting(">"), _counting("=="), _counting(">=")
 count_below = _counting("<", signed=False)  # of numbers that are stored as integers
 
 
-@intrinsic
-def mask_greater(typingctx, x, y):
-    """A bit for each lane, the first the lowest: whether x is greater than y."""
+def _mask(comparison):
+    @intrinsic
+    def mask(typingctx, x, y):
+        def codegen(context, builder, signature, args):
+            bits = builder.bitcast(builder.fcmp_ordered(comparison, *args), ir.IntType(x.count))
+            return builder.zext(bits, ir.IntType(64))
 
-    def codegen(context, builder, signature, args):
-        bits = builder.bitcast(builder.fcmp_ordered(">", *args), ir.IntType(x.count))
-        return builder.zext(bits, ir.IntType(64))
+        return types.int64(x, x), codegen
 
-    return types.int64(x, x), codegen
+    return mask
+
+
+mask_greater, mask_at_least = _mask(">"), _mask(">=")  # a bit for each lane, the first the lowest
 
 
 @intrinsic

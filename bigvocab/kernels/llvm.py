@@ -5,8 +5,8 @@ from __future__ import annotations
 from llvmlite import ir
 from numba import types
 
-F32, F64, I16, I32 = ir.FloatType(), ir.DoubleType(), ir.IntType(16), ir.IntType(32)
-ELEMENTS = {"float": F32, "double": F64, "int": I32, "short": I16}
+F32, F64, I16, I32, I64 = ir.FloatType(), ir.DoubleType(), ir.IntType(16), ir.IntType(32), ir.IntType(64)
+ELEMENTS = {"float": F32, "double": F64, "int": I32, "short": I16, "long": I64}
 
 
 def vector_type(lanes):
@@ -21,7 +21,7 @@ def constant(lanes, value):
 
 def scalar_type(lanes):
     """The Numba type of one lane."""
-    return {"float": types.float32, "double": types.float64, "int": types.int32}[lanes.kind]
+    return {"float": types.float32, "double": types.float64, "int": types.int32, "long": types.int64}[lanes.kind]
 
 
 def splat(builder, scalar, count):

@@ -51,6 +51,18 @@ def load(typingctx, array, index):
 
 
 @intrinsic
+def store(typingctx, lanes, array, index):
+    """Put lanes into an array of their own type, from `index` on, all within the array."""
+
+    def codegen(context, builder, signature, args):
+        pointer, size = pointer_to(context, builder, array, args[1], args[2], lanes.count)
+        builder.store(args[0], pointer, align=size)
+        return context.get_dummy_value()
+
+    return types.none(lanes, array, types.intp), codegen
+
+
+@intrinsic
 def load_unordered(typingctx, array, index):
     """As `load`, but lane by lane in any order, which is cheaper for bfloat16: the even elements, then the odd ones."""
     lanes = lanes_of(array.dtype)
@@ -77,6 +89,23 @@ def load_beside(typingctx, array, index, lanes):
         return builder.load(pointer, align=size)
 
     return Lanes("double", lanes.count)(array, types.intp, lanes), codegen
+
+
+@intrinsic
+def place_of(typingctx, array, index):
+    """The index of the element that `load_unordered` puts into lane `index` % 32 of its vector of halves."""
+
+    def codegen(context, builder, signature, args):
+        if array.dtype != types.uint16:
+            return args[1]
+        number, one, four = args[1], ir.Constant(args[1].type, 1), ir.Constant(args[1].type, 4)
+        lane = builder.and_(number, ir.Constant(number.type, 31))
+        turned = builder.or_(
+            builder.shl(builder.and_(lane, ir.Constant(number.type, 15)), one), builder.lshr(lane, four)
+        )
+        return builder.or_(builder.and_(number, ir.Constant(number.type, -32)), turned)
+
+    return types.intp(array, types.intp), codegen
 
 
 def ask_for(builder, address, locality):

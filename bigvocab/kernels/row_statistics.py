@@ -44,6 +44,16 @@ def lanes_at(x, i, stop, size):
 
 
 @inline
+def block_max(x, start, stop):
+    """The greatest logit of a block; -inf where there is none."""
+    top = v.splat(v.floor_value(x), v.zeros_for(x))
+    size = m.width(x)
+    for i in range(start, stop, size):
+        top = v.larger(lanes_at(x, i, stop, size), top)
+    return v.largest(top)
+
+
+@inline
 def count_block(x, start, stop, label):
     """How many logits of a block lie above the label's, and how many are equal to it."""
     y = v.splat(label, v.zeros_for(x))
@@ -99,3 +109,9 @@ def merge_squares(stats, top, squared, gap):
         stats[SQUARED] = mine + squared
     else:
         stats[SQUARED] += squared * lower
+
+
+@inline
+def within_sum(rest, others, classes):
+    """A sum of squares of numbers up to 1, within what their sum allows: of few tiny ones the rounding is larger."""
+    return min(max(rest, others * others / max(classes - 1, 1)), others * min(others, 1.0))

@@ -26,7 +26,6 @@ from bigvocab.kernels import lanes as v
 from bigvocab.kernels import memory as m
 from bigvocab.kernels.exp import LN2, LOG2E, power_constants, power_terms
 from bigvocab.kernels.hidden import shown_block, shown_row
-from bigvocab.kernels.highest import keep_block
 from bigvocab.kernels.jit import inline, jit
 from bigvocab.kernels.row_statistics import (
     ARGMAX,
@@ -40,18 +39,19 @@ from bigvocab.kernels.row_statistics import (
     SKIP,
     SUM,
     TOTAL,
+    block_max,
     count_block,
     first_at,
     merge_squares,
     merge_tile,
     padding,
+    within_sum,
 )
 from bigvocab.kernels.softmax_block import (
     DOWNWARDS,
     UNRANKED,
     UPWARDS,
     any_block,
-    block_max,
     block_total,
     reference_exponent,
 )
@@ -75,10 +75,10 @@ def softmax_row(x, label, scale, want, first_class, stats, hidden):
 
 
 @inline
-def softmax_row_with(x, label, scale, want, first_class, stats, hidden, squares, kept):
-    """As `softmax_row`, with the sum of squares, and with the highest classes put into `kept` (see `highest`).
+def softmax_row_with(x, label, scale, want, first_class, stats, hidden, squares, cells):
+    """As `softmax_row`, with the sum of squares, and with the maxima of cells (see `highest_cells`) put into `cells`.
 
-    Each is None where it is not asked for: then nothing of it is compiled. No class is hidden from `kept`.
+    Each is None where it is not asked for: then nothing of it is compiled. No class is hidden from `cells`.
     """
     factor = v.like_lane(scale * LOG2E, x)
     c = np.float64(factor)
@@ -118,7 +118,7 @@ def softmax_row_with(x, label, scale, want, first_class, stats, hidden, squares,
         counted = want & RANK and near and label != 0 and not again
         ranked = UNRANKED if not counted else DOWNWARDS if downwards else UPWARDS
         terms = (factor, reference, origin)
-        block = any_block(x, start, stop, terms, lane_label, first_class, hidden, ranked, entropy, squares)
+        block = any_block(x, start, stop, terms, lane_label, first_class, hidden, ranked, entropy, squares, cells)
         top = block[1]
         if want & RANK and not again:
             near = v.any_at_least(top, v.splat(lane_label, top))
@@ -149,8 +149,6 @@ def softmax_row_with(x, label, scale, want, first_class, stats, hidden, squares,
         sums = v.add(sums, block[0])
         shifted_sums = v.add(shifted_sums, block[2])
         squared_sums = v.add(squared_sums, block[5])
-        if kept is not None:
-            keep_block(x, start, stop, top, first_class, kept)
         if want & LOGIT_SUM:
             shown, begin, end = shown_block(x, start, stop, first_class, hidden)
             totals = block_total(shown, begin, end, totals)
@@ -179,19 +177,13 @@ def softmax_row_with(x, label, scale, want, first_class, stats, hidden, squares,
             stats[ARGMAX] = first_class + best_start + first_at(shown, begin, end, top) - begin
         if squares is not None:
             rest = max(v.total(squared_sums) - term * term, 0.0) * 2.0 ** (-2.0 * above)
-            merge_squares(stats, top, 1.0 + _as_squares(rest, others, x.size), gap)
+            merge_squares(stats, top, 1.0 + within_sum(rest, others, x.size), gap)
         merge_tile(stats, top, total, shifted, gap)
         stats[MAX] = max(top, stats[MAX])
     stats[TOTAL] += scale * v.total(totals)
     stats[GREATER] += greater
     stats[EQUAL] += equal - padding(x, label)
     return True
-
-
-@inline
-def _as_squares(rest, others, classes):
-    """A sum of squares of numbers up to 1, within what their sum allows: of few tiny ones the rounding is larger."""
-    return min(max(rest, others * others / max(classes - 1, 1)), others * min(others, 1.0))
 
 
 @inline

@@ -13,8 +13,9 @@ from bigvocab.kernels import lanes as v
 from bigvocab.kernels import memory as m
 from bigvocab.kernels.exp import power_constants, power_terms
 from bigvocab.kernels.hidden import first_hidden, show_strip, shown_block
+from bigvocab.kernels.highest_cells import LANES
 from bigvocab.kernels.jit import inline
-from bigvocab.kernels.row_statistics import AHEAD, lanes_at
+from bigvocab.kernels.row_statistics import AHEAD
 
 STRIP, HALF_STRIP = 4, 8
 
@@ -23,16 +24,6 @@ UNRANKED, UPWARDS, DOWNWARDS = range(3)
 
 _LEAST = -125.0  # exponents below this count as this: 2**-125 vanishes beside 1
 _FAINT = 2.0**-60  # the square of less vanishes beside 1, and would be slow where it underflows
-
-
-@inline
-def block_max(x, start, stop):
-    """The greatest logit of a block; NaN counts as nothing."""
-    top = v.splat(v.floor_value(x), v.zeros_for(x))
-    size = m.width(x)
-    for i in range(start, stop, size):
-        top = v.larger(lanes_at(x, i, stop, size), top)
-    return v.largest(top)
 
 
 @inline
@@ -77,30 +68,59 @@ def _strip_length(x):
 
 
 @inline
-def _strips(x, start, stop, at, low, origin, constants, y, ranked, entropy, faint, carried):
-    """Add whole vectors, strip by strip, to what `_block` carries; `at` is where `start` lies in the block."""
-    sums, shifted, late, top, greater, equal, squared = carried
-    zero, size, ahead = v.zeros_for(x), m.width(x), AHEAD * x.itemsize // 2
-    half, length = x.itemsize == 2, _strip_length(x)
-    for strip in range(start, stop, length):
-        held = (zero, top, late, greater, equal, zero)
-        for i in range(strip, min(strip + length, stop), size):
-            m.prefetch(x, i + ahead)
-            logits, ordered = m.load_unordered(x, i), m.load_order(x, i)
-            held = _add_lanes(logits, ordered, held, constants, low, origin, y, ranked, entropy, faint)
-        sums = v.add(sums, v.fold(held[0]))
-        if faint is not None:
-            squared = v.add(squared, v.fold(held[5]))
-        if entropy:
-            late = held[2]
-            if not half or (strip - start + at) & length:
-                shifted, late = v.add(shifted, v.fold(late)), zero
-        top, greater, equal = held[1], held[3], held[4]
-    return sums, shifted, late, top, greater, equal, squared
+def _strips(x, start, stop, at, low, origin, constants, y, ranked, entropy, faint, carried, cells):
+    """Add whole vectors, strip by strip, to what `_block` carries; `at` is where `start` lies in the block.
+
+    `cells` is None, or gets the maxima of the lanes, see `highest_cells.lane_maxima`.
+    """
+    length = _strip_length(x)
+    if cells is None:
+        for strip in range(start, stop, length):
+            part = min(strip + length, stop)
+            carried = _strip(
+                x, strip, part, strip - start + at, low, origin, constants, y, ranked, entropy, faint, carried
+            )
+    else:
+        maxima, step = cells
+        for cell in range(start, stop, step):
+            top = carried[3]
+            sums, shifted, late, _, greater, equal, squared = carried
+            carried = sums, shifted, late, v.splat(v.floor_value(x), top), greater, equal, squared
+            end = min(cell + step, stop)
+            for strip in range(cell, end, length):
+                part = min(strip + length, end)
+                carried = _strip(
+                    x, strip, part, strip - start + at, low, origin, constants, y, ranked, entropy, faint, carried
+                )
+            if end == cell + step:
+                m.store(carried[3], maxima, cell // step * LANES)
+            sums, shifted, late, here, greater, equal, squared = carried
+            carried = sums, shifted, late, v.larger(here, top), greater, equal, squared
+    return carried
 
 
 @inline
-def _block(x, start, stop, terms, label, first_class, hidden, ranked, entropy, squares):
+def _strip(x, start, stop, at, low, origin, constants, y, ranked, entropy, faint, carried):
+    """Add the vectors of one strip, `at` from the start of its block."""
+    sums, shifted, late, top, greater, equal, squared = carried
+    zero, size, ahead = v.zeros_for(x), m.width(x), AHEAD * x.itemsize // 2
+    held = (zero, top, late, greater, equal, zero)
+    for i in range(start, stop, size):
+        m.prefetch(x, i + ahead)
+        logits, ordered = m.load_unordered(x, i), m.load_order(x, i)
+        held = _add_lanes(logits, ordered, held, constants, low, origin, y, ranked, entropy, faint)
+    sums = v.add(sums, v.fold(held[0]))
+    if faint is not None:
+        squared = v.add(squared, v.fold(held[5]))
+    if entropy:
+        late = held[2]
+        if x.itemsize != 2 or at & _strip_length(x):
+            shifted, late = v.add(shifted, v.fold(late)), zero
+    return sums, shifted, late, held[1], held[3], held[4], squared
+
+
+@inline
+def _block(x, start, stop, terms, label, first_class, hidden, ranked, entropy, squares, cells):
     """What `_add_lanes` says of a block, sums in float64; the last vector stands apart: the loop has no branch.
 
     terms = (factor, reference, origin); `ranked` and `entropy` are constants, each pair a loop of its own; `squares` is
@@ -122,21 +142,21 @@ def _block(x, start, stop, terms, label, first_class, hidden, ranked, entropy, s
     late = zero  # sums of (x - origin) 2**t; of half types, of two strips: they may be half as fine
     carried = (sums, shifted, late, top, greater, equal, squared)
     if hidden is None:
-        carried = _strips(x, start, whole, 0, low, origin, constants, y, ranked, entropy, faint, carried)
+        carried = _strips(x, start, whole, 0, low, origin, constants, y, ranked, entropy, faint, carried, cells)
     else:
         length, following, at = _strip_length(x), first_hidden(start, first_class, hidden), start
         while at < whole:
             end = whole
             if following[2] < whole:
                 end = at + (following[2] - at) // length * length
-            carried = _strips(x, at, end, at - start, low, origin, constants, y, ranked, entropy, faint, carried)
+            carried = _strips(x, at, end, at - start, low, origin, constants, y, ranked, entropy, faint, carried, cells)
             at = end
             if at < whole:
                 end = min(at + length, whole)
                 following = show_strip(x, at, end, first_class, hidden, following)
                 shown = hidden[3]
                 carried = _strips(
-                    shown, 0, end - at, at - start, low, origin, constants, y, ranked, entropy, faint, carried
+                    shown, 0, end - at, at - start, low, origin, constants, y, ranked, entropy, faint, carried, cells
                 )
                 at = end
     sums, shifted, late, top, greater, equal, squared = carried
@@ -156,38 +176,38 @@ def _block(x, start, stop, terms, label, first_class, hidden, ranked, entropy, s
     return sums, top, shifted, greater, equal, squared
 
 
-def any_block(x, start, stop, terms, label, first_class, hidden, ranked, entropy, squares):
+def any_block(x, start, stop, terms, label, first_class, hidden, ranked, entropy, squares, cells):
     """`_block` for what is known at run time only."""
     raise NotImplementedError  # only for kernels: see the overload below
 
 
 @overload(any_block, inline="always")
-def _any_block_of(x, start, stop, terms, label, first_class, hidden, ranked, entropy, squares):
+def _any_block_of(x, start, stop, terms, label, first_class, hidden, ranked, entropy, squares, cells):
     return _block_of_halves if m.is_half(x.dtype) else _block_of_numbers
 
 
-def _block_of_numbers(x, start, stop, terms, label, first_class, hidden, ranked, entropy, squares):
+def _block_of_numbers(x, start, stop, terms, label, first_class, hidden, ranked, entropy, squares, cells):
     if entropy:
         if ranked == UNRANKED:
-            return _block(x, start, stop, terms, label, first_class, hidden, UNRANKED, True, squares)
-        return _block(x, start, stop, terms, label, first_class, hidden, UPWARDS, True, squares)
+            return _block(x, start, stop, terms, label, first_class, hidden, UNRANKED, True, squares, cells)
+        return _block(x, start, stop, terms, label, first_class, hidden, UPWARDS, True, squares, cells)
     if ranked == UNRANKED:
-        return _block(x, start, stop, terms, label, first_class, hidden, UNRANKED, False, squares)
-    return _block(x, start, stop, terms, label, first_class, hidden, UPWARDS, False, squares)
+        return _block(x, start, stop, terms, label, first_class, hidden, UNRANKED, False, squares, cells)
+    return _block(x, start, stop, terms, label, first_class, hidden, UPWARDS, False, squares, cells)
 
 
-def _block_of_halves(x, start, stop, terms, label, first_class, hidden, ranked, entropy, squares):
+def _block_of_halves(x, start, stop, terms, label, first_class, hidden, ranked, entropy, squares, cells):
     if entropy:
         if ranked == UPWARDS:
-            return _block(x, start, stop, terms, label, first_class, hidden, UPWARDS, True, squares)
+            return _block(x, start, stop, terms, label, first_class, hidden, UPWARDS, True, squares, cells)
         if ranked == DOWNWARDS:
-            return _block(x, start, stop, terms, label, first_class, hidden, DOWNWARDS, True, squares)
-        return _block(x, start, stop, terms, label, first_class, hidden, UNRANKED, True, squares)
+            return _block(x, start, stop, terms, label, first_class, hidden, DOWNWARDS, True, squares, cells)
+        return _block(x, start, stop, terms, label, first_class, hidden, UNRANKED, True, squares, cells)
     if ranked == UPWARDS:
-        return _block(x, start, stop, terms, label, first_class, hidden, UPWARDS, False, squares)
+        return _block(x, start, stop, terms, label, first_class, hidden, UPWARDS, False, squares, cells)
     if ranked == DOWNWARDS:
-        return _block(x, start, stop, terms, label, first_class, hidden, DOWNWARDS, False, squares)
-    return _block(x, start, stop, terms, label, first_class, hidden, UNRANKED, False, squares)
+        return _block(x, start, stop, terms, label, first_class, hidden, DOWNWARDS, False, squares, cells)
+    return _block(x, start, stop, terms, label, first_class, hidden, UNRANKED, False, squares, cells)
 
 
 @inline

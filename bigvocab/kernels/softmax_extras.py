@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import numpy as np
 
-from bigvocab.kernels.highest import buffer_of, forget_tile, keep_row
+from bigvocab.kernels.highest import buffer_of
+from bigvocab.kernels.highest_cells import cells_of, keep_tile, lane_maxima
 from bigvocab.kernels.jit import jit
 from bigvocab.kernels.row_statistics import SKIP
 from bigvocab.kernels.softmax import softmax_row_with
+from bigvocab.kernels.softmax_capped import row_capped
 from bigvocab.kernels.softmax_wide import row_wide
 
 
 @jit
 def rows_softmax_with(logits, labels, label_logits, transform, want, span, stats, squares, highest):
-    """As `rows_softmax`, with more: `squares` True adds the column SQUARED, else None; `highest` = (keys, ids, marks)
-    of `kernels.highest` gets the highest classes of the rows, else None.
+    """As `rows_softmax`, with more: `squares` True adds the column SQUARED, else None; `highest` = (keys, ids, marks,
+    bounds, scratch) gets the highest classes of the rows, see `highest` and `highest_cells`, else None.
     """
     scale, softcap = transform
     first_class, classes = span
@@ -23,9 +25,14 @@ def rows_softmax_with(logits, labels, label_logits, transform, want, span, stats
             continue
         x = logits[r, :classes]
         label = label_logits[r] if labels[r] >= 0 else np.nan
-        kept = buffer_of(highest, r)
-        if softcap > 0 or not softmax_row_with(x, label, scale, want, first_class, stats[r], None, squares, kept):
+        cells = cells_of(highest)
+        if softcap > 0:
+            done = row_capped(x, label, scale, softcap, want, first_class, stats[r], squares)
+        else:
+            done = softmax_row_with(x, label, scale, want, first_class, stats[r], None, squares, cells)
+        if not done:
             row_wide(x, label, scale, softcap, want, first_class, stats[r])
-            if highest is not None:
-                forget_tile(first_class, kept)
-                keep_row(x, first_class, kept)
+        if highest is not None and (softcap > 0 or not done):
+            lane_maxima(x, cells)
+        if highest is not None:
+            keep_tile(x, first_class, buffer_of(highest, r), highest[3], r, highest[4])

@@ -20,6 +20,7 @@ class HighestSums(SoftmaxSums):
         super().__init__(labels, transform, want, known)
         self.keep, self.statistics = keep, self.columns
         self.columns += 4 * keep + 2
+        self._bounds: Floats = np.full(len(labels), -np.inf)
 
     @property
     def hides(self) -> bool:
@@ -41,7 +42,13 @@ class HighestSums(SoftmaxSums):
 
     def add(self, piece: Array, span: Span, rows: slice | Ids, state: State) -> None:
         """See `rows_softmax_with`."""
-        self.add_with(piece, span, rows, state[0], tuple(state[1:]))
+        from bigvocab.kernels import highest_cells
+
+        bounds = self._bounds[rows]
+        scratch = highest_cells.scratch_for(piece, span[1], self.keep)
+        self.add_with(piece, span, rows, state[0], (*state[1:], bounds, scratch))
+        if not isinstance(rows, slice):  # else they were a view
+            self._bounds[rows] = np.maximum(self._bounds[rows], bounds)
 
     def merge(self, groups: State, into: State) -> None:
         """Sums of one maximum become those of another; of all buffers the highest stay."""

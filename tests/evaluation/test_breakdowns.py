@@ -93,7 +93,7 @@ def test_calibration_of_a_head_and_of_tiles(softcap):
     logits = logits if softcap is None else softcap * np.tanh(logits / softcap)
     ev = bv.Evaluator(weights=layer, metrics="calibration,rank", softcap=softcap)
     plain = bv.Evaluator(weights=layer, metrics="rank", softcap=softcap)
-    np.testing.assert_allclose(ev.update(x, labels), plain.update(x, labels), rtol=0, atol=2e-6 if softcap else 0)
+    assert ev.update(x, labels).tolist() == plain.update(x, labels).tolist()
     e = np.exp(logits - logits.max(1, keepdims=True))
     p = e / e.sum(1, keepdims=True)
     p[np.arange(30), labels] -= 1
