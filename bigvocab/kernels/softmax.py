@@ -74,7 +74,7 @@ def softmax_row(x, label, scale, want, first_class, stats, hidden):
     return softmax_row_with(x, label, scale, want, first_class, stats, hidden, None, None)
 
 
-@inline
+@jit
 def softmax_row_with(x, label, scale, want, first_class, stats, hidden, squares, cells):
     """As `softmax_row`, with the sum of squares, and with the maxima of cells (see `highest_cells`) put into `cells`.
 

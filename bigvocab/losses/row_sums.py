@@ -97,9 +97,9 @@ class SoftmaxSums:
         """See `rows_softmax_with`."""
         from bigvocab.kernels import softmax_extras
 
-        labels, found = self.labels[rows], self.found[rows]
+        labels, found, capped = self.labels[rows], self.found[rows], True if self.transform[1] else None
         softmax_extras.rows_softmax_with(
-            piece, labels, found, self.transform, self.want, span, stats, self.squares, highest
+            piece, labels, found, self.transform, capped, self.want, span, stats, self.squares, highest
         )
 
     @property
