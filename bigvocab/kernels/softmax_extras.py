@@ -14,7 +14,7 @@ from bigvocab.kernels.softmax_wide import row_wide
 
 
 @jit
-def rows_softmax_with(logits, labels, label_logits, transform, capped, want, span, stats, squares, highest):
+def rows_softmax_with(logits, labels, label_logits, transform, capped, want, entropy, span, stats, squares, highest):
     """As `rows_softmax`, with more: `squares` True adds the column SQUARED, else None; `highest` = (keys, ids, marks,
     bounds, scratch) gets the highest classes of the rows, see `highest` and `highest_cells`, else None.
 
@@ -30,7 +30,7 @@ def rows_softmax_with(logits, labels, label_logits, transform, capped, want, spa
         label = label_logits[r] if labels[r] >= 0 else np.nan
         cells = cells_of(highest)
         if capped is None:
-            done = softmax_row_with(x, label, scale, want, first_class, stats[r], None, squares, cells)
+            done = softmax_row_with(x, label, scale, want, entropy, first_class, stats[r], None, squares, cells)
         else:
             done = row_capped(x, label, scale, softcap, want, first_class, stats[r], squares)
         if not done:
