@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,7 +28,7 @@ from bigvocab.storage.file_identity import FileIdentity
 from bigvocab.storage.folders import partitions
 from bigvocab.storage.mapped import MappedFile
 from bigvocab.storage.remote import remember, whole_uri
-from bigvocab.storage.spool import local_copy
+from bigvocab.storage.spool import as_local
 
 _KINDS = paths.Kinds(
     (
@@ -125,7 +125,7 @@ _ARRAYS = {".npz", ".pt", ".pth", ".safetensors"}
 
 def _open_file(path: str, column: str | None) -> LabelPart:
     if uris.is_remote(path):
-        return _open_remote(path, column)
+        return _of_copy(path, lambda local: _open_file(local, column))
     path = uris.plain(path)
     try:
         if not os.path.isfile(path) and os.path.exists(path) and not os.path.isdir(path):
@@ -154,13 +154,11 @@ def _open_file(path: str, column: str | None) -> LabelPart:
         return part
 
 
-def _open_remote(uri: str, column: str | None) -> LabelPart:
-    """Labels in a store: small, so they are read whole, and kept in a local file."""
-    local, name = local_copy(uri), remember(uri)
-    try:
-        part = _open_file(local, column)
-    except BigvocabError as error:
-        raise error.renamed(local, name) from error
+def _of_copy(uri: str, open_it: Callable[[str], LabelPart]) -> LabelPart:
+    """Labels in a store: small, so they are read whole, and kept in a local file, which is opened."""
+    name = remember(uri)
+    with as_local(uri) as local:
+        part = open_it(local)
     return part._replace(path=name, batches=_renamed(part.batches, local, name))
 
 
@@ -222,6 +220,8 @@ def _find_files(path: Any) -> tuple[list[str], str | None]:
 
 def _open_raw(path: str, dtype: np.dtype) -> LabelPart:
     """A file of integers and nothing else."""
+    if uris.is_remote(path):
+        return _of_copy(path, lambda local: _open_raw(local, dtype))
     file = MappedFile(paths.Source(path, path, None))
     refuse_header(file, "label_dtype", "")
     if file.size % dtype.itemsize or not file.size:

@@ -85,14 +85,21 @@ def _split_uri(uri: str) -> tuple[str, str | None]:
     return before + query, name or None
 
 
+def names_one(uri: str) -> bool:
+    """Whether a URI means one object: no glob, and no folder by its name (which has no suffix, or ends with /)."""
+    before, _ = uris.split_query(uri)
+    if glob.has_magic(before.rpartition("/")[2]):
+        return False
+    return before.lower().startswith("http") or ("." in uris.name_of(uri) and not before.endswith("/"))
+
+
 def uri_files(uri: str, suffixes: tuple[str, ...]) -> list[str]:
     """The objects that a URI means: one, those of a folder (a name without a suffix, or with / at its end), a glob."""
     before, query = uris.split_query(uri)
     folder, _, pattern = before.rpartition("/")
-    name = uris.name_of(uri)
+    if names_one(uri):
+        return [uri]
     if not glob.has_magic(pattern):
-        if before.lower().startswith("http") or ("." in name and not before.endswith("/")):
-            return [uri]
         folder, pattern = before.rstrip("/"), ""
     from bigvocab.storage.stores import attempt, store_of
 

@@ -37,15 +37,22 @@ def pool() -> ThreadPoolExecutor:
 
 
 def remember(uri: str) -> str:
-    """The URI as it is shown; `whole_uri` finds the other one again in this process."""
+    """The URI as it is shown; `whole_uri` finds the other one again in this process. A path as it is."""
     name = uris.shown(uri)
-    _whole[name] = uri
+    if name != uri or name in _whole:
+        _whole[name] = uri
     return name
 
 
 def whole_uri(shown: str) -> str:
     """The URI, with its keys, that is shown so."""
     return _whole.get(shown, shown)
+
+
+def first_bytes(uri: str, count: int) -> bytes:
+    """So many bytes from the beginning of an object, or all that it has."""
+    file = RemoteFile(Source(uri, uri, None))
+    return file.read(0, min(count, file.size)).tobytes()
 
 
 def fingerprint(uri: str) -> str:
@@ -76,9 +83,13 @@ class RemoteFile(MappedFile):
 
     def check(self) -> None:
         """Raise FormatError if the object was written anew since it was opened."""
-        now: RemoteIdentity = attempt(self.path, self._store.identity)
-        if now != self.identity:
+        if not self.is_same():
             raise FormatError(f"{self.shown}: was written to or replaced while it is read")
+
+    def is_same(self) -> bool:
+        """Whether the object is still the one that was opened."""
+        now: RemoteIdentity = attempt(self.path, self._store.identity)
+        return now == self.identity
 
     def watched(self) -> list[MappedFile]:
         """Nothing is mapped."""

@@ -6,9 +6,11 @@ the tensors in use are ever there. All of it goes with the process.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 from bigvocab.errors import BigvocabError
@@ -74,10 +76,12 @@ def _home() -> str:
     return _folder.name
 
 
-def sparse(uri: str) -> SparseFile:
-    """The local file of an object, made at first, with nothing in it."""
+def sparse(uri: str, *, newest: bool = False) -> SparseFile:
+    """The local file of an object, made at first, with nothing in it; with `newest`, anew if the object has changed."""
     uri = whole_uri(uri)
     with _lock:
+        if newest and uri in _files and not _files[uri].remote.is_same():
+            del _files[uri]
         if uri not in _files:
             place = tempfile.mkdtemp(dir=_home())
             _files[uri] = SparseFile(uri, os.path.join(place, uris.name_of(uri) or "object"))
@@ -91,9 +95,21 @@ def local_copy(path: Any) -> Any:
     text = uris.plain(os.fsdecode(path))
     if not uris.is_remote(text):
         return text if isinstance(path, str) else path
-    found = sparse(text)
+    found = sparse(text, newest=True)
     found.fill(0, found.remote.size)
     return found.path
+
+
+@contextlib.contextmanager
+def as_local(path: str | os.PathLike[str]) -> Iterator[str]:
+    """The path of a local copy of an object, or that of a file; errors in here call the copy by its URI."""
+    local = os.fsdecode(local_copy(path))
+    try:
+        yield local
+    except BigvocabError as error:
+        if not uris.is_remote(path):
+            raise
+        raise error.renamed(local, uris.shown(os.fspath(path))) from error
 
 
 def mirror(uri: str) -> str:
@@ -115,7 +131,10 @@ def mirror(uri: str) -> str:
                 found.fill(0, found.remote.size)
             continue
         with _lock:
-            found = _files.setdefault(one, found)
+            held = _files.get(one)
+            if held is not None and held.remote.identity == found.remote.identity:
+                found = held
+            _files[one] = found
             os.replace(found.path, os.path.join(place, name))
             found.path = os.path.join(place, name)
             _by_path[found.path] = found
@@ -144,7 +163,7 @@ class SpooledFile(MappedFile):
     """An object as a mapped file: its header at first, all of it, or what `fill` asks for."""
 
     def __init__(self, source: Source, *, whole: bool) -> None:
-        self._sparse = sparse(source.path)
+        self._sparse = sparse(source.path, newest=True)
         if whole:
             self._sparse.fill(0, self._sparse.remote.size)
         else:
