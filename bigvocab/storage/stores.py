@@ -16,12 +16,13 @@ from collections.abc import Callable
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
-from urllib.parse import unquote, urljoin, urlsplit
+from urllib.parse import quote, unquote, urljoin, urlsplit
 
 from bigvocab.errors import BigvocabError, FormatError
 from bigvocab.storage import uris
 
 ATTEMPTS, PAUSE = 5, 0.2  # of a request, and seconds before the second one; each pause is twice the one before
+_PLAIN = "/=+,~:@!$&'()*;"  # in names, as they may stand in a URI
 _TIMEOUT, _REDIRECTS, _PIECE = 60.0, 5, 8 << 20
 _FINAL = re.compile(r"\b(40[0134]|ACCESS_DENIED|NO_SUCH_(KEY|BUCKET)|INVALID_ACCESS_KEY|SIGNATURE)|not found|No such file|forbidden", re.IGNORECASE)  # fmt: skip # noqa: E501
 
@@ -47,8 +48,8 @@ class Store(Protocol):
     def read(self, start: int, stop: int, expected: RemoteIdentity) -> bytes:
         """Bytes `start` to `stop`, or fewer where the answer was short; one request."""
 
-    def list(self) -> list[str]:
-        """URIs of the objects directly in this folder."""
+    def list(self, *, recursive: bool = False) -> list[str]:
+        """URIs of the objects in this folder: directly, or at any depth."""
 
     def write(self, source: Path) -> None:
         """Make the content of a file the object, whole or not at all."""
@@ -92,6 +93,21 @@ def store_of(uri: str) -> Store:
     return HttpStore(uri) if uri.lower().startswith("http") else ArrowStore(uri)
 
 
+def object_bytes(uri: str) -> bytes:
+    """All of a small object."""
+
+    def request() -> bytes:
+        store = store_of(uri)
+        found = store.identity()
+        content = store.read(0, found.size, found) if found.size else b""
+        if len(content) < found.size:
+            raise OSError(f"{len(content)} bytes came of {found.size}")
+        return content
+
+    content: bytes = attempt(uri, request)
+    return content
+
+
 class ArrowStore:
     """An object by pyarrow.fs."""
 
@@ -110,28 +126,30 @@ class ArrowStore:
                 "is a folder, expected an object" if found.type.name == "Directory" else "there is no such object"
             )
         with self._fs.open_input_file(self._path) as file:
-            held = file.metadata() or {}
-        etag = next((value for name, value in held.items() if _text(name).lower() == "etag"), b"")
-        return RemoteIdentity(found.size, found.mtime_ns or 0, _text(etag))
+            return RemoteIdentity(found.size, found.mtime_ns or 0, _etag(file))
 
     def read(self, start: int, stop: int, expected: RemoteIdentity) -> bytes:
         """Bytes of the object; threads share one open file."""
         with self._lock:
             if self._file is None:
-                self._file = self._fs.open_input_file(self._path)
+                file = self._fs.open_input_file(self._path)
+                if file.size() != expected.size:
+                    raise Final(f"changed while it was read ({expected.size} bytes before, {file.size()} now)")
+                if expected.etag and _etag(file) != expected.etag:
+                    raise Final("changed while it was read (another ETag)")
+                self._file = file
             file = self._file
-        if file.size() != expected.size:
-            raise Final(f"changed while it was read ({expected.size} bytes before, {file.size()} now)")
         return bytes(file.read_at(stop - start, start))
 
-    def list(self) -> list[str]:
-        """URIs of the objects directly in this folder."""
+    def list(self, *, recursive: bool = False) -> list[str]:
+        """URIs of the objects in this folder: directly, or at any depth."""
         from pyarrow.fs import FileSelector
 
         scheme = uris.split_query(self.uri)[0]
         root = scheme.removesuffix("/")
-        found = self._fs.get_file_info(FileSelector(self._path, allow_not_found=True))
-        return [f"{root}/{info.base_name}{self._query}" for info in found if info.is_file]
+        found = self._fs.get_file_info(FileSelector(self._path, allow_not_found=True, recursive=recursive))
+        begin = len(self._path.rstrip("/")) + 1
+        return [f"{root}/{quote(info.path[begin:], safe=_PLAIN)}{self._query}" for info in found if info.is_file]
 
     def delete(self) -> None:
         """Remove the object."""
@@ -147,6 +165,12 @@ class ArrowStore:
         with source.open("rb") as file, self._fs.open_output_stream(self._path) as sink:
             while piece := file.read(_PIECE):
                 sink.write(piece)
+
+
+def _etag(file: Any) -> str:
+    """The ETag of an opened object; "" where the store has none."""
+    held = file.metadata() or {}
+    return next((_text(value) for name, value in held.items() if _text(name).lower() == "etag"), "")
 
 
 def _text(value: Any) -> str:
@@ -265,7 +289,7 @@ class HttpStore:
             raise OSError("another range than the one asked for")
         return body
 
-    def list(self) -> list[str]:
+    def list(self, *, recursive: bool = False) -> list[str]:
         """Web servers have no listings."""
         raise Final("a web server lists no files; name each of them")
 

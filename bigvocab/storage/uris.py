@@ -58,6 +58,11 @@ def split_query(uri: str) -> tuple[str, str]:
     return before, mark + query
 
 
+def path_of(uri: str) -> str:
+    """The path of a URI, as the store knows it."""
+    return unquote(urlsplit(split_query(uri)[0]).path)
+
+
 def name_of(uri: str) -> str:
     """The last name of the path of a URI."""
     return unquote(split_query(uri)[0].rstrip("/").rpartition("/")[2])
