@@ -14,10 +14,9 @@ import numpy.typing as npt
 from bigvocab.errors import BigvocabError
 from bigvocab.formats.llama_logits import is_llama_logits, open_llama_logits
 from bigvocab.matrices.sources import RowSource
-from bigvocab.storage import uris
 from bigvocab.storage.fingerprints import of_file
-from bigvocab.storage.paths import names_one, split_selector
-from bigvocab.storage.remote import first_bytes
+from bigvocab.storage.paths import split_selector
+from bigvocab.storage.places import first_bytes, is_file
 
 Integers = npt.NDArray[np.int64]
 
@@ -33,13 +32,8 @@ def llama_path(values: Any) -> str | None:
     if selector is not None:
         return None
     try:
-        if uris.is_remote(path):
-            return path if names_one(path) and is_llama_logits(first_bytes(path, _HEAD)) else None
-        if not os.path.isfile(path):
-            return None
-        with open(path, "rb") as file:
-            return path if is_llama_logits(file.read(_HEAD)) else None
-    except (OSError, BigvocabError):
+        return path if is_file(path) and is_llama_logits(first_bytes(path, _HEAD)) else None
+    except BigvocabError:
         return None  # opening says why
 
 

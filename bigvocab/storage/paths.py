@@ -91,7 +91,7 @@ def names_one(uri: str) -> bool:
     before, _ = uris.split_query(uri)
     if glob.has_magic(before.rpartition("/")[2]):
         return False
-    return before.lower().startswith("http") or ("." in uris.name_of(uri) and not before.endswith("/"))
+    return uris.on_web(before) or ("." in uris.name_of(uri) and not before.endswith("/"))
 
 
 def uri_files(uri: str, kinds: Kinds) -> list[str]:

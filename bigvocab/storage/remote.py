@@ -62,12 +62,6 @@ def whole_uri(shown: str) -> str:
     return _whole.get(shown, shown)
 
 
-def first_bytes(uri: str, count: int) -> bytes:
-    """So many bytes from the beginning of an object, or all that it has."""
-    file = RemoteFile(Source(uri, uri, None))
-    return file.read(0, min(count, file.size)).tobytes()
-
-
 def fingerprint(uri: str) -> str:
     """What tells an object apart from others: its size, and its ETag or time of change."""
     found: RemoteIdentity = attempt(uri, store_of(whole_uri(uri)).identity)

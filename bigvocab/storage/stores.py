@@ -16,13 +16,12 @@ from collections.abc import Callable
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
-from urllib.parse import quote, unquote, urljoin, urlsplit
+from urllib.parse import unquote, urljoin, urlsplit
 
 from bigvocab.errors import BigvocabError, FormatError
 from bigvocab.storage import uris
 
 ATTEMPTS, PAUSE = 5, 0.2  # of a request, and seconds before the second one; each pause is twice the one before
-_PLAIN = "/=+,~:@!$&'()*;"  # in names, as they may stand in a URI
 _TIMEOUT, _REDIRECTS, _PIECE = 60.0, 5, 8 << 20
 _FINAL = re.compile(r"\b(40[0134]|ACCESS_DENIED|NO_SUCH_(KEY|BUCKET)|INVALID_ACCESS_KEY|SIGNATURE)|not found|No such file|forbidden", re.IGNORECASE)  # fmt: skip # noqa: E501
 
@@ -90,7 +89,21 @@ def _one_line(error: BaseException) -> str:
 
 def store_of(uri: str) -> Store:
     """The store that a URI is of."""
-    return HttpStore(uri) if uri.lower().startswith("http") else ArrowStore(uri)
+    return HttpStore(uri) if uris.on_web(uri) else ArrowStore(uri)
+
+
+def is_there(uri: str) -> bool:
+    """Whether there is such an object; no where that may not be looked at."""
+
+    def look() -> bool:
+        try:
+            store_of(uri).identity()
+        except Final:
+            return False
+        return True
+
+    found: bool = attempt(uri, look)
+    return found
 
 
 def object_bytes(uri: str) -> bytes:
@@ -149,7 +162,7 @@ class ArrowStore:
         root = scheme.removesuffix("/")
         found = self._fs.get_file_info(FileSelector(self._path, allow_not_found=True, recursive=recursive))
         begin = len(self._path.rstrip("/")) + 1
-        return [f"{root}/{quote(info.path[begin:], safe=_PLAIN)}{self._query}" for info in found if info.is_file]
+        return [f"{root}/{uris.quoted(info.path[begin:])}{self._query}" for info in found if info.is_file]
 
     def delete(self) -> None:
         """Remove the object."""
@@ -265,6 +278,8 @@ class HttpStore:
     def identity(self) -> RemoteIdentity:
         """Its size, time of change and ETag."""
         status, headers, _ = self._request("HEAD", {"Accept-Encoding": "identity"})
+        if status == 404 and "." not in uris.name_of(self.uri):
+            raise Final("404 Not Found; of a folder on a web server, which lists none, name each file")
         _refuse(status, (200,))
         length = headers.get("Content-Length", "")
         if not length.isdecimal():
