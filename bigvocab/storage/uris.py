@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit, urlunsplit
 
 _REMOTE = re.compile(r"(s3|gs|gcs|abfs|abfss|hdfs|viewfs|https?)://", re.IGNORECASE)
 # Of a query, what says where and how, and is no secret.
@@ -18,6 +18,11 @@ def is_remote(path: str | os.PathLike[str]) -> bool:
     (True, False, False)
     """
     return isinstance(path, str) and _REMOTE.match(path) is not None
+
+
+def on_web(path: str) -> bool:
+    """Whether it is a URI of a web server, which lists no files."""
+    return path[:4].lower() == "http" and is_remote(path)
 
 
 def plain(path: str) -> str:
@@ -56,6 +61,20 @@ def split_query(uri: str) -> tuple[str, str]:
     """A URI before its query, and the query with its question mark."""
     before, mark, query = uri.partition("?")
     return before, mark + query
+
+
+def quoted(name: str) -> str:
+    """A name, or path, as it may stand in a URI.
+
+    >>> quoted("a b/c=1.npy")
+    'a%20b/c=1.npy'
+    """
+    return quote(name, safe="/=+,~:@!$&'()*;")
+
+
+def path_of(uri: str) -> str:
+    """The path of a URI, as the store knows it."""
+    return unquote(urlsplit(split_query(uri)[0]).path)
 
 
 def name_of(uri: str) -> str:
