@@ -49,16 +49,17 @@ def groups_shown(groups: Lines, errors: CrossedSums | None, *, labelled: bool) -
     if errors:
         columns = names | {"same_top": "same_top"}
         over_clusters = {name: errors.errors("groups", len(groups), column) for name, column in columns.items()}
-    found: dict[str, dict[str, Any]] = {}
+    found = {}
     for group in sorted(groups.ids):
         line = groups.ids[group]
         n = int(groups.rows[line])
-        found[group] = shown = {"rows": n}
+        shown: dict[str, Any] = {"rows": n}
         for name, column in names.items():
             moments = groups.sums[column]
             shown |= {name: moments.mean(n, line), f"{name}_stderr": moments.stderr(n, line)}
         shown["same_top"] = divide(Fraction(int(groups.counts["same_top"][line])), n)
         shown |= {f"{name}_cluster_stderr": values[line] for name, values in over_clusters.items()}
+        found[group] = shown
     return found
 
 

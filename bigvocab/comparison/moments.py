@@ -119,7 +119,7 @@ class Lines:
 
     def add(
         self, codes: npt.NDArray[Any], names: list[str], counts: dict[str, Any], values: dict[str, Floats]
-    ) -> npt.NDArray[np.int32]:
+    ) -> npt.NDArray[Any]:
         """Add rows; row i is of the line `names[codes[i]]`, whose number here is returned."""
         if not len(codes):
             return np.zeros(0, np.int32)

@@ -124,7 +124,7 @@ class PairTally:
         """Sums by group and by cluster, and of the pairs of a cluster with a group or a bin."""
         same_top = columns["same_top"].astype(bool)
         values: dict[str, Floats] = {name: columns[name] for name in self.groups.sums if name in columns}
-        numbers = {"by_confidence": _bucket(columns["confidence"])}
+        numbers: dict[str, npt.NDArray[Any]] = {"by_confidence": _bucket(columns["confidence"])}
         if rows.groups is not None:
             numbers["groups"] = self.groups.add(rows.groups[0][kept], rows.groups[1], {"same_top": same_top}, values)
         if rows.clusters is None:
