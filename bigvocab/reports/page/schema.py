@@ -324,7 +324,7 @@ _CANDIDATE: dict[str, Check] = {
     "overlap": _each(_share),
     "flips": _record({"share": _share, "to_wrong": _whole, "to_right": _whole, "mcnemar_p": _share}),
     "nonfinite_rows": _record({"reference": _whole, "candidate": _whole}),
-    "by_confidence": _bins({"kl_mean": _number, "kl_median": _number}),
+    "by_confidence": _bins({"kl_mean": _number, "kl_cluster_stderr": _magnitude, "kl_median": _number}),
     "groups": _each(
         _record(
             {
@@ -333,6 +333,9 @@ _CANDIDATE: dict[str, Check] = {
                 "kl_stderr": _magnitude,
                 "difference": _number,
                 "difference_stderr": _magnitude,
+                "kl_cluster_stderr": _magnitude,
+                "difference_cluster_stderr": _magnitude,
+                "same_top_cluster_stderr": _magnitude,
                 "same_top": _share,
             },
             "rows",
