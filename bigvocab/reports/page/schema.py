@@ -225,7 +225,7 @@ _LIKELIHOOD = _MEAN | {
     "bits_per_byte": _number,
     "accuracy": _each(_share),
 }
-_RESULTS = _LIKELIHOOD | {"rows": _whole, "weight": _magnitude}
+_RESULTS = _LIKELIHOOD | {"rows": _whole, "weight": _magnitude, "ranking": _ranking}
 _CLUSTERS = _record({"count": _whole}, "count")
 _COMMON: dict[str, Check] = {
     "rows": _whole,
