@@ -14,6 +14,7 @@ from bigvocab.arguments import BFLOAT16
 from bigvocab.errors import BigvocabError
 from bigvocab.matrices.matrix import Matrix
 from bigvocab.storage import uris
+from bigvocab.storage.remote import remember
 
 _HELD_BYTES = 1 << 20  # of an array among the options
 _FEW = 16  # ids that are shown
@@ -43,7 +44,9 @@ def as_given(value: Any) -> Any:
         value = np.asarray(value)
     if isinstance(value, np.generic):
         value = value.item()
-    if isinstance(value, str | int | float | None):
+    if isinstance(value, str):
+        return remember(value)
+    if isinstance(value, int | float | None):
         return value
     if isinstance(value, os.PathLike):
         return uris.absolute(value)
@@ -70,7 +73,9 @@ def shown_value(value: Any) -> Any:
     if isinstance(value, dict):
         shape = value["missing"] if "missing" in value else from_given("", value, "").shape
         return _shape_in_words(shape)
-    if isinstance(value, str | int | float | bool | None):
+    if isinstance(value, str):
+        return uris.shown(value)
+    if isinstance(value, int | float | bool | None):
         return value
     if isinstance(value, os.PathLike):
         return os.fspath(value)

@@ -66,7 +66,7 @@ def _in_store(uri: str, tokenizer: bool) -> FoundModel:
             return _moved(find_layer(local, tokenizer=tokenizer), {local: uri}, local, uri)
     if uris.name_of(uri) in _OF_FOLDER:
         uri = folder_of(uri)
-    before, query = uris.split_query(uri)
+    before, query = uris.split_query(whole_uri(uri))
     uri = before.rstrip("/") + query
     folder = mirror(uri)
     if (gguf := _gguf_of(folder)) is not None:

@@ -31,14 +31,15 @@ def refuse_overwriting(outputs: Mapping[str, Any], inputs: Iterable[Any]) -> Non
         if _is_special(Path(path)):
             continue  # several may go to one terminal
         if (place := place_of(path)) in taken:
-            raise BigvocabError(f"{os.fspath(path)}: is {taken[place]}; choose another {name}")
+            raise BigvocabError(f"{uris.shown(text)}: is {taken[place]}; choose another {name}")
         taken[place] = f"the {name} as well"
 
 
 def place_of(path: str | os.PathLike[str]) -> Any:
     """What two paths to one file have in common."""
     if uris.is_remote(path):
-        return uris.split_query(uris.shown(os.fspath(path)))[0]
+        text = os.fspath(path)
+        return text if uris.on_web(text) else uris.split_query(uris.shown(text))[0]
     path = uris.plain(os.fsdecode(path))
     with contextlib.suppress(OSError):
         found = os.stat(path)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
@@ -27,6 +27,7 @@ Pieces = list[tuple[int, Future[npt.NDArray[Any]]]]  # (first byte, or row, and 
 _pool: ThreadPoolExecutor | None = None
 _pool_lock = threading.Lock()
 _whole: dict[str, str] = {}  # URI as shown -> URI
+_names_lock = threading.Lock()
 
 
 def pool() -> ThreadPoolExecutor:
@@ -51,10 +52,30 @@ def at_once(open_it: Callable[[Any], Any], given: Iterable[Any]) -> list[Any]:
 
 def remember(uri: str) -> str:
     """The URI as it is shown; `whole_uri` finds the other one again in this process. A path as it is."""
-    name = uris.shown(uri)
-    if name != uri or name in _whole:
-        _whole[name] = uri
+    name = shown = uris.shown(uri)
+    with _names_lock:
+        if uri in _whole:  # it is shown already
+            return uri
+        if uris.on_web(uri):  # where two files may differ in what is not shown
+            number = 1
+            while _whole.get(name, uri) != uri:
+                number += 1
+                name = f"{shown}#{number}"
+        if name != uri or name in _whole:
+            _whole[name] = uri
     return name
+
+
+def remembered() -> dict[str, str]:
+    """URIs with what is not shown of them, by how they are shown: for the processes of workers, and for nobody else."""
+    with _names_lock:
+        return {name: uri for name, uri in _whole.items() if name != uri}
+
+
+def recall(found: Mapping[str, str]) -> None:
+    """Know what another process `remembered`."""
+    with _names_lock:
+        _whole.update(found)
 
 
 def whole_uri(shown: str) -> str:

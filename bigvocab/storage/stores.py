@@ -83,8 +83,7 @@ def attempt(uri: str, request: Callable[[], Any], what: str = "cannot be read") 
 def _one_line(error: BaseException) -> str:
     """What an error says, without secrets: those of a URI, and what services add."""
     text = (str(error).strip() or type(error).__name__).splitlines()[0][:400]
-    text = re.sub(r"\w+://[^\s'\"]*", lambda found: uris.shown(found[0]), text)
-    return re.sub(r"(?i)(key|secret|token|signature|credential)(id)?=[^\s&'\"]+", r"\1=...", text)
+    return re.sub(r"(?i)(key|secret|token|signature|credential)(id)?=[^\s&'\"]+", r"\1=...", uris.redacted(text))
 
 
 def store_of(uri: str) -> Store:
