@@ -8,8 +8,6 @@ import re
 import socket
 import subprocess
 import sys
-import time
-from pathlib import Path
 
 import numpy as np
 import psutil
@@ -204,71 +202,6 @@ def test_workers_that_will_compile_are_announced(folder, monkeypatch, tmp_path):
     assert compiled == [0]
 
 
-@RAY
-def test_ray_starts_a_task_again_whose_process_dies(folder, tmp_path, monkeypatch):
-    from bigvocab.jobs.workers import ray as engine
-
-    def once(order, start, stop):  # by value to the workers, who cannot import this file
-        import os
-
-        from bigvocab.jobs.workers.orders import do_task as really
-
-        marker = f"{tmp_path}/{start // 200}"
-        if not os.path.exists(marker):
-            open(marker, "w").close()
-            os._exit(9)
-        return really(order, start, stop)
-
-    monkeypatch.setattr(engine, "do_task", once)
-    assert values_of(bv.evaluate(**job(folder), engine="ray", workers=2)) == values_of(bv.evaluate(**job(folder)))
-    assert len(list(tmp_path.iterdir())) == 3
-
-
-@RAY
-@pytest.mark.parametrize(("cpus", "workers", "threads"), [(None, 1, 2), (None, 3, 1), (1, 1, 4), (1, 3, None)])
-def test_all_workers_are_at_work_at_once(folder, tmp_path, monkeypatch, cpus, workers, threads):
-    """In a Ray of its own, or in one with so many CPUs: no task returns before as many processes have begun one."""
-    import ray
-
-    from bigvocab.jobs.workers import ray as engine
-
-    def together(order, start, stop):
-        import os
-        import time
-
-        from bigvocab.jobs.workers.orders import do_task as really
-
-        open(f"{tmp_path}/{os.getpid()}", "w").close()
-        for _ in range(600):
-            if len(os.listdir(tmp_path)) >= workers:
-                return really(order, start, stop)
-            time.sleep(0.1)
-        raise RuntimeError("alone")
-
-    monkeypatch.setattr(engine, "do_task", together)
-    expected = values_of(bv.evaluate(**job(folder)))
-    if cpus is not None:
-        ray.init(address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    try:
-        given = {} if threads is None else {"threads": threads}
-        assert values_of(bv.evaluate(**job(folder), engine="ray", workers=workers, **given)) == expected
-    finally:
-        ray.shutdown()
-    assert len(list(tmp_path.iterdir())) == workers
-
-
-@RAY
-def test_a_ray_that_runs_already_is_used_and_left(folder):
-    import ray
-
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    try:
-        assert values_of(bv.evaluate(**job(folder), engine="ray", workers=2)) == values_of(bv.evaluate(**job(folder)))
-        assert ray.is_initialized()
-    finally:
-        ray.shutdown()
-
-
 def test_an_address_where_nothing_listens():
     from bigvocab.jobs.workers.ray import refuse_deaf
 
@@ -279,7 +212,8 @@ def test_an_address_where_nothing_listens():
             with pytest.raises(bv.BigvocabError, match=f"address: no Ray at {re.escape(place)}: "):
                 refuse_deaf(place)
         free.listen()
-        refuse_deaf(f"127.0.0.1:{port}")
+        with pytest.raises(bv.BigvocabError, match=r"no answer in 0.1 seconds; .*RAY_AUTH_MODE"):
+            refuse_deaf(f"127.0.0.1:{port}", 0.1)
     for other in ("auto", "local", "ray://head"):
         refuse_deaf(other)
 
@@ -321,31 +255,6 @@ def test_sums_that_come_back_can_be_added_to(folder):
     sums = task.new_sums()
     sums.merge(piece.sums)
     assert sums.tally.counts["rows"] > 0
-
-
-@RAY
-def test_a_cluster_at_an_address(folder, tmp_path, monkeypatch):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [Path(sys.executable).with_name("ray"), "start", "--head", f"--port={port}", "--num-cpus=2", "--block"]
-    command += ["--include-dashboard=false", "--disable-usage-stats", "--node-ip-address=127.0.0.1"]
-    with (tmp_path / "log").open("w") as log:
-        head = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
-    try:
-        while "Ray runtime started" not in (tmp_path / "log").read_text():
-            assert head.poll() is None, (tmp_path / "log").read_text()
-            time.sleep(0.1)
-        expected = values_of(bv.evaluate(**job(folder)))
-        assert values_of(bv.evaluate(**job(folder), engine="ray", address=f"127.0.0.1:{port}")) == expected
-        monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")
-        assert values_of(bv.evaluate(**job(folder), engine="ray", workers=2)) == expected
-    finally:
-        head.terminate()  # it ends what it has started, but not its note of where it was
-        head.wait(30)
-        note = Path("/tmp/ray/ray_current_cluster")
-        if note.exists() and note.read_text().endswith(f":{port}"):
-            note.unlink()
 
 
 def test_tasks_are_ranges_of_all_rows_and_orders_are_small(folder):

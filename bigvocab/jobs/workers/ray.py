@@ -28,6 +28,9 @@ from bigvocab.threads import usable_cores
 _PATIENCE = 10.0  # seconds for a connection to a cluster's first port
 _ANSWER = 60.0  # and for an answer of Ray there
 _PROBE = "import ray, sys; ray.init(address=sys.argv[1], log_to_driver=False, logging_level='ERROR'); ray.shutdown()"
+# The first bytes of HTTP/2, with an empty frame of settings; a server begins with such a frame (RFC 9113, 3.4).
+_SETTINGS = b"\x04"  # the fourth byte of a frame
+_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0" + _SETTINGS + b"\0" * 5
 _WHICH = "is it the port of a head, with the same RAY_AUTH_MODE and token as here?"
 _LOOK = 10.0  # seconds between looks whether a node is left that could hold a task
 _PARTS = 10_000  # of a CPU, as Ray counts them
@@ -156,13 +159,21 @@ def _connected(ray: Any, workers: int | None, address: str | None) -> Iterator[b
 
 @contextlib.contextmanager
 def _own_signals() -> Iterator[None]:
-    """Whatever SIGTERM does here, it does afterwards: Ray has it print a stack of C++ instead."""
+    """Whatever SIGTERM does here, it does during and after a start of Ray, which has it end with code 15, and later
+    print a stack of C++.
+    """
     before = signal.getsignal(signal.SIGTERM)
+    restored = before if threading.current_thread() is threading.main_thread() else None
     try:
         yield
+    except SystemExit as ended:
+        if restored is not None and ended.code == signal.SIGTERM:
+            signal.signal(signal.SIGTERM, restored)
+            signal.raise_signal(signal.SIGTERM)
+        raise
     finally:
-        if before is not None and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, before)
+        if restored is not None:
+            signal.signal(signal.SIGTERM, restored)
 
 
 def refuse_mute(place: str, patience: float = _ANSWER) -> None:
@@ -186,15 +197,26 @@ def refuse_mute(place: str, patience: float = _ANSWER) -> None:
     raise BigvocabError(Keyword("address"), f": no Ray at {place}: {reason}; {_WHICH}")
 
 
-def refuse_deaf(place: str) -> None:
-    """Raise where nothing listens at host:port: Ray itself would try for minutes."""
+def refuse_deaf(place: str, patience: float = _PATIENCE) -> None:
+    """Raise where nothing listens at host:port, or something else than a server of Ray, which begins to speak at once:
+    Ray itself would try for minutes.
+    """
     host, _, port = place.removeprefix("ray://").rpartition(":")
     if not host and port.isdecimal():
         raise BigvocabError(Keyword("address"), f": got {place!r}, which names no host, expected host:port")
     if not host or not port.isdecimal():
         return
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_PATIENCE).close()
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=patience) as found:
+            if os.environ.get("RAY_USE_TLS", "0") not in ("1", "true"):
+                found.sendall(_HELLO)
+                begun = found.recv(4)
+                if begun[3:] != _SETTINGS:
+                    raise ConnectionError("what listens there is no Ray")
+    except TimeoutError:
+        raise BigvocabError(
+            Keyword("address"), f": no Ray at {place}: no answer in {patience:g} seconds; {_WHICH}"
+        ) from None
     except (OSError, OverflowError, UnicodeError) as error:
         raise BigvocabError(Keyword("address"), f": no Ray at {place}: {error}") from None
 
