@@ -7,6 +7,7 @@ of classes merge. Options are checked by the callers. A transform is (logit_scal
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -94,7 +95,7 @@ class SoftmaxSums:
             return
         add_softmax(piece, self.labels[rows], self.found[rows], self.transform, self.want, span, state[0])
 
-    def add_with(self, piece: Array, span: Span, rows: slice | Ids, stats: Floats, highest: State | None) -> None:
+    def add_with(self, piece: Array, span: Span, rows: slice | Ids, stats: Floats, highest: Any) -> None:
         """See `rows_softmax_with`."""
         from bigvocab.kernels import softmax, softmax_extras
 
