@@ -6,6 +6,7 @@ A file may be a matrix, a table of labels, or both (an Arrow file with a FixedSi
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -16,7 +17,7 @@ import pyarrow as pa
 from bigvocab import arguments
 from bigvocab.comparison.llama_source import llama_path
 from bigvocab.errors import BigvocabError, FormatError
-from bigvocab.formats import list_archive
+from bigvocab.formats import has_arrays, list_archive, read_array
 from bigvocab.formats.gguf import read_gguf
 from bigvocab.formats.llama_logits import open_llama_logits
 from bigvocab.formats.magic import ARROW_STREAM, LONGEST, kind_of
@@ -31,8 +32,12 @@ from bigvocab.matrices.matrix import Matrix
 from bigvocab.matrices.opening import open_matrix
 from bigvocab.matrices.parts import Array
 from bigvocab.matrices.sequences import open_rows
+from bigvocab.storage import uris
 from bigvocab.storage.mapped import MappedFile
-from bigvocab.storage.paths import SUFFIXES, Source, expand, natural_key, split_selector
+from bigvocab.storage.paths import SUFFIXES, expand, natural_key, split_selector
+from bigvocab.storage.places import first_bytes, is_file, is_folder, names_in, open_header, within
+from bigvocab.storage.spool import as_local
+from bigvocab.storage.stores import is_there
 
 _SAMPLE_ROWS = 64
 _SAMPLE_BYTES = 64 << 20
@@ -64,13 +69,13 @@ def inspect(
     >>> found["shape"], found["dtype"]
     ([2, 3], 'float32')
     """
-    text = arguments.path("path", path)
+    text = uris.plain(arguments.path("path", path))
     found = list(inspect_path(text, shape=shape, dtype=dtype, offset=offset))
-    if len(found) == 1 and found[0]["path"] == text:
+    if len(found) == 1 and found[0]["path"] == uris.shown(text):
         if "error" in found[0]:
             raise found[0]["error"]
         return found[0]
-    return {"path": text, "files": [shown(entry) for entry in found]}
+    return {"path": uris.shown(text), "files": [shown(entry) for entry in found]}
 
 
 def shown(entry: dict[str, Any]) -> dict[str, Any]:
@@ -85,39 +90,49 @@ def inspect_path(
 
     A file that cannot be opened has the key `error`, an exception. The other arguments are those of `open_matrix`.
     """
+    path = uris.plain(path)
     try:
-        yield {"path": path, **_inspect(path, shape, dtype, offset)}
+        yield {"path": uris.shown(path), **_inspect(path, shape, dtype, offset)}
     except (BigvocabError, TypeError) as error:
-        names = sorted(os.listdir(path), key=natural_key) if os.path.isdir(path) and shape is None else []
-        files = [name for name in names if os.path.splitext(name)[1].lower() in SUFFIXES and not name.startswith(".")]
-        files = [name for name in files if not os.path.isdir(os.path.join(path, name))]
+        files = [] if shape is not None else _known_files(path)
         if not files or _is_model(path):
-            yield {"path": path, "error": error}
+            yield {"path": uris.shown(path), "error": error}
         for name in files:
-            yield from inspect_path(os.path.join(path, name), dtype=dtype, offset=offset)
+            yield from inspect_path(within(path, name), dtype=dtype, offset=offset)
+
+
+def _known_files(path: str) -> list[str]:
+    """The names of the files of a folder that may be opened each."""
+    try:
+        names = sorted(names_in(path), key=natural_key) if is_folder(path) else []
+    except BigvocabError:
+        return []
+    files = [name for name in names if os.path.splitext(name)[1].lower() in SUFFIXES and not name.startswith(".")]
+    return [name for name in files if uris.is_remote(path) or not os.path.isdir(os.path.join(path, name))]
 
 
 def _inspect(path: str, shape: Any, dtype: str | None, offset: int) -> dict[str, Any]:
     if shape is not None:
         return {"format": "raw binary", **_matrix(open_matrix(path, shape=shape, dtype=dtype, offset=offset))}
-    if _is_model(path) or os.path.basename(path) in _OF_MODEL and os.path.isfile(path):
+    if _is_model(path) or _name(path) in _OF_MODEL and is_file(path):
         return {"format": "model folder", **_model(find_layer(path))}
     path = tensor_place(path)
     if (llama := llama_path(path)) is not None:
         return _llama(llama)
     kind, (place, selector) = _kind(path), split_selector(path)
-    if kind == "gguf" and selector is None and os.path.isfile(place):
+    if kind == "gguf" and selector is None and is_file(place):
         return _gguf(place)
-    if kind == "safetensors" and selector is None and os.path.isfile(place):
-        tensors = _tensors(place)
-        if len(tensors) > 1:
-            return {"format": _FORMATS[kind], "tensors": tensors, "bytes": os.path.getsize(place)}
-    if kind in ("npz", "torch") and selector is None and os.path.isfile(place):
-        listed = list_archive(MappedFile(Source(os.path.abspath(place), place, None)))
+    if kind == "safetensors" and selector is None and is_file(place):
+        file = open_header(place)
+        if len(tensors := _tensors(file)) > 1:
+            return {"format": _FORMATS[kind], "tensors": tensors, "bytes": file.size}
+    if kind in ("npz", "torch") and selector is None and is_file(place):
+        file = open_header(place)
+        listed = list_archive(file)
         if len(listed) > 1:
             tensors = [{"name": name, "shape": list(sizes), "dtype": type_} for name, sizes, type_ in listed]
-            return {"format": _FORMATS[kind], "tensors": tensors, "bytes": os.path.getsize(place)}
-    if kind is None and (text_kind(place) is not None or _has_partitions(place)):
+            return {"format": _FORMATS[kind], "tensors": tensors, "bytes": file.size}
+    if kind is None and (text_kind(_name(place)) is not None or _has_partitions(place)):
         return _table(path)
     if kind in ("parquet", "arrow") and selector is not None:
         names = [name for name, _ in open_source(place)[0][0].columns()]
@@ -126,7 +141,7 @@ def _inspect(path: str, shape: Any, dtype: str | None, offset: int) -> dict[str,
     if kind == "parquet":
         return _table(path)
     found: dict[str, Any] = {}
-    if kind in ("npy", "arrow", "npz", "torch", "safetensors"):
+    if kind in ("npy", "arrow", "npz", "torch", "safetensors") and not _holds_rows(place, selector):
         try:
             found = _table(path)
         except BigvocabError:
@@ -144,6 +159,8 @@ def _inspect(path: str, shape: Any, dtype: str | None, offset: int) -> dict[str,
 
 def _has_partitions(place: str) -> bool:
     """Whether a folder holds folders named key=value, whose files are one table."""
+    if uris.is_remote(place):
+        return is_folder(place) and not names_in(place)
     names = os.listdir(place) if os.path.isdir(place) else []
     return any("=" in name and os.path.isdir(os.path.join(place, name)) for name in names)
 
@@ -158,16 +175,15 @@ def _llama(path: str) -> dict[str, Any]:
 def _kind(path: str) -> str | None:
     """The format of the first file meant, by its first bytes, else by its name."""
     place = split_selector(path)[0]
-    if not os.path.isdir(place):
+    if not is_folder(place):
         place = expand(path)[0].path
-        if os.path.isfile(place):
-            with open(place, "rb") as file:
-                head = file.read(LONGEST)
+        if is_file(place):
+            head = first_bytes(place, LONGEST)
             kind = "arrow" if head.startswith(ARROW_STREAM) else kind_of(head)
             if kind in ("arrow", "parquet", "npy", "gguf"):
                 return kind
-        return SUFFIXES.get(os.path.splitext(place)[1].lower())
-    kinds = {SUFFIXES.get(os.path.splitext(name)[1].lower()) for name in os.listdir(place)} - {None}
+        return SUFFIXES.get(os.path.splitext(_name(place))[1].lower())
+    kinds = {SUFFIXES.get(os.path.splitext(name)[1].lower()) for name in names_in(place)} - {None}
     return kinds.pop() if len(kinds) == 1 else None
 
 
@@ -175,7 +191,29 @@ def _kind(path: str) -> str | None:
 
 
 def _is_model(path: str) -> bool:
+    if uris.is_remote(path):
+        with contextlib.suppress(BigvocabError):
+            if split_selector(path)[1] is not None:
+                return False
+            if uris.on_web(path):
+                return "." not in _name(path) and is_there(within(path, "config.json"))
+            return is_folder(path) and "config.json" in names_in(path)
+        return False
     return os.path.isdir(path) and os.path.lexists(os.path.join(path, "config.json"))
+
+
+def _name(path: str) -> str:
+    """The last name of a path or a URI."""
+    return uris.name_of(path) if uris.is_remote(path) else os.path.basename(path)
+
+
+def _holds_rows(place: str, selector: str | None) -> bool:
+    """Whether an object in a store holds an array that cannot be labels, which would be fetched to look at it."""
+    if not uris.is_remote(place) or not is_file(place):
+        return False
+    file = open_header(place, selector)
+    array = read_array(file) if has_arrays(file) else None
+    return array is not None and array.dtype.kind not in "iu"
 
 
 def _model(found: FoundModel) -> dict[str, Any]:
@@ -183,13 +221,14 @@ def _model(found: FoundModel) -> dict[str, Any]:
     places = (found.head, found.biases, found.norm, found.norm_biases)
     return {
         "model": found.summary(),
-        "bytes": sum(os.path.getsize(file) for file in {place.file for place in places if place is not None}),
+        "bytes": sum(open_header(file).size for file in {place.file for place in places if place is not None}),
     }
 
 
 def _gguf(place: str) -> dict[str, Any]:
     """Every tensor of a GGUF file, or set, and the model in it."""
-    file = read_gguf(place)
+    with as_local(place) as local:
+        file = read_gguf(local)
     tensors = [{"name": t.name, "shape": list(t.shape), "dtype": t.type} for t in file.tensors.values()]
     found = {"format": _FORMATS["gguf"], "tensors": tensors, "bytes": sum(part.size for part in file.files)}
     try:
@@ -256,9 +295,8 @@ def _spots(rows: int, row_bytes: int) -> list[tuple[int, int]]:
     return [(0, first), (max(first, middle), max(first, middle) + part), (rows - part, rows)]
 
 
-def _tensors(place: str) -> list[dict[str, Any]]:
+def _tensors(file: MappedFile) -> list[dict[str, Any]]:
     """Every tensor of a .safetensors file, of any dtype."""
-    file = MappedFile(Source(os.path.abspath(place), place, None))
     header, start = read_header(file)
     entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
     check_offsets(file, entries, file.size - start)

@@ -3,6 +3,7 @@
 GET with ranges, HEAD, PUT (whole or in parts) and listings, anonymous. It counts ranges in flight.
 """
 
+import base64
 import re
 import threading
 import urllib.parse
@@ -18,11 +19,18 @@ class Faults:
         self.versions = {}
         self.plan = []
         self.status = {}  # path -> status for everything
+        self.by_query = {}  # query -> content of objects that a query names
+        self.key = None  # what every request must be signed with, or the name of its user
         self.ranges = []  # (path, first, last)
         self.in_flight = self.most = 0
         self.gate = None  # ranges wait until so many are in flight
         self.uploads = {}
         self.lock = threading.Condition()
+
+    def put_query(self, path, query, data):
+        """An object that is told from others by its query."""
+        self.by_query[query] = path
+        self.put(f"{path}?{query}", data)
 
     def put(self, path, data):
         with self.lock:
@@ -44,6 +52,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def split(self):
         path, _, query = self.path.partition("?")
+        if query in self.server.faults.by_query:
+            path = f"{path}?{query}"
         return urllib.parse.unquote(path), dict(urllib.parse.parse_qsl(query, keep_blank_values=True))
 
     def answer(self, status, body=b"", **headers):
@@ -55,8 +65,16 @@ class Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(body)
 
+    def may(self):
+        """Whether the request has the key that is asked for."""
+        key, given = self.server.faults.key, self.headers.get("Authorization", "")
+        user = base64.b64decode(given[6:]).decode().split(":")[0] if given.startswith("Basic ") else None
+        return key is None or f"Credential={key}/" in given or user == key
+
     def refused(self, path):
         status = self.server.faults.status.get(path)
+        if not self.may():
+            status = 403
         if status is None and path not in self.server.faults.objects:
             status = 404
         if status is not None:
@@ -78,6 +96,8 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         path, query = self.split()
         faults = self.server.faults
+        if not self.may():
+            return self.refused(path)
         if "list-type" in query or (path.count("/") <= 2 and "prefix" in query):
             return self.listing(path.strip("/"), query)
         if self.refused(path):
@@ -163,7 +183,7 @@ class Handler(BaseHTTPRequestHandler):
         path, query = self.split()
         faults = self.server.faults
         data = self.body()
-        if path in faults.status:
+        if path in faults.status or not self.may():
             self.refused(path)
         elif "uploadId" in query:
             faults.uploads[int(query["partNumber"])] = data

@@ -56,6 +56,11 @@ class Commands(click.Group):
         """Run a command; what it may raise becomes one line and an exit code."""
         try:
             return super().invoke(ctx)
+        except click.UsageError as error:  # which quotes what was given
+            from bigvocab.storage.uris import redacted
+
+            error.message = redacted(error.message)  # type: ignore[misc]
+            raise
         except KeyboardInterrupt:
             fail("interrupted")
         except MemoryError:
@@ -90,8 +95,9 @@ def rendered_error(error: Exception, command: click.Command | None) -> str:
 def say(text: str) -> None:
     """One line on stderr."""
     from bigvocab.errors import printable
+    from bigvocab.storage.uris import redacted
 
-    click.echo("bigvocab: " + printable(" ".join(text.splitlines())), err=True)
+    click.echo("bigvocab: " + printable(redacted(" ".join(text.splitlines()))), err=True)
 
 
 def fail(text: str, code: int = 1) -> NoReturn:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -10,29 +11,29 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from bigvocab.errors import BigvocabError
 from bigvocab.formats.llama_logits import is_llama_logits, open_llama_logits
 from bigvocab.matrices.sources import RowSource
 from bigvocab.storage.fingerprints import of_file
 from bigvocab.storage.paths import split_selector
+from bigvocab.storage.places import first_bytes, is_file
 
 Integers = npt.NDArray[np.int64]
 
+_HEAD = 16  # bytes that tell such a file
 TYPE = "llama.cpp"  # in place of the type of a logit, where files are listed
 
 
 def llama_path(values: Any) -> str | None:
-    """The path where a side is one llama.cpp logits file, else None."""
-    import os
-
+    """The path, or the URI, where a side is one llama.cpp logits file, else None."""
     if not isinstance(values, str | os.PathLike):
         return None
-    path = os.fsdecode(values)
-    if not os.path.isfile(path) or split_selector(path)[1] is not None:
+    path, selector = split_selector(os.fsdecode(values))
+    if selector is not None:
         return None
     try:
-        with open(path, "rb") as file:
-            return path if is_llama_logits(file.read(16)) else None
-    except OSError:
+        return path if is_file(path) and is_llama_logits(first_bytes(path, _HEAD)) else None
+    except BigvocabError:
         return None  # opening says why
 
 
@@ -44,11 +45,12 @@ class LlamaSource:
     row_by_row = True
 
     def __init__(self, path: str) -> None:
-        self.path, self.file = path, open_llama_logits(path)
+        self.file = open_llama_logits(path)
+        self.path = self.file.shown
         mapped = self.file.file
         self.nbytes = 2 * self.file.header.num_rows * self.file.header.row_words
         self.files: list[dict[str, Any]] = [
-            {"path": path, "shape": list(self.file.shape), "dtype": TYPE, "bytes": mapped.size}
+            {"path": self.path, "shape": list(self.file.shape), "dtype": TYPE, "bytes": mapped.size}
         ]
 
     def __len__(self) -> int:

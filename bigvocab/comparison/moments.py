@@ -117,10 +117,12 @@ class Lines:
                 sums.grow(len(self.ids))
         return found
 
-    def add(self, codes: npt.NDArray[Any], names: list[str], counts: dict[str, Any], values: dict[str, Floats]) -> None:
-        """Add rows; row i is of the line `names[codes[i]]`."""
+    def add(
+        self, codes: npt.NDArray[Any], names: list[str], counts: dict[str, Any], values: dict[str, Floats]
+    ) -> npt.NDArray[Any]:
+        """Add rows; row i is of the line `names[codes[i]]`, whose number here is returned."""
         if not len(codes):
-            return
+            return np.zeros(0, np.int32)
         seen = np.unique(codes)
         place = np.zeros(len(names), np.int32)
         place[seen] = self._lines_of([names[code] for code in seen])
@@ -130,22 +132,27 @@ class Lines:
             self.counts[name] += np.bincount(lines[flags], minlength=len(self.rows))
         for name, column in values.items():
             self.sums[name].add(column, lines)
+        return lines
 
-    def merge(self, other: Lines) -> None:
-        """Add the lines of another table."""
+    def merge(self, other: Lines) -> npt.NDArray[np.intp]:
+        """Add the lines of another table; the number here of each of its lines."""
         if not len(other):
-            return
+            return np.zeros(0, np.intp)
         lines = self._lines_of(list(other.ids))
         self.rows[lines] += other.rows
         for name, count in other.counts.items():
             self.counts[name][lines] += count
         for name, sums in other.sums.items():
             self.sums[name].merge(sums, lines)
+        return lines
+
+    def order(self) -> npt.NDArray[np.intp]:
+        """The numbers of the lines, sorted by name."""
+        return np.array([self.ids[name] for name in sorted(self.ids)], np.intp)
 
     def state(self) -> dict[str, Any]:
         """All of it as plain numbers and arrays, lines by name."""
-        names = sorted(self.ids)
-        order = np.array([self.ids[name] for name in names], np.intp)
+        names, order = sorted(self.ids), self.order()
         return {
             "names": names,
             "rows": self.rows[order],

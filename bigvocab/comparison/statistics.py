@@ -14,16 +14,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bigvocab.comparison.extremes import Worst, percentiles, spread_of
+from bigvocab.comparison.breakdowns import CONFIDENCES, confidence_shown, groups_shown, macro
+from bigvocab.comparison.extremes import Worst, spread_of
 from bigvocab.comparison.flips import mcnemar_p
 from bigvocab.comparison.moments import Lines, Moments, exact_product, spread, stderr
+from bigvocab.evaluation.crossed_sums import CrossedSums
 from bigvocab.losses.exact_sums import ExactSums, divide, exp, to_float
 
 Floats = npt.NDArray[np.float64]
 Names = tuple[npt.NDArray[Any], list[str]]  # the line of each row, and what the lines are called
 
 RANKS = (1, 5, 10)
-CONFIDENCES = (0.0, 0.25, 0.5, 0.75, 0.95, 1.0)
 # Values of which percentiles are reported, and that are kept row by row.
 KEPT = ("kl", "kl_reverse", "js", "tv", "delta_p")
 # Values of which only a mean is reported.
@@ -81,6 +82,7 @@ class PairTally:
         self.products = ExactSums()  # of the two losses
         self.groups = Lines(("same_top",), ("kl", "loss_difference"))
         self.clusters = Lines(("same_top",), ("kl", "loss_difference"))
+        self.crossed = CrossedSums()
         self.floor: dict[str, float] = {}
         self._kept: dict[str, list[npt.NDArray[Any]]] = {}
         self.worst = Worst()
@@ -103,10 +105,7 @@ class PairTally:
         self._add_ranks(columns)
         self._keep(columns)
         self.worst.add(columns, rows.rows[kept], None if rows.labels is None else rows.labels[kept])
-        for lines, names in ((self.groups, rows.groups), (self.clusters, rows.clusters)):
-            if names is not None:
-                values: dict[str, Floats] = {name: columns[name] for name in lines.sums if name in columns}
-                lines.add(names[0][kept], names[1], {"same_top": columns["same_top"].astype(bool)}, values)
+        self._add_lines(rows, kept, columns)
         if rows.mass is not None and rows.floored_labels is not None:
             self._add_floor(rows.mass[kept], rows.floored_labels[kept])
 
@@ -120,6 +119,19 @@ class PairTally:
             product, rest = exact_product(columns["loss_reference"], columns["loss_candidate"])
             self.products.add(product)
             self.products.add(rest)
+
+    def _add_lines(self, rows: ComparedRows, kept: npt.NDArray[np.intp], columns: dict[str, npt.NDArray[Any]]) -> None:
+        """Sums by group and by cluster, and of the pairs of a cluster with a group or a bin."""
+        same_top = columns["same_top"].astype(bool)
+        values: dict[str, Floats] = {name: columns[name] for name in self.groups.sums if name in columns}
+        numbers: dict[str, npt.NDArray[Any]] = {"by_confidence": _bucket(columns["confidence"])}
+        if rows.groups is not None:
+            numbers["groups"] = self.groups.add(rows.groups[0][kept], rows.groups[1], {"same_top": same_top}, values)
+        if rows.clusters is None:
+            return
+        clusters = self.clusters.add(rows.clusters[0][kept], rows.clusters[1], {"same_top": same_top}, values)
+        for name, numbered in numbers.items():
+            self.crossed.add(name, clusters, numbered, values | {"same_top": same_top.astype(np.float64)}, None)
 
     def _moments(self, name: str) -> Moments:
         return self.moments.setdefault(name, Moments())
@@ -140,9 +152,7 @@ class PairTally:
         for name in KEPT:
             if name in columns:
                 self._kept.setdefault(name, []).append(columns[name])
-        inner = np.array(CONFIDENCES[1:-1])
-        bucket = np.searchsorted(inner, columns["confidence"], side="right")
-        self._kept.setdefault("bucket", []).append(bucket.astype(np.uint8))
+        self._kept.setdefault("bucket", []).append(_bucket(columns["confidence"]).astype(np.uint8))
 
     def kept(self, name: str) -> npt.NDArray[Any]:
         """A column of all rows that count, in no order that means anything; float64, but "bucket"."""
@@ -168,6 +178,7 @@ class PairTally:
             "products": self.products.state(),
             "groups": self.groups.state(),
             "clusters": self.clusters.state(),
+            "crossed": self.crossed.state(np.argsort(self.clusters.order()), np.argsort(self.groups.order())),
             "floor": dict(self.floor),
             "kept": {name: self.kept(name) for name in sorted(self._kept)},
             "worst": self.worst.state(),
@@ -183,6 +194,7 @@ class PairTally:
         tally.moments = {name: Moments.from_state(moments) for name, moments in state["moments"].items()}
         tally.products = ExactSums.from_state(state["products"])
         tally.groups, tally.clusters = Lines.from_state(state["groups"]), Lines.from_state(state["clusters"])
+        tally.crossed = CrossedSums.from_state(state["crossed"])
         tally.floor = dict(state["floor"])
         tally._kept = {name: [np.asarray(column)] for name, column in state["kept"].items()}
         tally.worst = Worst.from_state(state["worst"])
@@ -201,8 +213,8 @@ class PairTally:
         for name, moments in other.moments.items():
             self._moments(name).merge(moments)
         self.products.merge(other.products)
-        self.groups.merge(other.groups)
-        self.clusters.merge(other.clusters)
+        groups, clusters = self.groups.merge(other.groups), self.clusters.merge(other.clusters)
+        self.crossed.merge(other.crossed, clusters, groups)
         for name in other._kept:
             self._kept.setdefault(name, []).append(other.kept(name))
         self.worst.merge(other.worst)
@@ -239,10 +251,11 @@ class PairTally:
         overlaps = {name.split(".")[1]: moments.mean(n) for name, moments in self.moments.items() if "overlap." in name}
         if overlaps:
             found["overlap"] = overlaps
-        found["by_confidence"] = self._by_confidence()
+        errors = self.crossed if len(self.clusters) else None
+        found["by_confidence"] = confidence_shown(self.kept("kl"), self.kept("bucket"), errors)
         if len(self.groups):
-            found["groups"] = groups = self._groups()
-            found["macro"] = self._macro(groups)
+            found["groups"] = groups_shown(self.groups, errors, labelled="loss_difference" in self.moments)
+            found["macro"] = macro(found["groups"])
         if len(self.clusters):
             found["clusters"] = {"count": len(self.clusters)}
         if self.floor:
@@ -316,38 +329,7 @@ class PairTally:
         share = divide(Fraction(wrong + right), n)
         return {"share": share, "to_wrong": wrong, "to_right": right, "mcnemar_p": mcnemar_p(wrong, right)}
 
-    def _by_confidence(self) -> list[dict[str, Any]]:
-        kl, bucket, found = self.kept("kl"), self.kept("bucket"), []
-        for number, (low, high) in enumerate(zip(CONFIDENCES[:-1], CONFIDENCES[1:], strict=True)):
-            values = kl[bucket == number]
-            total = ExactSums()
-            total.add(values)
-            line: dict[str, Any] = {"from": low, "to": high, "rows": len(values)}
-            if len(values):
-                line |= {"kl_mean": divide(total.exact(), len(values)), "kl_median": percentiles(values, (50.0,))[0]}
-            found.append(line)
-        return found
 
-    def _groups(self) -> dict[str, dict[str, Any]]:
-        found = {}
-        for name in sorted(self.groups.ids):
-            line = self.groups.ids[name]
-            n, kl, d = int(self.groups.rows[line]), self.groups.sums["kl"], self.groups.sums["loss_difference"]
-            found[name] = {"rows": n, "kl": kl.mean(n, line), "kl_stderr": kl.stderr(n, line)}
-            if "loss_difference" in self.moments:
-                found[name] |= {"difference": d.mean(n, line), "difference_stderr": d.stderr(n, line)}
-            found[name]["same_top"] = divide(Fraction(int(self.groups.counts["same_top"][line])), n)
-        return found
-
-    def _macro(self, groups: dict[str, dict[str, Any]]) -> dict[str, Any]:
-        names = {"kl": "kl", "loss_difference": "difference", "same_top": "same_top"}
-        found: dict[str, Any] = {"groups": len(groups)}
-        for name, column in names.items():
-            values = [group[column] for group in groups.values() if column in group]
-            if values:
-                found[name] = _plain_sum(values) / len(values)
-        return found
-
-
-def _plain_sum(values: list[float]) -> float:
-    return math.fsum(values) if all(map(math.isfinite, values)) else sum(values)
+def _bucket(confidence: Floats) -> npt.NDArray[np.int64]:
+    """The bin of each row by the top probability of the reference."""
+    return np.searchsorted(np.array(CONFIDENCES[1:-1]), confidence, side="right")

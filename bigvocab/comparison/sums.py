@@ -135,7 +135,10 @@ def restored_sums(held: Mapping[str, Any], table: pa.Table, path: str = "state")
         for line in range(len(batch)):
             name, kind, shape, data = (batch.column(at)[line] for at in range(4))
             arrays[name.as_py()] = _array(kind.as_py(), shape.as_py(), data.as_buffer(), path)
-    return ComparisonSums.from_state(_unpacked(held, "", arrays))
+    try:
+        return ComparisonSums.from_state(_unpacked(held, "", arrays))
+    except KeyError as error:
+        raise FormatError(f"{path}: has no {error} among its sums, expected a state of this version") from None
 
 
 def _packed(value: Any, name: str, lines: list[tuple[str, npt.NDArray[Any]]]) -> Any:

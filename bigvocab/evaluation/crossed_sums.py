@@ -18,7 +18,7 @@ from bigvocab.evaluation.grouped_sums import BinnedSums
 Ids = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
-KINDS = ("groups", "by_frequency", "by_position")
+KINDS = ("groups", "by_frequency", "by_position", "by_confidence")
 _BITS = 32  # of a key: cluster, then the number of the group or bin, then which kind it is of
 _LOW = (1 << _BITS) - 1
 _KIND_BITS = 2
@@ -69,8 +69,9 @@ class CrossedSums:
 
     # ---- numbers
 
-    def errors(self, kind: str, size: int) -> list[float]:
-        """The standard error over clusters of the mean loss of each of `size` groups or bins; NaN where there is none.
+    def errors(self, kind: str, size: int, name: str = "loss") -> list[float]:
+        """The standard error over clusters of the mean of the values of this name in each of `size` groups or bins; NaN
+        where there is none.
 
         See `cluster_error`: a cluster's rows in other groups count for nothing.
         """
@@ -81,7 +82,7 @@ class CrossedSums:
         ends = np.searchsorted(number[order], np.arange(size + 1)).tolist()
         if not len(order):
             return [math.nan] * size
-        totals, weights = bins.sums["loss"].values(order), bins.sums["weight"].values(order)
+        totals, weights = bins.sums[name].values(order), bins.sums["weight"].values(order)
         return [
             cluster_error(totals[start:stop], weights[start:stop])
             for start, stop in zip(ends[:-1], ends[1:], strict=True)

@@ -14,8 +14,10 @@ from bigvocab.arguments import BFLOAT16
 from bigvocab.errors import BigvocabError
 from bigvocab.matrices.matrix import Matrix
 from bigvocab.storage import uris
+from bigvocab.storage.remote import remember
 
 _HELD_BYTES = 1 << 20  # of an array among the options
+_FEW = 16  # ids that are shown
 
 
 def as_options(value: Any) -> Any:
@@ -42,7 +44,9 @@ def as_given(value: Any) -> Any:
         value = np.asarray(value)
     if isinstance(value, np.generic):
         value = value.item()
-    if isinstance(value, str | int | float | None):
+    if isinstance(value, str):
+        return remember(value)
+    if isinstance(value, int | float | None):
         return value
     if isinstance(value, os.PathLike):
         return uris.absolute(value)
@@ -57,13 +61,21 @@ def as_given(value: Any) -> Any:
 
 
 def shown_value(value: Any) -> Any:
-    """A keyword for people, the same from memory and from a state: arrays become words with their shape."""
+    """A keyword for people, the same from memory and from a state: arrays become words with their shape, a few ids a
+    list.
+    """
     if isinstance(value, Matrix):
-        value = as_given(value) if value.maps else np.empty(value.shape, np.uint8)
+        value = as_given(value) if value.maps else np.empty(value.shape, np.bool_)
+    if isinstance(value, dict) and "npy" in value:
+        value = from_given("", value, "")
+    if isinstance(value, np.ndarray) and value.dtype.kind in "iu" and value.ndim == 1 and value.size <= _FEW:
+        return value.tolist()
     if isinstance(value, dict):
         shape = value["missing"] if "missing" in value else from_given("", value, "").shape
         return _shape_in_words(shape)
-    if isinstance(value, str | int | float | bool | None):
+    if isinstance(value, str):
+        return uris.shown(value)
+    if isinstance(value, int | float | bool | None):
         return value
     if isinstance(value, os.PathLike):
         return os.fspath(value)

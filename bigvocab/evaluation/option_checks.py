@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -19,6 +18,7 @@ from bigvocab.heads.open_model import find_layer
 from bigvocab.labels.exclusions import class_ids
 from bigvocab.labels.stored_ids import as_indices, as_offset
 from bigvocab.sampling.vocab_file import read_vocab_weights
+from bigvocab.storage import uris
 
 TOKENIZER = "tokenizer"  # for num_classes
 
@@ -71,7 +71,7 @@ def measures(asked: Mapping[str, Any], metrics: tuple[str, ...], loss: LossSpec)
     if "class_counts" in loss.options:
         frequencies = ClassVector.read("class_counts", counts)
         if asked["vocab_file"] is not None and not loss.sampled and "vocab_file" in loss.options:
-            path = os.path.abspath(asked["vocab_file"])
+            path = uris.absolute(asked["vocab_file"])
             frequencies = ClassVector(read_vocab_weights(path), path)
         _check_counts(frequencies)
     return Measures(

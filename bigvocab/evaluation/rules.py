@@ -86,10 +86,6 @@ def _model_faults(options: Mapping[str, Any], given: Collection[str]) -> Iterato
         if is_given and not _there(options["model"]):
             what = "tokenizer needs " if name == "num_classes" else "needs "
             yield _fault(name, what, Keyword("model"), ", the folder of a model, or a GGUF file")
-    if "shard_classes" in given and "vocab_shards" not in given and not _there(options["weights"]):
-        yield _fault("shard_classes", "needs ", Keyword("vocab_shards"), ", files that are split by classes")
-    if "transpose_weights" in given and not _there(options["weights"]):
-        yield _fault("transpose_weights", "needs ", Keyword("weights"))
     norm = [name for name in ("final_norm", "norm_weight", "norm_bias") if name in given]
     if norm and options.get("hidden_states") == "after-norm":
         yield _fault(norm[0], "is for states from before the norm, not with ", Keyword("hidden_states", "after-norm"))

@@ -34,6 +34,7 @@ from bigvocab.evaluation.options import (
 from bigvocab.evaluation.rules import refuse_faults
 from bigvocab.losses.sigmoid_rows import pos_weight_vector
 from bigvocab.storage import uris
+from bigvocab.storage.remote import remember
 from bigvocab.threads import resolve_threads
 
 NONFINITE = ("error", "skip", "keep")
@@ -142,7 +143,7 @@ class Specification:
         }
         for name in ("vocab_file", "candidates", "model"):
             if isinstance(found[name], str | os.PathLike):
-                found[name] = uris.shown(uris.absolute(found[name]))
+                found[name] = remember(uris.absolute(found[name]))
         if self.head is not None and self.head.model is not None:
             for name in (*OF_MODEL, "norm_epsilon"):
                 if name not in self.head.by_hand:

@@ -9,7 +9,6 @@ ikawrakow/ik_llama.cpp.
 
 from __future__ import annotations
 
-import os
 import struct
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -19,8 +18,10 @@ import numpy.typing as npt
 
 from bigvocab.errors import FormatError
 from bigvocab.formats.magic import LLAMA_LOGITS, LLAMA_LOGITS_2
+from bigvocab.storage import uris
 from bigvocab.storage.mapped import MappedFile
 from bigvocab.storage.paths import Source
+from bigvocab.storage.spool import SpooledFile
 
 TOP = 65535  # what the greatest log probability of a row is stored as
 _HEAD, _HEAD_V2 = 20, 30
@@ -274,8 +275,11 @@ class LlamaLogits:
 
 
 def open_llama_logits(path: str) -> LlamaLogits:
-    """Open a llama.cpp logits file; a FormatError says which way a file is bad."""
-    return LlamaLogits(MappedFile(Source(os.path.abspath(path), path, None)))
+    """Open a llama.cpp logits file, of a store a local copy; a FormatError says which way a file is bad."""
+    place = uris.absolute(path)
+    if uris.is_remote(place):
+        return LlamaLogits(SpooledFile(Source(place, uris.shown(place), None), whole=True))
+    return LlamaLogits(MappedFile(Source(place, uris.plain(path), None)))
 
 
 def check_same_tokens(reference: LlamaLogits, candidate: LlamaLogits) -> None:

@@ -17,9 +17,10 @@ from bigvocab.heads.gguf_model import find_gguf_model
 from bigvocab.heads.model_folder import find_model
 from bigvocab.heads.output_layer import NORMS, OutputLayer
 from bigvocab.storage import uris
-from bigvocab.storage.paths import natural_key
+from bigvocab.storage.paths import names_one, natural_key
+from bigvocab.storage.places import folder_of, within
 from bigvocab.storage.remote import remember, whole_uri
-from bigvocab.storage.spool import local_copy, mirror
+from bigvocab.storage.spool import as_local, filled, mirror
 
 # What a path inside a model's folder may be, to mean the folder.
 _OF_FOLDER = ("config.json", "model.safetensors", "model.safetensors.index.json")
@@ -60,34 +61,41 @@ def find_layer(model: Any, *, tokenizer: bool = False) -> FoundModel:
 
 def _in_store(uri: str, tokenizer: bool) -> FoundModel:
     """A model in an object store: small files are fetched whole, of weights the headers and the tensors in use."""
-    if uris.name_of(uri).lower().endswith(".gguf"):
-        return find_layer(local_copy(uri), tokenizer=tokenizer)
-    shown, query = uris.split_query(remember(uri))
-    shown, folder = shown.rstrip("/"), mirror(uri)
-
-    def moved(place: TensorPlace | None) -> TensorPlace | None:
-        """The same tensor by the URI of its file, which other processes can open."""
-        if place is None:
-            return None
-        name = os.path.basename(place.file)
-        remember(f"{uris.split_query(uri)[0].rstrip('/')}/{name}{uris.split_query(uri)[1]}")
-        return TensorPlace(f"{shown}/{name}{query}", place.tensor)
-
+    if names_one(uri) and uris.name_of(uri).lower().endswith(".gguf"):
+        with as_local(uri) as local:
+            return _moved(find_layer(local, tokenizer=tokenizer), {local: uri}, local, uri)
+    if uris.name_of(uri) in _OF_FOLDER:
+        uri = folder_of(uri)
+    before, query = uris.split_query(whole_uri(uri))
+    uri = before.rstrip("/") + query
+    folder = mirror(uri)
+    if (gguf := _gguf_of(folder)) is not None:
+        filled(gguf, 0, os.path.getsize(gguf))
+    places = {os.path.join(folder, name): within(uri, name) for name in os.listdir(folder)}
     try:
         found = find_layer(folder, tokenizer=tokenizer)
     except BigvocabError as error:
-        raise error.renamed(folder, shown) from error
-    head = moved(found.head)
+        raise error.renamed(folder, uris.split_query(uris.shown(uri))[0].rstrip("/")) from error
+    return _moved(found, places, folder, uri)
+
+
+def _moved(found: FoundModel, places: Mapping[str, str], local: str, uri: str) -> FoundModel:
+    """The same model by the URIs of its files, which other processes can open."""
+
+    def moved(place: TensorPlace | None) -> TensorPlace | None:
+        return None if place is None else TensorPlace(remember(places[place.file]), place.tensor)
+
+    head, shown = moved(found.head), uris.split_query(uris.shown(uri))[0].rstrip("/")
     assert head is not None
     return replace(
         found,
-        path=shown + query,
+        path=remember(uri),
         head=head,
         biases=moved(found.biases),
         norm=moved(found.norm),
         norm_biases=moved(found.norm_biases),
-        notes=tuple(note.replace(folder, shown) for note in found.notes),
-        sources={name: text.replace(folder, shown) for name, text in found.sources.items()},
+        notes=tuple(note.replace(local, shown) for note in found.notes),
+        sources={name: text.replace(local, shown) for name, text in found.sources.items()},
     )
 
 

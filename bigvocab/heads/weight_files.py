@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 from typing import Any
 
@@ -9,7 +10,10 @@ from bigvocab.errors import BigvocabError, FormatError
 from bigvocab.heads.checkpoint import INDEX, SHARD, WHOLE, Checkpoint, tensor_names
 from bigvocab.matrices.matrix import Matrix
 from bigvocab.matrices.opening import as_matrix
-from bigvocab.storage.paths import expand, split_selector
+from bigvocab.storage import uris
+from bigvocab.storage.paths import expand, names_one, split_selector
+from bigvocab.storage.places import folder_of, names_in, within
+from bigvocab.storage.spool import mirror
 from bigvocab.storage.uris import is_remote
 
 _INDEX_SUFFIX = ".safetensors.index.json"
@@ -40,7 +44,7 @@ def _placed(text: str) -> str | list[str]:
     """The file that holds a tensor, or the files, for a folder, an index or a glob; any other path as it is."""
     place, tensor = split_selector(text)
     if is_remote(place):
-        return text
+        return _in_store(place, tensor) or text
     folder = _checkpoint_folder(place)
     if folder is not None:
         if tensor is None:
@@ -62,12 +66,38 @@ def tensor_place(text: str) -> str:
     is; any other path as it is.
     """
     place, tensor = split_selector(text)
-    if tensor is None or is_remote(place) or os.path.isfile(place) and not place.endswith(_INDEX_SUFFIX):
+    if is_remote(place):
+        placed = _in_store(place, tensor) if tensor is not None else None
+        return placed if isinstance(placed, str) else text
+    if tensor is None or os.path.isfile(place) and not place.endswith(_INDEX_SUFFIX):
         return text
     folder = _checkpoint_folder(place)
     if folder is not None:
         return _of_checkpoint(folder, tensor)
     return _by_index([source.shown for source in expand(text)], tensor) or text
+
+
+def _in_store(uri: str, tensor: str | None) -> str | list[str] | None:
+    """As `_placed` of a folder, an index or a glob in a store, by the headers of its files; None for other URIs."""
+    pattern = uris.name_of(uri)
+    is_index, has_magic = pattern.endswith(_INDEX_SUFFIX), glob.has_magic(pattern)
+    if names_one(uri) and not is_index or tensor is None:
+        return None
+    base = folder_of(uri) if is_index or has_magic else uri
+    if uris.on_web(uri):
+        if not is_index:
+            return None
+    elif not any(name.lower().endswith(".safetensors") for name in names_in(base)):
+        return None
+    folder = mirror(base, (_INDEX_SUFFIX,))
+    inside = os.path.join(folder, pattern) if is_index or has_magic else folder
+    try:
+        placed = _placed(f"{inside}::{tensor}")
+    except BigvocabError as error:
+        raise error.renamed(folder, uris.split_query(uris.shown(base))[0].rstrip("/")) from error
+    found = [split_selector(one)[0] for one in ([placed] if isinstance(placed, str) else placed)]
+    there = [f"{within(base, os.path.basename(one))}::{tensor}" for one in found]
+    return there[0] if isinstance(placed, str) else there
 
 
 def _checkpoint_folder(place: str) -> str | None:

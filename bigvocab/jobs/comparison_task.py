@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +28,7 @@ from bigvocab.labels.labels import LabelBatch
 from bigvocab.matrices.matrix import Matrix
 from bigvocab.matrices.names import DataNames
 from bigvocab.reports.report import Report
+from bigvocab.storage import uris
 
 _KERNELS = (
     "pages", "softmax", "sums", "divergence", "divergence_merge", "divergence_wide", "pairs", "row_statistics",
@@ -174,8 +174,8 @@ class ComparisonTask:
 
 
 def _place(file: Any) -> str:
-    """The absolute path of a llama.cpp file."""
-    return os.path.abspath(file.file.path)
+    """The absolute path, or the URI, of a llama.cpp file."""
+    return uris.absolute(file.file.path)
 
 
 @dataclass

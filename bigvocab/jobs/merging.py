@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 from bigvocab.arguments import integer
@@ -22,7 +21,8 @@ from bigvocab.evaluation.tally import Tally
 from bigvocab.jobs.class_merging import merge_classes
 from bigvocab.jobs.pages import check_page, write_page
 from bigvocab.reports.report import Report
-from bigvocab.storage.output import refuse_overwriting, write_text
+from bigvocab.storage import uris
+from bigvocab.storage.output import place_of, refuse_overwriting, write_text
 
 Part = str | os.PathLike[str] | bytes
 
@@ -171,11 +171,11 @@ def tally_report(state: State, tally: Tally) -> Report:
 
 def _refuse_twice(parts: list[Part]) -> list[Part]:
     """The parts, none of which is there twice."""
-    seen: set[Path | bytes] = set()
+    seen: set[Any] = set()
     for part in parts:
-        place = part if isinstance(part, bytes) else Path(part).resolve()
+        place = part if isinstance(part, bytes) else place_of(part)
         if place in seen:
-            shown = "bytes" if isinstance(part, bytes) else os.fspath(part)
+            shown = "bytes" if isinstance(part, bytes) else uris.shown(os.fspath(part))
             raise BigvocabError(f"{shown}: is given twice; merging would count its rows twice")
         seen.add(place)
     if not parts:

@@ -24,6 +24,7 @@ from bigvocab.reports.report import Report
 from bigvocab.storage import uris
 from bigvocab.storage.fingerprints import of_file
 from bigvocab.storage.output import check_writable, refuse_overwriting, replacing, write_text
+from bigvocab.storage.stores import is_there
 from bigvocab.threads import usable_cores
 
 Progress = Callable[[int, int, int], None]
@@ -134,10 +135,12 @@ class _Run:
         output, state = self.options.output, self.options.state
         if output is None:
             return
-        if not uris.is_remote(output) and not os.path.exists(uris.plain(os.fsdecode(output))):
-            raise BigvocabError(f"{output}: is gone, and the run of {state} has ended; start anew to write it again")
+        name, run = (uris.shown(os.fsdecode(path)) for path in (output, state or ""))
+        gone = not is_there(os.fsdecode(output)) if uris.is_remote(output) else not os.path.exists(uris.plain(name))
+        if gone:
+            raise BigvocabError(f"{name}: is gone, and the run of {run} has ended; start anew to write it again")
         if of_file(output) != keeper.coverage.output_is:
-            raise BigvocabError(f"{output}: is not what the run of {state} wrote, which has ended; expected that file")
+            raise BigvocabError(f"{name}: is not what the run of {run} wrote, which has ended; expected that file")
 
     def _source(self, start: int) -> Iterator[Piece]:
         """What is not done, in order, from this process or from others."""

@@ -14,7 +14,7 @@ from bigvocab.evaluation.state import read_state
 from bigvocab.storage import uris
 from bigvocab.storage.paths import Source
 from bigvocab.storage.remote import RemoteFile
-from bigvocab.storage.stores import Final, RemoteIdentity, attempt, store_of
+from bigvocab.storage.stores import attempt, is_there, store_of
 
 
 class StoredState:
@@ -33,7 +33,7 @@ class StoredState:
 
     def fetch(self) -> None:
         """Have the local files as the last checkpoint left them; nothing where there was none."""
-        if not self._is_there():
+        if not is_there(self.uri):
             return
         self.path.write_bytes(_content(self.uri))
         coverage = read_state(self.path).coverage
@@ -48,15 +48,6 @@ class StoredState:
                     raise FormatError(f"{self.shown}.lines: records from byte {file.tell()} on are missing; start anew")
                 file.write(_content(piece))
         self._sent = wanted
-
-    def _is_there(self) -> bool:
-        def look() -> RemoteIdentity | None:
-            try:
-                return store_of(self.uri).identity()
-            except Final:
-                return None
-
-        return attempt(self.uri, look) is not None
 
     def _pieces(self) -> list[tuple[int, str]]:
         """(first byte, URI) of the records that were sent."""

@@ -1,9 +1,10 @@
 """The highest classes of each row: a threshold, and a buffer of twice as many as are asked for.
 
-Classes above the threshold are put into the buffer in order of their ids; when it is full, the lower half is thrown
-out, which raises the threshold. So most blocks are told to be of no interest by their maximum alone, and of equals the
-lower ids stay. Logits are kept as integers in the same order, because counting integers vectorises: a bisection of
-their range finds which half is which.
+What a tile has above the threshold (`highest_cells` finds it) is put into the buffer of its row. When that is nearly
+full, the lower half is thrown out, which raises the threshold: no class below it is looked at again. Of equals, the
+lower ids stay, whatever the order in which tiles come, so all groups of classes of a row share one buffer, and a group
+that comes late has nearly nothing to put in. Logits are kept as integers in the same order, because counting integers
+vectorises: a bisection of their range finds which half is which.
 
 A row's buffer is (keys, ids, marks): keys and ids (2 K,) int64, marks (2,) float64 = how many there are, the threshold.
 """
@@ -13,7 +14,7 @@ from __future__ import annotations
 import numpy as np
 from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic, overload
+from numba.extending import intrinsic
 
 from bigvocab.kernels import lanes as v
 from bigvocab.kernels import memory as m
@@ -22,6 +23,7 @@ from bigvocab.kernels.row_statistics import SKIP, lanes_at
 
 COUNT, THRESHOLD = range(2)
 _MAGNITUDE = 0x7FFF_FFFF_FFFF_FFFF
+_NO_LIMIT = _MAGNITUDE
 
 
 @intrinsic
@@ -48,20 +50,9 @@ def key_of(number):
 
 
 @inline
-def _of_key(key):
+def number_of(key):
+    """The number of such an integer."""
     return _number_of(key if key >= 0 else key ^ _MAGNITUDE)
-
-
-def buffer_of(highest, r):
-    """The buffer of a row; None where there are none."""
-    raise NotImplementedError  # only for kernels: see the overload below
-
-
-@overload(buffer_of, inline="always")
-def _buffer_of(highest, r):
-    if highest is None or isinstance(highest, types.NoneType):
-        return lambda highest, r: None
-    return lambda highest, r: (highest[0][r], highest[1][r], highest[2][r])
 
 
 @inline
@@ -74,9 +65,27 @@ def _count_from(keys, count, least):
 
 
 @inline
-def _shrink(keys, ids, count, most):
-    """Keep the `most` greatest of `count` entries, more than so many, in their order; returns what all others are no
-    greater than.
+def _last_of(keys, ids, count, key, wanted):
+    """The id up to which as many of the first `count` entries have this key as are wanted, fewer than have it."""
+    low, high = 0, 0
+    for i in range(count):
+        high = max(high, ids[i])
+    while low < high:
+        middle = low + (high - low) // 2
+        here = 0
+        for i in range(count):
+            here += (keys[i] == key) & (ids[i] <= middle)
+        if here >= wanted:
+            high = middle
+        else:
+            low = middle + 1
+    return low
+
+
+@inline
+def shrink(keys, ids, count, most):
+    """Keep the `most` greatest of `count` entries, no fewer than so many, in their order, of equals the lower ids;
+    returns what all others are no greater than.
     """
     low, high = keys[0], keys[0]
     for i in range(count):
@@ -89,26 +98,25 @@ def _shrink(keys, ids, count, most):
             low, found = middle, here
         else:
             high = middle - 1
-    equals = count if found == most else most - _count_from(keys, count, low + 1)
+    last = _NO_LIMIT if found == most else _last_of(keys, ids, count, low, most - _count_from(keys, count, low + 1))
     to = 0
     for i in range(count):
-        key = keys[i]
-        if key > low or (key == low and equals > 0):
-            equals -= key == low
-            keys[to], ids[to] = key, ids[i]
+        key, name = keys[i], ids[i]
+        if key > low or (key == low and name <= last):
+            keys[to], ids[to] = key, name
             to += 1
     return low
 
 
 @inline
 def put(key, class_id, kept):
-    """Put a class that is above the threshold into the buffer, after all others."""
+    """Put a class that is above the threshold into the buffer."""
     keys, ids, marks = kept
     count = int(marks[COUNT])
     keys[count], ids[count] = key, class_id
     count += 1
     if count == keys.size:
-        marks[THRESHOLD] = _of_key(_shrink(keys, ids, count, keys.size // 2))
+        marks[THRESHOLD] = number_of(shrink(keys, ids, count, keys.size // 2))
         count = keys.size // 2
     marks[COUNT] = count
 
@@ -131,21 +139,26 @@ def keep_row(x, first_class, kept):
 
 
 @jit
-def clear_highest(keys, ids, marks):
-    """Buffers of rows, flat, without a class; a masked class, at -inf, is never put in."""
-    for r in range(marks.shape[0]):
-        marks[r, COUNT], marks[r, THRESHOLD] = 0.0, -np.inf
-
-
-@jit
-def merge_highest(keys, ids, marks, to_keys, to_ids, to_marks):
-    """Add the buffers of groups of classes (G, n, ...), in order of class, to those of the rows."""
-    for g in range(marks.shape[0]):
-        for r in range(marks.shape[1]):
-            kept = (to_keys[r], to_ids[r], to_marks[r])
-            for i in range(int(marks[g, r, COUNT])):
-                if _of_key(keys[g, r, i]) > to_marks[r, THRESHOLD]:
-                    put(keys[g, r, i], ids[g, r, i], kept)
+def merge_hits(rows, hit_keys, hit_ids, offsets, keys, ids, marks):
+    """Put hits of tiles into the buffers of their rows: those of rows[i] are hit_keys and hit_ids from offsets[i] to
+    offsets[i + 1]; a row has no class twice. A threshold is what the last of the highest classes is no less than.
+    """
+    for i in range(rows.size):
+        start, stop = offsets[i], offsets[i + 1]
+        if start == stop:
+            continue
+        row, names, mark = keys[rows[i]], ids[rows[i]], marks[rows[i]]
+        most, count = row.size // 2, int(mark[COUNT])
+        least = key_of(mark[THRESHOLD])
+        for h in range(start, stop):
+            if hit_keys[h] >= least:
+                row[count], names[count] = hit_keys[h], hit_ids[h]
+                count += 1
+                if count == row.size:
+                    least, count = shrink(row, names, count, most), most
+        if count >= most and (least == key_of(-np.inf) or count >= most + most // 4):
+            least, count = shrink(row, names, count, most), most
+        mark[COUNT], mark[THRESHOLD] = count, number_of(least)
 
 
 @jit
@@ -158,16 +171,16 @@ def sort_highest(labels, keys, ids, marks, logits):
         row, names = keys[r], ids[r]
         count = 0 if labels[r] == SKIP else int(marks[r, COUNT])
         if count > most:
-            _shrink(row, names, count, most)
+            shrink(row, names, count, most)
             count = most
-        for i in range(1, count):  # by insertion, which keeps the order of equals
+        for i in range(1, count):  # by insertion: what comes from one tile is in order
             key, name, at = row[i], names[i], i
-            while at > 0 and row[at - 1] < key:
+            while at > 0 and (row[at - 1] < key or (row[at - 1] == key and names[at - 1] > name)):
                 row[at], names[at] = row[at - 1], names[at - 1]
                 at -= 1
             row[at], names[at] = key, name
         for i in range(most):
             if i < count:
-                logits[r, i] = _of_key(row[i])
+                logits[r, i] = number_of(row[i])
             else:
                 logits[r, i], names[i] = -np.inf, -1

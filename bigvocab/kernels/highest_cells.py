@@ -15,9 +15,9 @@ from numba.extending import overload
 from bigvocab.kernels import lanes as v
 from bigvocab.kernels import memory as m
 from bigvocab.kernels import orders as o
-from bigvocab.kernels.highest import COUNT, THRESHOLD, keep_row, key_of, put
+from bigvocab.kernels.highest import COUNT, THRESHOLD, keep_row, key_of, number_of, shrink
 from bigvocab.kernels.jit import inline, jit
-from bigvocab.kernels.row_statistics import lanes_at
+from bigvocab.kernels.row_statistics import SKIP, lanes_at
 
 LANES = 32  # maxima of the cells of some classes, one per lane; of float64 the half
 _FINE, _COARSE = 256, 512  # classes of the cells of all lanes: few, or few to write
@@ -28,13 +28,18 @@ FOLDED = 16  # vectors of maxima that are searched
 
 @inline
 def lane_maxima(x, cells):
-    """Put the maxima of the cells of a tile into `cells` = (array, classes of the cells of all lanes)."""
+    """Put the maxima of the cells of a tile into `cells` = (array, classes of the cells of all lanes); returns those of
+    all cells.
+    """
     maxima, step = cells
+    every = v.splat(v.floor_value(x), v.zeros_for(x))
     for c in range(x.size // step):
         top = v.splat(v.floor_value(x), v.zeros_for(x))
         for i in range(c * step, c * step + step, m.width(x)):
             top = v.larger(m.load_unordered(x, i), top)
         m.store(top, maxima, c * LANES)
+        every = v.larger(top, every)
+    return every
 
 
 @jit
@@ -189,15 +194,22 @@ def _in_order(room, count, k):
     return min(count, k)
 
 
-def keep_tile(x, first_class, kept, bounds, r, scratch):
-    """Put the highest classes of a tile into the row's buffer; its cells' maxima are in `scratch`.
+@inline
+def no_hits(hits, r):
+    """Row r has none."""
+    hits[2][r + 1] = hits[2][r]
+
+
+def keep_tile(x, first_class, hits, bound, k, r, scratch):
+    """Put what may be among the highest classes of a row behind the hits of the rows before it, `k` at most; the maxima
+    of the cells of `x` are in `scratch`.
 
     Args:
         x: (classes,) logits of row r.
         first_class: of the tile.
-        kept: the row's buffer, see `highest`.
-        bounds: (n,) for each row what the last of its highest classes is no less than, as far as any group of classes
-            knows; may be raised by several threads at once.
+        hits: (keys, ids, offsets), see `highest.merge_hits`.
+        bound: what the last of the row's highest classes is no less than, as far as is known.
+        k: how many classes are asked for.
         r: the row.
         scratch: see `scratch_for`.
     """
@@ -205,42 +217,70 @@ def keep_tile(x, first_class, kept, bounds, r, scratch):
 
 
 @overload(keep_tile)
-def _keep_tile_of(x, first_class, kept, bounds, r, scratch):
+def _keep_tile_of(x, first_class, hits, bound, k, r, scratch):
     return _keep_doubles if x.dtype.bitwidth == 64 else _keep_floats
 
 
-def _keep_doubles(x, first_class, kept, bounds, r, scratch):
+def _keep_doubles(x, first_class, hits, bound, k, r, scratch):
     (maxima, step), room, folded, places = scratch
+    keys, ids, offsets = hits
+    kept = (room[: 2 * k], room[2 * k : 4 * k], np.empty(2))
+    kept[2][COUNT], kept[2][THRESHOLD] = 0.0, number_of(key_of(bound) - 1) if bound > -np.inf else bound
     whole = x.size - x.size % step
     for start in range(0, whole, step):
         top = m.load(maxima, start // step * LANES)
         if v.any_greater(top, v.splat(kept[2][THRESHOLD], top)):
             keep_row(x[start : start + step], first_class + start, kept)
     keep_row(x[whole:], first_class + whole, kept)
+    count, at = int(kept[2][COUNT]), offsets[r]
+    if count > k:
+        shrink(kept[0], kept[1], count, k)
+        count = k
+    for i in range(count):
+        keys[at + i], ids[at + i] = kept[0][i], kept[1][i]
+    offsets[r + 1] = at + count
 
 
-def _keep_floats(x, first_class, kept, bounds, r, scratch):
+def _keep_floats(x, first_class, hits, bound, k, r, scratch):
     (maxima, step), room, folded, places = scratch
-    keys, ids, marks = kept
-    number, k = x.size // step, keys.size // 2
-    order = max(o.order_of(np.float32(marks[THRESHOLD])) + 1, o.order_of(np.float32(bounds[r])))
+    keys, ids, offsets = hits
+    number, at, lane = x.size // step, offsets[r], np.float32(bound)
+    order = max(o.order_of(np.float32(-np.inf)) + 1, o.order_of(lane) - (np.float64(lane) > bound))
     least = o.of_order(order)
-    if _reaching_cells(maxima, number, least) > k + k // 8:
+    reached = _reaching_cells(maxima, number, least)
+    offsets[r + 1] = at
+    if reached == 0 and number * step == x.size:
+        return
+    if reached > k + k // 8:
         least = o.of_order(_bound(maxima, number, k, order, folded))
-    count = _in_order(room, _collect(x, maxima, step, least, k, room, places), k)
-    if marks[COUNT] == 0:
-        for i in range(count):
-            keys[i] = key_of(np.float64(o.of_order(o.order_in(room[i]))))
-            ids[i] = first_class + o.class_in(room[i])
-        marks[COUNT] = count
-        if count == k:
-            marks[THRESHOLD] = np.float64(o.of_order(o.order_in(room[k - 1])))
-    else:
-        for i in range(count):
-            logit = np.float64(o.of_order(o.order_in(room[i])))
-            if logit > marks[THRESHOLD]:
-                put(key_of(logit), first_class + o.class_in(room[i]), kept)
-    bounds[r] = max(bounds[r], marks[THRESHOLD])
+    count = _collect(x, maxima, step, least, k, room, places)
+    if bound == -np.inf:
+        count = _in_order(room, count, k)
+    elif count > k:
+        _shrink(room, count, k)
+        count = k
+    for i in range(count):
+        keys[at + i] = key_of(np.float64(o.of_order(o.order_in(room[i]))))
+        ids[at + i] = first_class + o.class_in(room[i])
+    offsets[r + 1] = at + count
+
+
+@jit
+def rows_highest(logits, labels, span, highest):
+    """What may be among the highest classes of rows whose statistics are known already; `highest` as of
+    `rows_softmax_with`.
+    """
+    first_class, classes = span
+    hits, bounds, scratch, k = highest[:3], highest[3], highest[4], highest[5]
+    whole = classes - classes % scratch[0][1]
+    for r in range(labels.size):
+        no_hits(hits, r)
+        if labels[r] == SKIP:
+            continue
+        x, bound = logits[r, :classes], v.like_lane(bounds[r], logits[r])
+        top = lane_maxima(x, scratch[0])
+        if whole < classes or v.any_at_least(top, v.splat(bound, top)):
+            keep_tile(x, first_class, hits, bounds[r], k, r, scratch)
 
 
 def cells_of(highest):
@@ -262,6 +302,6 @@ def scratch_for(piece, classes, k):
     kind = np.float64 if piece.dtype == np.float64 else np.float32
     step = _COARSE if classes >= _LONG else _FINE
     maxima = np.empty(max(1, classes // step) * LANES, kind)
-    most = 2 * k + (_FLUSH + 2 * LANES) * (step // LANES) + 2 * _COARSE + 2 * o.SORTED
+    most = 4 * k + (_FLUSH + 2 * LANES) * (step // LANES) + 2 * _COARSE + 2 * o.SORTED
     places = np.empty(_FLUSH + 2 * LANES, np.int64)
     return (maxima, step), np.empty(most, np.int64), np.empty(FOLDED * LANES, np.int32), places

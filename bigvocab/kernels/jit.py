@@ -189,6 +189,11 @@ class _NoCache(NullCache):
         announce(self._function.__name__)
 
 
+def _njit(**options: Any) -> Any:
+    """Numba's decorator with any option that it takes: its types name a few."""
+    return numba.njit(error_model="numpy", **options)
+
+
 def jit(function: Callable[..., Any]) -> Any:
     """Compile `function` at its first call and keep the machine code.
 
@@ -201,12 +206,12 @@ def jit(function: Callable[..., Any]) -> Any:
 
 def fresh(function: Callable[..., Any]) -> Any:
     """As `jit`, but compiled anew and not kept: machine code that was loaded cannot be shown."""
-    return numba.njit(nogil=True, error_model="numpy")(function)
+    return _njit(nogil=True, no_cfunc_wrapper=True)(function)
 
 
 def jit_with_gil(function: Callable[..., Any]) -> Any:
     """As `jit`, for what calls Python's own functions."""
-    return _kept(numba.njit(error_model="numpy")(function))
+    return _kept(_njit(no_cfunc_wrapper=True)(function))
 
 
 def _kept(dispatcher: Any) -> Any:
@@ -217,5 +222,8 @@ def _kept(dispatcher: Any) -> Any:
 
 
 def inline(function: Callable[..., Any]) -> Any:
-    """Compile `function` into its callers; it has no machine code of its own to keep."""
-    return numba.njit(nogil=True, error_model="numpy", forceinline=True)(function)
+    """Compile `function` into its callers; it has no machine code of its own to keep.
+
+    It is never called from Python: the wrappers for that would be a quarter of the work of compiling a kernel.
+    """
+    return _njit(nogil=True, forceinline=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)(function)

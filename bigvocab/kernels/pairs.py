@@ -17,11 +17,11 @@ FULL, WIDE, TOPS, TWO_TYPES, KNOWN = 1, 2, 4, 8, 16
 @inline
 def _softmax(logits, labels, label_logits, transform, capped, want, span, stats):
     if capped is None:
-        rows_softmax(logits, labels, label_logits, transform[0], want, span, stats)
+        rows_softmax(logits, labels, label_logits, transform[0], want, True, span, stats)
     elif transform[1] > 0:
         rows_softmax_capped(logits, labels, label_logits, transform, want, span, stats)
     else:
-        rows_softmax(logits, labels, label_logits, transform[0], want, span, stats)
+        rows_softmax(logits, labels, label_logits, transform[0], want, True, span, stats)
 
 
 @jit

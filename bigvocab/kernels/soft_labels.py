@@ -64,11 +64,11 @@ def _label_sums(x, z, transform, sums):
 
 
 @jit
-def rows_soft_labels(logits, soft, labels, transform, want, span, stats, sums):
+def rows_soft_labels(logits, soft, labels, transform, want, entropy, span, stats, sums):
     """Add a tile of logits and soft labels to the rows' statistics.
 
-    logits, soft (n, at least classes); labels (n,) SKIP or NO_LABEL; transform, want, span and stats as for
-    `rows_softmax`; sums (n, SUMS).
+    logits, soft (n, at least classes); labels (n,) SKIP or NO_LABEL; transform, want, entropy, span and
+    stats as for `rows_softmax`; sums (n, SUMS).
     """
     scale, softcap = transform
     first_class, classes = span
@@ -78,7 +78,7 @@ def rows_soft_labels(logits, soft, labels, transform, want, span, stats, sums):
         for start in range(0, classes, PART):
             stop = min(start + PART, classes)
             x = logits[r, start:stop]
-            if softcap > 0 or not softmax_row(x, np.nan, scale, want, first_class + start, stats[r], None):
+            if softcap > 0 or not softmax_row(x, np.nan, scale, want, entropy, first_class + start, stats[r], None):
                 row_wide(x, np.nan, scale, softcap, want, first_class + start, stats[r])
             if math.isnan(sums[r, REFERENCE]) and abs(stats[r, MAX]) < np.inf:
                 sums[r, REFERENCE] = stats[r, MAX]

@@ -19,6 +19,7 @@ statistics of several tiles of a row merge.
 from __future__ import annotations
 
 import math
+from typing import Any, Literal
 
 import numpy as np
 
@@ -62,20 +63,32 @@ FIRST, BLOCK = 512, 8192
 _FARTHEST = 8.0  # an exponent above this is brought down by a new reference: t 2**t would be summed too coarsely
 _PRECISE = 2.0**19  # references beyond this have too few bits after the point
 _DRIFT = 4e-7  # nats that the rounding of c may cost; past it the sum is put right by its derivative
+_NATS = 22.0  # the logarithm of 2**31 classes is 21.5
 _SMALLEST_FACTOR = 1e-30  # with less, the logit 125 exponents below another is past float32
 
 
+def entropy_wanted(want: int, scale: float, logits: Any) -> Literal[True] | None:
+    """True where the sum that the entropy is made from is needed: it is asked for, or `scale` rounds badly, and the sum
+    may have to be put right by it. Else None, and no loop with it is compiled.
+    """
+    exact = scale * LOG2E
+    with np.errstate(over="ignore"):
+        c = exact if logits.dtype.name == "float64" else float(np.float32(exact))
+    drifts = _SMALLEST_FACTOR < c < np.inf and abs(exact / c - 1.0) > _DRIFT / _NATS
+    return True if want & ENTROPY or drifts else None
+
+
 @inline
-def softmax_row(x, label, scale, want, first_class, stats, hidden):
+def softmax_row(x, label, scale, want, entropy, first_class, stats, hidden):
     """Add the classes of `x` to the row's statistics; False where its logits are too large for this method.
 
     hidden is None, or what `hidden.shown_block` takes; a block that is read again is shown again.
     """
-    return softmax_row_with(x, label, scale, want, first_class, stats, hidden, None, None)
+    return softmax_row_with(x, label, scale, want, entropy, first_class, stats, hidden, None, None)
 
 
-@inline
-def softmax_row_with(x, label, scale, want, first_class, stats, hidden, squares, cells):
+@jit
+def softmax_row_with(x, label, scale, want, entropy, first_class, stats, hidden, squares, cells):
     """As `softmax_row`, with the sum of squares, and with the maxima of cells (see `highest_cells`) put into `cells`.
 
     Each is None where it is not asked for: then nothing of it is compiled. No class is hidden from `cells`.
@@ -87,8 +100,7 @@ def softmax_row_with(x, label, scale, want, first_class, stats, hidden, squares,
     if not _SMALLEST_FACTOR < c < np.inf:
         return False
     inexact = scale * LOG2E / c - 1.0
-    drifts = abs(inexact) > _DRIFT / 22.0 and abs(inexact) * math.log(x.size) > _DRIFT  # 2**31 classes: 21.5 nats
-    entropy = want & ENTROPY or drifts
+    drifts = abs(inexact) > _DRIFT / _NATS and abs(inexact) * math.log(x.size) > _DRIFT
     reference, origin, limit = v.like_lane(0.0, x), v.like_lane(0.0, x), nothing
     started = False
     sums, shifted_sums, totals = v.fold(v.zeros_for(x)), v.fold(v.zeros_for(x)), v.sums_for(x)
@@ -101,7 +113,7 @@ def softmax_row_with(x, label, scale, want, first_class, stats, hidden, squares,
     again = False  # the same block, whose logits are counted already
     while stop < x.size:
         start, stop = stop, min(stop + BLOCK if stop else FIRST, x.size)
-        if entropy and started and start >= due:
+        if entropy is not None and started and start >= due:
             mean = v.like_lane(np.float64(origin) + v.total(shifted_sums) / v.total(sums), x)
             shifted_sums = v.fma(v.splat(np.float64(origin) - np.float64(mean), sums), sums, shifted_sums)
             origin, due = mean, 2 * start
@@ -168,7 +180,7 @@ def softmax_row_with(x, label, scale, want, first_class, stats, hidden, squares,
         if others == 0:  # the rest of `shifted` is from masked classes
             shifted = 0.0
         total = others + 1.0
-        if drifts:
+        if entropy is not None and drifts:
             total += inexact * shifted
         gap = scale * abs(top - stats[MAX])
         if want & PREDICTED and top > stats[MAX]:
@@ -205,13 +217,13 @@ def rows_gather(logits, labels, span, label_logits):
 
 
 @jit
-def rows_softmax(logits, labels, label_logits, scale, want, span, stats):
+def rows_softmax(logits, labels, label_logits, scale, want, entropy, span, stats):
     """Add a tile of logits to the rows' statistics.
 
     logits (n, at least classes); span = (first class, classes), the rest is padding; labels (n,) int64, SKIP or
     NO_LABEL; label_logits (n,) float64, raw, of all rows that have a label; want = RANK | ENTROPY | PREDICTED |
-    LOGIT_SUM; stats (n, COLUMNS). Softcapped logits have a kernel of their own, `softmax_capped.rows_softmax_capped`:
-    both in one would take half as long again to compile.
+    LOGIT_SUM; entropy as `entropy_wanted` says; stats (n, COLUMNS). Softcapped logits have a kernel of their own,
+    `softmax_capped.rows_softmax_capped`: both in one would take half as long again to compile.
     """
     first_class, classes = span
     for r in range(labels.size):
@@ -219,12 +231,12 @@ def rows_softmax(logits, labels, label_logits, scale, want, span, stats):
             continue
         x = logits[r, :classes]
         label = label_logits[r] if labels[r] >= 0 else np.nan
-        if not softmax_row(x, label, scale, want, first_class, stats[r], None):
+        if not softmax_row(x, label, scale, want, entropy, first_class, stats[r], None):
             row_wide(x, label, scale, 0.0, want, first_class, stats[r])
 
 
 @jit
-def rows_softmax_without(logits, labels, label_logits, scale, want, span, stats, hidden):
+def rows_softmax_without(logits, labels, label_logits, scale, want, entropy, span, stats, hidden):
     """As `rows_softmax`, where classes do not exist: hidden = (common, offsets, ids, room, the same
     room read-only, nothing), see `hidden`.
     """
@@ -235,7 +247,8 @@ def rows_softmax_without(logits, labels, label_logits, scale, want, span, stats,
             continue
         x, own = logits[r, :classes], ids[offsets[r] : offsets[r + 1]]
         label = label_logits[r] if labels[r] >= 0 else np.nan
-        if not softmax_row(x, label, scale, want, first_class, stats[r], (common, own, room, shown, nothing)):
+        room_of_row = (common, own, room, shown, nothing)
+        if not softmax_row(x, label, scale, want, entropy, first_class, stats[r], room_of_row):
             whole = shown_row(x, first_class, common, own, nothing)
             row_wide(whole, label, scale, 0.0, want, first_class, stats[r])
 

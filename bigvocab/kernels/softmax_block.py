@@ -48,7 +48,7 @@ def _add_lanes(logits, ordered, held, constants, low, origin, y, ranked, entropy
     sums, top, shifted, greater, equal, squared = held
     x = v.at_least(logits, low)
     p, e = power_terms(x, constants)
-    if entropy:
+    if entropy is not None:
         shifted = v.fma(v.sub(x, origin), v.mul(p, e), shifted)
     if ranked == UPWARDS:
         greater += v.count_greater(ordered, y)
@@ -112,7 +112,7 @@ def _strip(x, start, stop, at, low, origin, constants, y, ranked, entropy, faint
     sums = v.add(sums, v.fold(held[0]))
     if faint is not None:
         squared = v.add(squared, v.fold(held[5]))
-    if entropy:
+    if entropy is not None:
         late = held[2]
         if x.itemsize != 2 or at & _strip_length(x):
             shifted, late = v.add(shifted, v.fold(late)), zero
@@ -123,8 +123,8 @@ def _strip(x, start, stop, at, low, origin, constants, y, ranked, entropy, faint
 def _block(x, start, stop, terms, label, first_class, hidden, ranked, entropy, squares, cells):
     """What `_add_lanes` says of a block, sums in float64; the last vector stands apart: the loop has no branch.
 
-    terms = (factor, reference, origin); `ranked` and `entropy` are constants, each pair a loop of its own; `squares` is
-    None or True, and so another function. Of a strip with a hidden class, a copy is read.
+    terms = (factor, reference, origin); `ranked` is a constant, each a loop of its own; `entropy` and `squares` are
+    None or True, and so other functions. Of a strip with a hidden class, a copy is read.
     """
     factor, reference, origin = terms
     zero = v.zeros_for(x)
@@ -160,7 +160,7 @@ def _block(x, start, stop, terms, label, first_class, hidden, ranked, entropy, s
                 )
                 at = end
     sums, shifted, late, top, greater, equal, squared = carried
-    if entropy:
+    if entropy is not None:
         shifted = v.add(shifted, v.fold(late))
     if whole < stop:
         part, begin, last = shown_block(x, whole, stop, first_class, hidden)
@@ -187,27 +187,17 @@ def _any_block_of(x, start, stop, terms, label, first_class, hidden, ranked, ent
 
 
 def _block_of_numbers(x, start, stop, terms, label, first_class, hidden, ranked, entropy, squares, cells):
-    if entropy:
-        if ranked == UNRANKED:
-            return _block(x, start, stop, terms, label, first_class, hidden, UNRANKED, True, squares, cells)
-        return _block(x, start, stop, terms, label, first_class, hidden, UPWARDS, True, squares, cells)
     if ranked == UNRANKED:
-        return _block(x, start, stop, terms, label, first_class, hidden, UNRANKED, False, squares, cells)
-    return _block(x, start, stop, terms, label, first_class, hidden, UPWARDS, False, squares, cells)
+        return _block(x, start, stop, terms, label, first_class, hidden, UNRANKED, entropy, squares, cells)
+    return _block(x, start, stop, terms, label, first_class, hidden, UPWARDS, entropy, squares, cells)
 
 
 def _block_of_halves(x, start, stop, terms, label, first_class, hidden, ranked, entropy, squares, cells):
-    if entropy:
-        if ranked == UPWARDS:
-            return _block(x, start, stop, terms, label, first_class, hidden, UPWARDS, True, squares, cells)
-        if ranked == DOWNWARDS:
-            return _block(x, start, stop, terms, label, first_class, hidden, DOWNWARDS, True, squares, cells)
-        return _block(x, start, stop, terms, label, first_class, hidden, UNRANKED, True, squares, cells)
     if ranked == UPWARDS:
-        return _block(x, start, stop, terms, label, first_class, hidden, UPWARDS, False, squares, cells)
+        return _block(x, start, stop, terms, label, first_class, hidden, UPWARDS, entropy, squares, cells)
     if ranked == DOWNWARDS:
-        return _block(x, start, stop, terms, label, first_class, hidden, DOWNWARDS, False, squares, cells)
-    return _block(x, start, stop, terms, label, first_class, hidden, UNRANKED, False, squares, cells)
+        return _block(x, start, stop, terms, label, first_class, hidden, DOWNWARDS, entropy, squares, cells)
+    return _block(x, start, stop, terms, label, first_class, hidden, UNRANKED, entropy, squares, cells)
 
 
 @inline

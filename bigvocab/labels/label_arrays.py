@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -13,6 +16,7 @@ from bigvocab.formats import read_array
 from bigvocab.labels import columns as _columns
 from bigvocab.storage import paths
 from bigvocab.storage.mapped import MappedFile
+from bigvocab.storage.remote import RemoteFile
 
 _MOST_KEPT = 16 << 20
 
@@ -41,10 +45,29 @@ def open_mapped(path: str, column: str | None) -> Opened:
     return schema, rows, batches
 
 
+def open_stored(file: RemoteFile) -> Opened:
+    """An array of any integer or float type in an object of a store, fetched to memory."""
+    name = file.selector or "labels"
+    if file.suffix == ".npy" and file.selector is not None:
+        file.selector = None  # the name of its one column
+    with _npy(file.shown) if file.suffix == ".npy" else contextlib.nullcontext():
+        array = read_array(file)
+        count = math.prod(array.shape) * array.dtype.itemsize
+        order: Any = "F" if array.fortran else "C"
+        raw = file.content(array.offset, array.offset + count)
+        return open_array(np.ndarray(array.shape, array.dtype, raw, order=order), file.shown, name)
+
+
 def open_npy(path: str) -> Opened:
     """An array in a .npy file; whatever is wrong with it says what the file is."""
-    try:
+    with _npy(path):
         return open_mapped(path, None)
+
+
+@contextlib.contextmanager
+def _npy(path: str) -> Iterator[None]:
+    try:
+        yield
     except FormatError as error:
         reason = (
             str(error).removeprefix(f"{path}: ").removeprefix("not a valid .npy header: ").removeprefix("truncated: ")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,15 +20,15 @@ from bigvocab.errors import BigvocabError, FormatError, Keyword
 from bigvocab.formats import magic, refuse_header
 from bigvocab.labels import columns as _columns
 from bigvocab.labels.ipc_files import open_ipc
-from bigvocab.labels.label_arrays import Batches, Opened, open_array, open_mapped, open_npy, open_table
+from bigvocab.labels.label_arrays import Batches, Opened, open_array, open_mapped, open_npy, open_stored, open_table
 from bigvocab.labels.tables import as_table_source
 from bigvocab.labels.text_files import TEXT_SUFFIXES, open_text, text_kind
 from bigvocab.storage import paths, uris
 from bigvocab.storage.file_identity import FileIdentity
 from bigvocab.storage.folders import partitions
 from bigvocab.storage.mapped import MappedFile
-from bigvocab.storage.remote import remember, whole_uri
-from bigvocab.storage.spool import local_copy
+from bigvocab.storage.remote import RemoteFile, at_once, remember, whole_uri
+from bigvocab.storage.spool import as_local
 
 _KINDS = paths.Kinds(
     (
@@ -125,7 +125,7 @@ _ARRAYS = {".npz", ".pt", ".pth", ".safetensors"}
 
 def _open_file(path: str, column: str | None) -> LabelPart:
     if uris.is_remote(path):
-        return _open_remote(path, column)
+        return _of_copy(path, lambda local: _open_file(local, column))
     path = uris.plain(path)
     try:
         if not os.path.isfile(path) and os.path.exists(path) and not os.path.isdir(path):
@@ -154,13 +154,13 @@ def _open_file(path: str, column: str | None) -> LabelPart:
         return part
 
 
-def _open_remote(uri: str, column: str | None) -> LabelPart:
-    """Labels in a store: small, so they are read whole, and kept in a local file."""
-    local, name = local_copy(uri), remember(uri)
-    try:
-        part = _open_file(local, column)
-    except BigvocabError as error:
-        raise error.renamed(local, name) from error
+def _of_copy(uri: str, open_it: Callable[[str], LabelPart]) -> LabelPart:
+    """Labels in a store: small, so they are read whole, and kept in a local file, which is opened."""
+    name = remember(uri)
+    with as_local(uri) as local:
+        part = open_it(local)
+    opened = _with_partitions(uris.path_of(uri), (part.schema, part.num_rows, part.batches))
+    part = part._replace(schema=opened[0], batches=opened[2])
     return part._replace(path=name, batches=_renamed(part.batches, local, name))
 
 
@@ -216,12 +216,14 @@ def _find_files(path: Any) -> tuple[list[str], str | None]:
     if not text or "\0" in text:
         raise BigvocabError(Keyword("labels"), f": expected the name of a file, got {text!r}")
     if uris.is_remote(text):
-        return paths.uri_files(text, _KINDS.groups[0]), column
+        return paths.uri_files(text, _KINDS), column
     return paths.files_of(text, _KINDS), column
 
 
 def _open_raw(path: str, dtype: np.dtype) -> LabelPart:
     """A file of integers and nothing else."""
+    if uris.is_remote(path):
+        return _of_copy(path, lambda local: _open_raw(local, dtype))
     file = MappedFile(paths.Source(path, path, None))
     refuse_header(file, "label_dtype", "")
     if file.size % dtype.itemsize or not file.size:
@@ -275,4 +277,25 @@ def open_source(source: Any, raw: str | None = None) -> tuple[list[LabelPart], s
     if len(columns) > 1:
         raise BigvocabError(Keyword("labels"), f": expected one column for all files, got {sorted(map(str, columns))}")
     column = columns.pop()
-    return [_open_file(name, column) for names, _ in found for name in names], column
+    return _open_all([name for names, _ in found for name in names], column), column
+
+
+def _open_all(names: list[str], column: str | None) -> list[LabelPart]:
+    """The files of labels; arrays in stores many at a time, because each takes its requests."""
+    stored = [name for name in names if _is_stored_array(name)]
+    arrays = iter(at_once(lambda name: _open_stored_array(name, column), stored))
+    return [next(arrays) if _is_stored_array(name) else _open_file(name, column) for name in names]
+
+
+def _is_stored_array(name: str) -> bool:
+    return uris.is_remote(name) and uris.name_of(name).lower().endswith((".npy", *_ARRAYS))
+
+
+def _open_stored_array(uri: str, column: str | None) -> LabelPart:
+    """An array of labels in a store: its own bytes, in memory, whatever else the object holds."""
+    name = remember(uri)
+    file = RemoteFile(paths.Source(uri, name, column))
+    suffix = file.suffix
+    opened, size = open_stored(file), file.size
+    file.buffer.forget()  # type: ignore[attr-defined]
+    return LabelPart(name, suffix, *opened, size, file.identity, None if suffix == ".npy" else column)

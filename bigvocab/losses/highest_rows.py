@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,50 +13,58 @@ from bigvocab.matrices.logit_rows import Array, Floats, Ids, LogitRows, State
 from bigvocab.matrices.tiles import Span
 from bigvocab.threads import resolve_threads
 
+_SHORT = 2048  # classes: a tile of a head, whose statistics and highest classes two kernels find, one after the other
+# Logits of a call of the two, which stay in the cache, and of the one that reads long rows once.
+_CACHED, _MANY = 1 << 18, 1 << 22
+
 
 class HighestSums(SoftmaxSums):
-    """Statistics of the softmax, and the buffers of the `keep` highest classes; see `kernels.highest`."""
+    """Statistics of the softmax, and the buffers of the `keep` highest classes, one per row; see `kernels.highest`.
+
+    Threads that work other classes of the same rows put what they find into the same buffers, one after the other.
+    """
 
     def __init__(self, labels: Ids, transform: Transform, want: int, keep: int, known: Floats | None = None) -> None:
         super().__init__(labels, transform, want, known)
-        self.keep, self.statistics = keep, self.columns
-        self.columns += 4 * keep + 2
-        self._bounds: Floats = np.full(len(labels), -np.inf)
+        self.keep, shape = keep, (len(labels), 2 * keep)
+        self.kept: State = np.empty(shape, np.int64), np.empty(shape, np.int64), np.zeros((len(labels), 2))
+        self.kept[2][:, 1] = -np.inf
+        self._turn = threading.Lock()
 
     @property
     def hides(self) -> bool:
         """Never: rows are copied."""
         return False
 
-    def state(self, *shape: int) -> State:
-        """(..., columns) statistics, keys and ids (..., 2 keep), and marks (..., 2)."""
-        buffers = np.empty((*shape, 2 * self.keep), np.int64), np.empty((*shape, 2 * self.keep), np.int64)
-        return np.empty((*shape, self.statistics)), *buffers, np.empty((*shape, 2))
-
-    def clear(self, state: State) -> None:
-        """The statistics of no class, and no class kept."""
-        from bigvocab.kernels import highest, row_statistics
-
-        stats, keys, ids, marks = (array.reshape(-1, array.shape[-1]) for array in state)
-        row_statistics.clear_statistics(stats)
-        highest.clear_highest(keys, ids, marks)
-
     def add(self, piece: Array, span: Span, rows: slice | Ids, state: State) -> None:
-        """See `rows_softmax_with`."""
+        """See `rows_softmax_with`, and `merge_hits`."""
         from bigvocab.kernels import highest_cells
 
-        bounds = self._bounds[rows]
+        numbers = np.arange(rows.start, rows.stop) if isinstance(rows, slice) else rows
         scratch = highest_cells.scratch_for(piece, span[1], self.keep)
-        self.add_with(piece, span, rows, state[0], (*state[1:], bounds, scratch))
-        if not isinstance(rows, slice):  # else they were a view
-            self._bounds[rows] = np.maximum(self._bounds[rows], bounds)
+        step = max(1, (_MANY if span[1] > _SHORT else _CACHED) // span[1])
+        for start in range(0, len(numbers), step):
+            part = slice(start, min(start + step, len(numbers)))
+            mine = slice(rows.start + start, rows.start + part.stop) if isinstance(rows, slice) else rows[part]
+            self._add_part(piece[part], span, mine, numbers[part], state[0][part], scratch)
 
-    def merge(self, groups: State, into: State) -> None:
-        """Sums of one maximum become those of another; of all buffers the highest stay."""
-        from bigvocab.kernels import highest, merge
+    def _add_part(
+        self, piece: Array, span: Span, rows: slice | Ids, numbers: Ids, stats: Floats, scratch: object
+    ) -> None:
+        from bigvocab.kernels import highest, highest_cells
 
-        merge.merge_statistics(groups[0], self.transform, into[0])
-        highest.merge_highest(*groups[1:], *into[1:])
+        most = len(numbers) * min(self.keep, span[1])
+        hits = np.empty(most, np.int64), np.empty(most, np.int64), np.zeros(len(numbers) + 1, np.int64)
+        bounds = self.kept[2][numbers, 1]
+        found = (*hits, bounds, scratch, self.keep)
+        if span[1] > _SHORT:
+            self.add_with(piece, span, rows, stats, found)
+        else:
+            super().add(piece, span, rows, (stats,))
+            highest_cells.rows_highest(piece, self.labels[rows], span, found)
+        if hits[2][-1]:
+            with self._turn:
+                highest.merge_hits(numbers, *hits, *self.kept)
 
 
 @dataclass(frozen=True)
@@ -100,7 +109,7 @@ def found_by(reduction: HighestSums, state: State) -> HighestRows:
     """What a reduction of rows has found."""
     from bigvocab.kernels import highest
 
-    stats, keys, ids, marks = state
+    (stats,), (keys, ids, marks) = state, reduction.kept
     logits = np.empty((len(reduction.labels), reduction.keep))
     highest.sort_highest(reduction.labels, keys, ids, marks, logits)
     statistics = RowStatistics(stats, reduction.found, *reduction.transform)

@@ -7,6 +7,7 @@ of classes merge. Options are checked by the callers. A transform is (logit_scal
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -41,7 +42,8 @@ def add_softmax(
     else:
         from bigvocab.kernels import softmax
 
-        softmax.rows_softmax(piece, labels, found, transform[0], want, span, stats)
+        entropy = softmax.entropy_wanted(want, transform[0], piece)
+        softmax.rows_softmax(piece, labels, found, transform[0], want, entropy, span, stats)
 
 
 class SeesCopies:
@@ -93,13 +95,14 @@ class SoftmaxSums:
             return
         add_softmax(piece, self.labels[rows], self.found[rows], self.transform, self.want, span, state[0])
 
-    def add_with(self, piece: Array, span: Span, rows: slice | Ids, stats: Floats, highest: State | None) -> None:
+    def add_with(self, piece: Array, span: Span, rows: slice | Ids, stats: Floats, highest: Any) -> None:
         """See `rows_softmax_with`."""
-        from bigvocab.kernels import softmax_extras
+        from bigvocab.kernels import softmax, softmax_extras
 
-        labels, found = self.labels[rows], self.found[rows]
+        labels, found, capped = self.labels[rows], self.found[rows], True if self.transform[1] else None
+        entropy = softmax.entropy_wanted(self.want, self.transform[0], piece)
         softmax_extras.rows_softmax_with(
-            piece, labels, found, self.transform, self.want, span, stats, self.squares, highest
+            piece, labels, found, self.transform, capped, self.want, entropy, span, stats, self.squares, highest
         )
 
     @property
@@ -116,7 +119,9 @@ class SoftmaxSums:
         shown.flags.writeable = False
         hidden = (excluded.common, excluded.offsets, excluded.ids, room, shown, nothing_in(piece))
         labels, found = self.labels[rows], self.found[rows]
-        softmax.rows_softmax_without(piece, labels, found, self.transform[0], self.want, span, state[0], hidden)
+        scale, want = self.transform[0], self.want
+        entropy = softmax.entropy_wanted(want, scale, piece)
+        softmax.rows_softmax_without(piece, labels, found, scale, want, entropy, span, state[0], hidden)
 
     def merge(self, groups: State, into: State) -> None:
         """Sums of one maximum become those of another."""
@@ -162,11 +167,12 @@ class SoftLabelSums(SeesCopies):
 
     def add(self, piece: Array, span: Span, rows: slice | Ids, state: State) -> None:
         """See `rows_soft_labels`."""
-        from bigvocab.kernels import soft_labels
+        from bigvocab.kernels import soft_labels, softmax
 
-        marks = self._marks[rows]
+        marks, want = self._marks[rows], self.want
+        entropy = softmax.entropy_wanted(want, self.transform[0], piece)
         for z in labels_beside(self._labels, span, rows, self.skip[rows]):
-            soft_labels.rows_soft_labels(piece, z, marks, self.transform, self.want, span, *state)
+            soft_labels.rows_soft_labels(piece, z, marks, self.transform, want, entropy, span, *state)
 
     def merge(self, groups: State, into: State) -> None:
         """Sums of one maximum, and of one reference, become those of another."""

@@ -37,7 +37,7 @@ class Options(NamedTuple):
     shard_classes: tuple[int, ...] | None = None
 
 
-_STREAMED = (".npy", ".safetensors")  # of which a header says where rows lie
+_STREAMED = (".npy", ".safetensors", ".npz", ".pt", ".pth")  # of which few bytes say where rows lie
 
 
 def _open_file(source: Source, options: Options) -> MappedFile:

@@ -6,6 +6,7 @@ each file here is its name, where its rows lie, and what tells that it has not c
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 from bisect import bisect_right
@@ -18,6 +19,7 @@ from bigvocab.formats.layout import dtype_label
 from bigvocab.matrices.matrix import Matrix
 from bigvocab.matrices.parts import Array, Part, make_shard, native
 from bigvocab.storage.file_identity import FileIdentity
+from bigvocab.storage.stores import RemoteIdentity
 
 _READ_BYTES = 8 << 20  # at a time, where the rows of other layers are read along
 _MOST_ALONG = 4  # layers that are read along: with more of them, each row is read for itself
@@ -29,7 +31,7 @@ class RowFile(NamedTuple):
 
     path: str
     shown: str
-    identity: FileIdentity
+    identity: FileIdentity | RemoteIdentity
     offset: int
     rows: int
     layers: int
@@ -115,9 +117,9 @@ def _fill(handle: int, file: RowFile, at: int, out: Array) -> None:
 
 
 class SequenceMatrix(Matrix):
-    """Rows of many files as a matrix (N, D), of which none is mapped."""
+    """Rows of many files as a matrix (N, D), of which none is mapped; `apart` says that each is a sequence, or some."""
 
-    def __init__(self, source: SequenceFiles, shown: str) -> None:
+    def __init__(self, source: SequenceFiles, shown: str, *, apart: bool = True) -> None:
         part = Part(0, len(source), np.empty((0, source.shape[1]), source.dtype), None, 0, source)
         size = sum(file.identity.size for file in source.files)
         entry: dict[str, Any] = {
@@ -129,7 +131,7 @@ class SequenceMatrix(Matrix):
         if len(source.files) > 1:
             entry["files"] = len(source.files)
         super().__init__([make_shard(0, [part])], source.shape, source.dtype, [entry])
-        self.source, self.shown = source, shown
+        self.source, self.shown, self.apart = source, shown, apart
         if len(source.files) == 1:
             self.leading = source.files[0].leading
 
@@ -137,8 +139,12 @@ class SequenceMatrix(Matrix):
         """(first row, path) of each file."""
         return [(int(first), file.shown) for first, file in zip(self.source.firsts, self.source.files, strict=False)]
 
-    def sequence_edges(self) -> Array:
-        """The first row of each sequence, and the number of rows: a file is one, or has some of the same length."""
+    def sequence_edges(self) -> Array | None:
+        """The first row of each sequence, and the number of rows: a file is one, or has some of the same length. None
+        where files are no sequences.
+        """
+        if not self.apart:
+            return None
         return _edges([(file.rows, file.leading) for file in self.source.files])
 
     def digest(self) -> str | None:
@@ -151,7 +157,7 @@ class SequenceMatrix(Matrix):
         return [(file.path, file.identity.size, file.identity.changed_ns) for file in self.source.files]
 
     def __reduce__(self) -> Any:
-        return SequenceMatrix, (self.source, self.shown)
+        return functools.partial(SequenceMatrix, apart=self.apart), (self.source, self.shown)
 
 
 def _edges(files: list[tuple[int, tuple[int, ...]]]) -> Array:

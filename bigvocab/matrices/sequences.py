@@ -20,9 +20,13 @@ from bigvocab.formats.stored_array import StoredArray
 from bigvocab.matrices.matrix import Matrix
 from bigvocab.matrices.opening import as_matrix
 from bigvocab.matrices.sequence_files import RowFile, SequenceFiles, SequenceMatrix, refuse_unlike
+from bigvocab.matrices.stored_sequences import StoredSequences
+from bigvocab.storage import uris
 from bigvocab.storage.file_identity import FileIdentity
 from bigvocab.storage.mapped import MappedFile
 from bigvocab.storage.paths import Source, expand
+from bigvocab.storage.remote import RemoteFile, at_once
+from bigvocab.storage.stores import RemoteIdentity
 from bigvocab.storage.uris import is_remote
 
 # More files than these, where they are small, are read when their rows are asked for: each map holds a descriptor.
@@ -34,7 +38,7 @@ class _Found(NamedTuple):
 
     source: Source
     array: StoredArray
-    identity: FileIdentity
+    identity: FileIdentity | RemoteIdentity
 
 
 def open_rows(
@@ -62,23 +66,31 @@ def open_rows(
         return values
     if not _are_paths(values):
         return _of_array(values, name, layer, label_rows)
-    remote = any(map(is_remote, values if isinstance(values, list | tuple) else [values]))
-    if not values or remote or options.get("shape") is not None or options.get("vocab_shards"):
+    if not values or options.get("shape") is not None or options.get("vocab_shards"):
         _refuse_layer(layer, name)
         return as_matrix(values, name, any_leading=True, **options)
     sources = expand(values)
+    remote = is_remote(sources[0].path)
     first = _peek(sources[0])
     dimensions = 0 if first is None else len(first.array.shape)
-    many = first is not None and len(sources) > MOST_MAPPED and first.identity.size <= SMALL_FILE
-    if first is None or dimensions < 2 or dimensions < 3 and not many:
+    apart = first is not None and len(sources) > MOST_MAPPED and first.identity.size <= SMALL_FILE
+    many = apart or remote and len(sources) > 1
+    mixed = any(is_remote(source.path) != remote for source in sources)
+    if first is None or dimensions < 2 or dimensions < 3 and not many or mixed:
         _refuse_layer(layer, sources[0].shown if dimensions else name)
         return as_matrix(values, name, any_leading=True, **options)
-    found = [first, *(_checked(_peek(source), source) for source in sources[1:])]
+    rest = at_once(_peek, sources[1:]) if remote else map(_peek, sources[1:])
+    found = [first, *map(_checked, rest, sources[1:])]
+    if dimensions < 3 and not apart and any(one.array.fortran for one in found):
+        _refuse_layer(layer, sources[0].shown)
+        return as_matrix(values, name, any_leading=True, **options)
     wanted = parse_dtype(options.get("dtype"))
     picked = _picked_layer([(one.array.shown, one.array.shape) for one in found], layer, label_rows)
-    if picked is None and not many and len({one.array.shape[-2] for one in found}) == 1:
+    alike = len({one.array.shape[-2] for one in found}) == 1
+    if picked is None and not apart and dimensions > 2 and alike:
         return as_matrix(values, name, any_leading=True, **options)
-    return SequenceMatrix(_files(found, wanted, picked), _shown(values, sources))
+    files = _files(found, wanted, picked, StoredSequences if remote else SequenceFiles)
+    return SequenceMatrix(files, _shown(values, sources), apart=apart or dimensions > 2)
 
 
 def _are_paths(values: Any) -> bool:
@@ -90,13 +102,13 @@ def _are_paths(values: Any) -> bool:
 def _shown(values: Any, sources: list[Source]) -> str:
     """One name for all files."""
     if isinstance(values, str | os.PathLike):
-        return os.fsdecode(values)
+        return uris.shown(os.fsdecode(values))
     return sources[0].shown + (f" and {len(sources) - 1} more" if len(sources) > 1 else "")
 
 
 def _peek(source: Source) -> _Found | None:
     """The array in a file, by its header alone; None where the format has no arrays of many dimensions."""
-    file = MappedFile(source)
+    file = RemoteFile(source) if is_remote(source.path) else MappedFile(source)
     if not has_arrays(file):
         return None
     array = read_array(file)
@@ -136,7 +148,7 @@ def _picked_layer(
     return layer
 
 
-def _files(found: list[_Found], wanted: Stored | None, layer: int | None) -> SequenceFiles:
+def _files(found: list[_Found], wanted: Stored | None, layer: int | None, kind: type[SequenceFiles]) -> SequenceFiles:
     """The rows of all files; of one layer, or all."""
     files, first = [], None
     for source, array, identity in found:
@@ -157,7 +169,7 @@ def _files(found: list[_Found], wanted: Stored | None, layer: int | None) -> Seq
         rows = math.prod(leading)
         files.append(RowFile(source.path, array.shown, identity, array.offset, rows, layers, at, leading))
     assert first is not None
-    return SequenceFiles(files, first[1], first[2].dtype, first[2].raw)
+    return kind(files, first[1], first[2].dtype, first[2].raw)
 
 
 def _of_array(values: Any, name: str, layer: int | None, label_rows: Callable[[], int] | None) -> Matrix:

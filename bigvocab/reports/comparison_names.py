@@ -57,7 +57,9 @@ def check_comparison_name(
     if name in top or inner is not None and inner in known:
         return
     if inner is not None and inner.startswith("groups.") and grouped:
-        parts = (*_GROUP, *("difference", "difference_stderr") * labelled)
+        parts = [*_GROUP, *("difference", "difference_stderr") * labelled]
+        erring = ("kl", *["difference"] * labelled, "same_top")
+        parts += [f"{name}_cluster_stderr" for name in erring] * clustered
         group, _, part = inner.removeprefix("groups.").rpartition(".")
         if group and part in parts:
             return

@@ -65,9 +65,9 @@ def _head(values: _Values, sides: list[tuple[str, _Values]], sign: str) -> Pairs
     return pairs
 
 
-def _error(block: _Values) -> float:
+def _error(block: _Values, of: str = "") -> float:
     """The error that is shown: over clusters where there are some."""
-    return float(block.get("cluster_stderr", block.get("stderr", math.nan)))
+    return float(block.get(f"{of}cluster_stderr", block.get(f"{of}stderr", math.nan)))
 
 
 def _ratio(block: _Values, sign: str, digits: int = 2) -> str:
@@ -254,9 +254,9 @@ def _groups(groups: _Values, sign: str, width: int) -> Any:
     table = _table("group", "rows", "mean KL", *["difference"] * labelled, "same top")
     ranked = sorted(groups.items(), key=lambda item: (math.isnan(item[1]["kl"]), -item[1]["kl"], item[0]))
     for name, group in ranked[:_MOST_GROUPS]:
-        cells = [count(group["rows"]), to_error(group["kl"], group["kl_stderr"], sign)]
+        cells = [count(group["rows"]), to_error(group["kl"], _error(group, "kl_"), sign)]
         if labelled:
-            cells.append(to_error(group["difference"], group["difference_stderr"], sign))
+            cells.append(to_error(group["difference"], _error(group, "difference_"), sign))
         table.add_row(Text(printable(name)), *cells, f"{group['same_top']:.2%}")
     if (more := len(ranked) - _MOST_GROUPS) > 0:
         table.caption, table.caption_justify = f" ... and {more:,} more; --format json has all", "left"

@@ -25,6 +25,8 @@ from bigvocab.sampling.sampled_rows import Draw
 from bigvocab.storage import uris
 from bigvocab.storage.arrow_file import ArrowFile
 from bigvocab.storage.output import refuse_overwriting, replacing
+from bigvocab.storage.remote import remember, whole_uri
+from bigvocab.storage.spool import as_local
 
 Ids = npt.NDArray[np.int64]
 
@@ -60,7 +62,7 @@ def write_candidates(
     """Draw candidates, write them to `output`, and return what was drawn: sampler, num_sampled, range_max, seed, ...
 
     Args:
-        output: path of the Arrow IPC file, which appears whole or not at all.
+        output: path or URI of the Arrow IPC file, which appears whole or not at all.
         sampler: log-uniform, uniform, unigram, learned-unigram (before it learned anything) or all.
         num_sampled: S, candidates to draw.
         range_max: V, classes to draw from; unigram takes it from the vocabulary.
@@ -96,7 +98,7 @@ def write_candidates(
         "step": step,
         "sampler": sampler,
         "range_max": source.range_max,
-        "vocab_file": None if vocab_file is None else uris.absolute(vocab_file),
+        "vocab_file": None if vocab_file is None else remember(uris.absolute(vocab_file)),
         "distortion": distortion,
     }
     table = pa.table({name: _one_row(row[name], SCHEMA.field(name).type) for name in SCHEMA.names}, schema=SCHEMA)
@@ -104,7 +106,7 @@ def write_candidates(
         for batch in table.to_batches():
             file.append(batch)
     told = ("sampler", "range_max", "seed", "step", "num_tries")
-    return {"path": os.fspath(output), "num_sampled": len(values.sampled_candidates)} | {
+    return {"path": uris.shown(os.fspath(output)), "num_sampled": len(values.sampled_candidates)} | {
         name: row[name] for name in told
     }
 
@@ -156,8 +158,9 @@ class FileCandidates:
         num_sampled: int | None = None,
         vocab_file: str | os.PathLike[str] | None = None,
     ) -> None:
-        self.path = os.fspath(path)
-        row = _read(Path(path))
+        self.path = remember(uris.plain(os.fspath(path)))
+        with as_local(whole_uri(self.path)) as local:
+            row = _read(Path(local))
         self._candidates: Ids = row["sampled_candidates"]
         self._counts = row["sampled_expected_count"]
         self.num_sampled = len(self._candidates)
@@ -230,7 +233,7 @@ class FileCandidates:
 
     def options(self) -> dict[str, Any]:
         """What tells candidates apart."""
-        vocab_file = None if self.vocab_file is None else uris.absolute(self.vocab_file)
+        vocab_file = None if self.vocab_file is None else remember(uris.absolute(self.vocab_file))
         drawn = {"sampler": self.name, "num_sampled": self.num_sampled, "seed": self.seed}
         return {"candidates": self.path, **drawn, "vocab_file": vocab_file}
 

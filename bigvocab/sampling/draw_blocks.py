@@ -27,6 +27,7 @@ from bigvocab.sampling.samplers import (
     UniformSampler,
 )
 from bigvocab.storage import uris
+from bigvocab.storage.remote import remember
 
 Ids = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -133,7 +134,8 @@ class DrawBlocks:
         self.num_sampled = integer("num_sampled", num_sampled, 1, 2**31 - 1)
         self.seed = seed_pair(seed)
         self.sampler = make_sampler(sampler, num_classes, vocab_file, distortion)
-        self._distortion, self._vocab_file = distortion, None if vocab_file is None else uris.absolute(vocab_file)
+        self._distortion = distortion
+        self._vocab_file = None if vocab_file is None else remember(uris.absolute(vocab_file))
         self.ordered = sampler == "learned-unigram"  # its draws depend on the labels of all rows before
         self._step, self._values = 0, self._drawn(0)
         self._next_row, self._unlearned = 0, [np.zeros(0, np.int64)]

@@ -130,7 +130,7 @@ class SampledRows:
                 parts: Array = parts, labels: Ids = labels, nothing: Floats = nothing,
             ) -> None:  # fmt: skip
                 mine = slice(start, stop)
-                softmax.rows_softmax(logits, labels[mine], nothing[mine], 1.0, 0, (0, classes), parts[tile, mine])
+                softmax.rows_softmax(logits, labels[mine], nothing[mine], 1.0, 0, None, (0, classes), parts[tile, mine])
 
             self._sweep(first, packed, reduce)
             mine = slice(first, first + packed.rows)

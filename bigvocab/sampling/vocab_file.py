@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 
 from bigvocab.errors import BigvocabError, FormatError
 from bigvocab.storage import memory
+from bigvocab.storage.spool import as_local
 
 _NUMBER = re.compile(rb"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?(inf|infinity|nan)", re.IGNORECASE)
 _ENDS_WITH_WEIGHT = re.compile(rb",\s*[-+]?[0-9.]+(?:[eE][-+]?[0-9]+)?\Z")
@@ -28,7 +29,7 @@ def read_vocab_weights(path: str | os.PathLike[str]) -> np.ndarray:
     """Weights of the words of `path`, in their order.
 
     Args:
-        path: text file; the word itself may hold commas; CRLF, and spaces round the weight, are fine.
+        path: text file, or its URI; the word itself may hold commas; CRLF, and spaces round the weight, are fine.
 
     Returns:
         (words,) float64, each >= 0 and finite.
@@ -37,7 +38,11 @@ def read_vocab_weights(path: str | os.PathLike[str]) -> np.ndarray:
         FormatError: a blank line, a last field that is no number, a negative, NaN or infinite weight, each with its
             line number; or no line at all. TensorFlow skips a blank line, which shifts every later id.
     """
-    path = Path(path)
+    with as_local(path) as local:
+        return _read(Path(local))
+
+
+def _read(path: Path) -> np.ndarray:
     try:
         raw = path.read_bytes()  # it may be a pipe
     except OSError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import unquote
 
@@ -21,15 +22,31 @@ def dataset_files(folder: str) -> list[str] | None:
     Raises:
         BigvocabError: it holds several splits. FormatError: a list of files that is not one, or rows picked by indices.
     """
-    if os.path.isfile(os.path.join(folder, "dataset_dict.json")):
-        splits = _read_json(os.path.join(folder, "dataset_dict.json")).get("splits")
+
+    def has(name: str) -> bool:
+        return os.path.isfile(os.path.join(folder, name))
+
+    names = dataset_names(folder, has, lambda name: _read_json(os.path.join(folder, name)))
+    return None if names is None else [os.path.join(folder, name) for name in names]
+
+
+def dataset_names(folder: str, has: Callable[[str], bool], read: Callable[[str], dict[str, Any]]) -> list[str] | None:
+    """As `dataset_files`, names alone, of a folder anywhere.
+
+    Args:
+        folder: its name in messages.
+        has: whether a file is in it.
+        read: the JSON object in a file of it.
+    """
+    if has("dataset_dict.json"):
+        splits = read("dataset_dict.json").get("splits")
         splits = [name for name in splits if isinstance(name, str)] if isinstance(splits, list) else []
         listed = ", ".join(os.path.join(folder, name)[:200] for name in splits[:20]) or "none is listed"
         raise BigvocabError(f"{folder}: a DatasetDict of several splits, name the folder of one: {listed}")
     path = os.path.join(folder, "state.json")
-    if not os.path.isfile(path):
+    if not has("state.json"):
         return None
-    state = _read_json(path)
+    state = read("state.json")
     if "_data_files" not in state:
         return None
     if state.get("_indices_data_files") or state.get("_indices_files"):
@@ -43,11 +60,12 @@ def dataset_files(folder: str) -> list[str] | None:
     for name in names:
         if not isinstance(name, str) or not is_plain_name(name):
             raise FormatError(f"{path}: lists the file {name!r:.200}, expected the name of one in this folder")
-    found = [os.path.join(folder, name) for name in names]
-    for file in found:
-        if not os.path.isfile(file):
-            raise FormatError(f"{file}: is missing, though state.json lists it; the copy of the folder is not complete")
-    return found
+        if not has(name):
+            raise FormatError(
+                f"{os.path.join(folder, name)}: is missing, though state.json lists it; the copy of the folder is not "
+                "complete"
+            )
+    return names
 
 
 def is_plain_name(name: str) -> bool:
@@ -64,12 +82,19 @@ def _read_json(path: str) -> dict[str, Any]:
         if os.path.getsize(path) > _MOST_STATE:
             raise FormatError(f"{path}: has {os.path.getsize(path)} bytes, expected at most {_MOST_STATE}")
         with open(path, encoding="utf-8") as file:
-            found = json.load(file)
+            text = file.read()
     except OSError as error:
         raise BigvocabError(f"{path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise FormatError(f"{path}: not valid JSON: {str(error)[:200]}") from error
+    return parse_json(path, text)
+
+
+def parse_json(path: str, text: str | bytes) -> dict[str, Any]:
+    """The JSON object in the content of a file, which messages call `path`."""
+    try:
+        found = json.loads(text)
     except (ValueError, RecursionError) as error:
-        if isinstance(error, FormatError):
-            raise
         raise FormatError(f"{path}: not valid JSON: {str(error)[:200]}") from error
     if not isinstance(found, dict):
         raise FormatError(f"{path}: a JSON {type(found).__name__}, expected an object")

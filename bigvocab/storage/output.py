@@ -22,7 +22,7 @@ _STREAMS = ("/dev/stdin", "/dev/stdout", "/dev/stderr")
 
 def refuse_overwriting(outputs: Mapping[str, Any], inputs: Iterable[Any]) -> None:
     """Raise if an output, given by its name, is one of the files that are read, or another output."""
-    taken = {_place(path): "one of the files that are read" for path in inputs if isinstance(path, str | os.PathLike)}
+    taken = {place_of(path): "one of the files that are read" for path in inputs if isinstance(path, str | os.PathLike)}
     for name, path in outputs.items():
         if path is None:
             continue
@@ -30,15 +30,16 @@ def refuse_overwriting(outputs: Mapping[str, Any], inputs: Iterable[Any]) -> Non
             raise BigvocabError(f"{name}: expected the name of a file, got {text!r}")
         if _is_special(Path(path)):
             continue  # several may go to one terminal
-        if (place := _place(path)) in taken:
-            raise BigvocabError(f"{os.fspath(path)}: is {taken[place]}; choose another {name}")
+        if (place := place_of(path)) in taken:
+            raise BigvocabError(f"{uris.shown(text)}: is {taken[place]}; choose another {name}")
         taken[place] = f"the {name} as well"
 
 
-def _place(path: str | os.PathLike[str]) -> Any:
+def place_of(path: str | os.PathLike[str]) -> Any:
     """What two paths to one file have in common."""
     if uris.is_remote(path):
-        return uris.split_query(uris.shown(os.fspath(path)))[0]
+        text = os.fspath(path)
+        return text if uris.on_web(text) else uris.split_query(uris.shown(text))[0]
     path = uris.plain(os.fsdecode(path))
     with contextlib.suppress(OSError):
         found = os.stat(path)

@@ -7,12 +7,13 @@ import glob
 import itertools
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
+from urllib.parse import unquote
 
 from bigvocab.errors import BigvocabError
 from bigvocab.storage import uris
-from bigvocab.storage.folders import dataset_files, partitioned_files
+from bigvocab.storage.folders import dataset_files, dataset_names, parse_json, partitioned_files
 
 SUFFIXES = {
     ".npy": "npy",
@@ -85,14 +86,21 @@ def _split_uri(uri: str) -> tuple[str, str | None]:
     return before + query, name or None
 
 
-def uri_files(uri: str, suffixes: tuple[str, ...]) -> list[str]:
+def names_one(uri: str) -> bool:
+    """Whether a URI means one object: no glob, and no folder by its name (which has no suffix, or ends with /)."""
+    before, _ = uris.split_query(uri)
+    if glob.has_magic(before.rpartition("/")[2]):
+        return False
+    return uris.on_web(before) or ("." in uris.name_of(uri) and not before.endswith("/"))
+
+
+def uri_files(uri: str, kinds: Kinds) -> list[str]:
     """The objects that a URI means: one, those of a folder (a name without a suffix, or with / at its end), a glob."""
     before, query = uris.split_query(uri)
     folder, _, pattern = before.rpartition("/")
-    name = uris.name_of(uri)
+    if names_one(uri):
+        return [uri]
     if not glob.has_magic(pattern):
-        if before.lower().startswith("http") or ("." in name and not before.endswith("/")):
-            return [uri]
         folder, pattern = before.rstrip("/"), ""
     from bigvocab.storage.stores import attempt, store_of
 
@@ -104,15 +112,50 @@ def uri_files(uri: str, suffixes: tuple[str, ...]) -> list[str]:
             one for one, name in names.items() if fnmatch.fnmatchcase(name, pattern) and not _hidden(name, pattern)
         ]
     else:
-        found = [one for one, name in names.items() if name.lower().endswith(suffixes) and not _hidden(name)]
-        if not listed:
+        if (chosen := _dataset_objects(place, names)) is not None:
+            return chosen
+        found = _of_kinds(names, kinds)
+        if not found and kinds.partitions:
+            listed = attempt(place, lambda: store_of(place).list(recursive=True), "cannot be listed")
+            found = _of_kinds({one: uris.name_of(one) for one in listed if _in_partitions(one, folder)}, kinds)
+        if not found and not listed:
             return [uri]  # opening says what is wrong with it
     if not found:
         looked = (
-            f"no object matches {pattern!r}" if pattern else f"no object with a known suffix: {', '.join(suffixes)}"
+            f"no object matches {pattern!r}"
+            if pattern
+            else f"no object with a known suffix: {', '.join(itertools.chain(*kinds.groups))}"
         )
         raise BigvocabError(f"{uris.shown(place)}: {looked}")
     return sorted(found, key=natural_key)
+
+
+def _of_kinds(names: Mapping[str, str], kinds: Kinds) -> list[str]:
+    """Objects with the first group of suffixes that any has, of those of these names."""
+    for suffixes in kinds.groups:
+        found = [one for one, name in names.items() if name.lower().endswith(suffixes) and not _hidden(name)]
+        if found:
+            return found
+    return []
+
+
+def _in_partitions(uri: str, folder: str) -> bool:
+    """Whether an object is in folders named key=value below this one, as `folders.partitioned_files` has it."""
+    between = uris.split_query(uri)[0].removeprefix(folder).strip("/").split("/")[:-1]
+    return bool(between) and all("=" in unquote(name) and not name.startswith((".", "_")) for name in between)
+
+
+def _dataset_objects(place: str, names: Mapping[str, str]) -> list[str] | None:
+    """The objects of a folder of `datasets`, in its order; None for any other folder."""
+    by_name = {name: one for one, name in names.items()}
+
+    def read(name: str) -> dict[str, Any]:
+        from bigvocab.storage.stores import object_bytes
+
+        return parse_json(uris.shown(by_name[name]), object_bytes(by_name[name]))
+
+    chosen = dataset_names(uris.shown(place), by_name.__contains__, read)
+    return None if chosen is None else [by_name[name] for name in chosen]
 
 
 def _hidden(name: str, pattern: str = "") -> bool:
@@ -182,7 +225,7 @@ def expand(path: Any, *, raw: bool = False) -> list[Source]:
     for text in _as_texts(path):
         place, selector = split_selector(text)
         if uris.is_remote(place):
-            found = uri_files(place, (RAW if raw else MATRICES).groups[0])
+            found = uri_files(place, RAW if raw else MATRICES)
             sources += [Source(file, uris.shown(file), selector) for file in found]
             continue
         for file in files_of(place, RAW if raw else MATRICES):

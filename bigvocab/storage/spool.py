@@ -6,17 +6,21 @@ the tensors in use are ever there. All of it goes with the process.
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import tempfile
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 from bigvocab.errors import BigvocabError
 from bigvocab.storage import uris
+from bigvocab.storage.folders import is_plain_name
 from bigvocab.storage.mapped import MappedFile
 from bigvocab.storage.paths import Source
-from bigvocab.storage.remote import RemoteFile, whole_uri
-from bigvocab.storage.stores import RemoteIdentity, attempt, store_of
+from bigvocab.storage.remote import RemoteFile, at_once, whole_uri
+from bigvocab.storage.stores import RemoteIdentity, attempt, is_there, object_bytes, store_of
 
 _STEP = 256 << 20  # bytes fetched and written at a time
 _HEADER, _MOST_HEADER = 1 << 20, 100_000_008
@@ -25,13 +29,16 @@ _folder: tempfile.TemporaryDirectory[str] | None = None
 _files: dict[str, SparseFile] = {}  # by URI
 _by_path: dict[str, SparseFile] = {}  # those of mirrored folders
 _SMALL = 256 << 20  # bytes of an object of a mirrored folder that is fetched whole
+_TEXTS = (".json", ".txt", ".model")
+INDEX = "model.safetensors.index.json"
+_OF_MODEL = ("config.json", INDEX, "model.safetensors", "tokenizer.json")
 
 
 class SparseFile:
     """A local file of the size of an object, with the ranges of bytes that were fetched."""
 
-    def __init__(self, uri: str, path: str) -> None:
-        self.remote, self.path = RemoteFile(Source(uri, uri, None)), path
+    def __init__(self, uri: str, path: str, identity: RemoteIdentity | None = None) -> None:
+        self.remote, self.path = RemoteFile(Source(uri, uri, None), identity), path
         self._filled: list[tuple[int, int]] = []
         self._lock = threading.Lock()
         with open(path, "wb") as file:
@@ -74,10 +81,12 @@ def _home() -> str:
     return _folder.name
 
 
-def sparse(uri: str) -> SparseFile:
-    """The local file of an object, made at first, with nothing in it."""
+def sparse(uri: str, *, newest: bool = False) -> SparseFile:
+    """The local file of an object, made at first, with nothing in it; with `newest`, anew if the object has changed."""
     uri = whole_uri(uri)
     with _lock:
+        if newest and uri in _files and not _files[uri].remote.is_same():
+            del _files[uri]
         if uri not in _files:
             place = tempfile.mkdtemp(dir=_home())
             _files[uri] = SparseFile(uri, os.path.join(place, uris.name_of(uri) or "object"))
@@ -91,35 +100,74 @@ def local_copy(path: Any) -> Any:
     text = uris.plain(os.fsdecode(path))
     if not uris.is_remote(text):
         return text if isinstance(path, str) else path
-    found = sparse(text)
+    found = sparse(text, newest=True)
     found.fill(0, found.remote.size)
     return found.path
 
 
-def mirror(uri: str) -> str:
-    """A local folder with the objects of a folder: small ones whole, of .safetensors files nothing but what `filled`
-    asks for.
+@contextlib.contextmanager
+def as_local(path: str | os.PathLike[str]) -> Iterator[str]:
+    """The path of a local copy of an object, or that of a file; errors in here call the copy by its URI."""
+    local = os.fsdecode(local_copy(path))
+    try:
+        yield local
+    except BigvocabError as error:
+        if not uris.is_remote(path):
+            raise
+        raise error.renamed(local, uris.shown(os.fspath(path))) from error
+
+
+def mirror(uri: str, fetched: tuple[str, ...] = _TEXTS) -> str:
+    """A local folder with the objects of a folder: those with the suffixes of texts whole, of others nothing but what
+    `filled` asks for. Of a web server, which lists nothing, the files that the index or the usual names say.
     """
     before, query = uris.split_query(uri)
     base = before.rstrip("/")
-    names: list[str] = attempt(uri, store_of(f"{base}/{query}").list, "cannot be listed")
+    names: list[str] = _on_the_web(base, query) if uris.on_web(base) else _listed(base, query)
     if not names:
         raise BigvocabError(f"{uris.shown(uri)}: no such folder in this store, or an empty one")
     with _lock:
         place = tempfile.mkdtemp(dir=_home())
-    for one in names:
-        name = uris.name_of(one)
-        found = SparseFile(one, os.path.join(place, name))
-        if not name.endswith(".safetensors"):
-            if found.remote.size <= _SMALL:
-                found.fill(0, found.remote.size)
+    for one, found in zip(names, at_once(lambda one: _empty(one, place), names), strict=True):
+        if found is None:
             continue
         with _lock:
-            found = _files.setdefault(one, found)
-            os.replace(found.path, os.path.join(place, name))
-            found.path = os.path.join(place, name)
-            _by_path[found.path] = found
+            held = _files.get(one)
+            if held is not None and held.remote.identity == found.remote.identity:
+                os.replace(held.path, found.path)
+                held.path = found.path
+                found = held
+            _files[one] = _by_path[found.path] = found
+        if found.path.lower().endswith(fetched) and found.remote.size <= _SMALL:
+            found.fill(0, found.remote.size)
     return place
+
+
+def _listed(base: str, query: str) -> list[str]:
+    place = f"{base}/{query}"
+    found: list[str] = attempt(place, store_of(place).list, "cannot be listed")
+    return found
+
+
+def _on_the_web(base: str, query: str) -> list[str]:
+    """The files of a model on a web server."""
+    found = [f"{base}/{name}{query}" for name in _OF_MODEL if is_there(f"{base}/{name}{query}")]
+    names: set[str] = set()
+    for one in found:
+        if uris.name_of(one) == INDEX:
+            with contextlib.suppress(ValueError, AttributeError, TypeError):
+                names |= {name for name in json.loads(object_bytes(one))["weight_map"].values() if is_plain_name(name)}
+    return found + [f"{base}/{uris.quoted(name)}{query}" for name in sorted(names)]
+
+
+def _empty(uri: str, place: str) -> SparseFile | None:
+    """A sparse file of an object in a folder; None of one that has no bytes, of which an empty file is all."""
+    path = os.path.join(place, uris.name_of(uri))
+    identity: RemoteIdentity = attempt(uri, store_of(uri).identity)
+    if identity.size:
+        return SparseFile(uri, path, identity)
+    open(path, "wb").close()
+    return None
 
 
 def filled(path: str, start: int, stop: int) -> str:
@@ -144,7 +192,7 @@ class SpooledFile(MappedFile):
     """An object as a mapped file: its header at first, all of it, or what `fill` asks for."""
 
     def __init__(self, source: Source, *, whole: bool) -> None:
-        self._sparse = sparse(source.path)
+        self._sparse = sparse(source.path, newest=True)
         if whole:
             self._sparse.fill(0, self._sparse.remote.size)
         else:

@@ -47,8 +47,8 @@ class Store(Protocol):
     def read(self, start: int, stop: int, expected: RemoteIdentity) -> bytes:
         """Bytes `start` to `stop`, or fewer where the answer was short; one request."""
 
-    def list(self) -> list[str]:
-        """URIs of the objects directly in this folder."""
+    def list(self, *, recursive: bool = False) -> list[str]:
+        """URIs of the objects in this folder: directly, or at any depth."""
 
     def write(self, source: Path) -> None:
         """Make the content of a file the object, whole or not at all."""
@@ -83,13 +83,41 @@ def attempt(uri: str, request: Callable[[], Any], what: str = "cannot be read") 
 def _one_line(error: BaseException) -> str:
     """What an error says, without secrets: those of a URI, and what services add."""
     text = (str(error).strip() or type(error).__name__).splitlines()[0][:400]
-    text = re.sub(r"\w+://[^\s'\"]*", lambda found: uris.shown(found[0]), text)
-    return re.sub(r"(?i)(key|secret|token|signature|credential)(id)?=[^\s&'\"]+", r"\1=...", text)
+    return re.sub(r"(?i)(key|secret|token|signature|credential)(id)?=[^\s&'\"]+", r"\1=...", uris.redacted(text))
 
 
 def store_of(uri: str) -> Store:
     """The store that a URI is of."""
-    return HttpStore(uri) if uri.lower().startswith("http") else ArrowStore(uri)
+    return HttpStore(uri) if uris.on_web(uri) else ArrowStore(uri)
+
+
+def is_there(uri: str) -> bool:
+    """Whether there is such an object; no where that may not be looked at."""
+
+    def look() -> bool:
+        try:
+            store_of(uri).identity()
+        except Final:
+            return False
+        return True
+
+    found: bool = attempt(uri, look)
+    return found
+
+
+def object_bytes(uri: str) -> bytes:
+    """All of a small object."""
+
+    def request() -> bytes:
+        store = store_of(uri)
+        found = store.identity()
+        content = store.read(0, found.size, found) if found.size else b""
+        if len(content) < found.size:
+            raise OSError(f"{len(content)} bytes came of {found.size}")
+        return content
+
+    content: bytes = attempt(uri, request)
+    return content
 
 
 class ArrowStore:
@@ -110,28 +138,30 @@ class ArrowStore:
                 "is a folder, expected an object" if found.type.name == "Directory" else "there is no such object"
             )
         with self._fs.open_input_file(self._path) as file:
-            held = file.metadata() or {}
-        etag = next((value for name, value in held.items() if _text(name).lower() == "etag"), b"")
-        return RemoteIdentity(found.size, found.mtime_ns or 0, _text(etag))
+            return RemoteIdentity(found.size, found.mtime_ns or 0, _etag(file))
 
     def read(self, start: int, stop: int, expected: RemoteIdentity) -> bytes:
         """Bytes of the object; threads share one open file."""
         with self._lock:
             if self._file is None:
-                self._file = self._fs.open_input_file(self._path)
+                file = self._fs.open_input_file(self._path)
+                if file.size() != expected.size:
+                    raise Final(f"changed while it was read ({expected.size} bytes before, {file.size()} now)")
+                if expected.etag and _etag(file) != expected.etag:
+                    raise Final("changed while it was read (another ETag)")
+                self._file = file
             file = self._file
-        if file.size() != expected.size:
-            raise Final(f"changed while it was read ({expected.size} bytes before, {file.size()} now)")
         return bytes(file.read_at(stop - start, start))
 
-    def list(self) -> list[str]:
-        """URIs of the objects directly in this folder."""
+    def list(self, *, recursive: bool = False) -> list[str]:
+        """URIs of the objects in this folder: directly, or at any depth."""
         from pyarrow.fs import FileSelector
 
         scheme = uris.split_query(self.uri)[0]
         root = scheme.removesuffix("/")
-        found = self._fs.get_file_info(FileSelector(self._path, allow_not_found=True))
-        return [f"{root}/{info.base_name}{self._query}" for info in found if info.is_file]
+        found = self._fs.get_file_info(FileSelector(self._path, allow_not_found=True, recursive=recursive))
+        begin = len(self._path.rstrip("/")) + 1
+        return [f"{root}/{uris.quoted(info.path[begin:])}{self._query}" for info in found if info.is_file]
 
     def delete(self) -> None:
         """Remove the object."""
@@ -147,6 +177,12 @@ class ArrowStore:
         with source.open("rb") as file, self._fs.open_output_stream(self._path) as sink:
             while piece := file.read(_PIECE):
                 sink.write(piece)
+
+
+def _etag(file: Any) -> str:
+    """The ETag of an opened object; "" where the store has none."""
+    held = file.metadata() or {}
+    return next((_text(value) for name, value in held.items() if _text(name).lower() == "etag"), "")
 
 
 def _text(value: Any) -> str:
@@ -241,6 +277,8 @@ class HttpStore:
     def identity(self) -> RemoteIdentity:
         """Its size, time of change and ETag."""
         status, headers, _ = self._request("HEAD", {"Accept-Encoding": "identity"})
+        if status == 404 and "." not in uris.name_of(self.uri):
+            raise Final("404 Not Found; of a folder on a web server, which lists none, name each file")
         _refuse(status, (200,))
         length = headers.get("Content-Length", "")
         if not length.isdecimal():
@@ -265,7 +303,7 @@ class HttpStore:
             raise OSError("another range than the one asked for")
         return body
 
-    def list(self) -> list[str]:
+    def list(self, *, recursive: bool = False) -> list[str]:
         """Web servers have no listings."""
         raise Final("a web server lists no files; name each of them")
 

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import os
 import re
-from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
 _REMOTE = re.compile(r"(s3|gs|gcs|abfs|abfss|hdfs|viewfs|https?)://", re.IGNORECASE)
 # Of a query, what says where and how, and is no secret.
-_SHOWN = {"endpoint_override", "scheme", "region", "anonymous", "allow_bucket_creation", "replication", "buffer_size"}
+_SHOWN = {
+    "endpoint_override", "scheme", "region", "anonymous", "allow_bucket_creation", "replication", "buffer_size",
+    "blob_storage_authority", "blob_storage_scheme", "dfs_storage_authority", "dfs_storage_scheme", "enable_tls",
+    "credential_kind", "retry_limit_seconds", "endpoint",
+}  # fmt: skip
+_LOOSE_SECRET = re.compile(r"[^/@]*:(?!\d+(/|$))[^@]*/[^@]*@")
+_IN_TEXT = re.compile(r"((?:s3|gs|gcs|abfss?|hdfs|viewfs|https?)://[^\s'\"<>]*[^\s'\"<>:;,.)\]])", re.IGNORECASE)
 
 
 def is_remote(path: str | os.PathLike[str]) -> bool:
@@ -18,6 +24,11 @@ def is_remote(path: str | os.PathLike[str]) -> bool:
     (True, False, False)
     """
     return isinstance(path, str) and _REMOTE.match(path) is not None
+
+
+def on_web(path: str) -> bool:
+    """Whether it is a URI of a web server, which lists no files."""
+    return path[:4].lower() == "http" and is_remote(path)
 
 
 def plain(path: str) -> str:
@@ -41,9 +52,31 @@ def shown(uri: str) -> str:
     """
     if not is_remote(uri):
         return uri
-    parts = urlsplit(uri)
-    query = urlencode([pair for pair in parse_qsl(parts.query, keep_blank_values=True) if pair[0] in _SHOWN], safe=":/")
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, query, ""))
+    scheme, _, rest = uri.partition("://")
+    before, mark, query = rest.partition("?")
+    if _LOOSE_SECRET.match(before):  # whose / is not written %2F, and so not a part of the host
+        return f"{scheme}://{before.rpartition('@')[2]}"
+    host, slash, path = before.partition("/")
+    user, at, place = host.rpartition("@")
+    if at and scheme.lower().startswith("abfs") and (container := user.partition(":")[0]):
+        place = f"{container}@{place}"  # which is no user
+    kept = [pair for pair in parse_qsl(query, keep_blank_values=True) if pair[0] in _SHOWN]
+    return f"{scheme}://{place}{slash}{path.partition('#')[0]}" + (f"?{urlencode(kept, safe=':/')}" if kept else "")
+
+
+def redacted(text: str) -> str:
+    """A text with its URIs as they are shown.
+
+    >>> redacted("no https://me:secret@host/a?sig=1: 404")
+    'no https://host/a: 404'
+    """
+    return _IN_TEXT.sub(lambda found: shown(found[1]) if _holds_more(found[1]) else found[1], text)
+
+
+def _holds_more(uri: str) -> bool:
+    """Whether a URI has anything that is not shown."""
+    before, _, query = uri.partition("?")
+    return "@" in before or any(name not in _SHOWN for name, _ in parse_qsl(query, keep_blank_values=True))
 
 
 def absolute(path: str | os.PathLike[str]) -> str:
@@ -56,6 +89,20 @@ def split_query(uri: str) -> tuple[str, str]:
     """A URI before its query, and the query with its question mark."""
     before, mark, query = uri.partition("?")
     return before, mark + query
+
+
+def quoted(name: str) -> str:
+    """A name, or path, as it may stand in a URI.
+
+    >>> quoted("a b/c=1.npy")
+    'a%20b/c=1.npy'
+    """
+    return quote(name, safe="/=+,~:@!$&'()*;")
+
+
+def path_of(uri: str) -> str:
+    """The path of a URI, as the store knows it."""
+    return unquote(urlsplit(split_query(uri)[0]).path)
 
 
 def name_of(uri: str) -> str:

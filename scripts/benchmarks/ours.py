@@ -8,6 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import layers
 import ml_dtypes
 import numba
 import numpy as np
@@ -197,6 +198,27 @@ def sampled(name):
     return lambda: function(weights=weights, biases=biases, labels=ids, inputs=inputs, seed=42, **sizes)
 
 
+def with_option(dtype, shape=worker.SHAPE, **options):
+    """The loss of arrays with an option, or without: what it costs."""
+    x, y = typed(dtype, shape), worker.labels(shape)
+    return lambda: bv.sparse_softmax_cross_entropy(x, y, **options)
+
+
+def smoothed(dtype, shape=worker.SHAPE):
+    return with_option(dtype, shape, label_smoothing=0.1)
+
+
+def class_weighted(dtype):
+    """Smoothing with class weights needs a second sum."""
+    weights = np.random.default_rng(11).random(worker.SHAPE[1])
+    return with_option(dtype, class_weights=weights, label_smoothing=0.1)
+
+
+def capped(dtype):
+    x, y = typed(dtype), worker.labels()
+    return lambda: softmax_rows(StoredRows.of(x), y, softcap=30.0)
+
+
 def without(dtype):
     """The loss where 200 classes of each row do not exist."""
     x, y, exclude = typed(dtype), worker.labels(), worker.excluded()
@@ -218,7 +240,8 @@ def ranking():
 
 
 BF16 = ml_dtypes.bfloat16
-CASES = {
+TYPES = {"f32": np.float32, "bf16": BF16, "f16": np.float16}
+CASES = layers.CASES | {
     "limit f32": lambda: reading(typed(np.float32)),
     "limit bf16": lambda: reading(typed(BF16)),
     "limit f16": lambda: reading(typed(np.float16)),
@@ -263,6 +286,16 @@ CASES = {
     "sampled softmax": lambda: sampled("sampled_softmax_loss"),
     "nce": lambda: sampled("nce_loss"),
 }
+for name, dtype in TYPES.items():
+    CASES |= {
+        f"smoothed {name}": lambda dtype=dtype: smoothed(dtype),
+        f"class weights {name}": lambda dtype=dtype: class_weighted(dtype),
+        f"capped {name}": lambda dtype=dtype: capped(dtype),
+        f"smoothed 32k {name}": lambda dtype=dtype: smoothed(dtype, worker.NARROW),
+        f"softmax 32k {name}": lambda dtype=dtype: with_option(dtype, worker.NARROW),
+        f"smoothed 128k {name}": lambda dtype=dtype: smoothed(dtype, worker.MIDDLE),
+        f"softmax 128k {name}": lambda dtype=dtype: with_option(dtype, worker.MIDDLE),
+    }
 
 if __name__ == "__main__":
     worker.serve(CASES)

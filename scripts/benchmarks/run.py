@@ -17,7 +17,10 @@ M = 128_000_000  # logits of the big array
 PAIR = 64 * 262_144 / 1e9
 HEAD = 2 * 256 * 512 * 262_144
 SAMPLED = 2 * 512 * 256 * 8192
+LAYER = 2 * 512 * 2048 * 131_072
 ITEMS = 2 * 10_000 * 128 * 1_000_000
+
+TYPES = (("float32", "f32"), ("bfloat16", "bf16"), ("float16", "f16"))
 
 # title, case, limit, unit, amount of one run in that unit
 ROWS = [
@@ -74,6 +77,48 @@ ROWS = [
     ("linear head, bfloat16", "head bf16", "matmul f32", "GFLOP/s", HEAD / 1e9),
     ("softmax without 200 classes of each row, float32", "without f32", "softmax f32", "G logits/s", M / 1e9),
     ("softmax without 200 classes of each row, bfloat16", "without bf16", "softmax bf16", "G logits/s", M / 1e9),
+    *[
+        (f"softmax with {what}, {name}", f"{case} {short}", f"softmax {short}", "G logits/s", M / 1e9)
+        for what, case in (
+            ("label smoothing", "smoothed"),
+            ("label smoothing and class weights", "class weights"),
+            ("softcap", "capped"),
+        )
+        for name, short in TYPES
+    ],
+    *[
+        (
+            f"softmax with label smoothing, {name} ({shape})",
+            f"smoothed {short}",
+            f"softmax {short}",
+            "G logits/s",
+            0.064,
+        )
+        for shape, size in (("2,000 x 32,000", "32k"), ("500 x 128,000", "128k"))
+        for name, short in ((name, f"{size} {short}") for name, short in TYPES)
+    ],
+    *[
+        (
+            f"{kind} layer, {name} states (512 x 2,048 x 131,072)",
+            f"states {short}, layer {kind}",
+            f"states {short}, layer bf16",
+            "GFLOP/s",
+            LAYER / 1e9,
+        )
+        for name, short in TYPES[:2]
+        for kind in ("Q8_0", "Q6_K")
+    ],
+    *[
+        (
+            f"layer stored (D, V), {name} (512 x 2,048 x 131,072)",
+            f"turned {short}",
+            f"straight {short}",
+            "GFLOP/s",
+            LAYER / 1e9,
+        )
+        for name, short in TYPES[:2]
+    ],
+    ("opening a model's folder with a shard of 5 GB", "opening large", "opening small", "openings/s", 1.0),
     ("rankings, k = 100 (10,000 x 128 x 1,000,000)", "ranking f32", "items f32", "GFLOP/s", ITEMS / 1e9),
     ("log-uniform, 8,192 unique of 1,000,000", "log-uniform", None, "M draws/s", 8192 / 1e6),
     ("fixed unigram, list of 1,000,000 weights: build (TensorFlow: eager)", "unigram", None, "builds/s", 1.0),

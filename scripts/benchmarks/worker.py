@@ -11,9 +11,11 @@ import time
 import numpy as np
 
 SHAPE = (128, 1_000_000)  # of logits
+NARROW, MIDDLE = (2000, 32_000), (500, 128_000)  # of fewer classes
 PAIR = (64, 262_144)  # of logits of two models
 SOFT = (64, 1_000_000)  # of soft labels, beside as many logits
 HEAD = (256, 512, 262_144)  # rows, hidden size, classes
+LAYER = (512, 2048, 131_072)  # the same, as language models have them
 SAMPLED = {"classes": 1_000_000, "size": 256, "rows": 512, "sampled": 8192}
 
 

@@ -113,11 +113,16 @@ def test_every_value_against_its_formula():
         assert line["rows"] == len(inside)
         assert line["kl_mean"] == pytest.approx(inside.mean(), rel=1e-12)
         assert line["kl_median"] == pytest.approx(np.median(inside), rel=1e-12)
+        of_inside = [clusters[row] for row in np.flatnonzero(np.isin(kl, inside))]
+        assert line["kl_cluster_stderr"] == pytest.approx(naive.cluster_stderr(inside, of_inside), rel=1e-12)
     for k, name in enumerate("abc"):
         group = found["groups"][name]
         assert group["kl_stderr"] == pytest.approx(naive.stderr(kl[k::3]), rel=1e-12)
         assert group["difference"] == pytest.approx(d[k::3].mean(), rel=1e-12)
         assert group["same_top"] == top[k::3].mean()
+        for name, values in (("kl", kl), ("difference", d), ("same_top", top)):
+            expected = naive.cluster_stderr(values[k::3], clusters[k::3])
+            assert group[f"{name}_cluster_stderr"] == pytest.approx(expected, rel=1e-12)
     assert found["macro"]["kl"] == pytest.approx(np.mean([kl[k::3].mean() for k in range(3)]), rel=1e-12)
     assert found["clusters"] == {"count": 70}
     order = np.lexsort((np.arange(ROWS), -kl))[:20]

@@ -96,6 +96,7 @@ def test_with_caps_and_scales(options):
         label_column="label", **options,
     )  # fmt: skip
     assert values_of(found) == values_of(expected)
+    assert found.options["exclude_classes"] == case.common.tolist()  # a page names them
 
 
 def test_classes_in_several_files(tmp_path):

@@ -6,7 +6,7 @@ from programs import DRAW, DRAWN, expected, run
 
 
 def test_without_a_home():
-    assert run(HOME=None, XDG_CACHE_HOME=None, BIGVOCAB_CACHE_DIR=None) == expected()
+    assert run(DRAW, HOME=None, XDG_CACHE_HOME=None, BIGVOCAB_CACHE_DIR=None) == DRAWN
 
 
 def test_without_any_place_to_write(tmp_path):

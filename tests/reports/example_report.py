@@ -36,6 +36,12 @@ def ranking(size):
     return {name: {"10": size * (1 + i / 7), "100": size * (1.5 + i / 9)} for i, name in enumerate(names)}
 
 
+def ranked(block, i):
+    """What clusters and rankings add to a group or a bin."""
+    found = {name: {k: x * (1 + i / 97) for k, x in values.items()} for name, values in ranking(0.2).items()}
+    return block | {"cluster_stderr": 0.1234 + i / 1009, "ranking": found}
+
+
 def evaluation():
     """An evaluation with every block of an evaluation."""
     rng = random.Random(7)
@@ -84,10 +90,10 @@ def evaluation():
         "loss_histogram": {"edges": [*edges, None], "counts": [*counts, 4000 - sum(counts)]},
         "rank_histogram": {"edges": [2**i for i in range(14)], "counts": ranks},
         "calibration": {"bins": calibration, "ece": 0.0612345, "brier": 0.6712345},
-        "by_frequency": list(bins(decades, 3, 7.9, -1.2)),
+        "by_frequency": [ranked(item, i) for i, item in enumerate(bins(decades, 3, 7.9, -1.2))],
         "by_position": list(bins(octaves, 4, 4.6, -0.16)),
         "macro": {"groups": len(names), "mean": 3.3877, "perplexity_of_mean": 29.5979, "mean_perplexity": 34.1171},
-        "groups": groups(names),
+        "groups": {name: ranked(group, i) for i, (name, group) in enumerate(groups(names).items())},
         "sampled": {
             "sampler": "log-uniform",
             "num_sampled": 512,

@@ -134,8 +134,9 @@ def test_of_a_layer_only_its_own_bytes_are_fetched_once(store, kind):
 
 def test_many_ranges_are_in_flight(store, small_ranges):
     faults, _, _ = store
+    matrix = bv.open_matrix(places(store)["http"]("logits.npy"))
     faults.gate = 8  # no range is answered before so many were asked for
-    np.testing.assert_array_equal(bv.open_matrix(places(store)["http"]("logits.npy"))[0:ROWS], LOGITS)
+    np.testing.assert_array_equal(matrix[0:ROWS], LOGITS)
     assert 8 <= faults.most <= remote.THREADS
 
 

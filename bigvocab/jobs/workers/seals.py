@@ -1,8 +1,9 @@
 """What a worker must share with the process that sends the work: bigvocab, its kernels, the content of each file.
 
-A sealed order is one line of JSON and the order itself. The line is read first, so that a worker with another bigvocab
-or with other files says so before it unpickles anything. Files are compared as `storage.fingerprints` has it, and whole
-rows of matrices beside that: a column that differs is in every row, but perhaps in no block.
+A sealed order, which is in memory alone, is one line of JSON and the order itself. The line is read first, so that a
+worker with another bigvocab or with other files says so before it unpickles anything. Files are compared as
+`storage.fingerprints` has it, and whole rows of matrices beside that: a column that differs is in every row, but
+perhaps in no block.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from bigvocab.jobs.task import RowTask
 from bigvocab.kernels import jit
 from bigvocab.storage import uris
 from bigvocab.storage.fingerprints import of_file
+from bigvocab.storage.remote import recall, remembered
 
 WHOLE = 64 << 20  # of the files of a matrix together: hashed in some 0.1 s, by every worker
 _WHOLE_LABELS = 256 << 20
@@ -39,6 +41,7 @@ def seal(task: RowTask, order: bytes) -> bytes:
     """
     files = {path: {"whole": whole, **_look(path, whole)} for path, whole in _files(task)}
     found = {"machine": socket.gethostname(), **_versions(), "files": files, "rows": list(_rows(task))}
+    found["uris"] = remembered()
     return json.dumps(found).encode() + b"\n" + order
 
 
@@ -54,6 +57,7 @@ def unseal(sealed: bytes) -> bytes:
     for name, what in (("bigvocab", "bigvocab"), ("kernels", "other kernels, or another Numba, of stamp")):
         if mine[name] != theirs[name]:
             raise BigvocabError(Keyword("engine"), f": {what} {mine[name]} {here}, expected {theirs[name]}, as there")
+    recall(theirs["uris"])
     for path, expected in theirs["files"].items():
         try:
             found = _look(path, expected["whole"])

@@ -110,7 +110,7 @@ def _subject(report: dict[str, Any]) -> str:
 
 def _file_cells(file: dict[str, Any]) -> tuple[str, str, str, str]:
     shape = " × ".join(f"{n:,}" for n in (file.get("shape") or [])[:8])
-    stored = size(file["bytes"]) if "bytes" in file else ""
+    stored = size(file["bytes"]).replace(" ", "\u00a0") if "bytes" in file else ""
     return named(file.get("path", "?"), 120), shape, named(file.get("dtype") or "", 40), stored
 
 
@@ -126,14 +126,16 @@ def _made(report: dict[str, Any]) -> Iterator[Section]:
         yield Section(
             "files",
             "Files",
-            table=Table(columns, files[:_MOST_FILES], texts),
-            folded=[(counted(len(more), "more file"), Table(columns, more, texts))] if more else (),
+            table=Table(columns, files[:_MOST_FILES], texts, "paths"),
+            folded=[(counted(len(more), "more file"), Table(columns, more, texts, "paths"))] if more else (),
             after=f"{left:,} more are in the report." if left > 0 else "",
         )
     lines = [*_block(report.get("options", {}), ""), *_block(report.get("model", {}), "model ")]
     if lines:
         yield Section(
-            "options", "Options", table=Table(("option", "value"), within(lines, _MOST_BYTES), frozenset({0, 1}))
+            "options",
+            "Options",
+            table=Table(("option", "value"), within(lines, _MOST_BYTES), frozenset({0, 1}), "words"),
         )
     made = list(_block(report.get("versions", {}), ""))
     if "seconds" in report:

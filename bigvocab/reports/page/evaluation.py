@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from bigvocab.reports.page import pictures
-from bigvocab.reports.page.groups import group_section
+from bigvocab.reports.page.breakdowns import frequency_section, groups_section, position_section
 from bigvocab.reports.page.rankings import ranking_section, ranking_table, ranking_tile
 from bigvocab.reports.page.shown import (
     TEXT,
@@ -21,7 +21,6 @@ from bigvocab.reports.page.shown import (
     number,
     percent,
     plain_name,
-    span,
     text_of,
     whole,
     within,
@@ -146,9 +145,9 @@ def sections(report: _Report) -> list[Section]:
         ("loss_histogram", _losses),
         ("rank_histogram", _ranks),
         ("calibration", _calibration),
-        ("by_frequency", _frequency),
-        ("by_position", _position),
-        ("groups", _groups),
+        ("by_frequency", frequency_section),
+        ("by_position", position_section),
+        ("groups", groups_section),
         ("sampled", _sampled),
         ("worst", _worst),
     ]
@@ -230,67 +229,6 @@ def _calibration(report: _Report) -> Section | None:
     table = Table(("probability of the top class", "rows", "confidence", "accuracy"), rows)
     picture = pictures.reliability("calibration", title, block["bins"], what)
     return Section("calibration", title, f"{text}{ece}", picture, folded=[("Numbers", table)])
-
-
-def _frequency(report: _Report) -> Section:
-    text = (
-        "The loss by how often the label occurs in the training text: rare classes are where large vocabularies fail."
-    )
-    return _breakdown(report, "by_frequency", "Loss by frequency of the label", "count of the label", text)
-
-
-def _position(report: _Report) -> Section:
-    text = "The loss by place in the sequence: with more to look back at, it should fall."
-    return _breakdown(report, "by_position", "Loss by position", "position in the sequence", text)
-
-
-def _breakdown(report: _Report, name: str, title: str, label: str, text: str) -> Section:
-    bins = report[name]
-    columns = [label, "rows", "mean (nats)"]
-    extra = [
-        (key, show) for key, show in (("perplexity", digits), ("accuracy", percent)) if any(key in b for b in bins)
-    ]
-    rows = [
-        (
-            span(item),
-            whole(item["rows"]),
-            erring(number(item.get("mean")), error_of(item)) if item["rows"] else "",
-            *(show(item[key]) if key in item and item["rows"] else "" for key, show in extra),
-        )
-        for item in bins
-    ]
-    live = [item for item in bins if item["rows"]]
-    series = pictures.Series("loss", [item.get("mean") for item in live], [error_of(item) for item in live])
-    what = f"Mean loss with standard errors in {len(live)} classes of {label}."
-    key = name.replace("_", "-")
-    picture = pictures.steps(key, title, [span(item) for item in live], [series], (label, "mean loss (nats)"), what)
-    table = Table((*columns, *(key for key, _ in extra)), rows)
-    return Section(key, title, text, picture if live else "", folded=[("Numbers", table)])
-
-
-def _groups(report: _Report) -> Section:
-    groups = report["groups"]
-    optional = [
-        ("weight", whole, any(g.get("weight", g["rows"]) != g["rows"] for g in groups.values())),
-        ("perplexity", digits, any("perplexity" in g for g in groups.values())),
-        ("bits_per_byte", number, any("bits_per_byte" in g for g in groups.values())),
-    ]
-    used = [(key, show) for key, show, there in optional if there]
-
-    def cells(item: tuple[str, _Report]) -> Sequence[str]:
-        name, group = item
-        mean = erring(number(group["mean"]), error_of(group))
-        return (
-            named(name),
-            whole(group["rows"]),
-            mean,
-            *(show(group[key]) if key in group else "" for key, show in used),
-        )
-
-    columns = ("group", "rows", "mean (nats)", *(key.replace("_", " ") for key, _ in used))
-    return group_section(
-        "groups", "Groups", groups, "mean", "stderr", columns, cells, "mean loss (nats)", ("all rows", report["mean"])
-    )
 
 
 def _sampled(report: _Report) -> Section:

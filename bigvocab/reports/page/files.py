@@ -9,25 +9,29 @@ from typing import Any
 from bigvocab import arguments
 from bigvocab.errors import BigvocabError, FormatError
 from bigvocab.reports.page.document import page_of
+from bigvocab.storage import uris
 from bigvocab.storage.output import refuse_overwriting, write_text
+from bigvocab.storage.spool import as_local
 
 _MOST_BYTES = 1 << 30
 
 
 def page_of_file(report: str | os.PathLike[str], html: str | os.PathLike[str]) -> None:
-    """Write the page of a report.json.
+    """Write the page of a report.json; both may be URIs.
 
     Raises:
         FormatError: the file is no JSON; BigvocabError: no such file, no report, or a page that cannot be written.
     """
-    shown = arguments.path("report", report)
-    refuse_overwriting({"html": html}, [report])
+    given = arguments.path("report", report)
+    refuse_overwriting({"html": html}, [given])
+    with as_local(given) as local:
+        values = _read(local)
     try:
-        found = page_of(_read(shown))
+        found = page_of(values)
     except FormatError:
         raise
     except BigvocabError as error:
-        raise BigvocabError(f"{shown}: ", *error.parts) from None
+        raise BigvocabError(f"{uris.shown(uris.plain(given))}: ", *error.parts) from None
     write_text(html, found)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from bigvocab.catalogue import RANKING
@@ -42,7 +42,18 @@ def ranking_table(block: dict[str, Any]) -> Table:
         (name.replace("_", " "), *(cells.get(k, "") for k in every), _MEANINGS[name]) for name, cells in lines.items()
     ]
     columns = ("metric", *(f"k = {plain_name(k, 12)}" for k in every), "what it says")
-    return Table(columns, rows, frozenset({0, len(every) + 1}))
+    kind = f"meanings k{len(every)}" if 0 < len(every) < 4 else ""
+    return Table(columns, rows, frozenset({0, len(every) + 1}), kind)
+
+
+def group_rankings(first: str, groups: Iterable[tuple[str, dict[str, Any]]]) -> Table | None:
+    """The metrics of the ranking of each group, a column for each metric and k; None where there are none."""
+    blocks = [(name, group["ranking"]) for name, group in groups if group.get("ranking")]
+    every = dict.fromkeys((metric, k) for _, block in blocks for metric in RANKING for k in block.get(metric, {}))
+    if not every:
+        return None
+    rows = [(name, *(number(block[m][k]) if k in block.get(m, {}) else "" for m, k in every)) for name, block in blocks]
+    return Table((first, *(f"{m.replace('_', ' ')} at {plain_name(k, 12)}" for m, k in every)), rows)
 
 
 def _cells(block: dict[str, Any], name: str) -> dict[str, str]:

@@ -225,7 +225,7 @@ _LIKELIHOOD = _MEAN | {
     "bits_per_byte": _number,
     "accuracy": _each(_share),
 }
-_RESULTS = _LIKELIHOOD | {"rows": _whole, "weight": _magnitude}
+_RESULTS = _LIKELIHOOD | {"rows": _whole, "weight": _magnitude, "ranking": _ranking}
 _CLUSTERS = _record({"count": _whole}, "count")
 _COMMON: dict[str, Check] = {
     "rows": _whole,
@@ -324,7 +324,7 @@ _CANDIDATE: dict[str, Check] = {
     "overlap": _each(_share),
     "flips": _record({"share": _share, "to_wrong": _whole, "to_right": _whole, "mcnemar_p": _share}),
     "nonfinite_rows": _record({"reference": _whole, "candidate": _whole}),
-    "by_confidence": _bins({"kl_mean": _number, "kl_median": _number}),
+    "by_confidence": _bins({"kl_mean": _number, "kl_cluster_stderr": _magnitude, "kl_median": _number}),
     "groups": _each(
         _record(
             {
@@ -333,6 +333,9 @@ _CANDIDATE: dict[str, Check] = {
                 "kl_stderr": _magnitude,
                 "difference": _number,
                 "difference_stderr": _magnitude,
+                "kl_cluster_stderr": _magnitude,
+                "difference_cluster_stderr": _magnitude,
+                "same_top_cluster_stderr": _magnitude,
                 "same_top": _share,
             },
             "rows",

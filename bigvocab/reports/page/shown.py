@@ -31,7 +31,9 @@ class Table:
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     texts: frozenset[int] = frozenset({0})
-    kind: str = ""  # "meanings": the third column explains; "texts": columns of text get lines of their own on a phone
+    # "meanings": the last column explains, "meanings k2" of two numbers; "texts": columns of text get their own lines
+    # on a phone; "words", "paths": the names in the first column, or all others, are not broken.
+    kind: str = ""
 
 
 @dataclass(frozen=True)
@@ -149,8 +151,8 @@ def percent(value: float | None, decimals: int = 2) -> str:
 
 
 def erring(shown: str, error: float | None) -> str:
-    """A number as shown, with its error where there is one."""
-    return with_error(shown, error)
+    """A number as shown, with its error where there is one; a line may end before the sign, not after it."""
+    return with_error(shown, error, "±\u00a0").replace("\u00a0 ", "\u00a0")
 
 
 def error_of(block: Mapping[str, Any], name: str = "stderr") -> float | None:
