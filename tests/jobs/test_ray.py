@@ -20,7 +20,7 @@ from sample_jobs import COLUMNS, values_of, write_job
 
 import bigvocab as bv
 
-pytest.importorskip("ray")
+ray = pytest.importorskip("ray")
 ROWS, CLASSES = 600, 300
 SECONDS = 60  # for what must be said at once: a hang fails, however slow the machine
 
@@ -53,11 +53,11 @@ def test_ray_starts_a_task_again_whose_process_dies(folder, tmp_path, monkeypatc
     assert len(list(tmp_path.iterdir())) == 3
 
 
-@pytest.mark.parametrize(("cpus", "workers", "threads"), [(None, 1, 2), (None, 3, 1), (1, 1, 4), (1, 3, None)])
+@pytest.mark.parametrize(
+    ("cpus", "workers", "threads"), [(None, 1, 2), (None, 3, 1), (1, 1, 4), (1, 3, None), ("one core", 2, None)]
+)
 def test_all_workers_are_at_work_at_once(folder, tmp_path, monkeypatch, cpus, workers, threads):
-    """In a Ray of its own, or in one with so many CPUs: no task returns before as many processes have begun one."""
-    import ray
-
+    """In a Ray of its own, on one core, or in one with so many CPUs: no task returns before all workers have one."""
     from bigvocab.jobs.workers import ray as engine
 
     def together(order, start, stop):
@@ -75,19 +75,21 @@ def test_all_workers_are_at_work_at_once(folder, tmp_path, monkeypatch, cpus, wo
 
     monkeypatch.setattr(engine, "do_task", together)
     expected = values_of(bv.evaluate(**job(folder)))
-    if cpus is not None:
+    cores = os.sched_getaffinity(0)
+    if cpus == "one core":
+        os.sched_setaffinity(0, {min(cores)})
+    elif cpus is not None:
         ray.init(address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     try:
         given = {} if threads is None else {"threads": threads}
         assert values_of(bv.evaluate(**job(folder), engine="ray", workers=workers, **given)) == expected
     finally:
+        os.sched_setaffinity(0, cores)
         ray.shutdown()
     assert len(list(tmp_path.iterdir())) == workers
 
 
 def test_a_ray_that_runs_already_is_used_and_left(folder):
-    import ray
-
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     try:
         assert values_of(bv.evaluate(**job(folder), engine="ray", workers=2)) == values_of(bv.evaluate(**job(folder)))

@@ -27,6 +27,7 @@ from bigvocab.threads import usable_cores
 
 _PATIENCE = 10.0  # seconds for a connection to a cluster's first port
 _ANSWER = 60.0  # and for an answer of Ray there
+_TRIES = "RAY_NUM_REDIS_GET_RETRIES"  # Ray's own, a second each, of which it takes 20: who refuses goes on refusing
 _PROBE = "import ray, sys; ray.init(address=sys.argv[1], log_to_driver=False, logging_level='ERROR'); ray.shutdown()"
 # The first bytes of HTTP/2, with an empty frame of settings; a server begins with such a frame (RFC 9113, 3.4).
 _SETTINGS = b"\x04"  # the fourth byte of a frame
@@ -182,8 +183,11 @@ def refuse_mute(place: str, patience: float = _ANSWER) -> None:
     A process of its own tries, because that can be ended.
     """
     command = [sys.executable, "-c", _PROBE, place]
+    environment = {_TRIES: "8", **os.environ}
     try:
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=patience)
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=patience, env=environment
+        )
     except subprocess.TimeoutExpired:
         raise BigvocabError(
             Keyword("address"), f": no Ray at {place}: no answer in {patience:g} seconds; {_WHICH}"
