@@ -10,6 +10,7 @@ import base64
 import functools
 import http.client
 import re
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -71,13 +72,24 @@ def attempt(uri: str, request: Callable[[], Any], what: str = "cannot be read") 
         except Final as error:
             reason = str(error)
             break
-        except (OSError, http.client.HTTPException, ValueError, NotImplementedError) as error:
+        except Exception as error:
+            if not isinstance(error, _EXPECTED) and not _is_arrow(error):
+                raise
             reason = _one_line(error)
             if not left or _FINAL.search(reason):
                 break
         time.sleep(pause)
         pause *= 2
     raise BigvocabError(f"{uris.shown(uri)}: {what}: {reason}") from None
+
+
+_EXPECTED = (OSError, http.client.HTTPException, ValueError, NotImplementedError)
+
+
+def _is_arrow(error: Exception) -> bool:
+    """Whether it is one of Arrow's own, which are not all OSError or ValueError."""
+    arrow = sys.modules.get("pyarrow")
+    return arrow is not None and isinstance(error, arrow.ArrowException)
 
 
 def _one_line(error: BaseException) -> str:
@@ -126,25 +138,25 @@ class ArrowStore:
     def __init__(self, uri: str) -> None:
         self.uri = uri
         base, self._query = uris.split_query(uri)
-        self._fs, self._path = _file_system(base, self._query)
+        self.system, self.path = _file_system(base, self._query)
         self._file: Any = None
         self._lock = threading.Lock()
 
     def identity(self) -> RemoteIdentity:
         """Its size, time of change and ETag."""
-        found = self._fs.get_file_info(self._path)
+        found = self.system.get_file_info(self.path)
         if not found.is_file:
             raise Final(
                 "is a folder, expected an object" if found.type.name == "Directory" else "there is no such object"
             )
-        with self._fs.open_input_file(self._path) as file:
+        with self.system.open_input_file(self.path) as file:
             return RemoteIdentity(found.size, found.mtime_ns or 0, _etag(file))
 
     def read(self, start: int, stop: int, expected: RemoteIdentity) -> bytes:
         """Bytes of the object; threads share one open file."""
         with self._lock:
             if self._file is None:
-                file = self._fs.open_input_file(self._path)
+                file = self.system.open_input_file(self.path)
                 if file.size() != expected.size:
                     raise Final(f"changed while it was read ({expected.size} bytes before, {file.size()} now)")
                 if expected.etag and _etag(file) != expected.etag:
@@ -159,22 +171,22 @@ class ArrowStore:
 
         scheme = uris.split_query(self.uri)[0]
         root = scheme.removesuffix("/")
-        found = self._fs.get_file_info(FileSelector(self._path, allow_not_found=True, recursive=recursive))
-        begin = len(self._path.rstrip("/")) + 1
+        found = self.system.get_file_info(FileSelector(self.path, allow_not_found=True, recursive=recursive))
+        begin = len(self.path.rstrip("/")) + 1
         return [f"{root}/{uris.quoted(info.path[begin:])}{self._query}" for info in found if info.is_file]
 
     def delete(self) -> None:
         """Remove the object."""
-        self._fs.delete_file(self._path)
+        self.system.delete_file(self.path)
 
     def check_writable(self) -> None:
         """Look at what is there, which also finds out whether the store answers."""
-        if self._fs.get_file_info(self._path).type.name == "Directory":
+        if self.system.get_file_info(self.path).type.name == "Directory":
             raise Final("is a folder, expected an object to write")
 
     def write(self, source: Path) -> None:
         """Upload a file; stores make an object visible when it is whole."""
-        with source.open("rb") as file, self._fs.open_output_stream(self._path) as sink:
+        with source.open("rb") as file, self.system.open_output_stream(self.path) as sink:
             while piece := file.read(_PIECE):
                 sink.write(piece)
 
