@@ -10,6 +10,7 @@ from unittest import mock
 import ml_dtypes
 import numba
 import numpy as np
+from gguf_files import BLOCKS, random_blocks
 from llvmlite import binding
 
 from bigvocab.comparison.pairs import Asked
@@ -18,7 +19,8 @@ from bigvocab.heads.products import Packed, paired, product
 from bigvocab.kernels import jit
 from bigvocab.kernels.row_statistics import NO_LABEL
 from bigvocab.losses.row_statistics import softmax_rows, wanted
-from bigvocab.matrices.tiles import StoredRows
+from bigvocab.matrices.tiles import StoredRows, kernel_view
+from bigvocab.matrices.weight_rows import WeightRows
 
 FLOATS = (np.float32, np.float64, np.float16, ml_dtypes.bfloat16)
 
@@ -87,6 +89,12 @@ def product_bits():
     digest = hashlib.sha256()
     for dtype in FLOATS:
         digest.update(product(inputs.astype(dtype), weights.astype(dtype)).tobytes())
+    states = Packed.of(inputs.astype(ml_dtypes.bfloat16)[:, :256].copy(), ml_dtypes.bfloat16)
+    for name in ("Q8_0", "Q6_K"):
+        blocks, tile = random_blocks(rng, name, 90, 256), states.tile(90)
+        rows = WeightRows(90, (kernel_view(blocks), BLOCKS[name][0]))
+        states.multiply_stored(rows, np.zeros(122, "f4"), states.panel(), tile)
+        digest.update(tile[:30, :90].tobytes())
     pairs = paired(Packed.of(inputs.astype("f4"), np.float32), weights[:30].astype("f4"), np.arange(30))
     return hashlib.sha256(digest.digest() + pairs.tobytes()).hexdigest()
 

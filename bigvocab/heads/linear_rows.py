@@ -22,7 +22,7 @@ import numpy as np
 
 from bigvocab.errors import BigvocabError
 from bigvocab.heads.output_layer import OutputLayer, shown_as
-from bigvocab.heads.products import Packed, accumulator, paired
+from bigvocab.heads.products import Packed, accumulator, paired_stored
 from bigvocab.matrices.excluded import Excluded, nothing_in
 from bigvocab.matrices.logit_rows import Array, Floats, Ids, RowReduction, State
 from bigvocab.matrices.matrix import Matrix
@@ -74,7 +74,7 @@ class LinearRows:
 
         def work(start: int, stop: int) -> None:
             chosen, layer = rows[start:stop], self.layer
-            packed = Packed.of(self.inputs, layer.weights.dtype, 1, chosen=chosen, prepare=layer.norm)
+            packed = Packed.of(self.inputs, layer.weights.factor_dtype, 1, chosen=chosen, prepare=layer.norm)
             out[start:stop] = self._paired(packed, classes[start:stop])
 
         run_threads(work, len(rows), UNIT_ROWS, num_threads)
@@ -99,7 +99,8 @@ class LinearRows:
         step = max(12, self.layer.block_bytes // row_bytes // 12 * 12)
         for start in range(0, len(rows), step):
             chosen, layer = rows[start : start + step], self.layer
-            yield chosen, Packed.of(self.inputs, layer.weights.dtype, num_threads, chosen=chosen, prepare=layer.norm)
+            kind = layer.weights.factor_dtype
+            yield chosen, Packed.of(self.inputs, kind, num_threads, chosen=chosen, prepare=layer.norm)
 
     def _looked_up(self, packed: Packed, labels: Ids, num_threads: int) -> Floats:
         """The logit of each row's label, by the steps of the tiles' product; NaN for a row without a label."""
@@ -117,7 +118,7 @@ class LinearRows:
     def _paired(self, packed: Packed, ids: Ids) -> Array:
         """The logit of each packed row for the class beside it."""
         biases = self.layer.biases
-        return paired(packed, self.layer.weights[ids], None if biases is None else biases[ids])
+        return paired_stored(packed, self.layer.weights.picked_rows(ids), None if biases is None else biases[ids])
 
     def _sweep(self, packed: Packed, chosen: Ids, reduction: RowReduction, groups: State, num_threads: int) -> None:
         """Add the logits of all tiles to the state of their group, in order of class within a group."""

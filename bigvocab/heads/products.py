@@ -16,6 +16,7 @@ import numpy.typing as npt
 from bigvocab.arguments import BFLOAT16
 from bigvocab.matrices.tiles import kernel_view
 from bigvocab.matrices.weight_rows import WeightRows
+from bigvocab.storage import memory
 from bigvocab.threads import run_threads
 
 Array = npt.NDArray[Any]
@@ -65,6 +66,7 @@ class Packed:
     panels: Array
     rows: int
     depth: int
+    whole: bool = False  # bfloat16, to be multiplied with bfloat16 or with the whole numbers of quantised rows
 
     @classmethod
     def of(
@@ -76,7 +78,7 @@ class Packed:
         chosen: Ids | None = None,
         prepare: Callable[[Array], Array] | None = None,
     ) -> Packed:
-        """Pack inputs (n, D), or the chosen rows of them, to be multiplied with weights of some type.
+        """Pack inputs (n, D), or the chosen rows of them, to be multiplied with weights of some `factor_dtype`.
 
         prepare, a function of rows in the accumulator's type, is applied before they are packed.
         """
@@ -84,7 +86,8 @@ class Packed:
 
         n, depth = inputs.shape if chosen is None else (len(chosen), inputs.shape[1])
         dtype, steps = accumulator(inputs.dtype, weights_dtype), depth
-        pairs = inputs.dtype == weights_dtype == BFLOAT16 and prepare is None and multiplies_pairs()
+        whole = inputs.dtype == weights_dtype == BFLOAT16 and prepare is None
+        pairs = whole and multiplies_pairs()
         if pairs:
             dtype, steps = np.dtype(np.uint32), (depth + 1) // 2
         panels = np.empty((-(-n // ROWS), steps, ROWS), dtype)
@@ -97,7 +100,7 @@ class Packed:
             pack_rows(kernel_view(rows), depth, panels[start // ROWS : -(-stop // ROWS)].reshape(-1))
 
         run_threads(work, n, _CHUNK, num_threads)
-        return cls(panels, n, depth)
+        return cls(panels, n, depth, whole)
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -106,15 +109,15 @@ class Packed:
 
     def part(self, start: int, stop: int) -> Packed:
         """Rows `start`, a multiple of 12, to `stop`."""
-        return Packed(self.panels[start // 12 : -(-stop // 12)], stop - start, self.depth)
+        return Packed(self.panels[start // 12 : -(-stop // 12)], stop - start, self.depth, self.whole)
 
     def tile(self, classes: int) -> Array:
         """Room for the products with so many classes, and for the kernel's padding on the right and below."""
-        return np.empty((12 * len(self.panels), classes + lanes(self.dtype)), self.dtype)
+        return memory.in_lines((12 * len(self.panels), classes + lanes(self.dtype)), self.dtype)
 
     def panel(self) -> Array:
         """Room for one panel of weights."""
-        return np.empty(self.panels.shape[1] * lanes(self.dtype), self.panels.dtype)
+        return memory.in_lines(self.panels.shape[1] * lanes(self.dtype), self.panels.dtype)
 
     def multiply(
         self, weights: Array, biases: Array, panel: Array, out: Array, column: int = 0, ids: Ids | None = None
@@ -136,8 +139,17 @@ class Packed:
 
         span = (0, weights.num_rows if ids is None else len(ids), column)
         packed = self.panels.reshape(-1)
-        found: int = tile_product(packed, self.depth, weights.kernel, ids, span, biases, panel, out)
+        found: int = tile_product(packed, self.depth, self.as_multiplied(weights), ids, span, biases, panel, out)
         return found
+
+    def as_multiplied(self, weights: WeightRows) -> Any:
+        """Rows as the product's kernel takes them: with room for scales where whole numbers are multiplied."""
+        from bigvocab.kernels.whole_numbers import BLOCK_OF_SCALE
+
+        if not (self.whole and isinstance(weights.kernel, tuple) and len(weights.kernel) == 2):
+            return weights.kernel
+        blocks, code = weights.kernel
+        return blocks, code, memory.in_lines((self.depth // BLOCK_OF_SCALE[code], lanes(self.dtype)), self.dtype)
 
 
 def product(inputs: Array, rows: Array, out: Array | None = None, num_threads: int | None = 1) -> Array:
@@ -163,6 +175,11 @@ def product(inputs: Array, rows: Array, out: Array | None = None, num_threads: i
 
 def paired(inputs: Packed, rows: Array, biases: Array | None = None, ids: Ids | None = None) -> Array:
     """Each row of inputs times the same row of `rows` (n, D), or of rows[ids], + biases (n,): bits of `multiply`."""
+    return paired_stored(inputs, WeightRows(len(rows), kernel_view(rows)), biases, ids)
+
+
+def paired_stored(inputs: Packed, rows: WeightRows, biases: Array | None = None, ids: Ids | None = None) -> Array:
+    """As `paired`, of rows as they lie in a file: bits of `multiply_stored`."""
     from bigvocab.kernels.products import paired_products
 
     dtype = inputs.dtype
@@ -172,5 +189,5 @@ def paired(inputs: Packed, rows: Array, biases: Array | None = None, ids: Ids | 
     out = np.empty(inputs.rows, dtype)
     if inputs.rows:
         packed, square = inputs.panels.reshape(-1), np.empty((12, lanes(dtype)), dtype)
-        paired_products(packed, inputs.depth, kernel_view(rows), ids, addend, inputs.panel(), square, out)
+        paired_products(packed, inputs.depth, inputs.as_multiplied(rows), ids, addend, inputs.panel(), square, out)
     return out

@@ -264,6 +264,8 @@ def keeping(
                 raise BigvocabError(f"{target}: already exists; pass --resume to continue, or delete it to start over")
             keeper.restore()
         try:
+            if stored is not None and not keeper.complete:
+                stored.claim()
             keeper.open_lines()
             if keeper.complete:
                 keeper.remove_lines()

@@ -13,17 +13,17 @@ from __future__ import annotations
 import numpy as np
 from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic, overload
+from numba.extending import intrinsic
 
 from bigvocab.kernels import lanes as v
 from bigvocab.kernels import llvm
 from bigvocab.kernels import memory as m
 from bigvocab.kernels.jit import inline, jit
-from bigvocab.kernels.panels import ask_for_rows, pack_columns, pack_panel, picked, transpose
+from bigvocab.kernels.panels import picked, transpose
 
 Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K = 2, 3, 6, 7, 8, 12, 13, 14  # the numbers GGUF gives them
 CHUNK = 256  # numbers of a row that are decoded at a time: a whole number of blocks of every type
-_STRIDE = CHUNK + 16  # of the decoded rows, which would else meet in the same few sets of the cache
+STRIDE = CHUNK + 16  # of the decoded rows, which would else meet in the same few sets of the cache
 
 
 # ---- bytes as lanes of int32, and what is done to them
@@ -44,7 +44,7 @@ def _loads(count, *, signed=False):
     return load
 
 
-_bytes16, _bytes32, _signed32 = _loads(16), _loads(32), _loads(32, signed=True)
+_bytes16, _bytes32, signed32 = _loads(16), _loads(32), _loads(32, signed=True)
 
 
 def _with_number(operation):
@@ -95,7 +95,7 @@ def _floats(typingctx, lanes):
 
 
 @intrinsic
-def _half(typingctx, row, at):
+def half_at(typingctx, row, at):
     """The half-precision number at `at`, as float32."""
 
     def codegen(context, builder, signature, args):
@@ -144,33 +144,33 @@ def _put_below(out, to, d, q, lower):
 
 @inline
 def _block_q8_0(row, at, out, to):
-    _put(out, to, _half(row, at), _signed32(row, at + 2))
+    _put(out, to, half_at(row, at), signed32(row, at + 2))
 
 
 @inline
 def _block_q4_0(row, at, out, to):
-    d, pairs = _half(row, at), _bytes16(row, at + 2)
+    d, pairs = half_at(row, at), _bytes16(row, at + 2)
     _put(out, to, d, _minus(_and(pairs, 15), 8))
     _put(out, to + 16, d, _minus(_right(pairs, 4), 8))
 
 
 @inline
 def _block_q4_1(row, at, out, to):
-    d, least, pairs = _half(row, at), _half(row, at + 2), _bytes16(row, at + 4)
+    d, least, pairs = half_at(row, at), half_at(row, at + 2), _bytes16(row, at + 4)
     _put_above(out, to, d, _and(pairs, 15), least)
     _put_above(out, to + 16, d, _right(pairs, 4), least)
 
 
 @inline
 def _block_q5_0(row, at, out, to):
-    d, pairs = _half(row, at), _bytes16(row, at + 6)
+    d, pairs = half_at(row, at), _bytes16(row, at + 6)
     _put(out, to, d, _minus(_or(_and(pairs, 15), _left(_bits16(row, at + 2, 0), 4)), 16))
     _put(out, to + 16, d, _minus(_or(_right(pairs, 4), _left(_bits16(row, at + 2, 16), 4)), 16))
 
 
 @inline
 def _block_q5_1(row, at, out, to):
-    d, least, pairs = _half(row, at), _half(row, at + 2), _bytes16(row, at + 8)
+    d, least, pairs = half_at(row, at), half_at(row, at + 2), _bytes16(row, at + 8)
     _put_above(out, to, d, _or(_and(pairs, 15), _left(_bits16(row, at + 4, 0), 4)), least)
     _put_above(out, to + 16, d, _or(_right(pairs, 4), _left(_bits16(row, at + 4, 16), 4)), least)
 
@@ -186,7 +186,7 @@ def _scale_and_least(row, at, j):
 
 @inline
 def _block_q4_k(row, at, out, to):
-    d, dmin = _half(row, at), _half(row, at + 2)
+    d, dmin = half_at(row, at), half_at(row, at + 2)
     for j in range(8):
         scale, least = _scale_and_least(row, at + 4, j)
         pairs = _bytes32(row, at + 16 + j // 2 * 32)
@@ -196,7 +196,7 @@ def _block_q4_k(row, at, out, to):
 
 @inline
 def _block_q5_k(row, at, out, to):
-    d, dmin = _half(row, at), _half(row, at + 2)
+    d, dmin = half_at(row, at), half_at(row, at + 2)
     high = _bytes32(row, at + 16)
     for j in range(8):
         scale, least = _scale_and_least(row, at + 4, j)
@@ -206,14 +206,19 @@ def _block_q5_k(row, at, out, to):
 
 
 @inline
+def scale_q6_k(row, at, j):
+    """The scale of the j-th sixteen numbers of a block of Q6_K."""
+    return half_at(row, at + 208) * np.float32(np.int8(row[at + 192 + j]))
+
+
+@inline
 def _block_q6_k(row, at, out, to):
-    d = _half(row, at + 208)
     for j in range(16):  # sixteen numbers have a scale of their own
         half, quarter, rest = j // 8, j % 8 // 2, j % 2 * 16
         low = _bytes16(row, at + half * 64 + quarter % 2 * 32 + rest)
         high = _bytes16(row, at + 128 + half * 32 + rest)
         q = _or(_and(_right(low, quarter // 2 * 4), 15), _left(_and(_right(high, quarter * 2), 3), 4))
-        _put(out, to + 16 * j, d * np.float32(np.int8(row[at + 192 + j])), _minus(q, 32))
+        _put(out, to + 16 * j, scale_q6_k(row, at, j), _minus(q, 32))
 
 
 # ---- rows
@@ -256,10 +261,10 @@ def decode_rows(rows, kind, out):
 
 
 @jit
-def _pack_blocks(rows, kind, ids, first, stop, depth, panel):
+def pack_blocks(rows, kind, ids, first, stop, depth, panel):
     """As `panels.pack_panel` of the decoded rows."""
     width = m.width(panel)
-    decoded = np.empty((width, _STRIDE), np.float32)
+    decoded = np.empty((width, STRIDE), np.float32)
     check = 0.0
     for begin in range(0, depth, CHUNK):
         here = min(CHUNK, depth - begin)
@@ -269,37 +274,3 @@ def _pack_blocks(rows, kind, ids, first, stop, depth, panel):
             for k in range(0, here, width // 2):
                 check += transpose(decoded, None, half, stop - first, k, panel, (begin + k) * width + half)
     return check
-
-
-# ---- what the products call: rows of floats are an array, quantised ones a pair (blocks (n, row bytes), type), and
-# rows that are stored as columns a tuple of that array alone
-
-
-def pack_weights(weights, ids, first, stop, depth, panel):
-    """As `panels.pack_panel`, of rows of either kind."""
-    raise NotImplementedError("for kernels alone")
-
-
-@overload(pack_weights)
-def _pack_weights(weights, ids, first, stop, depth, panel):
-    if isinstance(weights, types.BaseTuple) and len(weights) == 1:
-        return lambda weights, ids, first, stop, depth, panel: pack_columns(weights[0], ids, first, stop, depth, panel)
-    if isinstance(weights, types.BaseTuple):
-        return lambda weights, ids, first, stop, depth, panel: _pack_blocks(
-            weights[0], weights[1], ids, first, stop, depth, panel
-        )
-    return lambda weights, ids, first, stop, depth, panel: pack_panel(weights, ids, first, stop, depth, panel)
-
-
-def ask_for_weights(weights, ids, first, stop, depth):
-    """As `panels.ask_for_rows`, of rows of either kind."""
-    raise NotImplementedError("for kernels alone")
-
-
-@overload(ask_for_weights)
-def _ask_for_weights(weights, ids, first, stop, depth):
-    if isinstance(weights, types.BaseTuple) and len(weights) == 1:
-        return lambda weights, ids, first, stop, depth: None
-    if isinstance(weights, types.BaseTuple):
-        return lambda weights, ids, first, stop, depth: ask_for_rows(weights[0], ids, first, stop, weights[0].shape[1])
-    return lambda weights, ids, first, stop, depth: ask_for_rows(weights, ids, first, stop, depth)

@@ -262,6 +262,15 @@ class Matrix:
         for first, tiles in self.row_parts(start, stop):
             yield first, WeightRows(len(tiles[0][1]), kernel_view(tiles[0][1]))
 
+    def picked_rows(self, ids: Array) -> WeightRows:
+        """Copies of some rows as they lie, for products; not of vocab shards."""
+        return WeightRows(len(ids), kernel_view(self[ids]))
+
+    @property
+    def factor_dtype(self) -> np.dtype[Any]:
+        """The type of the numbers that a product multiplies with others of their kind."""
+        return self.dtype
+
     def rows_between(self, start: int, stop: int) -> Matrix:
         """Rows start to stop as a matrix of views, without the files they are of; not of vocab shards."""
         parts = [

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from bigvocab.formats.layout import Blocks
+from bigvocab.formats.layout import BFLOAT16, Blocks
 from bigvocab.matrices.matrix import Matrix
 from bigvocab.matrices.parts import Array, Shard
 from bigvocab.matrices.tiles import kernel_view
@@ -65,6 +65,17 @@ class QuantisedMatrix(Matrix):
         """Rows start to stop as (first row, rows as they lie), for products."""
         for at, tiles in self._raw.row_parts(start, stop):
             yield at, WeightRows(len(tiles[0][1]), (kernel_view(tiles[0][1]), self.blocks.code))
+
+    def picked_rows(self, ids: Array) -> WeightRows:
+        """Copies of some rows as they lie, for products."""
+        return WeightRows(len(ids), (kernel_view(self._raw[ids]), self.blocks.code))
+
+    @property
+    def factor_dtype(self) -> np.dtype[Any]:
+        """bfloat16 where blocks are whole numbers with a scale, which products with bfloat16 take as they are."""
+        from bigvocab.kernels.whole_numbers import BLOCK_OF_SCALE
+
+        return BFLOAT16 if self.blocks.code in BLOCK_OF_SCALE else self.dtype
 
     def rows_between(self, start: int, stop: int) -> Matrix:
         """Rows start to stop as a matrix of views, without the files they are of."""

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-_PAGE = 1 << 21
+_PAGE, _LINE = 1 << 21, 64
 
 
 def empty(shape: int | tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
@@ -25,3 +25,12 @@ def empty(shape: int | tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any
     raw = np.empty(max(whole + _PAGE, 2 * _PAGE), np.uint8)
     start = -raw.ctypes.data % _PAGE
     return raw[start : start + size * kind.itemsize].view(kind).reshape(shape)
+
+
+def in_lines(shape: int | tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+    """As `numpy.empty`, from the start of a cache line on: registers of AVX-512 are stored over two lines else."""
+    kind = np.dtype(dtype)
+    size = (math.prod(shape) if isinstance(shape, tuple) else shape) * kind.itemsize
+    raw = np.empty(size + _LINE, np.uint8)
+    start = -raw.ctypes.data % _LINE
+    return raw[start : start + size].view(kind).reshape(shape)

@@ -186,6 +186,38 @@ def test_workers_that_start_say_nothing_of_ctrl_c(tmp_path):
     assert sum(blocked) >= 2
 
 
+INTERRUPTED_AT_A_START = """
+import os, signal, sys, threading
+from multiprocessing import util
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
+number = getattr(signal, sys.argv.pop(1))
+if number != signal.SIGINT:  # ignored under nohup
+    signal.signal(number, signal.SIG_DFL)
+from bigvocab.__main__ import main
+start = util.spawnv_passfds
+def started(program, arguments, *given):
+    process = start(program, arguments, *given)
+    if "spawn_main" not in str(arguments):  # a tracker of resources
+        return process
+    thread = threading.Thread(target=os.kill, args=(os.getpid(), number))  # so no mask of the main thread stops it
+    thread.start()
+    thread.join()
+    return process
+util.spawnv_passfds = started
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "said"), [("SIGINT", 1, "bigvocab: interrupted\n"), ("SIGTERM", 143, ""), ("SIGHUP", 129, "")]
+)
+def test_a_signal_while_workers_are_started(data, name, code, said):
+    """A process that was just started gets its orders all the same, and never says that it got none."""
+    command = [sys.executable, "-c", INTERRUPTED_AT_A_START, name, *EVAL, "-q", "--workers", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=100)
+    assert (done.returncode, done.stdout, done.stderr) == (code, "", said)
+
+
 INTERRUPTED_TWICE = """
 import os, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background

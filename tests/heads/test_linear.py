@@ -25,8 +25,10 @@ from bigvocab.heads.linear_rows import GROUP, TILE, LinearRows
 from bigvocab.heads.output_layer import OutputLayer
 from bigvocab.heads.products import Packed, accumulator, converted, lanes, paired, product
 from bigvocab.kernels import products as kernels
+from bigvocab.kernels.quantised import Q6_K
 from bigvocab.losses.row_statistics import softmax_rows, wanted
-from bigvocab.matrices.tiles import StoredRows
+from bigvocab.matrices.tiles import StoredRows, kernel_view
+from bigvocab.matrices.weight_rows import WeightRows
 
 KJV = Path(__file__).parents[2] / "data" / "kjv"
 DTYPES = {"f16": np.float16, "bf16": ml_dtypes.bfloat16, "f32": np.float32, "f64": np.float64}
@@ -166,6 +168,17 @@ def test_the_product_is_vectorised():
     loop = Loop(assembly(kernels, "tile_product", lambda: product(inputs, weights)))
     packed = [line for line in loop.packed if "ps\t" in line]
     assert len(packed) >= (24 if loop.register == "zmm" else 12)
+    assert not loop.gathers
+
+
+def test_the_product_with_whole_numbers_is_vectorised(tmp_path):
+    """Pairs of bfloat16 on whole registers where the processor has them, else fused multiply-adds; and no gathers."""
+    states = Packed.of(np.zeros((13, 256), ml_dtypes.bfloat16), ml_dtypes.bfloat16)
+    rows = WeightRows(7, (kernel_view(np.zeros((7, 210), np.uint8)), Q6_K))
+    room = np.zeros(39, np.float32), states.panel(), states.tile(7)
+    loop = Loop(assembly(kernels, "tile_product", lambda: states.multiply_stored(rows, *room)))
+    whole = [line for line in loop.packed if "ps\t" in line]
+    assert len(whole) >= (24 if loop.register == "zmm" else 12)
     assert not loop.gathers
 
 

@@ -2,7 +2,7 @@
 
 from concurrent.futures import ThreadPoolExecutor
 
-from programs import DRAW, DRAWN, expected, run
+from programs import DRAW, DRAWN, run
 
 
 def test_without_a_home():

@@ -1,4 +1,4 @@
-"""Quantised rows: decoded to the bit as the package `gguf` does, and multiplied as the decoded layer is."""
+"""Quantised rows: decoded to the bit as the package `gguf` does; multiplied as that or as whole numbers."""
 
 import pickle
 
@@ -65,8 +65,17 @@ def test_every_number_of_a_block(layer, name):
     same_bits(np.asarray(bv.open_matrix(path)), gguf.quants.dequantize(rolled, gguf.GGMLQuantizationType[name]))
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16, np.float64])
-@pytest.mark.parametrize(("name", "depth"), [("Q8_0", 96), ("Q6_K", 512), ("Q5_1", 288), ("Q4_K", 256)])
+BF16 = ml_dtypes.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("name", "depth", "dtype"),
+    [
+        *((name, depth, np.float32) for name, depth in (("Q8_0", 96), ("Q6_K", 512), ("Q5_1", 288), ("Q4_K", 256))),
+        *((name, 512, dtype) for name in ("Q8_0", "Q6_K") for dtype in (np.float16, np.float64)),
+        *((name, 256, BF16) for name in ("Q5_1", "Q4_K")),
+    ],
+)
 def test_losses_have_the_bits_of_the_decoded_layer(layer, name, depth, dtype):
     matrix, decoded = layer(name, 1100, depth)
     rng = np.random.default_rng(5)
@@ -79,6 +88,52 @@ def test_losses_have_the_bits_of_the_decoded_layer(layer, name, depth, dtype):
     assert np.isfinite(expected).all()
     part = bv.linear_cross_entropy(inputs[7:9], matrix, labels[7:9], biases=biases, softcap=20.0)
     np.testing.assert_array_equal(part, expected[7:9])
+
+
+def summed_in_blocks(inputs, whole, scales):
+    """Inputs times whole numbers block by block, k in pairs of which the odd one comes first, in float32."""
+    length, total = whole.shape[1] // scales.shape[1], np.zeros((len(inputs), len(whole)), np.float32)
+    x, q, d = inputs.astype(np.float64), whole.astype(np.float64), scales.astype(np.float64)
+    for b in range(scales.shape[1]):
+        block = np.zeros_like(total)
+        for k in range(b * length, (b + 1) * length):
+            block = (block + np.outer(x[:, k ^ 1], q[:, k ^ 1])).astype(np.float32)
+        total = (total + block * d[:, b]).astype(np.float32)
+    return total
+
+
+@pytest.mark.parametrize(("name", "length"), [("Q8_0", 32), ("Q6_K", 16)])
+def test_bfloat16_meets_the_whole_numbers_of_blocks(layer, name, length):
+    """Another order than that of the decoded layer, and never a worse one; the same bits in any part and thread."""
+    matrix, decoded = layer(name, 1100, 512)
+    rng = np.random.default_rng(5)
+    inputs, labels = rng.standard_normal((30, 512)).astype(BF16), rng.integers(0, 1100, 30)
+    blocks = decoded.reshape(1100, -1, length)
+    if name == "Q8_0":
+        raw = np.stack([np.asarray(rows.kernel[0]) for _, rows in matrix.weight_rows(0, 1100)])[0]
+        scales = raw.reshape(1100, -1, 34)[:, :, :2].copy().view(np.float16).astype(np.float32)
+    else:
+        raw = next(matrix.weight_rows(0, 1100))[1].kernel[0].reshape(1100, -1, 210)
+        scales = raw[:, :, 208:].copy().view(np.float16).astype(np.float32) * raw[:, :, 192:208].view(np.int8)
+    scales = scales.reshape(1100, -1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        whole = np.where(scales[..., None] == 0, 0, blocks / scales[..., None])
+    np.testing.assert_array_equal(whole, np.round(whole))
+    expected = summed_in_blocks(inputs, whole.reshape(1100, -1), scales)
+    packed = Packed.of(inputs, matrix.factor_dtype)
+    tile, zeros = packed.tile(1100), np.zeros(1100 + lanes(np.float32), np.float32)
+    for at, rows in matrix.weight_rows(0, 1100):
+        packed.multiply_stored(rows, zeros[at:], packed.panel(), tile, at)
+    np.testing.assert_array_equal(tile[:30, :1100], expected)
+    biases = rng.standard_normal(1100).astype(np.float32)
+    losses = bv.linear_cross_entropy(inputs, matrix, labels, biases=biases)
+    np.testing.assert_allclose(losses, bv.sparse_softmax_cross_entropy(expected + biases, labels), rtol=1e-9)
+    exact = bv.linear_cross_entropy(inputs.astype(np.float64), decoded, labels, biases=biases)
+    np.testing.assert_allclose(losses, exact, rtol=2e-6)
+    for threads, start, stop in ((1, 0, 30), (2, 7, 9), (2, 12, 25)):
+        part = slice(start, stop)
+        found = bv.linear_cross_entropy(inputs[part], matrix, labels[part], biases=biases, num_threads=threads)
+        np.testing.assert_array_equal(found, losses[part])
 
 
 @pytest.mark.parametrize("name", TYPES)
@@ -125,5 +180,6 @@ def test_a_scale_that_is_not_finite_is_found_in_the_losses(layer, name, tmp_path
     blocks[at, scale : scale + 2] = 0, 0x7E  # NaN
     path = tmp_path / "x.gguf"
     path.write_bytes(gguf_bytes({}, [("output.weight", BLOCKS[name][0], (90, depth), blocks.tobytes())]))
-    losses = bv.linear_cross_entropy(np.ones((4, depth), np.float32), bv.open_matrix(path), [0] * 4)
-    assert np.isnan(losses).all()
+    for dtype in (np.float32, BF16):
+        losses = bv.linear_cross_entropy(np.ones((4, depth), dtype), bv.open_matrix(path), [0] * 4)
+        assert np.isnan(losses).all()

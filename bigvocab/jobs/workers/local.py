@@ -77,16 +77,37 @@ def end_with_parent() -> None:
 
 
 @contextlib.contextmanager
-def _deaf() -> Iterator[None]:
-    """No Ctrl-C for now, and never for processes that are started in here: this one ends them, and says so once."""
+def _undisturbed() -> Iterator[None]:
+    """Signals that ask for an end wait until this is over: a process that was started and has not yet got its orders
+    would say so at length. Ctrl-C never reaches processes that are started in here: this one ends them, and says so
+    once.
+
+    To block a signal is not enough: another thread may get it, and Python runs its handler in the main one.
+    """
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
+    waiting: list[int] = []
+    numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP] if in_main_thread() else []
+    handlers = {number: signal.getsignal(number) for number in numbers}
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
+        for number, handler in handlers.items():
+            if handler not in (None, signal.SIG_IGN):
+                signal.signal(number, lambda number, frame: waiting.append(number))
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for number, handler in handlers.items():
+            if handler not in (None, signal.SIG_IGN):
+                signal.signal(number, handler)
+        if waiting:
+            signal.raise_signal(waiting[0])
+
+
+def in_main_thread() -> bool:
+    """Whether this is the thread that may set handlers of signals."""
+    return threading.current_thread() is threading.main_thread()
 
 
 def results_of_pool(
@@ -102,7 +123,7 @@ def results_of_pool(
     most = 1 if cautious else 3 * workers
     try:
         while todo:
-            with _deaf():
+            with _undisturbed():
                 while len(running) < most and (span := next(waiting, None)) is not None:
                     running.append(pool.submit(do_task, order, *span))
             done, most = running.popleft().result(), 3 * workers
