@@ -38,12 +38,17 @@ class Asked:
         spread: js, tv and logit_difference, which take a second look at rows of several tiles.
         tops: the ranks that each side gives to the other's top class, and ties; another look as well.
         overlap: the k for which the share of common classes among the k highest is wanted; at most 64.
+        entropy: of both sides.
     """
 
     spread: bool = False
     tops: bool = False
     overlap: tuple[int, ...] = ()
+    entropy: bool = False
 
+
+# Classes of a row that are worked at a time; more are merged by the chain rule. Part of what a bit depends on.
+SEGMENT = 1 << 18
 
 UNCHANGED, KL_ALONE = Transform(), Asked()
 
@@ -123,7 +128,8 @@ class PairRows:
             found |= {"rank_reference": p.rank, "rank_candidate": q.rank}
         with np.errstate(divide="ignore"):
             found["confidence"] = 1.0 / p.exp_sum
-        found |= {"entropy_reference": p.entropy, "entropy_candidate": q.entropy}
+        if self.asked.entropy:
+            found |= {"entropy_reference": p.entropy, "entropy_candidate": q.entropy}
         return found | {f"overlap.{k}": self.overlap(k) for k in self.asked.overlap}
 
     def overlap(self, k: int) -> Floats:
@@ -186,15 +192,51 @@ class PairBlock:
         """Do all at once for `rows`, whose classes are all in x and y (kernel views); `known`: x was seen already."""
         from bigvocab.kernels import pairs
 
+        self._add_top_classes((0, self.num_classes), x, y, rows)
+        labels: Integers | None = self.labels[rows]
+        if self.reads_once(x, y):
+            labels, known = self._read_once(x, y, rows), False
+        if labels is None:
+            return
         flags = (self.asked.spread, self.wide, self.asked.tops, x.dtype != y.dtype, known)
         asked = sum(flag << bit for bit, flag in enumerate(map(int, flags)))
         capped = True if any(softcap for _, softcap in self.transforms) else None
         pairs.rows_compared(
-            x, y, self.labels[rows], self.label_logits[:, rows], self.transforms, capped, self._want, asked,
+            x, y, labels, self.label_logits[:, rows], self.transforms, capped, self._want, asked,
             (0, self.num_classes), self.stats[0, rows], self.stats[1, rows], self.at_top[:, rows], self.out[rows],
             self.tops[rows],
         )  # fmt: skip
-        self._add_top_classes((0, self.num_classes), x, y, rows)
+
+    def reads_once(self, x: npt.NDArray[Any], y: npt.NDArray[Any]) -> bool:
+        """Whether pairs of rows of these two arrays are read once, however long they are."""
+        plain = all(transform == (1.0, 0.0) for transform in self.transforms)
+        short = self.asked.spread and self.num_classes <= SEGMENT  # a second look costs less than it saves
+        return plain and not (self.wide or short) and x.dtype == y.dtype and x.itemsize < 8
+
+    def _read_once(self, x: npt.NDArray[Any], y: npt.NDArray[Any], rows: slice) -> Integers | None:
+        """Do all of `rows` that can be done so; labels of the others, and SKIP; None if there is none."""
+        from bigvocab.kernels import pair_rows, row_statistics
+
+        labels, spread = self.labels[rows], self.asked.spread
+        want = wanted(rank=True, predicted=True)
+        room = np.empty((pair_rows.most_blocks(self.num_classes), pair_rows.BLOCK_COLUMNS))
+        x, y = x[:, : self.num_classes], y[:, : self.num_classes]
+        left = pair_rows.rows_paired(
+            x, y, labels, self.label_logits[:, rows], want, self.asked.tops, spread, room, self.stats[0, rows],
+            self.stats[1, rows], self.out[rows], self.tops[rows],
+        )  # fmt: skip
+        if self.asked.entropy:
+            for side, values in enumerate((x, y)):
+                own = np.empty_like(self.stats[side, rows])
+                row_statistics.clear_statistics(own)
+                found, span = self.label_logits[side, rows], (0, self.num_classes)
+                add_softmax(values, labels, found, self.transforms[side], wanted(entropy=True), span, own)
+                self.stats[side, rows, row_statistics.SHIFTED] = own[:, row_statistics.SHIFTED]
+        if not left:
+            return None
+        todo = np.isnan(self.out[rows, 0])
+        self.out[rows][todo] = 0.0
+        return np.where(todo, labels, row_statistics.SKIP)
 
     def _add_top_classes(self, span: tuple[int, int], x: npt.NDArray[Any], y: npt.NDArray[Any], rows: slice) -> None:
         from bigvocab.kernels import top_classes

@@ -150,7 +150,9 @@ class ComparisonSpecification:
     def asked(self) -> Asked:
         """What kernels are asked for."""
         spread = any(name in self.metrics for name in ("js", "tv", "logit_difference"))
-        return Asked(spread, "tops" in self.metrics, self.top_k if "overlap" in self.metrics else ())
+        return Asked(
+            spread, "tops" in self.metrics, self.top_k if "overlap" in self.metrics else (), "entropy" in self.metrics
+        )
 
     def keeps(self, column: str) -> bool:
         """Whether a column of values was asked for, or is always there."""

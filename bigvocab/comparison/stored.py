@@ -225,7 +225,7 @@ def _block(reference: Side, candidate: Side, start: int, labels: Integers, asked
     if candidate.masks:
         stored_logits.mask_rows(x, y)
     unlabelled = np.where(labels >= 0, NO_LABEL, labels)
-    within = Asked(asked.spread, tops=False)
+    within = Asked(asked.spread, entropy=asked.entropy)
     block = PairBlock(unlabelled, np.full((2, rows), np.nan), (UNCHANGED, UNCHANGED), x.shape[1], within)
     block.whole(kernel_view(x), kernel_view(y), slice(0, rows))
     given = block.result()

@@ -12,13 +12,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bigvocab.comparison.pairs import KL_ALONE, UNCHANGED, Asked, Integers, PairBlock, PairRows, Transform
+from bigvocab.comparison.pairs import KL_ALONE, SEGMENT, UNCHANGED, Asked, Integers, PairBlock, PairRows, Transform
 from bigvocab.matrices.tiles import Tiles, kernel_view, share_rows, streamed
 
 Piece = tuple[tuple[int, int], npt.NDArray[Any]]
 
-# Classes of a row that are worked at a time; more are merged by the chain rule. Part of what a bit depends on.
-SEGMENT = 1 << 18
 _CACHED_BYTES = 1 << 20  # of rows of all sides, where several candidates are held against one reference
 
 
@@ -95,6 +93,11 @@ def _work_block(
     for side, pieces in enumerate((mine, theirs)):
         for span, piece in pieces:
             softmax.rows_gather(piece[part], block.labels[rows], span, block.label_logits[side, rows])
+    if len(mine) == len(theirs) == 1:
+        x, y = (_cut(pieces, 0, block.num_classes, part) for pieces in (mine, theirs))
+        if block.reads_once(x, y):
+            block.whole(x, y, rows)
+            return known
     cuts = _cuts(mine, theirs, block.num_classes)
     ranges = [((a, b - a), _cut(mine, a, b, part), _cut(theirs, a, b, part)) for a, b in pairwise(cuts)]
     if len(ranges) == 1:

@@ -120,18 +120,23 @@ def _sums(x, y, scale, t, sides, exact, full):
 
 
 @inline
-def _row(x, y, scale, t, stats_x, stats_y, full, out):
-    """Add a pair of rows in float32; False where their logits are too large for that."""
-    factor = v.like_lane(scale * LOG2E, x)
-    c = np.float64(factor)
+def _fits(x, scale, stats_x, stats_y):
+    """Whether the logits of both rows are small enough for float32."""
+    c = np.float64(v.like_lane(scale * LOG2E, x))
     if not _SMALLEST_FACTOR < c < np.inf:
         return False
     if not abs(stats_x[MAX] * c) < _PRECISE or not abs(stats_y[MAX] * c) < _PRECISE:
         return False
+    reference_x, reference_y = _side(x, scale, stats_x)[0], _side(x, scale, stats_y)[0]
+    return abs(np.float64(reference_x)) < _PRECISE and abs(np.float64(reference_y)) < _PRECISE
+
+
+@inline
+def _constants(x, scale, t, stats_x, stats_y):
+    """What the sums of a pair of rows need for all classes: (scale, t in two parts, sides)."""
+    factor = v.like_lane(scale * LOG2E, x)
     reference_x, share_x = _side(x, scale, stats_x)
-    reference_y, share_y = _side(y, scale, stats_y)
-    if not abs(np.float64(reference_x)) < _PRECISE or not abs(np.float64(reference_y)) < _PRECISE:
-        return False
+    reference_y, share_y = _side(x, scale, stats_y)
     zero = v.zeros_for(x)
     constants = power_constants(zero, factor, reference_x)
     shift_y = power_constants(zero, factor, reference_y)[1]
@@ -139,7 +144,15 @@ def _row(x, y, scale, t, stats_x, stats_y, full, out):
     sides = (constants, shift_y, v.splat(share_x, zero), v.splat(share_y, zero), least)
     high = v.like_lane(t, x)
     parts = (v.splat(high, zero), v.splat(v.like_lane(t - np.float64(high), x), zero))
-    lane_scale = v.splat(v.like_lane(scale, x), zero)
+    return v.splat(v.like_lane(scale, x), zero), parts, sides
+
+
+@inline
+def _row(x, y, scale, t, stats_x, stats_y, full, out):
+    """Add a pair of rows in float32; False where their logits are too large for that."""
+    if not _fits(x, scale, stats_x, stats_y):
+        return False
+    lane_scale, parts, sides = _constants(x, scale, t, stats_x, stats_y)
     if abs(t) <= _CLOSE and scale == 1.0:
         if full:
             sums, both = _sums(x, y, lane_scale, parts, sides, False, True)
@@ -155,6 +168,22 @@ def _row(x, y, scale, t, stats_x, stats_y, full, out):
     out[TV] += 0.5 * v.total(sums[3])
     out[DISTANCE] += v.total(sums[4])
     out[BOTH] += both
+    return True
+
+
+@inline
+def row_spread(x, y, stats_x, stats_y, out):
+    """Write JS, TV, DISTANCE and BOTH of a pair of whole rows whose logits are as they are; False as `_row`."""
+    if not _fits(x, 1.0, stats_x, stats_y):
+        return False
+    t = (stats_x[MAX] - stats_y[MAX]) + (math.log(stats_x[SUM]) - math.log(stats_y[SUM]))
+    lane_scale, parts, sides = _constants(x, 1.0, t, stats_x, stats_y)
+    if abs(t) <= _CLOSE:
+        sums, both = _sums(x, y, lane_scale, parts, sides, False, True)
+    else:
+        sums, both = _sums(x, y, lane_scale, parts, sides, True, True)
+    out[JS], out[TV], out[DISTANCE] = v.total(sums[2]), 0.5 * v.total(sums[3]), v.total(sums[4])
+    out[BOTH] = both
     return True
 
 

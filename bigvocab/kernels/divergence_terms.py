@@ -138,6 +138,19 @@ def add_near(held, most, r, u, full):
 
 
 @inline
+def add_near_signed(held, most, r, u):
+    """As `add_near`, to (kl, reverse, gain), where the gain is q - p."""
+    kl, reverse, gain = held
+    slope = v.mul(u, polynomial(u, _ALPHA_F, _ALPHA_D))
+    a = v.mul(u, slope)
+    g = v.fma(d.negative(slope), r, r)  # with the sign of r
+    b = v.fma(g, r, d.negative(a))
+    kl = v.fma(most, d.where_positive(r, b, a), kl)
+    reverse = v.fma(most, d.where_positive(r, a, b), reverse)
+    return kl, reverse, v.fma(most, g, gain)
+
+
+@inline
 def where_both(x, y, yes, no):
     """`yes` in the lanes where x and y are finite, `no` in the others."""
     return v.where_finite(x, v.where_finite(y, yes, no), no)
@@ -152,31 +165,54 @@ def with_masks(x, y, r):
 
 
 @inline
+def _any_terms(u):
+    """(A, B, g, exp(-u), u**2) for any u."""
+    one, beyond = number(1.0, u), v.sub(u, number(1.0, u))
+    a, b, square = _near(u)
+    fall = d.negative(u)
+    e = exp2_normal(v.at_least(v.mul(fall, number(LOG2E, u)), _least_exponent(u)))
+    e = d.nothing_below(fall, _least_logarithm(u), e)
+    g = v.sub(one, e)
+    near_g = v.sub(u, a)
+    a = d.where_positive(beyond, v.sub(u, g), a)
+    b = d.where_positive(beyond, v.fma(fall, e, g), b)
+    return a, b, d.where_positive(beyond, g, near_g), e, square
+
+
+@inline
+def _masked(x, y):
+    """inf in the lanes where only y is masked, and 0 elsewhere."""
+    zero = number(0.0, x)
+    return v.where_finite(x, v.where_finite(y, zero, number(np.inf, x)), zero)
+
+
+@inline
 def add_any(held, most, x, y, r, full):
     """Add the terms of any classes; r as `with_masks` returns it, x and y say which are masked."""
     kl, reverse, js, tv, distance = held
-    zero, one, infinite = number(0.0, r), number(1.0, r), number(np.inf, r)
-    u = v.absolute(r)
-    beyond = v.sub(u, one)
-    a, b, square = _near(u)
-    fall = d.negative(u)
-    e = exp2_normal(v.at_least(v.mul(fall, number(LOG2E, r)), _least_exponent(r)))
-    e = d.nothing_below(fall, _least_logarithm(r), e)
-    g = v.sub(one, e)
-    near_g = v.sub(u, a)
-    a = where_both(x, y, d.where_positive(beyond, v.sub(u, g), a), zero)
-    b = d.where_positive(beyond, v.fma(fall, e, g), b)
-    only_x = v.where_finite(x, v.where_finite(y, zero, infinite), zero)
-    only_y = v.where_finite(y, v.where_finite(x, zero, infinite), zero)
-    kl = v.add(v.fma(most, d.where_positive(r, b, a), kl), only_x)
-    reverse = v.add(v.fma(most, d.where_positive(r, a, b), reverse), only_y)
+    zero, u = number(0.0, r), v.absolute(r)
+    a, b, g, e, square = _any_terms(u)
+    a = where_both(x, y, a, zero)
+    kl = v.add(v.fma(most, d.where_positive(r, b, a), kl), _masked(x, y))
+    reverse = v.add(v.fma(most, d.where_positive(r, a, b), reverse), _masked(y, x))
     if full:
-        far = v.fma(v.mul(fall, number(0.5, r)), e, polynomial(e, _FAR_F, _FAR_D))
+        far = v.fma(v.mul(d.negative(u), number(0.5, r)), e, polynomial(e, _FAR_F, _FAR_D))
         near = v.mul(square, polynomial(u, _NEAR_F, _NEAR_D))
-        js = v.fma(most, d.where_positive(beyond, far, near), js)
-        tv = v.fma(most, d.where_positive(beyond, g, near_g), tv)
+        js = v.fma(most, d.where_positive(v.sub(u, number(1.0, r)), far, near), js)
+        tv = v.fma(most, g, tv)
         distance = v.add(distance, where_both(x, y, u, zero))
     return kl, reverse, js, tv, distance
+
+
+@inline
+def add_any_signed(held, most, x, y, r):
+    """As `add_any`, to (kl, reverse, gain), where the gain is q - p."""
+    kl, reverse, gain = held
+    a, b, g, _, _ = _any_terms(v.absolute(r))
+    a = where_both(x, y, a, number(0.0, r))
+    kl = v.add(v.fma(most, d.where_positive(r, b, a), kl), _masked(x, y))
+    reverse = v.add(v.fma(most, d.where_positive(r, a, b), reverse), _masked(y, x))
+    return kl, reverse, v.fma(most, d.where_positive(r, g, d.negative(g)), gain)
 
 
 @inline

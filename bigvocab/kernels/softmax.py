@@ -60,8 +60,8 @@ from bigvocab.kernels.softmax_wide import row_wide, transformed, transformed_lan
 
 FIRST, BLOCK = 512, 8192
 
-_FARTHEST = 8.0  # an exponent above this is brought down by a new reference: t 2**t would be summed too coarsely
-_PRECISE = 2.0**19  # references beyond this have too few bits after the point
+FARTHEST = 8.0  # an exponent above this is brought down by a new reference: t 2**t would be summed too coarsely
+PRECISE = 2.0**19  # references beyond this have too few bits after the point
 _DRIFT = 4e-7  # nats that the rounding of c may cost; past it the sum is put right by its derivative
 _NATS = 22.0  # the logarithm of 2**31 classes is 21.5
 _SMALLEST_FACTOR = 1e-30  # with less, the logit 125 exponents below another is past float32
@@ -123,10 +123,10 @@ def softmax_row_with(x, label, scale, want, entropy, first_class, stats, hidden,
             if first > nothing:
                 started = True
                 reference = v.like_lane(reference_exponent(first, c), x)
-                if not abs(np.float64(reference)) < _PRECISE:
+                if not abs(np.float64(reference)) < PRECISE:
                     return False
                 origin, due = first, stop
-                limit = v.like_lane((np.float64(reference) + _FARTHEST) / c, x)
+                limit = v.like_lane((np.float64(reference) + FARTHEST) / c, x)
         counted = want & RANK and near and label != 0 and not again
         ranked = UNRANKED if not counted else DOWNWARDS if downwards else UPWARDS
         terms = (factor, reference, origin)
@@ -145,7 +145,7 @@ def softmax_row_with(x, label, scale, want, entropy, first_class, stats, hidden,
         if not again and v.any_greater(top, v.splat(limit, top)):
             highest = v.largest(top)
             moved = v.like_lane(reference_exponent(highest, c), x)
-            if not abs(np.float64(moved)) < _PRECISE:
+            if not abs(np.float64(moved)) < PRECISE:
                 return False
             gap = np.float64(reference) - np.float64(moved)
             scaling = v.splat(2.0**gap, sums)
@@ -154,7 +154,7 @@ def softmax_row_with(x, label, scale, want, entropy, first_class, stats, hidden,
             sums = v.mul(sums, scaling)
             squared_sums = v.mul(squared_sums, v.mul(scaling, scaling))
             reference, origin, due = moved, highest, stop
-            limit = v.like_lane((np.float64(reference) + _FARTHEST) / c, x)
+            limit = v.like_lane((np.float64(reference) + FARTHEST) / c, x)
             stop, again = start, True
             continue
         again = False
@@ -174,7 +174,7 @@ def softmax_row_with(x, label, scale, want, entropy, first_class, stats, hidden,
         return True
     if started:
         above = top * c - np.float64(reference)  # exponent of the maximum, in the terms of the sum
-        term, higher = _term_of(best, x, factor, reference), top - np.float64(origin)
+        term, higher = term_of(best, x, factor, reference), top - np.float64(origin)
         others = max(total - term, 0.0) * 2.0**-above
         shifted = LN2 * c * ((shifted - higher * term) * 2.0**-above - higher * others)
         if others == 0:  # the rest of `shifted` is from masked classes
@@ -199,7 +199,7 @@ def softmax_row_with(x, label, scale, want, entropy, first_class, stats, hidden,
 
 
 @inline
-def _term_of(logit, x, factor, reference):
+def term_of(logit, x, factor, reference):
     """2**t of one logit as it was added: without the maximum's, a row of one likely class is exact."""
     lanes = v.splat(logit, v.zeros_for(x))
     p, e = power_terms(lanes, power_constants(lanes, factor, reference))

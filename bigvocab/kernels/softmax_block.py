@@ -27,7 +27,7 @@ _FAINT = 2.0**-60  # the square of less vanishes beside 1, and would be slow whe
 
 
 @inline
-def _lowest(factor, reference):
+def lowest_logit(factor, reference):
     """The logit whose exponent is _LEAST."""
     return (_LEAST + reference) / factor
 
@@ -129,7 +129,7 @@ def _block(x, start, stop, terms, label, first_class, hidden, ranked, entropy, s
     factor, reference, origin = terms
     zero = v.zeros_for(x)
     constants = power_constants(zero, factor, reference)
-    low = v.splat(v.like_lane(_lowest(factor, reference), x), zero)
+    low = v.splat(v.like_lane(lowest_logit(factor, reference), x), zero)
     y = m.order_of(label, x)
     origin = v.splat(origin, zero)
     if squares is None:

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import layers
@@ -126,22 +127,23 @@ def head(dtype):
     return lambda: bv.linear_cross_entropy(inputs, layer, y)
 
 
-def apart(dtype):
-    """A second model near the first: logits of PAIR with noise."""
-    x = worker.logits(worker.PAIR)
-    return x.astype(dtype), (x + worker.logits(worker.PAIR, 6) * np.float32(0.03)).astype(dtype)
+@functools.lru_cache(maxsize=1)
+def apart(dtype, shape=worker.PAIR):
+    """A second model near the first: logits with noise."""
+    x = worker.logits(shape)
+    return x.astype(dtype), (x + worker.logits(shape, 6) * np.float32(0.03)).astype(dtype)
 
 
-def compared(dtype, **asked):
+def compared(dtype, shape=worker.PAIR, **asked):
     """Both losses, both divergences and tops of two arrays, and what is asked beside."""
-    x, y = apart(dtype)
-    rows, labels = len(x), worker.labels(worker.PAIR)
-    tiles = {"q": [(0, y)]}
-    return lambda: compare_tiles([(0, x)], tiles, labels[:rows], x.shape[1], asked=Asked(tops=True, **asked))
+    x, y = apart(dtype, shape)
+    tiles, labels = {"q": [(0, y)]}, worker.labels(shape)
+    return lambda: compare_tiles([(0, x)], tiles, labels, x.shape[1], asked=Asked(tops=True, **asked))
 
 
-def compared_limit(dtype):
-    return reading(np.concatenate(apart(dtype)))
+def compared_limit(dtype, shape=worker.PAIR):
+    both = [reading(side) for side in apart(dtype, shape)]
+    return lambda: [read() for read in both]
 
 
 def compared_heads():
@@ -267,6 +269,12 @@ CASES = layers.CASES | {
     "compare f16": lambda: compared(np.float16),
     "compare js f32": lambda: compared(np.float32, spread=True),
     "compare js bf16": lambda: compared(BF16, spread=True),
+    **{f"compare limit f32 {name}": partial(compared_limit, np.float32, shape) for name, shape in worker.PAIRS.items()},
+    **{f"compare f32 {name}": partial(compared, np.float32, shape) for name, shape in worker.PAIRS.items()},
+    **{
+        f"compare js f32 {name}": partial(compared, np.float32, shape, spread=True)
+        for name, shape in worker.PAIRS.items()
+    },
     "compare heads limit": two_matmuls,
     "compare heads": compared_heads,
     "soft labels limit": soft_labels_limit,

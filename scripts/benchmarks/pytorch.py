@@ -1,5 +1,7 @@
 """The side of PyTorch."""
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 import worker
@@ -25,10 +27,10 @@ def by_products(dtype):
     return run
 
 
-def compared(dtype):
+def compared(dtype, shape=worker.PAIR):
     """KL of two models from two log_softmax, as one writes it with PyTorch; no labels, no tops."""
-    x = worker.logits(worker.PAIR)
-    y = torch.from_numpy(x + worker.logits(worker.PAIR, 6) * 0.03).to(dtype)
+    x = worker.logits(shape)
+    y = torch.from_numpy(x + worker.logits(shape, 6) * 0.03).to(dtype)
     x = torch.from_numpy(x).to(dtype)
     return lambda: F.kl_div(F.log_softmax(y, 1), F.log_softmax(x, 1), reduction="none", log_target=True).sum(1)
 
@@ -77,6 +79,7 @@ CASES = {
     "compare f32": lambda: compared(F32),
     "compare bf16": lambda: compared(BF16),
     "compare f16": lambda: compared(F16),
+    **{f"compare f32 {name}": partial(compared, F32, shape) for name, shape in worker.PAIRS.items()},
     "compare heads": compared_heads,
     "soft labels f32": soft_labels,
     "sigmoid sum f32": sigmoid_sum,

@@ -11,6 +11,8 @@ import sys
 import time
 from pathlib import Path
 
+from worker import PAIRS
+
 HERE = Path(__file__).parent
 README, FRONT_PAGE = HERE / "README.md", HERE.parents[1] / "README.md"
 M = 128_000_000  # logits of the big array
@@ -62,6 +64,17 @@ ROWS = [
         "compare limit bf16",
         "G pairs/s",
         PAIR,
+    ),
+    *(
+        (
+            f"two models, {more}float32 ({rows:,} x {classes:,})",
+            f"compare {case}f32 {name}",
+            f"compare limit f32 {name}",
+            "G pairs/s",
+            rows * classes / 1e9,
+        )
+        for name, (rows, classes) in PAIRS.items()
+        for more, case in (("", ""), ("with JS, TV and mean difference, ", "js "))
     ),
     (
         "two layers on the same hidden states (256 x 512 x 262,144)",

@@ -13,6 +13,7 @@ import numpy as np
 SHAPE = (128, 1_000_000)  # of logits
 NARROW, MIDDLE = (2000, 32_000), (500, 128_000)  # of fewer classes
 PAIR = (64, 262_144)  # of logits of two models
+PAIRS = {"32k": (512, 32_768), "128k": (128, 131_072), "1M": (16, 1_000_000)}  # the same, of other vocabularies
 SOFT = (64, 1_000_000)  # of soft labels, beside as many logits
 HEAD = (256, 512, 262_144)  # rows, hidden size, classes
 LAYER = (512, 2048, 131_072)  # the same, as language models have them
