@@ -11,11 +11,13 @@ from bigvocab.losses.row_statistics import RowStatistics
 from bigvocab.losses.row_sums import SoftmaxSums, Transform
 from bigvocab.matrices.logit_rows import Array, Floats, Ids, LogitRows, State
 from bigvocab.matrices.tiles import Span
-from bigvocab.threads import resolve_threads
+from bigvocab.storage import memory
+from bigvocab.threads import resolve_threads, run_threads
 
 _SHORT = 2048  # classes: a tile of a head, whose statistics and highest classes two kernels find, one after the other
 # Logits of a call of the two, which stay in the cache, and of the one that reads long rows once.
 _CACHED, _MANY = 1 << 18, 1 << 22
+_SORTED = 256  # rows of a turn
 
 
 class HighestSums(SoftmaxSums):
@@ -27,7 +29,8 @@ class HighestSums(SoftmaxSums):
     def __init__(self, labels: Ids, transform: Transform, want: int, keep: int, known: Floats | None = None) -> None:
         super().__init__(labels, transform, want, known)
         self.keep, shape = keep, (len(labels), 2 * keep)
-        self.kept: State = np.empty(shape, np.int64), np.empty(shape, np.int64), np.zeros((len(labels), 2))
+        ids = memory.empty(shape, np.int64)
+        self.kept: State = memory.empty(shape, np.int64), ids, np.zeros((len(labels), 2))
         self.kept[2][:, 1] = -np.inf
         self._turn = threading.Lock()
 
@@ -102,15 +105,21 @@ def highest_rows(
     [[2, 1, 3]]
     """
     reduction = HighestSums(labels, (scale, softcap), want, min(keep, rows.num_classes), known)
-    return found_by(reduction, rows.reduce(reduction, resolve_threads(num_threads)))
+    threads = resolve_threads(num_threads)
+    return found_by(reduction, rows.reduce(reduction, threads), threads)
 
 
-def found_by(reduction: HighestSums, state: State) -> HighestRows:
+def found_by(reduction: HighestSums, state: State, num_threads: int) -> HighestRows:
     """What a reduction of rows has found."""
     from bigvocab.kernels import highest
 
     (stats,), (keys, ids, marks) = state, reduction.kept
-    logits = np.empty((len(reduction.labels), reduction.keep))
-    highest.sort_highest(reduction.labels, keys, ids, marks, logits)
+    labels, logits = reduction.labels, memory.empty((len(reduction.labels), reduction.keep), np.float64)
+
+    def sort(start: int, stop: int) -> None:
+        mine = slice(start, stop)
+        highest.sort_highest(labels[mine], keys[mine], ids[mine], marks[mine], logits[mine])
+
+    run_threads(sort, len(labels), _SORTED, num_threads)
     statistics = RowStatistics(stats, reduction.found, *reduction.transform)
     return HighestRows(statistics, ids[:, : reduction.keep], logits)

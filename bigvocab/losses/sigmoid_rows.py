@@ -151,8 +151,9 @@ def sparse_sigmoid_highest(
     marks = np.where(skip, row_statistics.SKIP, row_statistics.NO_LABEL)
     highest = HighestSums(marks, transform, 0, min(keep, rows.num_classes))
     both = Both(SoftplusSums(sets, skip, pos_weight, transform), highest)
-    sums, *state = rows.reduce(both, resolve_threads(num_threads))
-    return sums, found_by(highest, tuple(state))
+    threads = resolve_threads(num_threads)
+    sums, *state = rows.reduce(both, threads)
+    return sums, found_by(highest, tuple(state), threads)
 
 
 def log_loss_row_sums(

@@ -227,6 +227,24 @@ def without(dtype):
     return lambda: bv.sparse_softmax_cross_entropy(x, y, exclude=exclude)
 
 
+def loss_alone(dtype, classes):
+    """The loss of as many logits as elsewhere, in rows of so many classes."""
+    shape = worker.rows_of(classes)
+    x, y = typed(dtype, shape), worker.labels(shape)
+    return lambda: bv.sparse_softmax_cross_entropy(x, y)
+
+
+def evaluated(dtype, classes, **options):
+    """All that an evaluator does with these rows."""
+    shape = worker.rows_of(classes)
+    x, y = typed(dtype, shape), worker.labels(shape)
+    return lambda: bv.Evaluator(**options).update(x, y)
+
+
+def kept(dtype, classes):
+    return evaluated(dtype, classes, metrics="topk", keep_top=worker.TOP)
+
+
 def items_alone():
     """The head alone of all users and items: what a ranking cannot do without."""
     users, layer = worker.items()
@@ -284,6 +302,17 @@ CASES = layers.CASES | {
     "matmul f32": matmul,
     "head f32": lambda: head(np.float32),
     "head bf16": lambda: head(BF16),
+    **{
+        f"{work} {name} {classes}": functools.partial(make, dtype, classes)
+        for work, make in (("alone", loss_alone), ("kept", kept))
+        for name, dtype in (("f32", np.float32), ("bf16", BF16))
+        for classes in worker.WIDTHS
+    },
+    **{
+        f"{work} {name}": functools.partial(evaluated, dtype, worker.WIDTHS[1], metrics=metrics)
+        for work, metrics in (("default", "accuracy,rank"), ("calibration", "accuracy,rank,calibration"))
+        for name, dtype in (("f32", np.float32), ("bf16", BF16))
+    },
     "without f32": lambda: without(np.float32),
     "without bf16": lambda: without(BF16),
     "items f32": items_alone,

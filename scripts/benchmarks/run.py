@@ -132,6 +132,27 @@ ROWS = [
         for name, short in TYPES[:2]
     ],
     ("opening a model's folder with a shard of 5 GB", "opening large", "opening small", "openings/s", 1.0),
+    *(
+        (
+            f"top 100 of {classes:,} classes, {kind}",
+            f"kept {name} {classes}",
+            f"alone {name} {classes}",
+            "G logits/s",
+            M / 1e9,
+        )
+        for kind, name in (("float32", "f32"), ("bfloat16", "bf16"))
+        for classes in (32_768, 131_072, 1_000_000)
+    ),
+    *(
+        (
+            f"metrics with calibration, {kind} (976 x 131,072)",
+            f"calibration {name}",
+            f"default {name}",
+            "G logits/s",
+            M / 1e9,
+        )
+        for kind, name in (("float32", "f32"), ("bfloat16", "bf16"))
+    ),
     ("rankings, k = 100 (10,000 x 128 x 1,000,000)", "ranking f32", "items f32", "GFLOP/s", ITEMS / 1e9),
     ("log-uniform, 8,192 unique of 1,000,000", "log-uniform", None, "M draws/s", 8192 / 1e6),
     ("fixed unigram, list of 1,000,000 weights: build (TensorFlow: eager)", "unigram", None, "builds/s", 1.0),

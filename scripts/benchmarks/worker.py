@@ -54,6 +54,14 @@ def sampled(seed=4):
     return weights, np.zeros(sizes["classes"], np.float32), ids, inputs
 
 
+WIDTHS = (32_768, 131_072, 1_000_000)  # classes
+
+
+def rows_of(classes):
+    """The shape of as many logits as SHAPE has, in rows of so many classes."""
+    return SHAPE[0] * SHAPE[1] // classes, classes
+
+
 ITEMS = (10_000, 128, 1_000_000)  # users, size of a vector, items
 TOP = 100  # of each user
 
