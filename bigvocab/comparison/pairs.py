@@ -210,8 +210,8 @@ class PairBlock:
     def reads_once(self, x: npt.NDArray[Any], y: npt.NDArray[Any]) -> bool:
         """Whether pairs of rows of these two arrays are read once, however long they are."""
         plain = all(transform == (1.0, 0.0) for transform in self.transforms)
-        short = self.asked.spread and self.num_classes <= SEGMENT  # a second look costs less than it saves
-        return plain and not (self.wide or short) and x.dtype == y.dtype and x.itemsize < 8
+        long = self.num_classes > SEGMENT  # shorter rows keep their bits, whatever is asked for
+        return plain and long and not self.wide and x.dtype == y.dtype and x.itemsize < 8
 
     def _read_once(self, x: npt.NDArray[Any], y: npt.NDArray[Any], rows: slice) -> Integers | None:
         """Do all of `rows` that can be done so; labels of the others, and SKIP; None if there is none."""
