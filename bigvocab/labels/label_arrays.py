@@ -17,8 +17,10 @@ from bigvocab.labels import columns as _columns
 from bigvocab.storage import paths
 from bigvocab.storage.mapped import MappedFile
 from bigvocab.storage.remote import RemoteFile
+from bigvocab.storage.spool import filled
 
 _MOST_KEPT = 16 << 20
+MOST_FETCHED = 64 << 20  # bytes of an array in a store that is held in memory
 
 # (names of columns, start, stop) -> (first row, record batch): all with rows in the range, and perhaps more
 Batches = Callable[[list[str], int, int], Iterator[tuple[int, pa.RecordBatch]]]
@@ -54,8 +56,16 @@ def open_stored(file: RemoteFile) -> Opened:
         array = read_array(file)
         count = math.prod(array.shape) * array.dtype.itemsize
         order: Any = "F" if array.fortran else "C"
-        raw = file.content(array.offset, array.offset + count)
+        raw = _bytes_of(file, array.offset, count)
         return open_array(np.ndarray(array.shape, array.dtype, raw, order=order), file.shown, name)
+
+
+def _bytes_of(file: RemoteFile, start: int, count: int) -> Any:
+    """Bytes of an object: in memory, or of a large array, such as soft labels, in a local file that is mapped."""
+    if count <= MOST_FETCHED:
+        return file.content(start, start + count)
+    local = MappedFile(paths.Source(filled(file.path, start, start + count, newest=True), file.shown, None))
+    return np.frombuffer(local.buffer, np.uint8, count, start)
 
 
 def open_npy(path: str) -> Opened:

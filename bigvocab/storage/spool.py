@@ -170,9 +170,9 @@ def _empty(uri: str, place: str) -> SparseFile | None:
     return None
 
 
-def filled(path: str, start: int, stop: int) -> str:
+def filled(path: str, start: int, stop: int, *, newest: bool = False) -> str:
     """The path of the file itself, with these bytes in it, where it is a mirrored one, or the URI of one."""
-    found = sparse(path) if uris.is_remote(path) else _by_path.get(path)
+    found = sparse(path, newest=newest) if uris.is_remote(path) else _by_path.get(path)
     if found is None:
         return path
     found.fill(start, stop)

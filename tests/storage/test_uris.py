@@ -84,6 +84,7 @@ def where(tmp_path_factory):
             return f"s3://b/{name}{query}{mark}{tensor}"
 
         yield {
+            "faults": faults,
             "path": lambda name: f"{folder}/{name}",
             "file": lambda name: f"file://{folder}/{name}",
             "s3": at_store,
@@ -220,6 +221,36 @@ def test_what_is_missing_is_named_by_its_uri(where, kind, tmp_path):
         assert name in str(caught.value)
         assert "\n" not in str(caught.value)
         assert "/tmp/bigvocab" not in str(caught.value)
+
+
+NAMED = {
+    "raw labels": "labels.bin", "vocab_file": "vocab.txt", "candidates": "candidates.arrow", "llama.cpp": "base.kld",
+    "label_logits": "known-1.arrow", "merge": "all.state", "index": "model/model-1.safetensors",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["s3", "http"])
+@pytest.mark.parametrize("reader", NAMED)
+def test_faults_of_every_reader(where, kind, reader, tmp_path):
+    """What passes is tried again; what never passes is one line that names the object, at once."""
+    faults, at, name = where["faults"], where[kind], NAMED[reader]
+    content = faults.objects[f"/b/{name}"]
+    faults.put(f"/b/{name}", content)  # anew, so that no copy of it is there
+    faults.plan = ["503", "drop", "503"]
+    assert values(READERS[reader](at)) == values(READERS[reader](where["path"]))
+    assert faults.plan == []
+    for status in (403, 404):
+        faults.status[f"/b/{name}"] = status
+        with pytest.raises(bv.BigvocabError, match=rf"(?i)^\w+://[^\n]*{name}[^\n]*(403|404|DENIED|no such)[^\n]*$"):
+            READERS[reader](at)
+        del faults.status[f"/b/{name}"]
+
+
+def test_large_labels_in_a_store_are_mapped(where, monkeypatch):
+    from bigvocab.labels import label_arrays
+
+    monkeypatch.setattr(label_arrays, "MOST_FETCHED", 100)
+    assert values(logits(where["s3"])) == values(logits(where["path"]))
 
 
 @pytest.mark.parametrize("kind", ["file", "s3"])
