@@ -198,7 +198,8 @@ def test_rows_whose_blocks_differ_by_different_amounts(dtype, monkeypatch):
     y[4, :9000] -= dtype(1.5)
     x[5, :600], y[5, 300:600] = -np.inf, -np.inf
     for reverse in (False, True):
-        assert close(kl_divergence(x, y, reverse=reverse), naive.kl_divergence(x, y, reverse=reverse), (dtype,))
+        expected = naive.kl_divergence(x, y, reverse=reverse).astype(float)
+        np.testing.assert_allclose(kl_divergence(x, y, reverse=reverse), expected, rtol=1e-6, atol=1e-10)
     assert (kl_divergence(x, y) == kl_divergence(y, x, reverse=True)).all()
     short = compare(x, y, spread=False).columns(labelled=False)
     for name, column in compare(x, y).columns(labelled=False).items():
