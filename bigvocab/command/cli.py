@@ -269,3 +269,5 @@ def main() -> None:
         drop_stdout()
         say(f"error: standard output: {error.strerror or error}")
         sys.exit(1)
+    except SystemExit as ended:
+        sys.exit(signals.code_of(ended.code))

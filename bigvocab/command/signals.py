@@ -16,6 +16,7 @@ from types import FrameType
 SAID = "bigvocab: interrupted"
 _UNSAFE = ("numba", "llvmlite", "importlib")
 _working = _asked = False
+_code: int | None = None
 
 
 def heed() -> None:
@@ -34,18 +35,26 @@ def work_begins() -> None:
     _working = True
 
 
+def code_of(code: int | str | None) -> int | str | None:
+    """The exit code of a process that ends with `code`: an end that a signal asked for is one, whatever error a library
+    made of it on its way.
+    """
+    return code if code in (0, None) or _code is None else _code
+
+
 def _end(number: int, frame: FrameType | None) -> None:
-    global _asked
+    global _asked, _code
     asked, again, _asked = number == signal.SIGINT, _asked, True
+    _code = 1 if asked else 128 + number
     if _working and not again and not _in_unsafe_code():
-        raise KeyboardInterrupt if asked else SystemExit(128 + number)
+        raise KeyboardInterrupt if asked else SystemExit(_code)
     with contextlib.suppress(BaseException):  # of a module that is half loaded
         sys.modules["bigvocab.storage.output"].remove_temporaries()
     if _working and os.isatty(2):
         os.write(2, b"\x1b[?25h")  # a bar hides the cursor
     if asked:
         os.write(2, f"{SAID}\n".encode())
-    os._exit(1 if asked else 128 + number)
+    os._exit(_code)
 
 
 def _in_unsafe_code() -> bool:

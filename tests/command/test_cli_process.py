@@ -251,6 +251,28 @@ def test_a_second_signal_ends_the_process_at_once(data, name, code, said):
     assert sorted(os.listdir()) == before
 
 
+MISTAKEN = """
+import os, signal
+signal.signal(signal.SIGTERM, signal.SIG_DFL)
+from bigvocab.jobs import run
+from bigvocab.__main__ import main
+def pieces(*given):
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+    except SystemExit:
+        raise SystemExit(1)
+    yield
+run.pieces = pieces
+main()
+"""
+
+
+def test_a_library_that_makes_another_end_of_a_signal(data):
+    """As Ray does now and then."""
+    command = [sys.executable, "-c", MISTAKEN, *EVAL, "-q"]
+    assert subprocess.run(command, capture_output=True, env=ENVIRONMENT, timeout=100).returncode == 143
+
+
 def test_outputs_go_through_pipes_and_links(data):
     """A pipe stays a pipe, a link a link: neither is replaced by a file."""
     Path("real").mkdir()

@@ -59,7 +59,9 @@ def test_every_value_at_every_block_edge(dtype, shift):
         np.testing.assert_array_equal(rows.rank, naive.rank(x, labels))
         np.testing.assert_array_equal(rows.tied, naive.tied(x, labels))
         np.testing.assert_array_equal(rows.predicted, naive.argmax(x))
-        np.testing.assert_allclose(rows.logit_sum, x.sum(1), rtol=1e-12, atol=1e-9)
+        # half types are added eight at a time in float32
+        rounding = 1e-9 if np.dtype(dtype).itemsize > 2 else 1e-7 * np.abs(x).sum(1).max()
+        np.testing.assert_allclose(rows.logit_sum, x.sum(1), rtol=1e-12, atol=rounding)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: np.dtype(d).name)
