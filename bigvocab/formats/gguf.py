@@ -18,6 +18,7 @@ from bigvocab.formats.gguf_types import BY_NAME, PLAIN, READ
 from bigvocab.formats.layout import Layout, Stored, check_shape, resolve_dtype
 from bigvocab.storage.mapped import MappedFile
 from bigvocab.storage.paths import Source
+from bigvocab.storage.uris import is_remote
 
 _PART = re.compile(r"(.*)-([0-9]{5})-of-([0-9]{5})\.gguf", re.DOTALL)
 _SIDECARS = {"mmproj": "the encoder of images or sound", "mtp": "the layers that predict further tokens"}
@@ -58,11 +59,10 @@ def read_gguf(path: str | os.PathLike[str]) -> GGUFFile:
     _refuse_sidecar(shown)
     first = MappedFile(Source(os.path.abspath(shown), shown, None))
     header = read_header(first)
-    count, named = _number_of_parts(first, header), _PART.fullmatch(shown)
+    count = _number_of_parts(first, header)
     if count == 1:
         return GGUFFile(shown, header.keys, {tensor.name: tensor for tensor in header.tensors}, (first,))
-    assert named is not None
-    names = [f"{named[1]}-{i:05d}-of-{count:05d}.gguf" for i in range(1, count + 1)]
+    names = part_names(shown)
     for name in names:
         if not os.path.exists(name):
             raise BigvocabError(f"{shown}: is one of {count} parts, but {name} is not there")
@@ -71,6 +71,18 @@ def read_gguf(path: str | os.PathLike[str]) -> GGUFFile:
         files.append(first if name == shown else MappedFile(Source(os.path.abspath(name), name, None)))
         headers.append(header if name == shown else read_header(files[-1]))
     return GGUFFile(shown, headers[0].keys, _joined(files, headers), tuple(files))
+
+
+def part_names(name: str) -> list[str]:
+    """The names of all files of a set, by that of one of them; of a file that is no part of a set its own.
+
+    >>> part_names("m-00002-of-00002.gguf")
+    ['m-00001-of-00002.gguf', 'm-00002-of-00002.gguf']
+    """
+    named = _PART.fullmatch(name)
+    if named is None or not 0 < int(named[2]) <= int(named[3]):
+        return [name]
+    return [f"{named[1]}-{i:05d}-of-{named[3]}.gguf" for i in range(1, int(named[3]) + 1)]
 
 
 def _refuse_sidecar(shown: str) -> None:
@@ -117,8 +129,8 @@ def output_layer_of(tensors: Any) -> str | None:
 
 
 def locate(source: Source) -> Source:
-    """The file of a set that holds the tensor asked for; of a single file, itself."""
-    if not _PART.fullmatch(source.shown):
+    """The file of a set that holds the tensor asked for; of a single file, or of an object in a store, itself."""
+    if is_remote(source.path) or not _PART.fullmatch(source.shown):
         return source
     model = read_gguf(source.shown)
     name = _choose(source.shown, source.selector, model.tensors)

@@ -110,7 +110,8 @@ class _Search:
         return value
 
     def _place(self, tensor: str) -> TensorPlace:
-        return TensorPlace(self.shown, tensor)
+        held = self.model.tensors[tensor].file
+        return TensorPlace(next(file.shown for file in self.model.files if file.path == held), tensor)
 
     def _number(self, name: str, *, positive: bool = True) -> float | None:
         """A number among the keys of the architecture; 0 is what writers put where there is none."""

@@ -10,6 +10,7 @@ from typing import Any
 
 from bigvocab import arguments
 from bigvocab.errors import BigvocabError
+from bigvocab.formats.gguf import part_names
 from bigvocab.formats.magic import GGUF
 from bigvocab.heads.checkpoint import SHARD
 from bigvocab.heads.found_model import FoundModel, TensorPlace
@@ -20,7 +21,7 @@ from bigvocab.storage import uris
 from bigvocab.storage.paths import names_one, natural_key
 from bigvocab.storage.places import folder_of, within
 from bigvocab.storage.remote import remember, whole_uri
-from bigvocab.storage.spool import as_local, filled, mirror
+from bigvocab.storage.spool import as_local, copies, filled, mirror
 
 # What a path inside a model's folder may be, to mean the folder.
 _OF_FOLDER = ("config.json", "model.safetensors", "model.safetensors.index.json")
@@ -62,21 +63,37 @@ def find_layer(model: Any, *, tokenizer: bool = False) -> FoundModel:
 def _in_store(uri: str, tokenizer: bool) -> FoundModel:
     """A model in an object store: small files are fetched whole, of weights the headers and the tensors in use."""
     if names_one(uri) and uris.name_of(uri).lower().endswith(".gguf"):
-        with as_local(uri) as local:
-            return _moved(find_layer(local, tokenizer=tokenizer), {local: uri}, local, uri)
+        return _gguf_in_store(uri, tokenizer)
     if uris.name_of(uri) in _OF_FOLDER:
         uri = folder_of(uri)
     before, query = uris.split_query(whole_uri(uri))
     uri = before.rstrip("/") + query
     folder = mirror(uri)
     if (gguf := _gguf_of(folder)) is not None:
-        filled(gguf, 0, os.path.getsize(gguf))
+        for part in filter(os.path.exists, part_names(gguf)):
+            filled(part, 0, os.path.getsize(part))
     places = {os.path.join(folder, name): within(uri, name) for name in os.listdir(folder)}
     try:
         found = find_layer(folder, tokenizer=tokenizer)
     except BigvocabError as error:
         raise error.renamed(folder, uris.split_query(uris.shown(uri))[0].rstrip("/")) from error
     return _moved(found, places, folder, uri)
+
+
+def _gguf_in_store(uri: str, tokenizer: bool) -> FoundModel:
+    """A GGUF model in an object store, all of it; of a set all parts."""
+    name = uris.name_of(uri)
+    if (names := part_names(name)) == [name]:
+        with as_local(uri) as local:
+            return _moved(find_layer(local, tokenizer=tokenizer), {local: uri}, local, uri)
+    folder = folder_of(uri)
+    place = copies(folder, names)
+    try:
+        found = find_layer(os.path.join(place, name), tokenizer=tokenizer)
+    except BigvocabError as error:
+        raise error.renamed(place, uris.split_query(uris.shown(folder))[0].rstrip("/")) from error
+    places = {os.path.join(place, one): within(folder, one) for one in names}
+    return replace(_moved(found, places, place, folder), path=remember(uri))
 
 
 def _moved(found: FoundModel, places: Mapping[str, str], local: str, uri: str) -> FoundModel:

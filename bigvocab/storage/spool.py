@@ -19,6 +19,7 @@ from bigvocab.storage import uris
 from bigvocab.storage.folders import is_plain_name
 from bigvocab.storage.mapped import MappedFile
 from bigvocab.storage.paths import Source
+from bigvocab.storage.places import within
 from bigvocab.storage.remote import RemoteFile, at_once, whole_uri
 from bigvocab.storage.stores import RemoteIdentity, attempt, is_there, object_bytes, store_of
 
@@ -115,6 +116,15 @@ def as_local(path: str | os.PathLike[str]) -> Iterator[str]:
         if not uris.is_remote(path):
             raise
         raise error.renamed(local, uris.shown(os.fspath(path))) from error
+
+
+def copies(base: str, names: list[str]) -> str:
+    """A local folder with copies of some objects of a folder of a store, all of each."""
+    with _lock:
+        place = tempfile.mkdtemp(dir=_home())
+    for name in names:
+        os.symlink(local_copy(within(base, name)), os.path.join(place, name))
+    return place
 
 
 def mirror(uri: str, fetched: tuple[str, ...] = _TEXTS) -> str:

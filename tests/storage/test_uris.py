@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import shutil
+import struct
 import tempfile
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from commands import refused, run
 from fault_server import serving
+from gguf_files import gguf_bytes, model_keys, plain_tensor
 from safetensors.numpy import save_file
 
 import bigvocab as bv
@@ -42,6 +44,7 @@ def write_files(folder):
     bv.evaluate(logits=LOGITS, labels=LABELS, state=folder / "all.state", report=folder / "report.json")
     shutil.copy(LLAMA, folder / "base.kld")
     shutil.copy(LLAMA.parents[1] / "tiny-259/Q4_0.gguf", folder)
+    write_gguf_set(folder / "set")
     np.savez(folder / "two.npz", x=LOGITS, y=LABELS)
     (folder / "labels.csv").write_text("label\n" + "".join(f"{label}\n" for label in LABELS))
     pq.write_table(pa.table({"label": LABELS}), folder / "labels.parquet")
@@ -53,6 +56,16 @@ def write_files(folder):
     pq.write_table(pa.table({"label": LABELS}), folder / "mixed/b.parquet")
     (folder / "mixed/_SUCCESS").write_text("")
     write_model(folder / "model")
+
+
+def write_gguf_set(folder):
+    """A model in two files, the layer in the second."""
+    folder.mkdir()
+    tensors = ([plain_tensor("output_norm.weight", ONES)], [plain_tensor("output.weight", LAYER)])
+    for number, held in enumerate(tensors):
+        keys = {"split.no": (2, struct.pack("<H", number)), "split.count": (2, struct.pack("<H", 2))}
+        more = {} if number else model_keys() | {"split.tensors.count": (5, struct.pack("<i", 2))}
+        (folder / f"m-{number + 1:05d}-of-00002.gguf").write_bytes(gguf_bytes(keys | more, held))
 
 
 def write_model(folder):
@@ -155,6 +168,14 @@ def test_a_gguf_model(where, kind):
     assert found["sum"] == bv.evaluate(model=where["path"]("Q4_0.gguf"), inputs=states, labels=labels)["sum"]
     assert "/tmp/" not in json.dumps(found["model"])
     assert found["model"]["path"] == where[kind]("Q4_0.gguf")
+
+
+@pytest.mark.parametrize("place", ["set/m-00001-of-00002.gguf", "set/m-00002-of-00002.gguf", "set"])
+def test_a_gguf_model_in_parts(where, place):
+    asked = {"inputs": STATES[:, 0], "labels": LABELS, "hidden_states": "before-norm"}
+    found = bv.evaluate(model=where["s3"](place), workers=2, **asked)
+    assert found["sum"] == bv.evaluate(model=where["path"]("set"), **asked)["sum"]
+    assert "/tmp/" not in json.dumps(found["model"])
 
 
 def alike(found, at):
