@@ -8,6 +8,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 
@@ -290,7 +291,7 @@ def main():
     for side in sides.values():
         side.close()
     note = f"{machine()}; {', '.join(used)}; medians of {options.rounds} runs in turns; {datetime.date.today()}"
-    text = f"{table(results)}\n\n{note}"
+    text = f"{table(results)}\n\n{textwrap.fill(note, 100, break_on_hyphens=False)}"
     print(text)
     if options.write:
         put(text, "bench", README)
