@@ -41,8 +41,14 @@ def seal(task: RowTask, order: bytes) -> bytes:
     """
     files = {path: {"whole": whole, **_look(path, whole)} for path, whole in _files(task)}
     found = {"machine": socket.gethostname(), **_versions(), "files": files, "rows": list(_rows(task))}
-    found["uris"] = remembered()
+    # keys of no store but those that the work is in
+    found["uris"] = {name: uri for name, uri in remembered().items() if name in files or _bytes(name) in order}
     return json.dumps(found).encode() + b"\n" + order
+
+
+def _bytes(name: str) -> bytes:
+    """A name as a pickle has it."""
+    return name.encode("utf-8", "surrogatepass")
 
 
 def unseal(sealed: bytes) -> bytes:
