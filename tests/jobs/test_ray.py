@@ -53,6 +53,36 @@ def test_ray_starts_a_task_again_whose_process_dies(folder, tmp_path, monkeypatc
     assert len(list(tmp_path.iterdir())) == 3
 
 
+@pytest.mark.parametrize(("times", "beside"), [(2, 1 << 16), (2, 0), (99, 1 << 16)])
+def test_a_task_whose_arguments_ray_loses_is_sent_again(folder, tmp_path, monkeypatch, times, beside):
+    """As often as that may be chance; with an order that goes with the task, and with one that is too large for it."""
+    from bigvocab.jobs.workers import ray as engine
+
+    def lost(order, start, stop):
+        import os
+
+        import ray
+
+        from bigvocab.jobs.workers.orders import do_task as really
+
+        if start == 0 and len(os.listdir(tmp_path)) < times:
+            open(f"{tmp_path}/{len(os.listdir(tmp_path))}", "w").close()
+            raise ray.exceptions.OwnerDiedError("0" * 56, None, "")
+        return really(order, start, stop)
+
+    monkeypatch.setattr(engine, "do_task", lost)
+    monkeypatch.setattr(engine, "BESIDE", beside)
+    given = job(folder)
+    run = {**given, "engine": "ray", "workers": 1}
+    if times > 3:
+        with pytest.raises(bv.BigvocabError, match="the task of rows 0-.* failed on worker .*: OwnerDiedError"):
+            bv.evaluate(**run)
+        assert len(list(tmp_path.iterdir())) == 4
+    else:
+        assert values_of(bv.evaluate(**run)) == values_of(bv.evaluate(**given))
+        assert len(list(tmp_path.iterdir())) == times
+
+
 @pytest.mark.parametrize(
     ("cpus", "workers", "threads"), [(None, 1, 2), (None, 3, 1), (1, 1, 4), (1, 3, None), ("one core", 2, None)]
 )

@@ -35,6 +35,8 @@ _HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0" + _SETTINGS + b"\0" * 5
 _WHICH = "is it the port of a head, with the same RAY_AUTH_MODE and token as here?"
 _LOOK = 10.0  # seconds between looks whether a node is left that could hold a task
 _PARTS = 10_000  # of a CPU, as Ray counts them
+BESIDE = 64 << 10  # bytes of an order that go with each task; a larger one is an object, which each node fetches
+_LOST = 3  # times that a task is sent again whose worker could not get at its arguments
 
 
 class Share(NamedTuple):
@@ -85,22 +87,39 @@ def ray_pieces(job: RowTask, start: int, workers: int | None, address: str | Non
         else:
             share = share_of(_node_cpus(ray), workers, job.threads_asked)
         task = ray.remote(num_cpus=share.cpus, max_retries=5)(do_task)
-        order = ray.put(order_of(job, share.threads))
+        order: Any = order_of(job, share.threads)
+        if len(order) > BESIDE:
+            order = ray.put(order)
         waiting = iter(task_ranges(job, start, share.workers))
         running: deque[tuple[int, int, Any]] = deque()
+        lost = 0  # times in a row
         try:
             while True:
                 while len(running) < 3 * share.workers and (span := next(waiting, None)) is not None:
                     running.append((*span, task.remote(order, *span)))
                 if not running:
                     return
-                first, stop, promise = running.popleft()
+                first, stop, promise = running[0]
                 _wait(ray, promise, share.cpus)
-                yield as_piece(job, first, stop, _result(ray, promise, first, stop))
+                try:
+                    done = _result(ray, promise, first, stop)
+                except _LostTask:
+                    lost += 1
+                    if lost > _LOST:
+                        raise
+                    running[0] = first, stop, task.remote(order, first, stop)
+                    continue
+                lost = 0
+                running.popleft()
+                yield as_piece(job, first, stop, done)
         finally:
             for _, _, promise in running:
                 with contextlib.suppress(Exception):
                     ray.cancel(promise, force=True)
+
+
+class _LostTask(BigvocabError):
+    """Ray's own error in place of a task's: nothing was done that could be wrong."""
 
 
 def _node_cpus(ray: Any) -> list[float]:
@@ -236,7 +255,8 @@ def _result(ray: Any, promise: Any, start: int, stop: int) -> Any:
         found = re.search(r"\bip=([^\s,)]+)", str(error))  # Ray keeps it nowhere else
         where = f"worker {found[1]}" if found else "a worker"
         what = f"{type(cause).__name__}: {_last_line(cause)}"
-        raise BigvocabError(
+        kind = _LostTask if isinstance(cause, ray.exceptions.RayError) else BigvocabError
+        raise kind(
             Keyword("engine"),
             f": the task of rows {start}-{stop - 1} failed on {where}: {what}; "
             f"expected bigvocab {bigvocab.__version__} there, as here",
