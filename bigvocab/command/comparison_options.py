@@ -130,8 +130,8 @@ COMPARE = [
     option(MEASURES, "--ignore-index", type=int, metavar="ID", help="Rows with this label do not count."),
     option(MEASURES, "--metrics", metavar="NAMES", default=",".join(DEFAULT_COMPARISON_METRICS), callback=_metrics,
            show_default=True,
-           help=f"Of {', '.join(COMPARISON_METRICS)}. For js, tv, tops and logit_difference a layer makes its products "
-                "twice, and rows of more than 262,144 classes are looked at twice."),
+           help=f"Of {', '.join(COMPARISON_METRICS)}. For js, tv, tops and logit_difference a layer makes rows of more "
+                "than 1,048,576 classes twice."),
     option(MEASURES, "--top-k", metavar="K,...", default="1,5", callback=ks_of, show_default=True,
            help="The k of overlap, at most 64."),
     option(MEASURES, "--llama-cpp", is_flag=True, help="llama.cpp's own table as well, to its last digit."),

@@ -17,7 +17,7 @@ from bigvocab import arguments
 from bigvocab.arguments import parse_bytes
 from bigvocab.comparison.implied_labels import windows_of
 from bigvocab.comparison.llama_table import LlamaTable, table_rows
-from bigvocab.comparison.made_rows import CLASSES, compare_rows, made_logits
+from bigvocab.comparison.made_rows import compare_rows, held_bytes, made_logits
 from bigvocab.comparison.pairs import PairRows
 from bigvocab.comparison.sides import Side, Sides
 from bigvocab.comparison.specification import ComparisonSpecification
@@ -106,8 +106,12 @@ def _most_rows(asked: ComparisonSpecification, sides: Sides) -> int:
     limit = _MADE_BYTES
     if asked.max_memory is not None:
         limit = min(limit, parse_bytes("max_memory", asked.max_memory) // 2)
-    classes = CLASSES if sides.leader is None else sides.num_classes
-    return max(16, min(_MOST_ROWS, limit // (8 * classes * len(sides.all))))
+    if sides.leader is None:
+        reference, *candidates = (side.made_itemsize for side in sides.all)
+        row_bytes = held_bytes(sides.num_classes, reference, candidates)
+    else:  # all sides at once, in one type and then in another
+        row_bytes = 8 * sides.num_classes * len(sides.all)
+    return max(16, min(_MOST_ROWS, limit // row_bytes))
 
 
 def _labels(asked: ComparisonSpecification, sides: Sides, part: LabelBatch, name: str) -> Integers:

@@ -43,7 +43,7 @@ class Comparison:
 
     Args:
         metrics: beside kl: kl_reverse, js, tv, delta_p, tops, entropy, overlap, logit_difference; None is all but the
-            last three. Of rows that a layer makes, products are made twice for js, tv, tops and logit_difference.
+            last three. For js, tv, tops and logit_difference a layer makes rows of more than 1,048,576 classes twice.
         top_k: the k of the overlap, at most 64.
         llama_cpp: add llama.cpp's own table, where the reference is one of its logits files.
         ignore_index: rows with this label count in no metric.

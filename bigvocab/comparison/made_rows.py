@@ -1,8 +1,13 @@
-"""Pairs of rows of logits of which a side is made while it is read: a layer over hidden states, on one side or both."""
+"""Pairs of rows of logits of which a side is made while it is read: a layer over hidden states, on one side or both.
+
+Logits of some rows are made whole and then compared as stored ones are, by `tile_pairs`: each product is made once,
+whatever is asked for, and every value has the bits of stored logits. Rows too wide for that are made a few classes of
+all sides at a time, and made again for what needs the sums of whole rows.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -10,42 +15,56 @@ import numpy as np
 import numpy.typing as npt
 
 from bigvocab.comparison.pairs import KL_ALONE, UNCHANGED, Asked, PairBlock, PairRows, Transform
+from bigvocab.comparison.tile_pairs import compare_tiles
 from bigvocab.losses.row_sums import SeesCopies
 from bigvocab.matrices.logit_rows import Array, Bools, Floats, Ids, LogitRows, State
-from bigvocab.matrices.tiles import kernel_view
+from bigvocab.matrices.tiles import StoredRows, Tiles, kernel_view
+from bigvocab.storage import memory
 from bigvocab.threads import resolve_threads, run_threads
 
-CLASSES = 4096  # made of both sides at a time; with the tiles of a head it decides last bits
+WIDEST = 1 << 20  # classes of rows that are made whole
+CLASSES = 4096  # of wider rows, made of all sides at a time; both decide last bits
+ROWS_AT_ONCE = 120  # of a thread's turn at such a range; no result depends on it
 Look = Callable[[PairBlock, tuple[int, int], Array, Array, slice], None]
-ROWS_AT_ONCE = 120  # of a thread's turn; no result depends on it
 
 
-class Copies(SeesCopies):
-    """The reduction that keeps logits as they are, as kernels take them: of a few classes, for a moment."""
+class Kept(SeesCopies):
+    """The reduction that keeps logits as they are.
+
+    Args:
+        skip: (n,) rows whose place in `out` is left alone.
+        out: (n, classes).
+    """
 
     lookup: Ids | None = None
     beside: Array | None = None
+    columns = 0
 
-    def __init__(self, skip: Bools, classes: int, dtype: np.dtype[Any]) -> None:
-        self.skip, self.columns = skip, classes
+    def __init__(self, skip: Bools, out: Array) -> None:
+        self.skip, self.out = skip, out
         self.found: Floats = np.zeros(0)
-        self._dtype = dtype
 
     def state(self, *shape: int) -> State:
-        """(..., classes) logits."""
-        return (np.empty((*shape, self.columns), self._dtype),)
+        """Nothing but the number of rows."""
+        return (np.empty((*shape, 0)),)
 
     def clear(self, state: State) -> None:
-        """Nothing is kept of rows that are left out."""
+        """There is nothing to clear."""
 
     def add(self, piece: Array, span: tuple[int, int], rows: slice | Ids, state: State) -> None:
         """Copy the logits of some rows."""
-        out = state[0]  # a piece may have rows of padding at the end
-        out[:, span[0] : span[0] + span[1]] = piece[: len(out), : span[1]]
+        first, classes = span  # a piece may have rows of padding at the end
+        self.out[rows, first : first + classes] = piece[: len(state[0]), :classes]
 
     def merge(self, groups: State, into: State) -> None:
-        """There is one group where the classes are few."""
-        into[0][...] = groups[0][0]
+        """There is nothing to merge."""
+
+
+def held_bytes(num_classes: int, reference: int, candidates: Sequence[int]) -> int:
+    """Bytes per row that `compare_rows` holds at a time; the sizes of a number are 0 of sides that are stored."""
+    if num_classes > WIDEST:
+        return CLASSES * sum((reference, *candidates))
+    return num_classes * (reference + max(candidates))
 
 
 def compare_rows(
@@ -60,10 +79,8 @@ def compare_rows(
 ) -> dict[str, PairRows]:
     """What lies between a block of rows of a reference and of each candidate, of any kind.
 
-    For stored rows there is `tile_pairs.compare_tiles`, which reads them once.
-
-    4,096 classes of all sides are made at a time: 16 KiB per row and side. What is asked for beside kl and kl_reverse
-    has each product made twice.
+    All logits of a made reference and of one made candidate at a time are held, up to 1,048,576 classes of a row; of
+    wider rows, 4,096 classes of all sides.
 
     Args:
         reference: rows (n, V).
@@ -74,9 +91,54 @@ def compare_rows(
         asked: what is wanted beside kl and kl_reverse.
         num_threads: None is all usable cores; no result depends on it.
     """
+    threads, labels = resolve_threads(num_threads), np.ascontiguousarray(labels)
+    given = {name: (transforms or {}).get(name, transform) for name in candidates}
+    if reference.num_classes > WIDEST:
+        return _compare_ranges(reference, candidates, labels, (transform, given), asked, threads)
+    mine = _tiles(reference, labels, threads)
+    found: dict[str, PairRows] = {}
+    for name, rows in candidates.items():
+        found |= compare_tiles(
+            mine,
+            {name: _tiles(rows, labels, threads)},
+            labels,
+            reference.num_classes,
+            transform=transform,
+            transforms=given,
+            asked=asked,
+            num_threads=threads,
+        )
+    return found
+
+
+def made_logits(rows: LogitRows, num_threads: int, skip: Bools | None = None) -> Array:
+    """All logits (n, V) of rows, as kernels take them; those of rows that are skipped are any numbers."""
+    out = memory.empty((len(rows), rows.num_classes), _type(rows))
+    rows.reduce(Kept(np.zeros(len(rows), bool) if skip is None else skip, out), num_threads)
+    return out
+
+
+def _tiles(rows: LogitRows, labels: Ids, threads: int) -> Tiles:
+    """Tiles of rows as they are stored, or of their logits."""
     from bigvocab.kernels.row_statistics import SKIP
 
-    threads, labels = resolve_threads(num_threads), np.ascontiguousarray(labels)
+    return rows.tiles if isinstance(rows, StoredRows) else [(0, made_logits(rows, threads, labels == SKIP))]
+
+
+# ---- rows too wide to be made whole
+
+
+def _compare_ranges(
+    reference: LogitRows,
+    candidates: Mapping[str, LogitRows],
+    labels: Ids,
+    transforms: tuple[Transform, Mapping[str, Transform]],
+    asked: Asked,
+    threads: int,
+) -> dict[str, PairRows]:
+    """As `compare_rows`, a range of classes of all sides at a time."""
+    from bigvocab.kernels.row_statistics import SKIP
+
     made = {"": reference, **{f"={name}": rows for name, rows in candidates.items()}}
     types = {name: _type(rows) for name, rows in made.items()}
     looked_up = {name: _logits_of(rows, labels, threads) for name, rows in made.items()}
@@ -84,7 +146,7 @@ def compare_rows(
         name: PairBlock(
             labels,
             np.stack([looked_up[""], looked_up[f"={name}"]]),
-            (transform, (transforms or {}).get(name, transform)),
+            (transforms[0], transforms[1][name]),
             reference.num_classes,
             asked,
         )
@@ -96,8 +158,8 @@ def compare_rows(
             stop = min(first + CLASSES, reference.num_classes)
             tiles = {}
             for name, rows in made.items():
-                copies = Copies(labels == SKIP, stop - first, types[name])
-                (tiles[name],) = rows.classes(first, stop).reduce(copies, threads)
+                tiles[name] = np.empty((len(labels), stop - first), types[name])
+                rows.classes(first, stop).reduce(Kept(labels == SKIP, tiles[name]), threads)
 
             span = (first, stop - first)
             run_threads(partial(_look, look, blocks, span, tiles), len(labels), ROWS_AT_ONCE, threads)
@@ -110,16 +172,6 @@ def compare_rows(
     if asked.tops or asked.spread:
         each(PairBlock.revisit)
     return {name: block.result() for name, block in blocks.items()}
-
-
-def made_logits(rows: LogitRows, num_threads: int) -> Array:
-    """All logits (n, V) of rows, as kernels take them: for few rows."""
-    out = np.empty((len(rows), rows.num_classes), _type(rows))
-    for first in range(0, rows.num_classes, CLASSES):
-        stop = min(first + CLASSES, rows.num_classes)
-        copies = Copies(np.zeros(len(rows), bool), stop - first, out.dtype)
-        (out[:, first:stop],) = rows.classes(first, stop).reduce(copies, num_threads)
-    return out
 
 
 def _look(

@@ -21,6 +21,7 @@ from bigvocab.evaluation.scoring import Scorer
 from bigvocab.formats.llama_logits import LlamaLogits, check_same_tokens
 from bigvocab.heads.linear_rows import LinearRows
 from bigvocab.heads.output_layer import OutputLayer
+from bigvocab.heads.products import accumulator
 from bigvocab.matrices import fingerprints
 from bigvocab.matrices.logit_rows import LogitRows
 from bigvocab.matrices.matrix import Matrix
@@ -68,6 +69,14 @@ class Side:
     def made(self) -> bool:
         """Whether a layer makes its logits."""
         return self.layer is not None
+
+    @property
+    def made_itemsize(self) -> int:
+        """Bytes of a logit that a layer makes; 0 where they are stored."""
+        if self.layer is None:
+            return 0
+        assert self.stored is not None
+        return accumulator(self.stored.dtype, self.layer.weights.dtype).itemsize
 
     def row(self, row: int) -> str:
         """A row as messages call it, by its file and its number there."""

@@ -38,32 +38,56 @@ def both():
     return made, [stored(rows) for rows in made]
 
 
-def test_two_heads_are_as_their_stored_logits(both, monkeypatch):
-    (p, q), (x, y) = both
+def assert_same(found, expected):
+    for column, values in expected.columns().items():
+        np.testing.assert_array_equal(found.columns()[column], values, column)
+
+
+def some_labels():
     labels = np.random.default_rng(1).integers(0, CLASSES, ROWS)
     labels[3], labels[4] = -1, -2
-    monkeypatch.setattr(made_rows, "ROWS_AT_ONCE", 7)
-    found = compare_rows(p, {"q": q, "p": p}, labels, asked=ALL, num_threads=3)
-    monkeypatch.setattr("bigvocab.comparison.tile_pairs.SEGMENT", made_rows.CLASSES)
-    expected = compare_tiles([(0, x)], {"q": [(0, y)], "p": [(0, x)]}, labels, CLASSES, asked=ALL)
-    for name in ("q", "p"):
-        for column, values in expected[name].columns().items():
-            np.testing.assert_array_equal(found[name].columns()[column], values, column)
+    return labels
+
+
+def test_two_heads_are_as_their_stored_logits(both):
+    (p, q), (x, y) = both
+    labels = some_labels()
+    for threads in (1, 3):
+        found = compare_rows(p, {"q": q, "p": p}, labels, asked=ALL, num_threads=threads)
+        expected = compare_tiles([(0, x)], {"q": [(0, y)], "p": [(0, x)]}, labels, CLASSES, asked=ALL)
+        for name in ("q", "p"):
+            assert_same(found[name], expected[name])
     counted = labels != -1
     assert (found["p"].kl[counted] == 0).all()
     assert (found["q"].kl[counted] > 0).all()
     assert np.isnan(found["q"].kl[~counted]).all()
 
 
-def test_a_head_against_stored_logits_of_another_type(both):
-    (_, q), (x, y) = both
-    labels = np.arange(ROWS)
-    for dtype in (np.float16, np.float64):
-        side = x.astype(dtype)
-        found = compare_rows(StoredRows.of(side), {"q": q}, labels, asked=ALL)["q"].columns()
-        expected = compare_tiles([(0, side)], {"q": [(0, y)]}, labels, CLASSES, asked=ALL)["q"].columns()
-        for column, values in expected.items():
-            np.testing.assert_allclose(found[column], values, rtol=2e-6, atol=1e-6, err_msg=column)
+def test_rows_too_wide_to_be_whole_are_ranges_of_classes(both, monkeypatch):
+    (p, q), (x, y) = both
+    labels = some_labels()
+    monkeypatch.setattr(made_rows, "WIDEST", CLASSES - 1)
+    monkeypatch.setattr(made_rows, "ROWS_AT_ONCE", 7)
+    found = compare_rows(p, {"q": q, "p": p}, labels, asked=ALL, num_threads=3)
+    monkeypatch.setattr("bigvocab.comparison.tile_pairs.SEGMENT", made_rows.CLASSES)
+    expected = compare_tiles([(0, x)], {"q": [(0, y)], "p": [(0, x)]}, labels, CLASSES, asked=ALL)
+    for name in ("q", "p"):
+        assert_same(found[name], expected[name])
+    side = x.astype(np.float16)
+    found = compare_rows(StoredRows.of(side), {"q": q}, labels, asked=ALL)["q"].columns()
+    expected = compare_tiles([(0, side)], {"q": [(0, y)]}, labels, CLASSES, asked=ALL)["q"].columns()
+    for column, values in expected.items():
+        np.testing.assert_allclose(found[column], values, rtol=2e-6, atol=1e-6, err_msg=column)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_a_head_against_stored_logits(both, dtype):
+    (p, q), (x, y) = both
+    labels, tiles = some_labels(), [(0, x[:, :1700].astype(dtype)), (1700, x[:, 1700:].astype(dtype))]
+    found = compare_rows(StoredRows(tiles), {"q": q, "p": p}, labels, asked=ALL)
+    expected = compare_tiles(tiles, {"q": [(0, y)], "p": [(0, x)]}, labels, CLASSES, asked=ALL)
+    for name in ("q", "p"):
+        assert_same(found[name], expected[name])
 
 
 def test_scales_of_a_side(both):
@@ -71,8 +95,13 @@ def test_scales_of_a_side(both):
     labels = np.arange(ROWS)
     given = {"transform": Transform(0.5), "transforms": {"q": Transform(0.5, 9.0)}}
     found = compare_rows(p, {"q": q}, labels, **given)["q"]
-    expected = compare_tiles([(0, x)], {"q": [(0, y)]}, labels, CLASSES, **given)["q"]
-    np.testing.assert_allclose(found.kl, expected.kl, rtol=1e-7)
+    assert_same(found, compare_tiles([(0, x)], {"q": [(0, y)]}, labels, CLASSES, **given)["q"])
+
+
+def test_memory_of_a_row():
+    assert made_rows.held_bytes(1000, 4, [4, 8, 4]) == 12_000
+    assert made_rows.held_bytes(1000, 0, [4]) == 4000
+    assert made_rows.held_bytes(made_rows.WIDEST + 1, 4, [4, 8]) == 16 * made_rows.CLASSES
 
 
 def test_overlap_of_the_highest_classes(both):

@@ -208,10 +208,14 @@ def test_without_labels(folder, tmp_path):
 
 def test_layers_are_as_their_logits():
     states, layer, rounded, labels = layers()
-    found = bv.compare(inputs=states, reference_weights=layer, candidate_weights={"r": rounded}, labels=labels)
+    options = {"inputs": states, "reference_weights": layer, "candidate_weights": {"r": rounded}, "labels": labels}
+    found = bv.compare(**options)
     expected = bv.compare(reference=states @ layer.T, candidate={"r": states @ rounded.T}, labels=labels)
     for name in ("kl", "js", "tv", "difference"):
         assert found[name]["mean"] == pytest.approx(expected[name]["mean"], rel=1e-4), name
+    tight = bv.compare(**options, max_memory="1MB", threads=1)  # 16 rows at a time
+    for name in ("kl", "js", "tv", "difference", "top_in_candidate"):
+        assert tight[name] == found[name], name
     mixed = bv.compare(
         reference=states @ layer.T, candidate={"logits": states @ rounded.T}, inputs=states,
         candidate_weights={"r": rounded}, labels=labels,
