@@ -111,6 +111,12 @@ def divergence_bits():
             mine = [(0, x[:, :classes])]
             rows = compare_tiles(mine, {"": tiles}, np.full(6, NO_LABEL), classes, asked=Asked(True, True))[""]
             digest.update(rows.divergences.tobytes())
+    for dtype in (np.float32, np.float16, ml_dtypes.bfloat16):  # rows that are read once
+        x = (rng.standard_normal((4, 17_001)) * 4).astype(dtype)
+        y = (x + 0.3 * rng.standard_normal(x.shape)).astype(dtype)
+        x[1, 5] = y[2, :600] = y[3, 7] = x[3, 7] = -np.inf
+        rows = compare_tiles([(0, x)], {"": [(0, y)]}, np.arange(4), 17_001, asked=Asked(True, True))[""]
+        digest.update(rows.divergences.tobytes() + rows.reference.rank.tobytes() + rows.top_counts.tobytes())
     return digest.hexdigest()
 
 

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from bigvocab.losses.row_statistics import RowStatistics, wanted
 from bigvocab.losses.row_sums import add_softmax
+from bigvocab.storage import memory
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
@@ -49,6 +50,7 @@ class Asked:
 
 # Classes of a row that are worked at a time; more are merged by the chain rule. Part of what a bit depends on.
 SEGMENT = 1 << 18
+SHORT = 1 << 14  # classes up to which a second look costs less than many blocks; whatever is asked for
 
 UNCHANGED, KL_ALONE = Transform(), Asked()
 
@@ -208,18 +210,21 @@ class PairBlock:
         )  # fmt: skip
 
     def reads_once(self, x: npt.NDArray[Any], y: npt.NDArray[Any]) -> bool:
-        """Whether pairs of rows of these two arrays are read once, however long they are."""
+        """Whether pairs of rows of these two arrays are read once."""
         plain = all(transform == (1.0, 0.0) for transform in self.transforms)
-        long = self.num_classes > SEGMENT  # shorter rows keep their bits, whatever is asked for
+        long = self.num_classes > SHORT
         return plain and long and not self.wide and x.dtype == y.dtype and x.itemsize < 8
 
     def _read_once(self, x: npt.NDArray[Any], y: npt.NDArray[Any], rows: slice) -> Integers | None:
         """Do all of `rows` that can be done so; labels of the others, and SKIP; None if there is none."""
-        from bigvocab.kernels import pair_rows, row_statistics
+        from bigvocab.kernels import pair_blocks, pair_rows, row_statistics
 
         labels, spread = self.labels[rows], self.asked.spread
         want = wanted(rank=True, predicted=True)
-        room = np.empty((pair_rows.most_blocks(self.num_classes), pair_rows.BLOCK_COLUMNS))
+        room = (
+            np.empty((pair_rows.most_blocks(self.num_classes), pair_rows.BLOCK_COLUMNS)),
+            *(memory.in_lines(pair_blocks.PORTION, np.float32) for _ in range(2)),
+        )
         x, y = x[:, : self.num_classes], y[:, : self.num_classes]
         left = pair_rows.rows_paired(
             x, y, labels, self.label_logits[:, rows], want, self.asked.tops, spread, room, self.stats[0, rows],

@@ -72,9 +72,7 @@ def _work_rows(
     """Do all of a turn's rows: at once for one candidate, else as many as the cache holds."""
     num_rows = rows.stop - rows.start
     row_bytes = sum(piece.shape[1] * piece.itemsize for side in (mine, *others.values()) for _, piece in side)
-    alone = len(blocks) == 1 and all(
-        len(_cuts(mine, theirs, blocks[name].num_classes)) == 2 for name, theirs in others.items()
-    )
+    alone = len(blocks) == 1 and all(_in_one_call(blocks[name], mine, theirs) for name, theirs in others.items())
     step = num_rows if alone else max(1, _CACHED_BYTES // max(1, row_bytes))
     for at in range(0, num_rows, max(1, step)):
         part = slice(at, min(at + step, num_rows))
@@ -82,6 +80,13 @@ def _work_rows(
         for name, block in blocks.items():
             here = slice(rows.start + part.start, rows.start + part.stop)
             known = _work_block(block, mine, others[name], part, here, known)
+
+
+def _in_one_call(block: PairBlock, mine: Sequence[Piece], theirs: Sequence[Piece]) -> bool:
+    """Whether whole rows of a pair of sides are done by one call of a kernel."""
+    if len(mine) == len(theirs) == 1 and block.reads_once(*(kernel_view(side[0][1]) for side in (mine, theirs))):
+        return True
+    return len(_cuts(mine, theirs, block.num_classes)) == 2
 
 
 def _work_block(

@@ -226,6 +226,24 @@ count_greater, count_equal, count_at_least = _counting(">"), _counting("=="), _c
 count_below = _counting("<", signed=False)  # of numbers that are stored as integers
 
 
+def _plus(comparison):
+    @intrinsic
+    def plus(typingctx, counts, x, y):
+        def codegen(context, builder, signature, args):
+            held = builder.fcmp_ordered(comparison, args[1], args[2])
+            more = builder.fadd(args[0], llvm.constant(counts, 1.0))
+            return builder.select(held, more, args[0])
+
+        return counts(counts, x, y), codegen
+
+    return plus
+
+
+# `counts`, plus 1 where x compares with y: numbers as x has them, up to 2**24, because an addition under a mask is one
+# instruction, of integers two; to count the lanes of each vector is cheaper where few vectors are counted.
+plus_greater, plus_equal = _plus(">"), _plus("==")
+
+
 def _mask(comparison):
     @intrinsic
     def mask(typingctx, x, y):
@@ -264,6 +282,17 @@ def _any(comparison):
 
 
 any_greater, any_at_least = _any(">"), _any(">=")
+
+
+@intrinsic
+def any_above(typingctx, x, y):
+    """Whether any lane of x lies above that of y, or is NaN."""
+
+    def codegen(context, builder, signature, args):
+        bits = builder.bitcast(builder.fcmp_unordered(">", *args), ir.IntType(x.count))
+        return builder.icmp_signed("!=", bits, ir.Constant(bits.type, 0))
+
+    return types.boolean(x, x), codegen
 
 
 @intrinsic

@@ -46,7 +46,8 @@ BLOCK_COLUMNS = 8
 _CLOSE = 1.0 / 16.0  # |t| up to which the rounding of a difference of logits needs no care
 # A guess that is off by s costs some 3e-8 s**2: too much where s**2 is this many times the divergence of a block, or in
 # the mean that of the row; errors of 3e-11 do not matter. Beyond s = 1 the cost is exp(s).
-_FAR_OFF, _OFF_IN_ALL, _WORTH = 40.0, 12.0, 1e-3
+_FAR_OFF, _OFF_IN_ALL, _WORTH = 2.0, 2.0, 1e-3
+_DRIFT = 0.1  # times the divergence is less than s**2 where the blocks so far make a better guess
 _EXACT = 1e-3  # |s| that a guess from the block itself is within
 
 
@@ -99,20 +100,12 @@ def _finish(x, sums, reference, c, factor, best, best_start, want, counts, label
 
 
 @inline
-def _count(x, start, stop, label, top, counts):
-    """Add how many logits of a block lie above the label's and at it."""
-    if not v.any_at_least(top, v.splat(label, top)):
-        return counts
-    above, at = count_block(x, start, stop, label)
-    return counts[0] + above, counts[1] + at
-
-
-@inline
-def _pair_row(x, y, label, other_label, want, known, blocks, stats, other_stats):
+def _pair_row(x, y, label, other_label, want, known, room, stats, other_stats):
     """Statistics of both rows and the blocks of their divergence; -1 where this method does not fit, else how many.
 
     known: whether the statistics of both rows are there already, which make the best guess.
     """
+    blocks, kept = room[0], room[1:]
     factor = v.like_lane(LOG2E, x)
     c = np.float64(factor)
     nothing = v.floor_value(x)
@@ -133,8 +126,8 @@ def _pair_row(x, y, label, other_label, want, known, blocks, stats, other_stats)
         stats[MAX], stats[ARGMAX], other_stats[MAX], other_stats[ARGMAX] = -np.inf, -1.0, -np.inf, -1.0
     run = other_run = 0.0
     start = stop = number = 0
-    again = redone = outlier = False
-    kept = near, guess, other_near, other_guess
+    again = redone = better = False
+    former = near, guess, other_near, other_guess
     while stop < x.size:
         start, stop = stop, min(stop + BLOCK if stop else FIRST, x.size)
         if not started:
@@ -156,17 +149,12 @@ def _pair_row(x, y, label, other_label, want, known, blocks, stats, other_stats)
         share = _share(near, guess, c, np.float64(reference))
         other_share = _share(other_near, other_guess, c, np.float64(other_reference))
         t = guess - other_guess
-        sides = (factor, reference, share), (factor, other_reference, other_share)
-        if abs(t) <= _CLOSE:
-            block = pair_block(x, y, start, stop, sides, t, False)
-        else:
-            block = pair_block(x, y, start, stop, sides, t, True)
-        top, other_top = block[1], block[3]
-        if not again:
-            if want & RANK:
-                counts = _count(x, start, stop, lane_label, top, counts)
-                other_counts = _count(y, start, stop, lane_other_label, other_top, other_counts)
-        highest, other_highest = v.largest(top), v.largest(other_top)
+        sides = (factor, reference, share, lane_label), (factor, other_reference, other_share, lane_other_label)
+        ranked = want & RANK != 0 and not again
+        mine, theirs, pair = pair_block(x, y, start, stop, sides, t, abs(t) > _CLOSE, ranked, kept)
+        counts = counts[0] + mine[2][0], counts[1] + mine[2][1]
+        other_counts = other_counts[0] + theirs[2][0], other_counts[1] + theirs[2][1]
+        highest, other_highest = v.largest(mine[1]), v.largest(theirs[1])
         moved = False
         if highest > limit:
             before = np.float64(reference)
@@ -183,7 +171,7 @@ def _pair_row(x, y, label, other_label, want, known, blocks, stats, other_stats)
         if moved:
             stop, again = start, True
             continue
-        p, q = v.total(block[0]), v.total(block[2])
+        p, q = v.total(mine[0]), v.total(theirs[0])
         if not p < np.inf or not q < np.inf:
             return -1
         line = blocks[number]
@@ -194,9 +182,9 @@ def _pair_row(x, y, label, other_label, want, known, blocks, stats, other_stats)
         )
         line[_KL] = line[_REVERSE] = line[_GAP] = line[_OFF] = 0.0
         if highest > nothing and other_highest > nothing:
-            s = _shift(block[6], share * p, other_share * q)
-            line[_KL] = max(block[4] / (share * p) - _phi(s), 0.0)
-            line[_REVERSE] = max(block[5] / (other_share * q) - _phi(-s), 0.0)
+            s = _shift(pair[2], share * p, other_share * q)
+            line[_KL] = max(pair[0] / (share * p) - _phi(s), 0.0)
+            line[_REVERSE] = max(pair[1] / (other_share * q) - _phi(-s), 0.0)
             line[_GAP], line[_OFF] = s - t, s
             if redone:
                 if not abs(s) < _EXACT:
@@ -204,27 +192,29 @@ def _pair_row(x, y, label, other_label, want, known, blocks, stats, other_stats)
             else:
                 weight = max(p / (run + p), q / (other_run + q))
                 allowed = 1.0 if known else _FAR_OFF * min(line[_KL], line[_REVERSE]) + _WORTH / weight
-                past = block[4] == np.inf or block[5] == np.inf  # by a mask, or because the guess is far off
+                past = pair[0] == np.inf or pair[1] == np.inf  # by a mask, or because the guess is far off
                 if past or not s * s <= min(allowed, 1.0):
-                    kept = near, guess, other_near, other_guess
+                    former = near, guess, other_near, other_guess
                     near, other_near = np.float64(highest), np.float64(other_highest)
                     guess = _logsumexp(near, p, c, np.float64(reference))
                     other_guess = _logsumexp(other_near, q, c, np.float64(other_reference))
                     stop, again, redone = start, True, True
                     continue
-            if redone and not outlier:  # the next block is likelier to be as those before
-                near, guess, other_near, other_guess = kept
-                outlier = number > 0
-            else:
-                outlier = False
+            better = not known and (redone or s * s > _DRIFT * min(line[_KL], line[_REVERSE]))
+            if redone:
+                near, guess, other_near, other_guess = former
         again = redone = False
-        sums, other_sums = v.add(sums, block[0]), v.add(other_sums, block[2])
+        sums, other_sums = v.add(sums, mine[0]), v.add(other_sums, theirs[0])
         run, other_run = run + p, other_run + q
         if highest > best:
             best, best_start = highest, start
         if other_highest > other_best:
             other_best, other_best_start = other_highest, start
         number += 1
+        if better:  # the next block is likely to be as those before
+            near, other_near, better = np.float64(best), np.float64(other_best), False
+            guess = _logsumexp(near, run, c, np.float64(reference))
+            other_guess = _logsumexp(other_near, other_run, c, np.float64(other_reference))
     _finish(x, sums, reference, c, factor, best, best_start, want, counts, lane_label, stats)
     _finish(
         y,
@@ -303,18 +293,16 @@ def _above_and_ties(x, blocks, column, number, value, top):
 
 
 @jit
-def rows_paired(
-    logits, others, labels, label_logits, want, tops_too, spread_too, blocks, stats, other_stats, out, tops
-):
+def rows_paired(logits, others, labels, label_logits, want, tops_too, spread_too, room, stats, other_stats, out, tops):
     """Statistics of both sides, divergences and tops of pairs of rows; how many rows it could not do.
 
     logits and others (n, classes) of one type, float32 or half, as they are: no scale and no softcap; labels (n,), SKIP
     leaves a row out; label_logits (2, n); want = RANK | PREDICTED; tops_too, spread_too: whether to write `tops` (n, 4)
-    and, of `out` (n, divergence.COLUMNS), JS, TV, DISTANCE and BOTH; blocks (most_blocks(classes), BLOCK_COLUMNS) is
-    room; stats, other_stats (n, row_statistics.COLUMNS) are written. A row that it could not do has the statistics of
-    no class, and NaN in `out`.
+    and, of `out` (n, divergence.COLUMNS), JS, TV, DISTANCE and BOTH; room is an array (most_blocks(classes),
+    BLOCK_COLUMNS) and two of pair_blocks.PORTION float32; stats, other_stats (n, row_statistics.COLUMNS) are written. A
+    row that it could not do has the statistics of no class, and NaN in `out`.
     """
-    left = 0
+    left, blocks = 0, room[0]
     for r in range(labels.size):
         if labels[r] == SKIP:
             continue
@@ -325,7 +313,7 @@ def rows_paired(
         other_label = label_logits[1, r] if labels[r] >= 0 else np.nan
         number = 0
         for attempt in range(2):
-            number = _pair_row(x, y, label, other_label, want, attempt == 1, blocks, mine, theirs)
+            number = _pair_row(x, y, label, other_label, want, attempt == 1, room, mine, theirs)
             if number < 0 or _merge_blocks(blocks, number, out[r]):
                 break
         both = mine[MAX] > -np.inf and theirs[MAX] > -np.inf

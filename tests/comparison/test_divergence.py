@@ -189,9 +189,8 @@ def test_ranges_of_classes_merge_by_the_chain_rule(dtype, monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16], **names)
-def test_rows_whose_blocks_differ_by_different_amounts(dtype, monkeypatch):
+def test_rows_whose_blocks_differ_by_different_amounts(dtype):
     """What the first classes say of the difference of the logsumexps is no good guess, where rows are read once."""
-    monkeypatch.setattr("bigvocab.comparison.pairs.SEGMENT", 64)
     x, y = pair(6, 20000, (dtype,), 0.01)
     x[:3, 15000], y[:3, 15000] = 30, [30.5, 29, 30.01]  # nearly all of the mass in one class
     y[3, :400] += dtype(3)
@@ -347,6 +346,16 @@ def test_the_hot_loops_are_vectorised():
         scalar = [line for line in loop.scalar if f"s{letter}\t" in line]
         assert len(packed) >= 60
         assert len(scalar) < len(packed) / 4
+
+
+def test_the_loops_of_rows_that_are_read_once_are_vectorised():
+    from bigvocab.kernels import pair_rows
+
+    x, y = pair(1, 17_000, (np.float32,), 0.1)
+    loop = Loop(assembly(pair_rows, "rows_paired", lambda: compare(x, y)))
+    assert not loop.gathers
+    assert len(loop.packed) >= 200
+    assert len(loop.scalar) < len(loop.packed) / 4
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="names x86 processors")
