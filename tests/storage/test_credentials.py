@@ -11,7 +11,7 @@ from fault_server import serving
 from safetensors.numpy import save
 
 import bigvocab as bv
-from bigvocab.storage import stores, uris
+from bigvocab.storage import attempts, uris
 
 ROWS, CLASSES, SIZE = 60, 50, 8
 KEY, SECRET = "AKIAKEYKEY", "hun%2Fter2"
@@ -31,7 +31,7 @@ def npy(array):
 @pytest.fixture
 def store(monkeypatch):
     """A server that answers requests with the key alone; no other credentials are anywhere."""
-    monkeypatch.setattr(stores, "PAUSE", 0.0)
+    monkeypatch.setattr(attempts, "PAUSE", 0.0)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
         monkeypatch.delenv(name, raising=False)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import bigvocab as bv
-from bigvocab.storage import stores
+from bigvocab.storage import attempts
 from bigvocab.storage.stores import store_of
 
 ROWS, CLASSES = 300, 70
@@ -32,7 +32,7 @@ LABELS = np.arange(ROWS) % CLASSES
 )
 def test_what_arrow_refuses_is_one_line(monkeypatch, uri, words):
     """Without a network: no library, no account, no such option."""
-    monkeypatch.setattr(stores, "PAUSE", 0.0)
+    monkeypatch.setattr(attempts, "PAUSE", 0.0)
     name = re.escape(uri.split("?")[0].replace(":a2V5", ""))
     for read in (
         lambda: bv.open_matrix(uri),

@@ -9,7 +9,7 @@ import pytest
 from fault_server import serving
 
 import bigvocab as bv
-from bigvocab.storage import remote, stores, uris
+from bigvocab.storage import attempts, remote, uris
 from bigvocab.storage.output import replacing
 
 ROWS, CLASSES, SIZE = 300, 70, 16
@@ -40,7 +40,7 @@ def write_ipc(found, sink):
 
 @pytest.fixture
 def store(monkeypatch):
-    monkeypatch.setattr(stores, "PAUSE", 0.0)
+    monkeypatch.setattr(attempts, "PAUSE", 0.0)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     with serving() as (faults, web, query):
         faults.put("/b/logits.npy", npy(LOGITS))

@@ -19,7 +19,7 @@ from gguf_files import gguf_bytes, model_keys, plain_tensor
 from safetensors.numpy import save_file
 
 import bigvocab as bv
-from bigvocab.storage import stores
+from bigvocab.storage import attempts
 
 ROWS, CLASSES, SIZE = 60, 50, 8
 RNG = np.random.default_rng(1)
@@ -86,7 +86,7 @@ def where(tmp_path_factory):
     folder = tmp_path_factory.mktemp("files")
     write_files(folder)
     with pytest.MonkeyPatch.context() as patch, serving() as (faults, web, query):
-        patch.setattr(stores, "PAUSE", 0.0)
+        patch.setattr(attempts, "PAUSE", 0.0)
         patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
         for file in folder.rglob("*"):
             if file.is_file():
