@@ -23,6 +23,7 @@ class Faults:
         self.key = None  # what every request must be signed with, or the name of its user
         self.ranges = []  # (path, first, last)
         self.in_flight = self.most = 0
+        self.hangs_up = False  # each connection is closed after an answer that does not say so
         self.gate = None  # ranges wait until so many are in flight
         self.uploads = {}
         self.lock = threading.Condition()
@@ -140,6 +141,7 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("ETag", etag)
         self.end_headers()
         self.wfile.write(sent)
+        self.close_connection = self.close_connection or faults.hangs_up
         if fault == "drop":
             self.close_connection = True
             self.wfile.flush()

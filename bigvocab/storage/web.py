@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import http.client
+import ssl
 import threading
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -15,6 +16,7 @@ from bigvocab.storage.attempts import Final
 from bigvocab.storage.file_identity import RemoteIdentity
 
 _TIMEOUT, _REDIRECTS = 60.0, 5
+_CLOSED = (ConnectionError, ssl.SSLEOFError, ssl.SSLZeroReturnError)  # by the server
 
 
 class HttpStore:
@@ -39,13 +41,9 @@ class HttpStore:
                 given["Authorization"] = "Basic " + base64.b64encode(unquote(user).encode()).decode()
             target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
             place = (parts.scheme.lower(), host)
-            connection = self._connection(place)
+            connection, answer = self._answer(place, method, target, given)
             try:
-                connection.request(method, target, headers=given)
-                answer = connection.getresponse()
-                body = answer.read() if method == "GET" else b""
-                if method != "GET":
-                    answer.read()
+                body = answer.read()
             except BaseException:
                 connection.close()
                 raise
@@ -60,15 +58,36 @@ class HttpStore:
             return answer.status, answer.headers, body
         raise Final("is redirected again and again")
 
-    def _connection(self, place: tuple[str, str]) -> http.client.HTTPConnection:
-        """One that is idle, or a new one."""
+    def _answer(
+        self, place: tuple[str, str], method: str, target: str, headers: dict[str, str]
+    ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
+        """A connection, and an answer whose body is still to be read. Servers close connections that were idle for
+        long: one that is found closed before a byte came is replaced, which is no failed attempt.
+        """
+        while True:
+            connection = self._idle_one(place)
+            was_idle = connection is not None
+            if connection is None:
+                kind = http.client.HTTPSConnection if place[0] == "https" else http.client.HTTPConnection
+                connection = kind(place[1], timeout=_TIMEOUT)
+            try:
+                connection.request(method, target, headers=headers)
+                return connection, connection.getresponse()
+            except _CLOSED:
+                connection.close()
+                if not was_idle:
+                    raise
+            except BaseException:
+                connection.close()
+                raise
+
+    def _idle_one(self, place: tuple[str, str]) -> http.client.HTTPConnection | None:
         with self._lock:
             for i, (other, connection) in enumerate(self._idle):
                 if other == place:
                     del self._idle[i]
                     return connection
-        kind = http.client.HTTPSConnection if place[0] == "https" else http.client.HTTPConnection
-        return kind(place[1], timeout=_TIMEOUT)
+        return None
 
     def identity(self) -> RemoteIdentity:
         """Its size, time of change and ETag."""

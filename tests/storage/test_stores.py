@@ -165,6 +165,16 @@ def test_what_passes_is_tried_again(store, kind, fault, small_ranges):
     assert not faults.plan
 
 
+def test_a_connection_that_was_closed_while_idle_is_no_failed_attempt(store, small_ranges):
+    """More of them than there are attempts; the next request finds one after the other closed."""
+    faults = store[0]
+    matrix = bv.open_matrix(places(store)["http"]("logits.npy"))
+    faults.hangs_up, faults.gate = True, 2 * attempts.ATTEMPTS
+    np.testing.assert_array_equal(matrix[0:ROWS], LOGITS)
+    faults.gate = None
+    np.testing.assert_array_equal(matrix[0:2], LOGITS[0:2])
+
+
 @pytest.mark.parametrize("fault", ["503", "drop", "short"])
 def test_what_does_not_pass_is_one_line(store, fault):
     faults = store[0]
