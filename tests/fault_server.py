@@ -26,6 +26,7 @@ class Faults:
         self.hangs_up = False  # each connection is closed after an answer that does not say so
         self.gate = None  # ranges wait until so many are in flight
         self.uploads = {}
+        self.uploading = lambda words: None  # is called with the query of each step of an upload
         self.lock = threading.Condition()
 
     def put_query(self, path, query, data):
@@ -185,6 +186,7 @@ class Handler(BaseHTTPRequestHandler):
         path, query = self.split()
         faults = self.server.faults
         data = self.body()
+        faults.uploading(query)
         if path in faults.status or not self.may():
             self.refused(path)
         elif "uploadId" in query:
@@ -202,6 +204,7 @@ class Handler(BaseHTTPRequestHandler):
         path, query = self.split()
         faults = self.server.faults
         self.body()
+        faults.uploading(query)
         if "uploads" in query:
             faults.uploads.clear()
             bucket, _, key = path.strip("/").partition("/")

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import functools
+import secrets
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from bigvocab.storage import uris
 from bigvocab.storage.attempts import Final
+from bigvocab.storage.azure import keyed_system
 from bigvocab.storage.file_identity import RemoteIdentity
 
-_PIECE = 8 << 20
+_PIECE, _UNSENT = 8 << 20, 64 << 20  # bytes given to Arrow at a time, and those that it may still have to send
+_GOOGLE_SECONDS = 15  # that Google's client goes on with a request that fails
 
 
 class ArrowStore:
@@ -32,21 +38,31 @@ class ArrowStore:
             raise Final(
                 "is a folder, expected an object" if found.type.name == "Directory" else "there is no such object"
             )
-        with self.system.open_input_file(self.path) as file:
-            return RemoteIdentity(found.size, found.mtime_ns or 0, _etag(file))
+        # never closed: of an object of Google's, Arrow would begin to fetch all of it in order to close it
+        file = self.system.open_input_file(self.path)
+        return RemoteIdentity(found.size, found.mtime_ns or 0, _version(file))
 
     def read(self, start: int, stop: int, expected: RemoteIdentity) -> bytes:
         """Bytes of the object; threads share one open file."""
         with self._lock:
             if self._file is None:
-                file = self.system.open_input_file(self.path)
-                if file.size() != expected.size:
-                    raise Final(f"changed while it was read ({expected.size} bytes before, {file.size()} now)")
-                if expected.etag and _etag(file) != expected.etag:
-                    raise Final("changed while it was read (another ETag)")
-                self._file = file
+                self._file = self._opened(expected)
             file = self._file
         return bytes(file.read_at(stop - start, start))
+
+    def _opened(self, expected: RemoteIdentity) -> Any:
+        """The object, of the very version that is expected."""
+        if self.system.type_name == "abfs":
+            self.system.get_file_info(self.path)  # raises without credentials; opening would end the process
+        file = self.system.open_input_file(self.path)
+        if file.size() != expected.size:
+            raise Final(f"changed while it was read ({expected.size} bytes before, {file.size()} now)")
+        if expected.etag and _version(file) != expected.etag:
+            raise Final("changed while it was read (another ETag)")
+        # Of an object of Google's, the first use begins to fetch all from here on, and two first uses at once are
+        # not safe.
+        file.seek(expected.size - 1)
+        return file
 
     def list(self, *, recursive: bool = False) -> list[str]:
         """URIs of the objects in this folder: directly, or at any depth."""
@@ -68,48 +84,95 @@ class ArrowStore:
             raise Final("is a folder, expected an object to write")
 
     def write(self, source: Path) -> None:
-        """Upload a file; stores make an object visible when it is whole."""
-        with source.open("rb") as file, self.system.open_output_stream(self.path) as sink:
-            while piece := file.read(_PIECE):
-                sink.write(piece)
+        """Upload a file. Most stores make an object visible when it is whole. In Azure an empty one takes its place
+        at first, so there the file goes to another name beside it, and is copied by the store.
+        """
+        if self.system.type_name != "abfs":
+            self._upload(source, self.path)
+            return
+        folder, _, name = self.path.rpartition("/")
+        beside = f"{folder}/.{name}.{secrets.token_hex(8)}.part"
+        try:
+            self._upload(source, beside)
+            if self.system.get_file_info(beside).size != source.stat().st_size:
+                raise OSError("the upload is not whole")
+            self.system.copy_file(beside, self.path)
+        finally:
+            with contextlib.suppress(Exception):
+                self.system.delete_file(beside)
+
+    def _upload(self, source: Path, path: str) -> None:
+        """Send a file in a thread of its own, where no signal ends it halfway; what ends this one stops it."""
+        stop = threading.Event()
+        with ThreadPoolExecutor(1, "upload") as thread:
+            sent = thread.submit(self._send, source, path, stop)
+            try:
+                sent.result()
+            finally:
+                stop.set()
+
+    def _send(self, source: Path, path: str, stop: threading.Event) -> None:
+        sink = self.system.open_output_stream(path)
+        try:
+            with source.open("rb") as file:
+                while not stop.is_set():
+                    if not (piece := file.read(_PIECE)):
+                        sink.close()
+                        return
+                    sink.write(piece)
+                    if not file.tell() % _UNSENT:
+                        sink.flush()  # Arrow copies what it is given, and sends it when it can
+            _abandon(sink)
+        except BaseException:
+            _abandon(sink)
+            raise
 
 
-def _etag(file: Any) -> str:
-    """The ETag of an opened object; "" where the store has none."""
-    held = file.metadata() or {}
-    return next((_text(value) for name, value in held.items() if _text(name).lower() == "etag"), "")
+def _abandon(sink: Any) -> None:
+    """Never close an output stream, not at the end of the process either: what came so far would be the object."""
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(sink))
+
+
+def _version(file: Any) -> str:
+    """The generation or ETag of an opened object; "" where the store has none."""
+    held = {_text(name).lower(): _text(value) for name, value in (file.metadata() or {}).items()}
+    return held.get("generation") or held.get("etag", "")
 
 
 def _text(value: Any) -> str:
     return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
 
-@functools.lru_cache(64)
-def _system_of(root: str, query: str) -> Any:
-    from pyarrow.fs import FileSystem
-
-    return FileSystem.from_uri(root + query)[0]
-
-
 def _file_system(base: str, query: str) -> tuple[Any, str]:
     """The file system of a URI, made once for each host and query, and the path in it."""
     parts = urlsplit(base)
-    if parts.scheme in ("s3", "gs", "gcs"):
-        root = f"{'gs' if parts.scheme == 'gcs' else parts.scheme}://{parts.netloc}"
-        bucket = parts.netloc.rpartition("@")[2]
-        if parts.scheme == "s3" and "anonymous=true" in query.lower():
-            return _anonymous_s3(query), f"{bucket}{unquote(parts.path)}"
-        return _system_of(root, query), f"{bucket}{unquote(parts.path)}"
-    from pyarrow.fs import FileSystem
+    if parts.scheme in ("hdfs", "viewfs"):
+        from pyarrow.fs import FileSystem
 
-    return FileSystem.from_uri(base + query)
+        return FileSystem.from_uri(base + query)
+    system, container = _system_of(parts.scheme, parts.netloc, query)
+    return system, f"{container.strip('/')}{unquote(parts.path)}".lstrip("/")
 
 
 @functools.lru_cache(64)
+def _system_of(scheme: str, netloc: str, query: str) -> tuple[Any, str]:
+    """The file system of what stands before the path of a URI, and the bucket or container it names, if any."""
+    from pyarrow.fs import FileSystem
+
+    if scheme == "s3" and "anonymous=true" in query.lower():
+        return _anonymous_s3(query), netloc.rpartition("@")[2]
+    if scheme.startswith("abfs") and (found := keyed_system(netloc, query)):
+        return found
+    if scheme in ("gs", "gcs"):
+        scheme = "gs"
+        if "retry_limit_seconds=" not in query:  # which is a quarter of an hour by default, of each of our attempts
+            query += f"{'&' if query else '?'}retry_limit_seconds={_GOOGLE_SECONDS}"
+    found = FileSystem.from_uri(f"{scheme}://{netloc}{query}")
+    return found
+
+
 def _anonymous_s3(query: str) -> Any:
     """S3 without signatures, which Arrow has no word for in a URI."""
-    from urllib.parse import parse_qsl
-
     from pyarrow.fs import S3FileSystem
 
     given = {name: value for name, value in parse_qsl(query[1:]) if name in ("endpoint_override", "scheme", "region")}
