@@ -16,6 +16,7 @@ class Faults:
 
     def __init__(self):
         self.objects = {}
+        self.buckets = {"/b"}  # of which one may ask whether they are there
         self.versions = {}
         self.plan = []
         self.status = {}  # path -> status for everything
@@ -88,12 +89,15 @@ class Handler(BaseHTTPRequestHandler):
     def do_HEAD(self):
         path, _ = self.split()
         faults = self.server.faults
+        if path in faults.buckets:
+            return self.answer(200 if self.may() else 403)
         if not self.refused(path):
             self.send_response(200)
             self.send_header("Content-Length", str(len(faults.objects[path])))
             self.send_header("ETag", faults.etag(path))
             self.send_header("Last-Modified", "Sat, 28 Nov 2026 00:00:00 GMT")
             self.end_headers()
+        return None
 
     def do_GET(self):
         path, query = self.split()

@@ -18,7 +18,7 @@ from bigvocab.storage.azure import keyed_system
 from bigvocab.storage.file_identity import RemoteIdentity
 
 _PIECE, _UNSENT = 8 << 20, 64 << 20  # bytes given to Arrow at a time, and those that it may still have to send
-_GOOGLE_SECONDS = 15  # that Google's client goes on with a request that fails
+GOOGLE_SECONDS = 15  # that Google's client goes on with a request that fails
 
 
 class ArrowStore:
@@ -38,9 +38,11 @@ class ArrowStore:
             raise Final(
                 "is a folder, expected an object" if found.type.name == "Directory" else "there is no such object"
             )
-        # never closed: of an object of Google's, Arrow would begin to fetch all of it in order to close it
-        file = self.system.open_input_file(self.path)
-        return RemoteIdentity(found.size, found.mtime_ns or 0, _version(file))
+        etag = ""
+        if self.system.type_name != "gcs":  # whose time of change is exact, and where opening begins to fetch all
+            with self.system.open_input_file(self.path) as file:
+                etag = _etag(file)
+        return RemoteIdentity(found.size, found.mtime_ns or 0, etag)
 
     def read(self, start: int, stop: int, expected: RemoteIdentity) -> bytes:
         """Bytes of the object; threads share one open file."""
@@ -48,7 +50,10 @@ class ArrowStore:
             if self._file is None:
                 self._file = self._opened(expected)
             file = self._file
-        return bytes(file.read_at(stop - start, start))
+        try:
+            return bytes(file.read_at(stop - start, start))
+        except FileNotFoundError:  # Google's stores answer so for a version that another one has replaced
+            raise Final("changed while it was read, or removed") from None
 
     def _opened(self, expected: RemoteIdentity) -> Any:
         """The object, of the very version that is expected."""
@@ -57,10 +62,9 @@ class ArrowStore:
         file = self.system.open_input_file(self.path)
         if file.size() != expected.size:
             raise Final(f"changed while it was read ({expected.size} bytes before, {file.size()} now)")
-        if expected.etag and _version(file) != expected.etag:
+        if expected.etag and _etag(file) != expected.etag:
             raise Final("changed while it was read (another ETag)")
-        # Of an object of Google's, the first use begins to fetch all from here on, and two first uses at once are
-        # not safe.
+        # Arrow has begun to fetch all of an object of Google's: have it give that up for the last byte.
         file.seek(expected.size - 1)
         return file
 
@@ -79,9 +83,20 @@ class ArrowStore:
         self.system.delete_file(self.path)
 
     def check_writable(self) -> None:
-        """Look at what is there, which also finds out whether the store answers."""
-        if self.system.get_file_info(self.path).type.name == "Directory":
+        """Look at what is there, which also finds out whether the store answers and has such a bucket."""
+        found = self.system.get_file_info(self.path).type.name
+        if found == "Directory":
             raise Final("is a folder, expected an object to write")
+        if found == "NotFound" and self._lacks_bucket():
+            raise Final("there is no such bucket or container")
+
+    def _lacks_bucket(self) -> bool:
+        """Whether there is none; no where one may not look, as who writes objects need not be allowed to."""
+        bucket = self.path.partition("/")[0]
+        try:
+            return bool(bucket) and self.system.get_file_info(bucket).type.name == "NotFound"
+        except Exception:
+            return False
 
     def write(self, source: Path) -> None:
         """Upload a file. Most stores make an object visible when it is whole. In Azure an empty one takes its place
@@ -133,10 +148,10 @@ def _abandon(sink: Any) -> None:
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(sink))
 
 
-def _version(file: Any) -> str:
-    """The generation or ETag of an opened object; "" where the store has none."""
-    held = {_text(name).lower(): _text(value) for name, value in (file.metadata() or {}).items()}
-    return held.get("generation") or held.get("etag", "")
+def _etag(file: Any) -> str:
+    """The ETag of an opened object; "" where the store has none."""
+    held = file.metadata() or {}
+    return next((_text(value) for name, value in held.items() if _text(name).lower() == "etag"), "")
 
 
 def _text(value: Any) -> str:
@@ -166,7 +181,7 @@ def _system_of(scheme: str, netloc: str, query: str) -> tuple[Any, str]:
     if scheme in ("gs", "gcs"):
         scheme = "gs"
         if "retry_limit_seconds=" not in query:  # which is a quarter of an hour by default, of each of our attempts
-            query += f"{'&' if query else '?'}retry_limit_seconds={_GOOGLE_SECONDS}"
+            query += f"{'&' if query else '?'}retry_limit_seconds={GOOGLE_SECONDS}"
     found = FileSystem.from_uri(f"{scheme}://{netloc}{query}")
     return found
 

@@ -17,7 +17,7 @@ from bigvocab.errors import BigvocabError, FormatError
 from bigvocab.storage import uris
 
 ATTEMPTS, PAUSE = 5, 0.2  # of a request, and seconds before the second one; each pause is twice the one before
-_FINAL = re.compile(r"\b(40[0134]|ACCESS_DENIED|NO_SUCH_(KEY|BUCKET)|INVALID_ACCESS_KEY|SIGNATURE)|not found|No such file|forbidden", re.IGNORECASE)  # fmt: skip # noqa: E501
+_FINAL = re.compile(r"\b(40[0134]|ACCESS_DENIED|NO_SUCH_(KEY|BUCKET)|INVALID_ACCESS_KEY|SIGNATURE|PERMISSION_DENIED|UNAUTHENTICATED)|not found|No such file|forbidden", re.IGNORECASE)  # fmt: skip # noqa: E501
 
 
 class Final(Exception):
@@ -57,7 +57,8 @@ def _is_arrow(error: Exception) -> bool:
 
 def _one_line(error: BaseException) -> str:
     """What an error says, without secrets: those of a URI, and what services add."""
-    text = (str(error).strip() or type(error).__name__).splitlines()[0][:400]
+    text = (str(error).strip() or type(error).__name__).splitlines()[0]
+    text = re.sub(r" error_info=\{.*", ")", text)[:400]  # of Google, after its message
     return re.sub(r"(?i)(key|secret|token|signature|credential)(id)?=[^\s&'\"]+", r"\1=...", uris.redacted(text))
 
 

@@ -34,7 +34,7 @@ def keyed_system(netloc: str, query: str) -> tuple[Any, str] | None:
             container = host
     from pyarrow.fs import AzureFileSystem
 
-    return AzureFileSystem(account, key, **options), container
+    return AzureFileSystem(account, account_key=key, **options), container
 
 
 def _options(query: str) -> dict[str, str]:

@@ -241,6 +241,10 @@ def test_outputs_are_written_whole_or_not_at_all(store):
     faults.status["/b/out/no"] = 403
     with pytest.raises(bv.BigvocabError, match=r"^s3://b/out/no\?.*: cannot be written: .*(403|ACCESS_DENIED)"):
         bv.evaluate(logits=LOGITS, labels=LABELS, report=at("out/no"))
+    with pytest.raises(
+        bv.BigvocabError, match=r"^s3://nobucket/r\?.*: cannot be written: there is no such bucket or container"
+    ):
+        bv.evaluate(logits=LOGITS, labels=LABELS, report=at("r").replace("//b/", "//nobucket/"))
     with pytest.raises(bv.BigvocabError, match="cannot be written: a web server takes no files"):
         bv.evaluate(logits=LOGITS, labels=LABELS, report=places(store)["http"]("r.json"))
     with pytest.raises(bv.BigvocabError, match="is one of the files that are read"):
