@@ -5,6 +5,7 @@ GET with ranges, HEAD, PUT (whole or in parts) and listings, anonymous. It count
 
 import base64
 import re
+import socket
 import threading
 import urllib.parse
 from contextlib import contextmanager
@@ -257,3 +258,12 @@ def serving():
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def free_ports(count):
+    """Ports of loopback for other servers."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports

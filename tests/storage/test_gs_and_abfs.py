@@ -19,8 +19,8 @@ from urllib.parse import quote, urlencode
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from fault_server import free_ports
 from safetensors.numpy import save
-from test_seaweedfs import free_ports
 
 import bigvocab as bv
 from bigvocab.jobs import checkpoints
