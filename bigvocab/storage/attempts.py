@@ -17,6 +17,7 @@ from bigvocab.errors import BigvocabError, FormatError
 from bigvocab.storage import uris
 
 ATTEMPTS, PAUSE = 5, 0.2  # of a request, and seconds before the second one; each pause is twice the one before
+_NAMES = re.compile(r"'[^']*'|\S*/\S*")  # of objects, in which any number may stand
 _FINAL = re.compile(r"\b(40[0134]|ACCESS_DENIED|NO_SUCH_(KEY|BUCKET)|INVALID_ACCESS_KEY|SIGNATURE|PERMISSION_DENIED|UNAUTHENTICATED)|not found|No such file|forbidden", re.IGNORECASE)  # fmt: skip # noqa: E501
 
 
@@ -39,7 +40,7 @@ def attempt(uri: str, request: Callable[[], Any], what: str = "cannot be read") 
             if not isinstance(error, _EXPECTED) and not _is_arrow(error):
                 raise
             reason = _one_line(error)
-            if not left or _FINAL.search(reason):
+            if not left or _FINAL.search(_NAMES.sub("", reason)):
                 break
         time.sleep(pause)
         pause *= 2

@@ -19,6 +19,7 @@ from urllib.parse import quote, urlencode
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from commands import refused, run
 from fault_server import free_ports
 from safetensors.numpy import save
 
@@ -240,6 +241,21 @@ def test_a_run_with_everything_in_the_store(at, put, tmp_path, monkeypatch):
     put("x.npy", LOGITS[::-1])
     with pytest.raises(bv.BigvocabError, match="logits"):
         bv.evaluate(**given, **places[0])
+
+
+def test_the_command(at, put, tmp_path):
+    put("x.npy", LOGITS)
+    put("y.npy", LABELS)
+    given = ("--logits", at("x.npy"), "--labels", at("y.npy"), "--resume", "--report", at("c/r.json"))
+    done = run("eval", *given, "--state", at("c/s"), "--output", at("c/l.parquet"))
+    assert done.exit_code == 0, done.stderr
+    report = json.loads(object_bytes(at("c/r.json")))
+    assert report["sum"] == bv.evaluate(logits=LOGITS, labels=LABELS)["sum"]
+    assert run("eval", *given, "--state", at("c/s"), "--output", at("c/l.parquet")).exit_code == 0
+    assert run("merge", at("c/s"), "--report", at("c/m.json")).exit_code == 0
+    assert json.loads(object_bytes(at("c/m.json")))["sum"] == report["sum"]
+    assert run("inspect", at("x.npy")).exit_code == 0
+    refused(run("inspect", at("none.npy")), 1, "none.npy", "there is no such object")
 
 
 def test_an_object_that_changes_is_refused(at, put, tmp_path):

@@ -165,6 +165,17 @@ def test_what_passes_is_tried_again(store, kind, fault, small_ranges):
     assert not faults.plan
 
 
+def test_a_number_in_the_name_of_an_object_is_no_status(store):
+    answers = ["for 'part-404.npy': SLOW_DOWN", "b/x-403.npy: SLOW_DOWN", "http://b/x-400.npy: reset"]
+
+    def request():
+        if answers:
+            raise OSError(answers.pop())
+        return "content"
+
+    assert attempts.attempt("s3://b/part-404.npy", request) == "content"
+
+
 def test_a_connection_that_was_closed_while_idle_is_no_failed_attempt(store, small_ranges):
     """More of them than there are attempts; the next request finds one after the other closed."""
     faults = store[0]
