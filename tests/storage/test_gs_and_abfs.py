@@ -47,7 +47,7 @@ def google():
 
 
 def azure():
-    """As `google`."""
+    """As `google`. Azure's client may ask this server again, after 7 seconds, for what it answered."""
     found = shutil.which("azurite-blob", path=Path(sys.executable).parent) or shutil.which("azurite-blob")
     options = ["--blobHost=127.0.0.1", "--inMemoryPersistence", "--skipApiVersionCheck", "--disableTelemetry"]
     return [found, "--silent", *options] if found else None
