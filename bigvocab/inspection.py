@@ -18,7 +18,7 @@ from bigvocab import arguments
 from bigvocab.comparison.llama_source import llama_path
 from bigvocab.errors import BigvocabError, FormatError
 from bigvocab.formats import has_arrays, list_archive, read_array
-from bigvocab.formats.gguf import read_gguf
+from bigvocab.formats.gguf import as_local_set, read_gguf
 from bigvocab.formats.llama_logits import open_llama_logits
 from bigvocab.formats.magic import ARROW_STREAM, LONGEST, kind_of
 from bigvocab.formats.safetensors import check_offsets, check_whole, read_header
@@ -36,7 +36,6 @@ from bigvocab.storage import uris
 from bigvocab.storage.mapped import MappedFile
 from bigvocab.storage.paths import SUFFIXES, expand, natural_key, split_selector
 from bigvocab.storage.places import first_bytes, is_file, is_folder, names_in, open_header, within
-from bigvocab.storage.spool import as_local
 from bigvocab.storage.stores import is_there
 
 _SAMPLE_ROWS = 64
@@ -227,7 +226,7 @@ def _model(found: FoundModel) -> dict[str, Any]:
 
 def _gguf(place: str) -> dict[str, Any]:
     """Every tensor of a GGUF file, or set, and the model in it."""
-    with as_local(place) as local:
+    with as_local_set(place) as local:
         file = read_gguf(local)
     tensors = [{"name": t.name, "shape": list(t.shape), "dtype": t.type} for t in file.tensors.values()]
     found = {"format": _FORMATS["gguf"], "tensors": tensors, "bytes": sum(part.size for part in file.files)}

@@ -5,6 +5,7 @@ GET with ranges, HEAD, PUT (whole or in parts) and listings, anonymous. It count
 
 import base64
 import re
+import socket
 import threading
 import urllib.parse
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ class Faults:
 
     def __init__(self):
         self.objects = {}
+        self.buckets = {"/b"}  # of which one may ask whether they are there
         self.versions = {}
         self.plan = []
         self.status = {}  # path -> status for everything
@@ -23,8 +25,10 @@ class Faults:
         self.key = None  # what every request must be signed with, or the name of its user
         self.ranges = []  # (path, first, last)
         self.in_flight = self.most = 0
+        self.hangs_up = False  # each connection is closed after an answer that does not say so
         self.gate = None  # ranges wait until so many are in flight
         self.uploads = {}
+        self.uploading = lambda words: None  # is called with the query of each step of an upload
         self.lock = threading.Condition()
 
     def put_query(self, path, query, data):
@@ -86,12 +90,15 @@ class Handler(BaseHTTPRequestHandler):
     def do_HEAD(self):
         path, _ = self.split()
         faults = self.server.faults
+        if path in faults.buckets:
+            return self.answer(200 if self.may() else 403)
         if not self.refused(path):
             self.send_response(200)
             self.send_header("Content-Length", str(len(faults.objects[path])))
             self.send_header("ETag", faults.etag(path))
             self.send_header("Last-Modified", "Sat, 28 Nov 2026 00:00:00 GMT")
             self.end_headers()
+        return None
 
     def do_GET(self):
         path, query = self.split()
@@ -140,6 +147,7 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("ETag", etag)
         self.end_headers()
         self.wfile.write(sent)
+        self.close_connection = self.close_connection or faults.hangs_up
         if fault == "drop":
             self.close_connection = True
             self.wfile.flush()
@@ -183,6 +191,7 @@ class Handler(BaseHTTPRequestHandler):
         path, query = self.split()
         faults = self.server.faults
         data = self.body()
+        faults.uploading(query)
         if path in faults.status or not self.may():
             self.refused(path)
         elif "uploadId" in query:
@@ -200,6 +209,7 @@ class Handler(BaseHTTPRequestHandler):
         path, query = self.split()
         faults = self.server.faults
         self.body()
+        faults.uploading(query)
         if "uploads" in query:
             faults.uploads.clear()
             bucket, _, key = path.strip("/").partition("/")
@@ -248,3 +258,12 @@ def serving():
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def free_ports(count):
+    """Ports of loopback for other servers."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports

@@ -5,8 +5,10 @@ Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +18,12 @@ from bigvocab.errors import BigvocabError, FormatError
 from bigvocab.formats.gguf_header import GGUFArray, GGUFTensor, Header, read_header
 from bigvocab.formats.gguf_types import BY_NAME, PLAIN, READ
 from bigvocab.formats.layout import Layout, Stored, check_shape, resolve_dtype
+from bigvocab.storage import uris
 from bigvocab.storage.mapped import MappedFile
 from bigvocab.storage.paths import Source
-from bigvocab.storage.uris import is_remote
+from bigvocab.storage.places import folder_of, within
+from bigvocab.storage.remote import whole_uri
+from bigvocab.storage.spool import as_local, copies
 
 _PART = re.compile(r"(.*)-([0-9]{5})-of-([0-9]{5})\.gguf", re.DOTALL)
 _SIDECARS = {"mmproj": "the encoder of images or sound", "mtp": "the layers that predict further tokens"}
@@ -129,13 +134,50 @@ def output_layer_of(tensors: Any) -> str | None:
 
 
 def locate(source: Source) -> Source:
-    """The file of a set that holds the tensor asked for; of a single file, or of an object in a store, itself."""
-    if is_remote(source.path) or not _PART.fullmatch(source.shown):
-        return source
-    model = read_gguf(source.shown)
-    name = _choose(source.shown, source.selector, model.tensors)
-    file = next(file for file in model.files if file.path == model.tensors[name].file)
-    return Source(file.path, file.shown, name)
+    """The file of a set that holds the tensor asked for, by its path or URI; of a single file itself."""
+    if not uris.is_remote(source.path):
+        if not _PART.fullmatch(source.shown):
+            return source
+        name, file = _place_of(source.shown, source.selector)
+        return Source(file.path, file.shown, name)
+    uri = whole_uri(source.path)
+    if not _PART.fullmatch(uris.name_of(uri)) or (source.selector and source.selector in _names_in(uri)):
+        return source  # no other part is fetched for it
+    with as_local_set(uri) as copy:
+        name, file = _place_of(copy, source.selector)
+    held = within(folder_of(uri), os.path.basename(file.path))
+    return Source(held, uris.shown(held), name)
+
+
+def _names_in(uri: str) -> set[str]:
+    """The names of the tensors of one file in a store."""
+    with as_local(uri) as copy:
+        return {tensor.name for tensor in read_header(MappedFile(Source(copy, copy, None))).tensors}
+
+
+def _place_of(path: str, selector: str | None) -> tuple[str, MappedFile]:
+    """A tensor of a set, and the file that holds it."""
+    model = read_gguf(path)
+    name = _choose(path, selector, model.tensors)
+    return name, next(file for file in model.files if file.path == model.tensors[name].file)
+
+
+@contextlib.contextmanager
+def as_local_set(path: str) -> Iterator[str]:
+    """The path of a local copy of an object, of a file of a set with those of all others beside it, or that of a file;
+    errors in here call copies by their URIs.
+    """
+    name = uris.name_of(path)
+    if not uris.is_remote(path) or not _PART.fullmatch(name):
+        with as_local(path) as local:
+            yield local
+        return
+    folder = folder_of(path)
+    place = copies(folder, part_names(name))
+    try:
+        yield os.path.join(place, name)
+    except BigvocabError as error:
+        raise error.renamed(place, uris.split_query(uris.shown(folder))[0].rstrip("/")) from error
 
 
 def _choose(shown: str, selector: str | None, tensors: Any) -> str:

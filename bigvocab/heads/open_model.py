@@ -10,7 +10,7 @@ from typing import Any
 
 from bigvocab import arguments
 from bigvocab.errors import BigvocabError
-from bigvocab.formats.gguf import part_names
+from bigvocab.formats.gguf import as_local_set, part_names
 from bigvocab.formats.magic import GGUF
 from bigvocab.heads.checkpoint import SHARD
 from bigvocab.heads.found_model import FoundModel, TensorPlace
@@ -21,7 +21,7 @@ from bigvocab.storage import uris
 from bigvocab.storage.paths import names_one, natural_key
 from bigvocab.storage.places import folder_of, within
 from bigvocab.storage.remote import remember, whole_uri
-from bigvocab.storage.spool import as_local, copies, filled, mirror
+from bigvocab.storage.spool import filled, mirror
 
 # What a path inside a model's folder may be, to mean the folder.
 _OF_FOLDER = ("config.json", "model.safetensors", "model.safetensors.index.json")
@@ -82,17 +82,10 @@ def _in_store(uri: str, tokenizer: bool) -> FoundModel:
 
 def _gguf_in_store(uri: str, tokenizer: bool) -> FoundModel:
     """A GGUF model in an object store, all of it; of a set all parts."""
-    name = uris.name_of(uri)
-    if (names := part_names(name)) == [name]:
-        with as_local(uri) as local:
-            return _moved(find_layer(local, tokenizer=tokenizer), {local: uri}, local, uri)
-    folder = folder_of(uri)
-    place = copies(folder, names)
-    try:
-        found = find_layer(os.path.join(place, name), tokenizer=tokenizer)
-    except BigvocabError as error:
-        raise error.renamed(place, uris.split_query(uris.shown(folder))[0].rstrip("/")) from error
-    places = {os.path.join(place, one): within(folder, one) for one in names}
+    with as_local_set(uri) as local:
+        found = find_layer(local, tokenizer=tokenizer)
+    place, folder = os.path.dirname(local), folder_of(uri)
+    places = {os.path.join(place, one): within(folder, one) for one in part_names(os.path.basename(local))}
     return replace(_moved(found, places, place, folder), path=remember(uri))
 
 

@@ -22,9 +22,11 @@ from pathlib import Path
 from bigvocab.errors import BigvocabError, FormatError
 from bigvocab.evaluation.state import read_state
 from bigvocab.storage import uris
+from bigvocab.storage.attempts import attempt
+from bigvocab.storage.file_identity import RemoteIdentity
 from bigvocab.storage.paths import Source
 from bigvocab.storage.remote import RemoteFile
-from bigvocab.storage.stores import RemoteIdentity, attempt, is_there, object_bytes, store_of
+from bigvocab.storage.stores import is_there, object_bytes, store_of
 
 
 class StoredState:

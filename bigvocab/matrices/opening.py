@@ -44,8 +44,10 @@ def _open_file(source: Source, options: Options) -> MappedFile:
     """A file, mapped; an object of a store as one whose rows are fetched when they are asked for, or as a local copy:
     of what is read again and again (`spooled`), and of formats that lie anywhere in their file.
     """
+    if not options.shape:
+        source = locate(source)
     if not uris.is_remote(source.path):
-        return MappedFile(source if options.shape else locate(source))
+        return MappedFile(source)
     whole = not options.shape and not uris.name_of(source.path).lower().endswith(_STREAMED)
     if options.spooled or whole:
         return SpooledFile(source, whole=whole)

@@ -18,8 +18,7 @@ from bigvocab.errors import BigvocabError, FormatError
 from bigvocab.formats.layout import dtype_label
 from bigvocab.matrices.matrix import Matrix
 from bigvocab.matrices.parts import Array, Part, make_shard, native
-from bigvocab.storage.file_identity import FileIdentity
-from bigvocab.storage.stores import RemoteIdentity
+from bigvocab.storage.file_identity import FileIdentity, RemoteIdentity
 
 _READ_BYTES = 8 << 20  # at a time, where the rows of other layers are read along
 _MOST_ALONG = 4  # layers that are read along: with more of them, each row is read for itself

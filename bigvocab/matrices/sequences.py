@@ -22,11 +22,10 @@ from bigvocab.matrices.opening import as_matrix
 from bigvocab.matrices.sequence_files import RowFile, SequenceFiles, SequenceMatrix, refuse_unlike
 from bigvocab.matrices.stored_sequences import StoredSequences
 from bigvocab.storage import uris
-from bigvocab.storage.file_identity import FileIdentity
+from bigvocab.storage.file_identity import FileIdentity, RemoteIdentity
 from bigvocab.storage.mapped import MappedFile
 from bigvocab.storage.paths import Source, expand
 from bigvocab.storage.remote import RemoteFile, at_once
-from bigvocab.storage.stores import RemoteIdentity
 from bigvocab.storage.uris import is_remote
 
 # More files than these, where they are small, are read when their rows are asked for: each map holds a descriptor.

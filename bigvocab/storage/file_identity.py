@@ -1,4 +1,4 @@
-"""What tells that a file is still the one that was opened."""
+"""What tells that a file, or an object, is still the one that was opened."""
 
 from __future__ import annotations
 
@@ -43,3 +43,11 @@ class FileIdentity(NamedTuple):
         except OSError:
             return False
         return now.size < self.size and now[2:] == self[2:]
+
+
+class RemoteIdentity(NamedTuple):
+    """What changes when an object is written anew."""
+
+    size: int
+    changed_ns: int
+    etag: str

@@ -91,7 +91,8 @@ def replacing(path: str | os.PathLike[str], *, fixed: bool = False) -> Iterator[
 @contextlib.contextmanager
 def _uploaded(uri: str) -> Iterator[Path]:
     """A temporary path whose content becomes the object at the end; nothing goes there after an error."""
-    from bigvocab.storage.stores import attempt, store_of
+    from bigvocab.storage.attempts import attempt
+    from bigvocab.storage.stores import store_of
 
     handle, name = tempfile.mkstemp(prefix="bigvocab.", suffix=".part")
     os.close(handle)
@@ -128,7 +129,8 @@ def _is_special(path: Path) -> bool:
 def check_writable(path: str | os.PathLike[str], *, kept: bool = False) -> None:
     """Fail now, not after hours, if `path` cannot be written; what is `kept` while a run goes on must be a file."""
     if uris.is_remote(path):
-        from bigvocab.storage.stores import attempt, store_of
+        from bigvocab.storage.attempts import attempt
+        from bigvocab.storage.stores import store_of
 
         attempt(os.fspath(path), lambda: store_of(os.fspath(path)).check_writable(), "cannot be written")
         return

@@ -102,7 +102,8 @@ def uri_files(uri: str, kinds: Kinds) -> list[str]:
         return [uri]
     if not glob.has_magic(pattern):
         folder, pattern = before.rstrip("/"), ""
-    from bigvocab.storage.stores import attempt, store_of
+    from bigvocab.storage.attempts import attempt
+    from bigvocab.storage.stores import store_of
 
     place = f"{folder}/{query}"
     listed: list[str] = attempt(place, store_of(place).list, "cannot be listed")

@@ -7,10 +7,11 @@ import os
 
 from bigvocab.errors import BigvocabError
 from bigvocab.storage import uris
+from bigvocab.storage.attempts import attempt
 from bigvocab.storage.mapped import MappedFile
 from bigvocab.storage.paths import Source, names_one
 from bigvocab.storage.remote import RemoteFile
-from bigvocab.storage.stores import attempt, store_of
+from bigvocab.storage.stores import store_of
 
 
 def is_file(path: str) -> bool:

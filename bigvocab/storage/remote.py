@@ -17,9 +17,11 @@ import numpy.typing as npt
 
 from bigvocab.errors import BigvocabError, FormatError
 from bigvocab.storage import uris
+from bigvocab.storage.attempts import ATTEMPTS, attempt, short
+from bigvocab.storage.file_identity import RemoteIdentity
 from bigvocab.storage.mapped import MappedFile
 from bigvocab.storage.paths import Source
-from bigvocab.storage.stores import ATTEMPTS, RemoteIdentity, Store, attempt, short, store_of
+from bigvocab.storage.stores import Store, store_of
 
 RANGE, THREADS = 8 << 20, 20
 _HEAD = 1 << 20  # bytes read at once where a header is looked at

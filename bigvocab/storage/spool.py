@@ -16,12 +16,14 @@ from typing import Any
 
 from bigvocab.errors import BigvocabError
 from bigvocab.storage import uris
+from bigvocab.storage.attempts import attempt
+from bigvocab.storage.file_identity import RemoteIdentity
 from bigvocab.storage.folders import is_plain_name
 from bigvocab.storage.mapped import MappedFile
 from bigvocab.storage.paths import Source
 from bigvocab.storage.places import within
 from bigvocab.storage.remote import RemoteFile, at_once, whole_uri
-from bigvocab.storage.stores import RemoteIdentity, attempt, is_there, object_bytes, store_of
+from bigvocab.storage.stores import is_there, object_bytes, store_of
 
 _STEP = 256 << 20  # bytes fetched and written at a time
 _HEADER, _MOST_HEADER = 1 << 20, 100_000_008

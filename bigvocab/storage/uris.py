@@ -60,6 +60,8 @@ def shown(uri: str) -> str:
     user, at, place = host.rpartition("@")
     if at and scheme.lower().startswith("abfs") and (container := user.partition(":")[0]):
         place = f"{container}@{place}"  # which is no user
+    elif user == "anonymous" and scheme.lower() in ("gs", "gcs"):  # which is no user either
+        place = f"{user}@{place}"
     kept = [pair for pair in parse_qsl(query, keep_blank_values=True) if pair[0] in _SHOWN]
     return f"{scheme}://{place}{slash}{path.partition('#')[0]}" + (f"?{urlencode(kept, safe=':/')}" if kept else "")
 

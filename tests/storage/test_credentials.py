@@ -11,7 +11,7 @@ from fault_server import serving
 from safetensors.numpy import save
 
 import bigvocab as bv
-from bigvocab.storage import stores, uris
+from bigvocab.storage import attempts, uris
 
 ROWS, CLASSES, SIZE = 60, 50, 8
 KEY, SECRET = "AKIAKEYKEY", "hun%2Fter2"
@@ -31,7 +31,7 @@ def npy(array):
 @pytest.fixture
 def store(monkeypatch):
     """A server that answers requests with the key alone; no other credentials are anywhere."""
-    monkeypatch.setattr(stores, "PAUSE", 0.0)
+    monkeypatch.setattr(attempts, "PAUSE", 0.0)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
         monkeypatch.delenv(name, raising=False)
@@ -188,6 +188,9 @@ def test_files_of_the_web_that_differ_in_what_is_not_shown(store):
         ("abfs://container@account.dfs.core.windows.net/x", "abfs://container@account.dfs.core.windows.net/x"),
         ("abfs://container:secret@account.dfs.core.windows.net/x", "abfs://container@account.dfs.core.windows.net/x"),
         ("abfss://:secret@account.dfs.core.windows.net/c/x", "abfss://account.dfs.core.windows.net/c/x"),
+        ("gs://anonymous@bucket/x.npy", "gs://anonymous@bucket/x.npy"),
+        ("gs://anonymous:secret@bucket/x.npy", "gs://bucket/x.npy"),
+        ("abfs://account:se%2Fcret@127.0.0.1:80/c/x?sv=1&sig=a%2Bb", "abfs://account@127.0.0.1:80/c/x"),
         ("s3://bucket/a@b.npy", "s3://bucket/a@b.npy"),
         ("s3://[bucket/x.npy", "s3://[bucket/x.npy"),
     ],

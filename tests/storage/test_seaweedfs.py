@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import socket
 import subprocess
 import sys
 import threading
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fault_server import free_ports
 
 import bigvocab as bv
 
@@ -17,14 +17,6 @@ KEYS = {"accessKey": "anykey", "secretKey": "anysecret"}
 RNG = np.random.default_rng(3)
 LOGITS = RNG.standard_normal((3000, 1500), np.float32)  # 18 MB: more than one range, and an upload in parts
 LABELS = np.arange(3000) % 1500
-
-
-def free_ports(count):
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from fault_server import serving
 from safetensors.numpy import save
 
 import bigvocab as bv
-from bigvocab.storage import remote, stores
+from bigvocab.storage import attempts, remote
 
 CLASSES, SIZE, LAYERS = 50, 8, 3
 RNG = np.random.default_rng(2)
@@ -24,7 +24,7 @@ SHIFTED = {"weights": LAYER, "shift_labels": True}
 
 @pytest.fixture
 def store(monkeypatch):
-    monkeypatch.setattr(stores, "PAUSE", 0.0)
+    monkeypatch.setattr(attempts, "PAUSE", 0.0)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     with serving() as (faults, web, query):
         yield faults, web, query

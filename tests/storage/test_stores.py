@@ -9,7 +9,7 @@ import pytest
 from fault_server import serving
 
 import bigvocab as bv
-from bigvocab.storage import remote, stores, uris
+from bigvocab.storage import attempts, remote, uris
 from bigvocab.storage.output import replacing
 
 ROWS, CLASSES, SIZE = 300, 70, 16
@@ -40,7 +40,7 @@ def write_ipc(found, sink):
 
 @pytest.fixture
 def store(monkeypatch):
-    monkeypatch.setattr(stores, "PAUSE", 0.0)
+    monkeypatch.setattr(attempts, "PAUSE", 0.0)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     with serving() as (faults, web, query):
         faults.put("/b/logits.npy", npy(LOGITS))
@@ -165,6 +165,27 @@ def test_what_passes_is_tried_again(store, kind, fault, small_ranges):
     assert not faults.plan
 
 
+def test_a_number_in_the_name_of_an_object_is_no_status(store):
+    answers = ["for 'part-404.npy': SLOW_DOWN", "b/x-403.npy: SLOW_DOWN", "http://b/x-400.npy: reset"]
+
+    def request():
+        if answers:
+            raise OSError(answers.pop())
+        return "content"
+
+    assert attempts.attempt("s3://b/part-404.npy", request) == "content"
+
+
+def test_a_connection_that_was_closed_while_idle_is_no_failed_attempt(store, small_ranges):
+    """More of them than there are attempts; the next request finds one after the other closed."""
+    faults = store[0]
+    matrix = bv.open_matrix(places(store)["http"]("logits.npy"))
+    faults.hangs_up, faults.gate = True, 2 * attempts.ATTEMPTS
+    np.testing.assert_array_equal(matrix[0:ROWS], LOGITS)
+    faults.gate = None
+    np.testing.assert_array_equal(matrix[0:2], LOGITS[0:2])
+
+
 @pytest.mark.parametrize("fault", ["503", "drop", "short"])
 def test_what_does_not_pass_is_one_line(store, fault):
     faults = store[0]
@@ -231,6 +252,10 @@ def test_outputs_are_written_whole_or_not_at_all(store):
     faults.status["/b/out/no"] = 403
     with pytest.raises(bv.BigvocabError, match=r"^s3://b/out/no\?.*: cannot be written: .*(403|ACCESS_DENIED)"):
         bv.evaluate(logits=LOGITS, labels=LABELS, report=at("out/no"))
+    with pytest.raises(
+        bv.BigvocabError, match=r"^s3://nobucket/r\?.*: cannot be written: there is no such bucket or container"
+    ):
+        bv.evaluate(logits=LOGITS, labels=LABELS, report=at("r").replace("//b/", "//nobucket/"))
     with pytest.raises(bv.BigvocabError, match="cannot be written: a web server takes no files"):
         bv.evaluate(logits=LOGITS, labels=LABELS, report=places(store)["http"]("r.json"))
     with pytest.raises(bv.BigvocabError, match="is one of the files that are read"):

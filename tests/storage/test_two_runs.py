@@ -11,7 +11,7 @@ from fault_server import serving
 
 import bigvocab as bv
 from bigvocab.jobs import checkpoints
-from bigvocab.storage import stores
+from bigvocab.storage import attempts
 
 LOGITS = np.random.default_rng(5).normal(size=(300, 70)).astype(np.float32)
 LABELS = np.arange(300) % 70
@@ -20,7 +20,7 @@ LABELS = np.arange(300) % 70
 @pytest.fixture
 def store(monkeypatch):
     """A checkpoint after every block."""
-    monkeypatch.setattr(stores, "PAUSE", 0.0)
+    monkeypatch.setattr(attempts, "PAUSE", 0.0)
     monkeypatch.setattr(checkpoints, "MIN_SECONDS", 0.0)
     monkeypatch.setattr(checkpoints, "SHARE", 0)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")

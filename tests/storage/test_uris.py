@@ -19,7 +19,7 @@ from gguf_files import gguf_bytes, model_keys, plain_tensor
 from safetensors.numpy import save_file
 
 import bigvocab as bv
-from bigvocab.storage import stores
+from bigvocab.storage import attempts
 
 ROWS, CLASSES, SIZE = 60, 50, 8
 RNG = np.random.default_rng(1)
@@ -45,6 +45,7 @@ def write_files(folder):
     shutil.copy(LLAMA, folder / "base.kld")
     shutil.copy(LLAMA.parents[1] / "tiny-259/Q4_0.gguf", folder)
     write_gguf_set(folder / "set")
+    shutil.copy(folder / "set/m-00001-of-00002.gguf", folder / "lone-00001-of-00002.gguf")
     np.savez(folder / "two.npz", x=LOGITS, y=LABELS)
     (folder / "labels.csv").write_text("label\n" + "".join(f"{label}\n" for label in LABELS))
     pq.write_table(pa.table({"label": LABELS}), folder / "labels.parquet")
@@ -86,7 +87,7 @@ def where(tmp_path_factory):
     folder = tmp_path_factory.mktemp("files")
     write_files(folder)
     with pytest.MonkeyPatch.context() as patch, serving() as (faults, web, query):
-        patch.setattr(stores, "PAUSE", 0.0)
+        patch.setattr(attempts, "PAUSE", 0.0)
         patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
         for file in folder.rglob("*"):
             if file.is_file():
@@ -178,6 +179,30 @@ def test_a_gguf_model_in_parts(where, place):
     assert "/tmp/" not in json.dumps(found["model"])
 
 
+@pytest.mark.parametrize("tensor", ["", "::output.weight"])
+@pytest.mark.parametrize("part", ["set/m-00001-of-00002.gguf", "set/m-00002-of-00002.gguf"])
+@pytest.mark.parametrize("kind", ["s3", "http"])
+def test_a_layer_of_a_gguf_model_in_parts(where, kind, part, tensor):
+    asked = {"inputs": STATES[:, 0], "labels": LABELS}
+    found = bv.evaluate(weights=where[kind](part + tensor), workers=2, **asked)
+    expected = bv.evaluate(weights=where["path"](part + tensor), **asked)
+    assert found["sum"] == expected["sum"] == bv.evaluate(weights=LAYER, **asked)["sum"]
+    files = [[file["path"] for file in report["inputs"] if ".gguf" in file["path"]] for report in (found, expected)]
+    assert alike(files[0], where[kind]) == alike(files[1], where["path"]) != []
+
+
+@pytest.mark.parametrize("kind", ["s3", "http"])
+def test_a_layer_that_no_part_of_a_gguf_model_has(where, kind):
+    for place in (where[kind], where["path"]):
+        with pytest.raises(
+            bv.BigvocabError, match=r"^[^\n]*/set/?[^\n]*: no tensor 'none'; there are: 'output"
+        ) as caught:
+            bv.open_matrix(place("set/m-00001-of-00002.gguf::none"))
+        assert "/tmp/bigvocab" not in str(caught.value)
+    with pytest.raises(bv.BigvocabError, match=r"lone-00002-of-00002.gguf[^\n]*: cannot be read: [^\n]*(no such|404)"):
+        bv.open_matrix(where[kind]("lone-00001-of-00002.gguf"))
+
+
 def alike(found, at):
     """What an inspection says, without the name of the place."""
     name = at("").partition("?")
@@ -187,6 +212,7 @@ def alike(found, at):
 INSPECTED = [
     "logits.npy", "labels.npy", "labels.csv", "labels.parquet", "two.npz", "two.npz::x", "candidates.arrow", "base.kld",
     "model", "model/model-1.safetensors", "model::lm_head.weight", "parts", "parts/part-*.npy", "mixed", "Q4_0.gguf",
+    "set/m-00001-of-00002.gguf", "set/m-00001-of-00002.gguf::output.weight",
 ]  # fmt: skip
 
 
