@@ -80,7 +80,7 @@ def ray_pieces(job: RowTask, start: int, workers: int | None, address: str | Non
     """The rows of a job from `start` on, in order, worked by tasks of Ray."""
     ray = _import_ray()
     announce_compilation()
-    with _connected(ray, workers, address) as ours:
+    with _connected(ray, workers, address) as (ours, stays):
         if ours:  # its CPUs are nothing but places for workers
             count = workers or usable_cores()
             share = Share(count, threads_each(job, count), 1)
@@ -113,9 +113,11 @@ def ray_pieces(job: RowTask, start: int, workers: int | None, address: str | Non
                 running.popleft()
                 yield as_piece(job, first, stop, done)
         finally:
-            for _, _, promise in running:
+            # Who disconnects takes the workers along. Where Ray stays, they end at their next block: cancelled by force,
+            # a task that is just done ends this process too ("tried to complete task that was not pending").
+            for _, _, promise in running if stays else ():
                 with contextlib.suppress(Exception):
-                    ray.cancel(promise, force=True)
+                    ray.cancel(promise)
 
 
 class _LostTask(BigvocabError):
@@ -147,12 +149,12 @@ def _import_ray() -> Any:
 
 
 @contextlib.contextmanager
-def _connected(ray: Any, workers: int | None, address: str | None) -> Iterator[bool]:
-    """A connection to a cluster, or a Ray of our own: which of both."""
+def _connected(ray: Any, workers: int | None, address: str | None) -> Iterator[tuple[bool, bool]]:
+    """A connection to a cluster, or a Ray of our own: (whether it is our own, whether it was here before and stays)."""
     if address is not None and not address.strip():
         raise BigvocabError(Keyword("address"), ": got an empty one, expected host:port of a Ray cluster, or none")
     if ray.is_initialized():
-        yield False
+        yield False, True
         return
     place = address or os.environ.get("RAY_ADDRESS")
     ours = place in (None, "", "local")
@@ -172,7 +174,7 @@ def _connected(ray: Any, workers: int | None, address: str | None) -> Iterator[b
         where = "this machine" if ours else place
         raise BigvocabError(Keyword("address"), f": no Ray at {where}: {str(error).splitlines()[0]}{hint}") from None
     try:
-        yield ours
+        yield ours, False
     finally:
         ray.shutdown()
 
