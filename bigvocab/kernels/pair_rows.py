@@ -46,7 +46,7 @@ BLOCK_COLUMNS = 8
 _CLOSE = 1.0 / 16.0  # |t| up to which the rounding of a difference of logits needs no care
 # A guess that is off by s costs some 3e-8 s**2: too much where s**2 is this many times the divergence of a block, or in
 # the mean that of the row; errors of 3e-11 do not matter. Beyond s = 1 the cost is exp(s).
-_FAR_OFF, _OFF_IN_ALL, _WORTH = 2.0, 2.0, 1e-3
+_FAR_OFF, _OFF_IN_ALL, _WORTH = 4.0, 8.0, 1e-3
 _DRIFT = 0.1  # times the divergence is less than s**2 where the blocks so far make a better guess
 _EXACT = 1e-3  # |s| that a guess from the block itself is within
 
@@ -100,6 +100,29 @@ def _finish(x, sums, reference, c, factor, best, best_start, want, counts, label
 
 
 @inline
+def _limit(x, c, reference):
+    return v.like_lane((np.float64(reference) + FARTHEST) / c, x)
+
+
+@inline
+def _begun(x, start, stop, c):
+    """(whether a block has a class, the maximum that its side begins with, reference, limit)."""
+    first = block_max(x, start, stop)
+    if first > v.floor_value(x):
+        reference = v.like_lane(reference_exponent(first, c), x)
+        return True, np.float64(first), reference, _limit(x, c, reference)
+    return False, 0.0, v.like_lane(0.0, x), v.floor_value(x)
+
+
+@inline
+def _moved(x, highest, c, reference, sums, run):
+    """(reference, limit, sums, their total so far) of a side that has met a maximum above its limit."""
+    higher = v.like_lane(reference_exponent(highest, c), x)
+    scaling = 2.0 ** (np.float64(reference) - np.float64(higher))
+    return higher, _limit(x, c, higher), v.mul(sums, v.splat(scaling, sums)), run * scaling
+
+
+@inline
 def _pair_row(x, y, label, other_label, want, known, room, stats, other_stats):
     """Statistics of both rows and the blocks of their divergence; -1 where this method does not fit, else how many.
 
@@ -131,17 +154,9 @@ def _pair_row(x, y, label, other_label, want, known, room, stats, other_stats):
     while stop < x.size:
         start, stop = stop, min(stop + BLOCK if stop else FIRST, x.size)
         if not started:
-            first = block_max(x, start, stop)
-            if first > nothing:
-                started, origin = True, np.float64(first)
-                reference = v.like_lane(reference_exponent(first, c), x)
-                limit = v.like_lane((np.float64(reference) + FARTHEST) / c, x)
+            started, origin, reference, limit = _begun(x, start, stop, c)
         if not other_started:
-            first = block_max(y, start, stop)
-            if first > nothing:
-                other_started, other_origin = True, np.float64(first)
-                other_reference = v.like_lane(reference_exponent(first, c), x)
-                other_limit = v.like_lane((np.float64(other_reference) + FARTHEST) / c, x)
+            other_started, other_origin, other_reference, other_limit = _begun(y, start, stop, c)
         if not abs(np.float64(reference)) < PRECISE or not abs(np.float64(other_reference)) < PRECISE:
             return -1
         if not guessed and started and other_started:
@@ -155,20 +170,13 @@ def _pair_row(x, y, label, other_label, want, known, room, stats, other_stats):
         counts = counts[0] + mine[2][0], counts[1] + mine[2][1]
         other_counts = other_counts[0] + theirs[2][0], other_counts[1] + theirs[2][1]
         highest, other_highest = v.largest(mine[1]), v.largest(theirs[1])
-        moved = False
-        if highest > limit:
-            before = np.float64(reference)
-            reference = v.like_lane(reference_exponent(highest, c), x)
-            limit = v.like_lane((np.float64(reference) + FARTHEST) / c, x)
-            scaling, moved = 2.0 ** (before - np.float64(reference)), True
-            sums, run = v.mul(sums, v.splat(scaling, sums)), run * scaling
-        if other_highest > other_limit:
-            before = np.float64(other_reference)
-            other_reference = v.like_lane(reference_exponent(other_highest, c), x)
-            other_limit = v.like_lane((np.float64(other_reference) + FARTHEST) / c, x)
-            scaling, moved = 2.0 ** (before - np.float64(other_reference)), True
-            other_sums, other_run = v.mul(other_sums, v.splat(scaling, sums)), other_run * scaling
-        if moved:
+        if highest > limit or other_highest > other_limit:
+            if highest > limit:
+                reference, limit, sums, run = _moved(x, highest, c, reference, sums, run)
+            if other_highest > other_limit:
+                other_reference, other_limit, other_sums, other_run = _moved(
+                    y, other_highest, c, other_reference, other_sums, other_run
+                )
             stop, again = start, True
             continue
         p, q = v.total(mine[0]), v.total(theirs[0])
