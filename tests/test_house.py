@@ -236,7 +236,7 @@ def test_kernels_use_no_fastmath_and_no_threads_of_numba():
 
 
 def test_nothing_foreign_is_written_down():
-    """No paths of a machine, no host of a package registry."""
+    """No paths of a machine, no host of a package registry, nothing of a merge that was not finished."""
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
     names = listed.stdout.split() if listed.returncode == 0 else []
     for name in names:
@@ -245,6 +245,7 @@ def test_nothing_foreign_is_written_down():
             continue
         text = path.read_text(errors="replace")
         assert not re.search(r"files\.pythonhosted|pypi\.org|download\.pytorch|/work/|/tmp/envs", text), name
+        assert not re.search(r"^(<{7}|>{7}) ", text, re.MULTILINE), name
 
 
 def test_importing_the_package_is_light():
