@@ -44,19 +44,20 @@ def stored_tops(stored, floored, labels, others, tops, counts, ranks):
     """
     for r in range(tops.size):
         q = stored[r]
-        top, best = 0, np.int32(q[0])
-        for i in range(q.size):
-            if np.int32(q[i]) > best:
-                top, best = i, np.int32(q[i])
+        best = q[0]
+        for i in range(q.size):  # loops without a branch, which become vectors
+            best = max(best, q[i])
+        top = 0
+        while q[top] != best:
+            top += 1
         tops[r] = top
-        other = np.int32(q[others[r]]) if others[r] >= 0 else best
-        label = np.int32(q[labels[r]]) if labels[r] >= 0 else best
+        other = q[others[r]] if others[r] >= 0 else best
+        label = q[labels[r]] if labels[r] >= 0 else best
         above, ties, above_label = 0, 0, 0
         for i in range(q.size):
-            value = np.int32(q[i])
-            above += value > other
-            ties += value == best
-            above_label += value > label
+            above += q[i] > other
+            ties += q[i] == best
+            above_label += q[i] > label
         counts[r, 0], counts[r, 1] = above, ties
         ranks[r] = 1 + above_label if labels[r] >= 0 else 0
 
