@@ -113,8 +113,8 @@ def ray_pieces(job: RowTask, start: int, workers: int | None, address: str | Non
                 running.popleft()
                 yield as_piece(job, first, stop, done)
         finally:
-            # Who disconnects takes the workers along. Where Ray stays, they end at their next block: cancelled by force,
-            # a task that is just done ends this process too ("tried to complete task that was not pending").
+            # Who disconnects takes the workers along. Where Ray stays, they end at their next block: by force, a task
+            # that is just done would end this process too ("tried to complete task that was not pending").
             for _, _, promise in running if stays else ():
                 with contextlib.suppress(Exception):
                     ray.cancel(promise)
