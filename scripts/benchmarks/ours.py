@@ -147,12 +147,13 @@ def compared_limit(dtype, shape=worker.PAIR):
 
 
 def compared_heads():
-    """Rows of two layers over the same hidden states."""
+    """Rows of two layers over the same hidden states, and all that is found without asking for it."""
     inputs, layer, y = worker.head()
     sides = {"reference": inputs, "candidate": inputs}
     layers = {"reference": layer, "candidate": layer + np.float32(0.001)}
     rows = {name: LinearRows(OutputLayer(layers[name]), sides[name]) for name in sides}
-    return lambda: compare_rows(rows["reference"], {"q": rows["candidate"]}, y)
+    asked = Asked(spread=True, tops=True)
+    return lambda: compare_rows(rows["reference"], {"q": rows["candidate"]}, y, asked=asked)
 
 
 def two_matmuls():
