@@ -71,37 +71,20 @@ def least_lanes(typingctx, order):
     return INTS(types.int64), codegen
 
 
-@intrinsic
-def load_ints(typingctx, array, index):
-    """Integers of 32 bits from `index` on."""
+def _loading(lanes):
+    @intrinsic
+    def load(typingctx, array, index):
+        def codegen(context, builder, signature, args):
+            pointer, size = m.pointer_to(context, builder, array, args[0], args[1], lanes.count)
+            return builder.load(pointer, align=size)
 
-    def codegen(context, builder, signature, args):
-        pointer, size = m.pointer_to(context, builder, array, args[0], args[1], INTS.count)
-        return builder.load(pointer, align=size)
+        return lanes(array, types.intp), codegen
 
-    return INTS(array, types.intp), codegen
-
-
-@intrinsic
-def load_longs(typingctx, array, index):
-    """Integers of 64 bits from `index` on."""
-
-    def codegen(context, builder, signature, args):
-        pointer, size = m.pointer_to(context, builder, array, args[0], args[1], LONGS.count)
-        return builder.load(pointer, align=size)
-
-    return LONGS(array, types.intp), codegen
+    return load
 
 
-@intrinsic
-def load_floats(typingctx, array, index):
-    """Floats from `index` on, whatever else the kernel reads."""
-
-    def codegen(context, builder, signature, args):
-        pointer, size = m.pointer_to(context, builder, array, args[0], args[1], FLOATS.count)
-        return builder.load(pointer, align=size)
-
-    return FLOATS(array, types.intp), codegen
+# Numbers of one type from an index on, whatever else the kernel reads.
+load_ints, load_longs, load_floats = _loading(INTS), _loading(LONGS), _loading(FLOATS)
 
 
 def _number_at(context, builder, x, array, index):
