@@ -23,9 +23,13 @@ def float_rows(name: str, values: Any) -> RowSource:
     return source
 
 
-def by_block(source: RowSource, work: Callable[[int, npt.NDArray[Any]], Floats]) -> Floats:
-    """The results of `work(first row, rows)` for all rows, one after the other; no row's may depend on the blocks."""
-    found = [work(start, rows) for start, rows in source.blocks()]
+def by_block(
+    source: RowSource, work: Callable[[int, npt.NDArray[Any]], Floats], start: int = 0, stop: int | None = None
+) -> Floats:
+    """The results of `work(first row, rows)` for all rows, or those from `start` to before `stop`, one after the other;
+    no row's may depend on the blocks.
+    """
+    found = [work(first, rows) for first, rows in source.blocks(start, stop)]
     return found[0] if len(found) == 1 else np.concatenate(found) if found else np.empty(0)
 
 

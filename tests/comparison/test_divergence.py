@@ -318,6 +318,25 @@ def test_reductions():
     assert kl_divergence(x, y, reduction="mean") == np.inf
 
 
+def test_dimensions_before_the_classes():
+    x, y = (rows.reshape(2, 3, 40) for rows in pair(6, 40, (np.float32,)))
+    flat = [rows.reshape(6, 40) for rows in (x, y)]
+    for function in (kl_divergence, js_divergence, total_variation):
+        expected = function(*flat)
+        assert (function(x, y) == expected.reshape(2, 3)).all()
+        uneven = np.concatenate([x, x], axis=1)[:, :3]  # rows that no single view reaches
+        assert (function(uneven, y) == expected.reshape(2, 3)).all()
+        assert (function(y, uneven) == function(*flat[::-1]).reshape(2, 3)).all()
+        assert function(x, y, reduction="sum") == pytest.approx(expected.sum(), rel=1e-15)
+        assert function(x[:0], y[:0]).shape == (0, 3)
+        with pytest.raises(
+            BigvocabError, match=r"shape \(2, 3, 40\) of the reference and \(3, 2, 40\) of the candidate"
+        ):
+            function(x, y.reshape(3, 2, 40))
+        with pytest.raises(BigvocabError, match=r"\(2, 3, 40\) of the reference and \(6, 40\)"):
+            function(x, flat[1])
+
+
 def test_arguments_that_do_not_fit():
     x = np.zeros((3, 5), np.float32)
     with pytest.raises(BigvocabError, match=r"shape \(3, 5\) of the reference and \(2, 5\).*same number of rows"):
