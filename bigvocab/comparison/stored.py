@@ -102,6 +102,10 @@ class LlamaSide:
         stored_logits.stored_tops(stored, self._file.floored(start, stop), nobody, others, top, counts, rank)
         return 1 + counts[:, 0], counts[:, 1] > 1
 
+    def highest(self, start: int, stop: int, labels: Integers, most: int) -> Integers:
+        """The highest classes of rows (n, most), -1 after those above the floor."""
+        return _highest(self.decode(start, stop), labels, most)
+
     def floored_labels(self, start: int, stop: int, labels: Integers) -> npt.NDArray[np.bool_]:
         """Whether the label lies under the floor."""
         q = self._file.rows(start, stop)[np.arange(stop - start), np.maximum(labels, 0)]
@@ -162,12 +166,36 @@ class ExactSide:
             shared[r] = np.count_nonzero(values == values.max(initial=-np.inf)) > 1
         return ranks, shared
 
+    def highest(self, start: int, stop: int, labels: Integers, most: int) -> Integers:
+        """The highest classes of rows (n, most), -1 after those that are not masked."""
+        return _highest(self._rows(start, stop), labels, most)
+
     def floored_labels(self, start: int, stop: int, labels: Integers) -> npt.NDArray[np.bool_]:
         """None is hidden."""
         return np.zeros(stop - start, bool)
 
 
 Side = LlamaSide | ExactSide
+
+
+def _highest(logits: npt.NDArray[Any], labels: Integers, most: int) -> Integers:
+    """The highest classes of rows of logits, ties by id; -1 where there are none left."""
+    from bigvocab.kernels import top_classes
+
+    ids, values = np.full((len(labels), most), -1), np.full((len(labels), most), -np.inf)
+    top_classes.rows_top_classes(kernel_view(logits), labels, (0, logits.shape[1]), ids, values)
+    return ids
+
+
+def _overlaps(mine: Integers, theirs: Integers, ks: tuple[int, ...]) -> dict[str, Floats]:
+    """The share of common classes among the k highest of each side."""
+    from bigvocab.kernels import top_classes
+
+    found, shared = {}, np.empty(len(mine), np.int64)
+    for k in ks:
+        top_classes.rows_shared(mine, theirs, k, shared)
+        found[f"overlap.{k}"] = shared / k
+    return found
 
 
 def compare_stored(
@@ -236,6 +264,10 @@ def _block(reference: Side, candidate: Side, start: int, labels: Integers, asked
         columns["top_rank_in_candidate"], shared = candidate.tops(start, stop, mine.predicted)
         columns["top_rank_in_reference"], tied = reference.tops(start, stop, theirs.predicted)
         columns["tied"] = shared | tied
+    if asked.overlap:
+        most = max(asked.overlap)
+        highest = [side.highest(start, stop, labels, most) for side in (reference, candidate)]
+        columns |= _overlaps(highest[0], highest[1], asked.overlap)
     floored = reference.floored_labels(start, stop, labels) | candidate.floored_labels(start, stop, labels)
     nonfinite = ~np.stack([mine.finite, theirs.finite])
     return StoredPairs(columns, nonfinite, 1.0 - mine.within, floored)

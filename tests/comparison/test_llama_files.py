@@ -178,6 +178,25 @@ def test_a_file_as_candidate(logits, exact):
     assert (swapped.columns["kl_reverse"] == rows.columns["kl"]).all()
 
 
+def test_overlap_of_the_highest_classes(logits, tmp_path):
+    base, ks = opened("base.kld"), (1, 5, 64)
+    order = [
+        np.argsort(-side.astype(np.float64), axis=1, kind="stable") for side in (logits["base"], logits["candidate"])
+    ]
+    q = base.rows(0, 200).astype(int)
+    order[0] = np.argsort(-q, axis=1, kind="stable")  # 16 bits make ties
+    for reference, candidate in ((base, logits["candidate"]), (logits["candidate"], base)):
+        rows = compare(reference, candidate, asked=Asked(overlap=ks))
+        for k in ks:
+            expected = [len({*a[:k]} & {*b[:k]}) / k for a, b in zip(*order, strict=True)]
+            np.testing.assert_array_equal(rows.columns[f"overlap.{k}"], expected)
+    assert all((compare(base, base, asked=Asked(overlap=ks)).columns[f"overlap.{k}"] == 1).all() for k in ks)
+    few = np.full((20, 50), -40.0, np.float32)
+    few[:, [3, 8]] = 0.0  # all others lie under the floor, and are none of the highest
+    file = write(tmp_path / "f", few, 22)
+    assert (compare(file, file, asked=Asked(overlap=(5,))).columns["overlap.5"] == 0.4).all()
+
+
 def test_ranges_of_rows_and_threads_change_no_bit(logits):
     base = opened("base.kld")
     whole = compare(base, logits["candidate"], asked=ALL)
