@@ -29,7 +29,9 @@ def comparison_report(sums: ComparisonSums) -> Report:
         head |= {"rows": counts["rows"], "ignored_rows": counts["ignored_rows"]}
         clusters = [block["clusters"] for block in blocks.values() if "clusters" in block]
         head |= {"clusters": clusters[0]} if clusters else {}
-    elif names and names[0] != ONLY:
+    elif not names:
+        head |= {"rows": 0, "ignored_rows": 0}
+    elif names[0] != ONLY:
         head["name"] = names[0]
     beside = {"notes": list(sums.notes), "models": dict(sums.models)}
     return Report({**head, **found, **{name: value for name, value in beside.items() if value}, "versions": versions()})

@@ -179,6 +179,8 @@ def test_what_does_not_fit_counts_nothing():
 def test_nothing_seen_has_no_values():
     report = bv.Comparison().report()
     assert "kl" not in report
+    assert (report["rows"], report["ignored_rows"]) == (0, 0)
+    assert "rows" in str(report)
     ignored = bv.Comparison(ignore_index=0)
     ignored.update([[0.0, 1.0]], [[0.0, 2.0]], [0])
     assert (ignored.report()["rows"], ignored.report()["ignored_rows"]) == (0, 1)
