@@ -119,7 +119,6 @@ def labels_in_range(
     labels: npt.NDArray[np.int64],
     num_classes: int,
     *,
-    ignore_index: int | None = None,
     ignored: npt.NDArray[np.bool_] | None = None,
     name: str = "labels",
     first_row: int = 0,
@@ -129,17 +128,14 @@ def labels_in_range(
 
     Where these are the `whole` of the labels, the message can say what they look like.
     """
-    skip = None if ignore_index is None else labels == ignore_index
-    if ignored is not None:
-        skip = ignored if skip is None else skip | ignored
-    if (row := first_outside(labels, num_classes, skip)) is not None:
-        hint = IGNORED_HINT if labels[row] == -100 and ignore_index is None else ()
+    if (row := first_outside(labels, num_classes, ignored)) is not None:
+        hint = IGNORED_HINT if labels[row] == -100 else ()
         if whole:
-            seen = labels if skip is None else labels[~skip]
+            seen = labels if ignored is None else labels[~ignored]
             hint += offset_hint(int(seen.min()), int(seen.max()), num_classes, None)
         rest = f" is {labels[row]}, expected a class in [0, {num_classes})"
         raise BigvocabError.of_row(name, first_row + row, rest, *hint)
-    return np.where(skip, -1, labels) if skip is not None and skip.any() else labels
+    return np.where(ignored, -1, labels) if ignored is not None and ignored.any() else labels
 
 
 def offset_hint(least: int, greatest: int, num_classes: int, option: str | None = "label_offset") -> tuple[Any, ...]:

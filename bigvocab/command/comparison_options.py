@@ -127,7 +127,8 @@ COMPARE = [
            help="Rows of one cluster are not independent; default: llama.cpp's windows."),
     option(COLUMNS, "--weight-column", metavar="NAME", hidden=True,
            help="Refused: percentiles and flips have no weights."),
-    option(MEASURES, "--ignore-index", type=int, metavar="ID", help="Rows with this label do not count."),
+    option(MEASURES, "--ignore-index", type=int, metavar="ID", multiple=True,
+           help="Rows with this label do not count; repeatable."),
     option(MEASURES, "--metrics", metavar="NAMES", default=",".join(DEFAULT_COMPARISON_METRICS), callback=_metrics,
            show_default=True,
            help=f"Of {', '.join(COMPARISON_METRICS)}. For js, tv, tops and logit_difference a layer makes rows of more "

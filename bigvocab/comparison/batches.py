@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from bigvocab.comparison.rules import ONLY
-from bigvocab.comparison.specification import ComparisonColumns
+from bigvocab.comparison.specification import ComparisonSpecification
 from bigvocab.errors import BigvocabError
 from bigvocab.evaluation.batches import arrays_of
 from bigvocab.labels.labels import Labels, read_columns
@@ -47,14 +47,15 @@ def _rows(table: pa.Table, name: str) -> npt.NDArray[Any]:
     return rows
 
 
-def labels_of_batch(rest: pa.Table, columns: ComparisonColumns) -> Labels | None:
+def labels_of_batch(rest: pa.Table, asked: ComparisonSpecification) -> Labels | None:
     """The labels of a batch; None where there are none."""
     named = any(name in rest.column_names for name in ("label", "labels"))
+    columns = asked.columns
     if columns.label is None and not named:
         if columns.group is None and columns.cluster is None:
             return None
         raise BigvocabError("batch: groups and clusters stand beside labels, expected a column label or labels")
-    return read_columns(rest, columns.keywords())
+    return read_columns(rest, columns.keywords(), asked.stored_ids)
 
 
 def with_columns(batch: Any, columns: dict[str, tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]]) -> Any:

@@ -119,7 +119,6 @@ def _labels(asked: ComparisonSpecification, sides: Sides, part: LabelBatch, name
     labels = arguments.labels_in_range(
         part.labels,
         sides.num_classes,
-        ignore_index=asked.ignore_index,
         ignored=part.ignored,
         name=name,
         first_row=part.first_row,

@@ -32,6 +32,7 @@ from bigvocab.evaluation.state import State, read_state, state_bytes, write_stat
 from bigvocab.labels.columns import groups_of
 from bigvocab.labels.labels import LabelBatch
 from bigvocab.labels.leading import flat_batch
+from bigvocab.labels.stored_ids import StoredIds
 from bigvocab.reports.report import Report
 
 Floats = npt.NDArray[np.float64]
@@ -46,7 +47,7 @@ class Comparison:
             last three. For js, tv, tops and logit_difference a layer makes rows of more than 1,048,576 classes twice.
         top_k: the k of the overlap, at most 64.
         llama_cpp: add llama.cpp's own table, where the reference is one of its logits files.
-        ignore_index: rows with this label count in no metric.
+        ignore_index: rows with this label, or one of these, count in no metric.
         num_classes: classes from this one on do not exist on any side; then sides may have more.
         nonfinite: "error" names the first row with a NaN, +inf or no finite logit; "skip" leaves such rows out; "keep"
             lets them through.
@@ -122,7 +123,7 @@ class Comparison:
         named = _named(candidate)
         comparer = self._comparer_for(tuple(named))
         sides = comparer.open(reference, named)
-        labelled, batch, shape = _batch(sides, labels, groups, clusters, comparer.specification.ignore_index)
+        labelled, batch, shape = _batch(sides, labels, groups, clusters, comparer.specification.stored_ids)
         blocks = list(comparer.blocks(sides, batch, "labels", labelled=labelled))
         found = {name: column.reshape(shape) for name, (column, _) in self._add(comparer, sides, blocks).items()}
         return found if isinstance(candidate, Mapping) else found[ONLY]
@@ -149,7 +150,7 @@ class Comparison:
         reference, named, rest = vectors_of_batch(batch)
         comparer = self._comparer_for(tuple(named))
         sides = comparer.open(reference, named)
-        parts = labels_of_batch(rest, asked.columns)
+        parts = labels_of_batch(rest, asked)
         labelled = parts is not None
         blocks = [
             block
@@ -301,7 +302,7 @@ def check_names(candidates: Mapping[Any, Any]) -> dict[str, Any]:
 
 
 def _batch(
-    sides: Sides, labels: Any, groups: Any, clusters: Any, ignore_index: int | None
+    sides: Sides, labels: Any, groups: Any, clusters: Any, stored_ids: StoredIds
 ) -> tuple[bool, LabelBatch, tuple[int, ...]]:
     """Whether there are labels, the batch of all rows, and the shape in which they came."""
     from bigvocab.kernels.row_statistics import NO_LABEL
@@ -313,7 +314,7 @@ def _batch(
     leading = shape
     if labels is not None:
         labels, _, groups, shape = flat_batch(labels, None, groups, leading, one_each=True)
-        batch = label_batch(("id",), labels, None, groups, rows=rows)
+        batch = label_batch(("id",), labels, None, groups, rows=rows, stored=stored_ids)
     else:
         batch = LabelBatch(0, np.full(rows, NO_LABEL))
         if groups is not None:

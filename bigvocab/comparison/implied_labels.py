@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from bigvocab.formats.llama_logits import LlamaLogits, open_llama_logits
 from bigvocab.labels.labels import LabelBatch
+from bigvocab.labels.stored_ids import PLAIN, StoredIds
 from bigvocab.matrices.matrix import Matrix
 
 _BATCH_ROWS = 65_536
@@ -56,19 +57,21 @@ class _ImpliedLabels:
 class LlamaLabels(_ImpliedLabels):
     """The labels of a llama.cpp file, its tokens; each window is a cluster."""
 
-    def __init__(self, file: LlamaLogits) -> None:
+    def __init__(self, file: LlamaLogits, stored: StoredIds = PLAIN) -> None:
         super().__init__(file.shown, len(file))
-        self._file = file
+        self._file, self._stored = file, stored
 
     def __reduce__(self) -> Any:
-        return _labels_of, (self._file.file.path,)
+        return _labels_of, (self._file.file.path, self._stored)
 
     def _batch(self, start: int, stop: int) -> LabelBatch:
-        return LabelBatch(start, self._file.labels[start:stop], clusters=windows_of(self._file, start, stop))
+        labels = self._file.labels[start:stop]
+        clusters = windows_of(self._file, start, stop)
+        return LabelBatch(start, labels, ignored=self._stored.marks(labels), clusters=clusters)
 
 
-def _labels_of(path: str) -> LlamaLabels:
-    return LlamaLabels(open_llama_logits(path))
+def _labels_of(path: str, stored: StoredIds) -> LlamaLabels:
+    return LlamaLabels(open_llama_logits(path), stored)
 
 
 class NoLabels(_ImpliedLabels):

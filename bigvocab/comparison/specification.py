@@ -16,7 +16,8 @@ from bigvocab.errors import BigvocabError, Keyword
 from bigvocab.evaluation import option_checks
 from bigvocab.evaluation.option_checks import TOKENIZER
 from bigvocab.evaluation.options import Sequences
-from bigvocab.evaluation.specification import NONFINITE, Specification, specify
+from bigvocab.evaluation.specification import NONFINITE, Specification, one_or_more, specify
+from bigvocab.labels.stored_ids import StoredIds, as_indices
 from bigvocab.threads import resolve_threads
 
 _MOST_OVERLAP = 64
@@ -37,7 +38,7 @@ class ComparisonOptions(TypedDict, total=False):
     metrics: str | Iterable[str] | None
     top_k: int | str | Iterable[int]
     llama_cpp: bool
-    ignore_index: int | None
+    ignore_index: int | Iterable[int] | None
     num_classes: int | str | None
     nonfinite: str
     shift_labels: bool
@@ -135,7 +136,7 @@ class ComparisonSpecification:
     metrics: tuple[str, ...]
     top_k: tuple[int, ...]
     llama_cpp: bool
-    ignore_index: int | None
+    ignore_index: tuple[int, ...]
     num_classes: int | None
     nonfinite: str
     sequences: Sequences
@@ -154,6 +155,11 @@ class ComparisonSpecification:
             spread, "tops" in self.metrics, self.top_k if "overlap" in self.metrics else (), "entropy" in self.metrics
         )
 
+    @property
+    def stored_ids(self) -> StoredIds:
+        """How labels are stored: which of them mark ignored rows."""
+        return StoredIds(ignored=self.ignore_index)
+
     def keeps(self, column: str) -> bool:
         """Whether a column of values was asked for, or is always there."""
         owner = next((metric for metric, columns in _COLUMNS_OF.items() if column in columns), None)
@@ -165,7 +171,7 @@ class ComparisonSpecification:
             "metrics": list(self.metrics),
             "top_k": list(self.asked.overlap),
             "llama_cpp": self.llama_cpp,
-            "ignore_index": self.ignore_index,
+            "ignore_index": one_or_more(self.ignore_index),
             "num_classes": self.num_classes,
             "nonfinite": self.nonfinite,
             **self.sequences.identity(),
@@ -216,7 +222,7 @@ def specify_comparison(names: Iterable[str], **options: Any) -> ComparisonSpecif
         parse_comparison_metrics(asked["metrics"]),
         parse_top_k(asked["top_k"]),
         arguments.boolean("llama_cpp", asked["llama_cpp"]),
-        arguments.index_or_none("ignore_index", asked["ignore_index"]),
+        as_indices("ignore_index", asked["ignore_index"]),
         num_classes,
         one_of("nonfinite", asked["nonfinite"], NONFINITE),
         option_checks.sequences(asked),

@@ -69,7 +69,7 @@ class Specification:
         }
         found = {
             "loss": loss.name,
-            "ignore_index": _one_or_more(loss.ignore_index),
+            "ignore_index": one_or_more(loss.ignore_index),
             **{name: getattr(loss, name) for name in names},
             "num_classes": loss.num_classes,
             "metrics": measures.metrics,
@@ -124,7 +124,7 @@ class Specification:
             **{name: value for name, value in vars(loss).items() if name != "name"},
             **vectors,
             "loss": loss.name,
-            "ignore_index": _one_or_more(loss.ignore_index),
+            "ignore_index": one_or_more(loss.ignore_index),
             "label_dtype": self.label_dtype,
             "metrics": list(measures.metrics),
             "top_k": list(measures.top_k),
@@ -209,6 +209,6 @@ def _picked(kind: Any, asked: Mapping[str, Any]) -> Any:
     return kind(**{name: asked[name] for name in kind.__dataclass_fields__})
 
 
-def _one_or_more(indices: tuple[int, ...]) -> int | list[int] | None:
+def one_or_more(indices: tuple[int, ...]) -> int | list[int] | None:
     """As a keyword has them."""
     return (indices[0] if len(indices) == 1 else list(indices)) if indices else None

@@ -111,7 +111,8 @@ def compare(
     for fault in comparison_faults(asked, given_among(asked)):
         raise fault
     comparer = Comparer(specify_comparison(candidate_names(asked), **options))
-    opened = LabelsOnce(labels, ("id", "list"), comparer.specification.columns.keywords())
+    specification = comparer.specification
+    opened = LabelsOnce(labels, ("id", "list"), specification.columns.keywords(), specification.stored_ids)
     sides = comparer.open(*_rows(asked, comparer), None if labels is None else opened.count)
     found, labelled = _labels(comparer.specification, sides, None if labels is None else opened)
     part = row_range(shard, sides.num_rows)
@@ -150,7 +151,7 @@ def _labels(asked: ComparisonSpecification, sides: Sides, opened: LabelsOnce | N
         )
         return sequences, True
     if sides.leader is not None:
-        return LlamaLabels(sides.leader), True
+        return LlamaLabels(sides.leader, asked.stored_ids), True
     return NoLabels(sides.num_rows), False
 
 

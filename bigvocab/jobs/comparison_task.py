@@ -100,9 +100,7 @@ class ComparisonTask:
 
     def left_out(self, batch: LabelBatch) -> np.ndarray:
         """Ignored rows."""
-        left_out = np.zeros(len(batch), bool) if batch.ignored is None else batch.ignored
-        ignore_index = self.specification.ignore_index
-        return left_out if ignore_index is None or not self.labelled else left_out | (batch.labels == ignore_index)
+        return np.zeros(len(batch), bool) if batch.ignored is None else batch.ignored
 
     def follow(self, stop: int) -> None:
         """No row depends on those before."""

@@ -61,6 +61,17 @@ def test_json_is_the_report_of_the_library(data):
         assert found[name] == expected[name]
 
 
+def test_labels_that_mark_ignored_rows(data):
+    labels = np.arange(260) % 150
+    labels[::9], labels[5] = -100, -1
+    np.save("marked.npy", labels)
+    job = ("compare", *TWO, "--labels", "marked.npy", "--format", "json")
+    refused(run(*job), 1, "marked.npy: row 0 is -100", "--ignore-index -100")
+    values = json.loads(run(*job, "--ignore-index", "-100", "--ignore-index", "-1").stdout)
+    assert (values["rows"], values["ignored_rows"]) == (230, 30)
+    refused(run(*job, "--ignore-index", "-100"), 1, "marked.npy: row 5 is -1")
+
+
 def test_layers_with_names(data):
     states, layer, rounded, labels = layers()
     for name, array in (("h", states), ("w", layer), ("r", rounded), ("y", labels)):

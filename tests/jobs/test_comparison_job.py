@@ -185,6 +185,46 @@ def test_records_have_what_rows_have(folder, whole):
     assert {"q8.overlap.1", "q8.overlap.5", "q8.entropy_reference", "q8.confidence"} <= set(table.column_names)
 
 
+@pytest.mark.parametrize("ignore_index", [-100, (-100, 7), (7, -100, -1)])
+def test_labels_that_mark_ignored_rows(folder, tmp_path, ignore_index):
+    x, y = np.load(folder / "q8.npy"), np.load(folder / "q4.npy")
+    labels = np.arange(ROWS) % CLASSES
+    labels[[3, 100, 259]] = -100
+    left_out = np.isin(labels, ignore_index)
+    np.save(tmp_path / "labels.npy", labels)
+    masked = pa.table({"label": pa.array(labels, mask=left_out)})
+    expected = shown(bv.compare(reference=x, candidate=y, labels=masked, output=tmp_path / "masked.parquet"))
+    files = {"reference": folder / "q8.npy", "candidate": folder / "q4.npy", "labels": tmp_path / "labels.npy"}
+    jobs = ({"reference": x, "candidate": y, "labels": labels}, files, files | {"workers": 2, "state": tmp_path / "s"})
+    for job in jobs:
+        report = bv.compare(**job, ignore_index=ignore_index, output=tmp_path / "rows.parquet")
+        assert report["ignored_rows"] == left_out.sum()
+        assert shown(report) == expected
+        assert (tmp_path / "rows.parquet").read_bytes() == (tmp_path / "masked.parquet").read_bytes()
+    assert shown(bv.merge(tmp_path / "s")) == expected
+    comparison = bv.Comparison(ignore_index=ignore_index)
+    assert (np.isnan(comparison.update(x, y, labels)) == left_out).all()
+    assert comparison.report()["kl"]["mean"] == report["kl"]["mean"]
+    again = bv.Comparison.from_bytes(comparison.to_bytes())
+    again.update(x[:4], y[:4], labels[:4])
+    assert again.report()["ignored_rows"] == left_out.sum() + left_out[:4].sum()
+
+
+def test_tokens_of_a_llama_file_that_mark_ignored_rows(llama, tmp_path):
+    job = {"reference": LLAMA / "base.kld", "candidate": llama / "candidate.npy", "metrics": "tops,overlap"}
+    tokens, counts = np.unique(np.load(LLAMA / "rows.npz")["label"], return_counts=True)
+    common = np.argsort(-counts)[:2]
+    left_out, common = counts[common].sum(), tokens[common].tolist()
+    for options in ({}, {"workers": 2}):
+        report = bv.compare(**job, **options, ignore_index=common, output=tmp_path / "rows.parquet")
+        assert (report["rows"], report["ignored_rows"]) == (200 - left_out, left_out)
+        assert pq.read_table(tmp_path / "rows.parquet")["overlap.5"].null_count == left_out
+    comparison = bv.Comparison(metrics="tops,overlap", ignore_index=common)
+    comparison.update(job["reference"], job["candidate"])
+    assert comparison.report()["kl"] == report["kl"]
+    assert report["overlap"]["1"] == report["same_top"]["share"]
+
+
 def test_one_candidate_stands_at_the_top(folder, tmp_path):
     job = pair(folder) | {"candidate": folder / "q4.npy", "metrics": "kl"}
     report = bv.compare(**job, output=tmp_path / "rows.parquet").to_dict()
