@@ -6,7 +6,9 @@ floor, on both sides where both are such files,
     kl = min(1, P_K) KL(P given K, Q given K)
 
 with both sides normalised over K. By the chain rule it is a lower bound of the true divergence, except for the rounding
-to 16 bits (about step / 3.5 * sqrt(2 kl) per row, of either sign). js and tv are those given K.
+to 16 bits (about step / 3.5 * sqrt(2 kl) per row, of either sign). js and tv are those given K. Where the files store
+no class in common, all of them are 0: nothing is known, and P_K, which is 0, says so. Where exact logits have masked
+all of K, nothing is shared: kl, or kl_reverse, is infinite.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bigvocab.comparison.pairs import KL_ALONE, UNCHANGED, Asked, PairBlock, Transform, delta_p
+from bigvocab.comparison.pairs import KL_ALONE, UNCHANGED, Asked, PairBlock, PairRows, Transform, delta_p
 from bigvocab.errors import BigvocabError
 from bigvocab.formats.llama_logits import LlamaLogits
 from bigvocab.losses.row_statistics import RowStatistics, softmax_rows, wanted
@@ -90,6 +92,13 @@ class LlamaSide:
         highest = scales.astype(np.float64) * 65535 + lowest.astype(np.float64)
         within = np.minimum(np.exp(given.logsumexp + highest), 1.0)
         return _Own(loss, rank, top, given.entropy, np.exp(np.minimum(highest, 0.0)), within, np.ones(rows, bool))
+
+    def entropy(self, start: int, stop: int) -> Floats:
+        """The entropy given the classes stored above the floor."""
+        from bigvocab.kernels.row_statistics import NO_LABEL
+
+        rows, labels = StoredRows.of(self.decode(start, stop)), np.full(stop - start, NO_LABEL)
+        return softmax_rows(rows, labels, want=wanted(entropy=True), num_threads=1).entropy
 
     def tops(self, start: int, stop: int, others: Integers) -> tuple[Integers, npt.NDArray[np.bool_]]:
         """(rank of the other side's top class, whether the top is shared)."""
@@ -259,6 +268,9 @@ def _block(reference: Side, candidate: Side, start: int, labels: Integers, asked
     given = block.result()
     mine = reference.own(start, stop, labels, given.reference)
     theirs = candidate.own(start, stop, labels, given.candidate)
+    if asked.entropy and isinstance(reference, LlamaSide) and isinstance(candidate, LlamaSide):
+        mine.entropy, theirs.entropy = (side.entropy(start, stop) for side in (reference, candidate))
+    _settle_unshared(given, mine.finite & theirs.finite)
     columns = _columns(given.columns(labelled=False), mine, theirs, bool((labels != NO_LABEL).any()))
     if asked.tops:
         columns["top_rank_in_candidate"], shared = candidate.tops(start, stop, mine.predicted)
@@ -271,6 +283,15 @@ def _block(reference: Side, candidate: Side, start: int, labels: Integers, asked
     floored = reference.floored_labels(start, stop, labels) | candidate.floored_labels(start, stop, labels)
     nonfinite = ~np.stack([mine.finite, theirs.finite])
     return StoredPairs(columns, nonfinite, 1.0 - mine.within, floored)
+
+
+def _settle_unshared(given: PairRows, finite: npt.NDArray[np.bool_]) -> None:
+    """Divergences of rows that are `finite`, of which a side has no class that is compared; all others of NaN."""
+    has = np.stack([given.reference.finite, given.candidate.finite])
+    given.divergences[~finite] = np.nan
+    given.divergences[finite & ~has.any(axis=0)] = (0.0, 0.0, 0.0, 0.0, 0.0, 1.0)
+    given.divergences[finite & has[0] & ~has[1]] = (np.inf, 0.0, np.log(2.0), 1.0, np.nan, 0.0)
+    given.divergences[finite & has[1] & ~has[0]] = (0.0, np.inf, np.log(2.0), 1.0, np.nan, 0.0)
 
 
 def _columns(given: dict[str, npt.NDArray[Any]], mine: _Own, theirs: _Own, labelled: bool) -> dict[str, Any]:

@@ -112,7 +112,7 @@ def _in_words(values: _Values, sides: list[tuple[str, _Values]]) -> Iterator[Any
 def _against_reference(sides: list[tuple[str, _Values]]) -> Iterator[str]:
     for name, block in sides:
         shown = printable(name)
-        if block["kl"]["max"] == 0:
+        if block["kl"]["max"] == 0 and not _hides(block):
             yield f"{shown} says what the reference says: KL is 0 in every row."
             continue
         if "difference" not in block:
@@ -126,6 +126,12 @@ def _against_reference(sides: list[tuple[str, _Values]]) -> Iterator[str]:
         else:
             more = "higher" if mean > 0 else "lower"
             yield f"{shown}: its loss is {more} than the reference's; the difference is more than its error."
+
+
+def _hides(block: _Values) -> bool:
+    """Whether sides that have a KL of 0 above a floor differ all the same."""
+    differences = [block.get("difference", {}).get(name) or 0.0 for name in ("mean", "stderr")]
+    return "floor" in block and (block["same_top"]["share"] < 1 or any(abs(number) > 0 for number in differences))
 
 
 def _between(pairs: Any) -> Iterator[str]:

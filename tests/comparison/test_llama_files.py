@@ -10,6 +10,7 @@ import naive
 import numpy as np
 import pytest
 
+import bigvocab as bv
 from bigvocab.comparison.llama_table import LlamaTable, format_table, llama_table
 from bigvocab.comparison.pairs import Asked, Transform
 from bigvocab.comparison.stored import ExactSide, LlamaSide, compare_stored
@@ -248,6 +249,47 @@ def test_shared_tops_and_masks(tmp_path):
 
 
 # Dialects
+
+
+def test_rows_that_share_no_stored_class(tmp_path):
+    x, y = np.full((2, 20, 50), -40.0, np.float32)
+    x[:, 3] = y[:, 8] = 0.0
+    reference, candidate = write(tmp_path / "p", x, 22), write(tmp_path / "q", y, 22)
+    asked = Asked(spread=True, entropy=True)
+    rows = compare(reference, candidate, asked=asked)
+    for name in ("kl", "kl_reverse", "js", "tv", "logit_difference", "entropy_reference"):
+        assert (rows.columns[name] == 0).all(), name  # nothing is known of what lies under the floor
+    assert (rows.mass == 1).all()
+    masked = y.copy()
+    masked[:, 3] = -np.inf  # by support, however little the file stores
+    rows = compare(reference, masked, asked=asked)
+    for name, value in (("kl", np.inf), ("kl_reverse", 0), ("js", np.log(2)), ("tv", 1)):
+        assert (rows.columns[name] == value).all(), name
+    rows = compare(masked, reference, asked=asked)
+    for name, value in (("kl", 0), ("kl_reverse", np.inf), ("js", np.log(2)), ("tv", 1)):
+        assert (rows.columns[name] == value).all(), name
+    masked[4, 30] = np.nan  # in a class that the file does not store
+    rows = compare(reference, masked, asked=asked)
+    assert (np.isnan(rows.columns["kl"]) == (np.arange(20) == 4)).all()
+    report = bv.compare(reference=str(tmp_path / "p"), candidate=str(tmp_path / "q"))
+    assert (report["kl"]["mean"], report["floor"]["mass"]) == (0, 1)
+    assert "says what the reference says" not in str(report)
+    assert "says what the reference says" in str(
+        bv.compare(reference=str(tmp_path / "p"), candidate=str(tmp_path / "p"))
+    )
+
+
+def test_entropies_are_those_of_a_file_whatever_it_is_compared_with(tmp_path):
+    x, y = made(20, 50), made(20, 50, 1)
+    y[:, 20:] = -40.0  # under the floor
+    file, other = write(tmp_path / "p", x, 22), write(tmp_path / "q", y, 22)
+    expected = naive.entropy(x)
+    for name, rows in (
+        ("entropy_reference", compare(file, other, asked=Asked(entropy=True))),
+        ("entropy_candidate", compare(other, file, asked=Asked(entropy=True))),
+        ("entropy_reference", compare(file, y, asked=Asked(entropy=True))),
+    ):
+        np.testing.assert_allclose(rows.columns[name], expected.astype(float), atol=1e-3)
 
 
 def test_three_dialects(tmp_path):
