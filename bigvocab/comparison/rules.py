@@ -50,7 +50,7 @@ def comparison_faults(options: Mapping[str, Any], given: Collection[str]) -> Ite
     if options.get("vocab_shard") is not None:
         instead = (Keyword("shard"), " splits rows, and ", Keyword("vocab_shards"), " reads files split by classes")
         yield _fault("vocab_shard", "goes with no comparison; ", *instead)
-    yield from side_faults(options)
+    yield from side_faults(options, given)
     for name in ("shift_labels", "score_from", "label_column", "group_column", "cluster_column"):
         if options.get(name) and options.get("labels") is None:
             yield _fault(name, "needs ", Keyword("labels"))
@@ -63,7 +63,7 @@ def comparison_faults(options: Mapping[str, Any], given: Collection[str]) -> Ite
         yield from raw_faults(raw)
 
 
-def side_faults(options: Mapping[str, Any]) -> Iterator[BigvocabError]:
+def side_faults(options: Mapping[str, Any], given: Collection[str]) -> Iterator[BigvocabError]:
     """What is wrong with the rows and layers of the sides."""
     if not candidate_names(options):
         yield OptionsError(
@@ -72,6 +72,10 @@ def side_faults(options: Mapping[str, Any]) -> Iterator[BigvocabError]:
         )  # fmt: skip
     for prefix, name in _sides(options):
         yield from _one_side(options, prefix, name)
+    if all(rows_for(options, prefix, name) is not None for prefix, name in _sides(options)):
+        for option in ("inputs", *LAYER_OPTIONS):
+            if options.get(option) is not None and option in given:
+                yield _fault(option, "belongs to hidden states, but all sides have logits; expected none")
 
 
 def _sides(options: Mapping[str, Any]) -> Iterator[tuple[str, str | None]]:

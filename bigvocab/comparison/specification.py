@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypedDict
 
@@ -202,8 +202,15 @@ class ComparisonSpecification:
         return found.with_sides(Specification.from_json(held["reference"], path), candidates)
 
 
-def specify_comparison(names: Iterable[str], **options: Any) -> ComparisonSpecification:
+def specify_comparison(
+    names: Iterable[str], *, with_logits: Collection[str | None] = (), **options: Any
+) -> ComparisonSpecification:
     """The keywords of `Comparison`, checked, as a specification for candidates of these names.
+
+    Args:
+        names: of the candidates.
+        with_logits: the candidates, and None for the reference, that have logits: no layer of both sides is theirs.
+        options: the keywords.
 
     Raises:
         BigvocabError: an option outside its range; TypeError: one of the wrong kind, or a keyword that there is not.
@@ -214,10 +221,14 @@ def specify_comparison(names: Iterable[str], **options: Any) -> ComparisonSpecif
     names = tuple(names)
     option_checks.check_bounds(asked)
     num_classes = _num_classes(asked["num_classes"])
-    sides: dict[str | None, Specification] = {None: _side(options, num_classes, "reference")}
-    sides |= {name: _side(options, num_classes, "candidate", name) for name in names}
+
+    def side(name: str | None, classes: Any) -> Specification:
+        return _side(options, classes, name, layer=name not in with_logits)
+
+    sides = {name: side(name, num_classes) for name in (None, *names)}
     if num_classes == TOKENIZER:
-        num_classes, sides = _told_classes(options, sides)
+        num_classes = _told_classes(sides)
+        sides = {name: one if _told(one) else side(name, num_classes) for name, one in sides.items()}
     found = ComparisonSpecification(
         parse_comparison_metrics(asked["metrics"]),
         parse_top_k(asked["top_k"]),
@@ -244,10 +255,11 @@ def _num_classes(value: Any) -> Any:
     return value if value in (None, TOKENIZER) else integer("num_classes", value, 1, 2**31 - 1)
 
 
-def _side(options: Mapping[str, Any], num_classes: Any, prefix: str, name: str | None = None) -> Specification:
+def _side(options: Mapping[str, Any], num_classes: Any, name: str | None, *, layer: bool) -> Specification:
     """How rows of a side become logits: what `specify` makes of its options, those that were given."""
+    prefix = "reference" if name is None else "candidate"
     own = {option: value_for(options, prefix, option, name) for option in SIDE_OPTIONS}
-    if own["weights"] is None and own["model"] is None:
+    if not layer or own["weights"] is None and own["model"] is None:
         own |= dict.fromkeys(LAYER_OPTIONS)
     if num_classes == TOKENIZER and own["model"] is None:
         num_classes = None  # that of the sides with a model, once it is known
@@ -256,21 +268,19 @@ def _side(options: Mapping[str, Any], num_classes: Any, prefix: str, name: str |
     return specify(metrics=(), **{option: value for option, value in own.items() if value is not None})
 
 
-def _told_classes(
-    options: Mapping[str, Any], sides: dict[str | None, Specification]
-) -> tuple[int, dict[str | None, Specification]]:
-    """The number of classes that the tokenizers of all models know, and the sides with it."""
-    told = {name: side.loss.num_classes for name, side in sides.items() if side.head is not None and side.head.model}
-    known = sorted({number for number in told.values() if number is not None})
+def _told(side: Specification) -> bool:
+    """Whether a side has a model, whose tokenizer may say how many classes there are."""
+    return side.head is not None and side.head.model is not None
+
+
+def _told_classes(sides: Mapping[str | None, Specification]) -> int:
+    """The number of classes that the tokenizers of all models know."""
+    told = {side.loss.num_classes for side in sides.values() if _told(side)}
+    known = sorted(number for number in told if number is not None)
     if len(known) != 1:
         got = f"tokenizers of {' and '.join(map(str, known))} classes" if known else "no model"
         raise BigvocabError(Keyword("num_classes", TOKENIZER), f": got {got}, expected one number of classes")
-    rest: dict[str | None, Specification] = {
-        name: _side(options, known[0], "reference" if name is None else "candidate", name)
-        for name in sides
-        if name not in told
-    }
-    return known[0], {name: rest.get(name, side) for name, side in sides.items()}
+    return known[0]
 
 
 def parse_comparison_metrics(metrics: str | Iterable[str] | None) -> tuple[str, ...]:

@@ -110,7 +110,10 @@ def compare(
             check_names(value)
     for fault in comparison_faults(asked, given_among(asked)):
         raise fault
-    comparer = Comparer(specify_comparison(candidate_names(asked), **options))
+    names = candidate_names(asked)
+    with_logits: set[str | None] = {name for name in names if rows_for(asked, "candidate", name) is not None}
+    with_logits |= {None} if reference is not None else set()
+    comparer = Comparer(specify_comparison(names, with_logits=with_logits, **options))
     specification = comparer.specification
     opened = LabelsOnce(labels, ("id", "list"), specification.columns.keywords(), specification.stored_ids)
     sides = comparer.open(*_rows(asked, comparer), None if labels is None else opened.count)

@@ -163,6 +163,8 @@ def test_conditions_on_values_that_there_will_not_be(data, condition, words):
         (("--reference", "q8.npy", "--candidate", "q4.npy", "--resume"), "'--resume' needs '--state'"),
         (("--reference", "q8.npy", "--candidate", "q4.npy", "--shape", "3,4"), "needs '--dtype'"),
         (("--reference", "q8.npy", "--candidate", "q4.npy", "--candidate-softcap", "x=-1"), "--candidate-softcap"),
+        ((*TWO, "--inputs", "q4.npy"), "'--inputs' belongs to hidden states, but all sides have logits"),
+        ((*TWO, "--layer", "3"), "'--layer' belongs to hidden states"),
         ((*TWO, "--dtype", "float9"), "'--dtype': got 'float9'"),
         ((*TWO, "--reference-dtype", "float9"), "'--reference-dtype': got 'float9'"),
         ((*TWO, "--candidate-dtype", "float9"), "'--candidate-dtype': got 'float9'"),

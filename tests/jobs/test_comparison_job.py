@@ -262,6 +262,13 @@ def test_layers_are_as_their_logits():
     )  # fmt: skip
     logits, made = (mixed["candidates"][name]["kl"]["mean"] for name in ("logits", "r"))
     assert made == pytest.approx(logits, rel=1e-4)
+    shared = {"inputs": states, "weights": rounded}  # of the sides without logits
+    assert bv.compare(reference=states @ layer.T, candidate_inputs=states, weights=rounded)["kl"]["mean"] == made
+    assert bv.compare(candidate=states @ rounded.T, **shared)["kl"]["mean"] < 1e-9
+    named = {"logits": states @ rounded.T, "r": None}
+    both = bv.compare(reference=states @ layer.T, candidate=named, candidate_inputs={"r": states}, weights=rounded)
+    assert both["candidates"]["r"]["kl"]["mean"] == made
+    assert both["candidates"]["logits"]["kl"]["mean"] == logits
 
 
 def test_rows_that_are_not_finite(folder, tmp_path):
@@ -411,6 +418,8 @@ def test_a_layer_against_a_llama_file():
     made = bv.compare(reference=LLAMA / "base.kld", candidate_inputs=logits, candidate_weights=eye, llama_cpp=True)
     stored = bv.compare(reference=LLAMA / "base.kld", candidate=logits, llama_cpp=True)
     assert made["kl"]["mean"] == pytest.approx(stored["kl"]["mean"], rel=1e-6)
+    shared = bv.compare(reference=LLAMA / "base.kld", candidate_inputs=logits, weights=eye)
+    assert shared["kl"] == made["kl"]
     assert made["llama_cpp"]["mean_kld"]["value"] == pytest.approx(stored["llama_cpp"]["mean_kld"]["value"], rel=1e-6)
 
 
@@ -442,6 +451,9 @@ def test_what_does_not_fit_is_refused(folder, llama, tmp_path):
         ({"reference": x, "candidate": x, "metrics": "klx"}, bv.BigvocabError, "metrics: got 'klx'"),
         ({"reference": x, "candidate": x, "tops": 1}, TypeError, "unexpected keyword argument 'tops'"),
         ({"reference": x, "candidate": x, "candidate_weights": x}, bv.BigvocabError, "candidate_weights: belongs"),
+        ({"reference": x, "candidate": x, "inputs": x}, bv.BigvocabError, "inputs: belongs to hidden states, but all"),
+        ({"reference": x, "candidate": x, "weights": x}, bv.BigvocabError, "weights: belongs to hidden states"),
+        ({"reference": x, "candidate": x, "final_norm": "rms"}, bv.BigvocabError, "final_norm: belongs to hidden"),
         ({"reference": x, "candidate_inputs": x}, bv.BigvocabError, "candidate_inputs: needs candidate_weights"),
         ({"reference": x, "candidate": x, "num_classes": "tokenizer"}, bv.BigvocabError, "tokenizer needs model"),
         ({"reference": x, "candidate": x, "resume": True}, bv.BigvocabError, "resume: needs state"),
