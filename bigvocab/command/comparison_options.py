@@ -76,6 +76,8 @@ def _named(kind: Any) -> Callable[..., Any]:
                 if name is None:
                     raise click.BadParameter(f"got {found[None]!r} and {text!r}: several need names, NAME=VALUE.")
                 raise click.BadParameter(f"{name!r} is named twice.")
+            if name is not None and (not name.strip() or name == "reference"):
+                raise click.BadParameter(f"got the name {name!r}, expected one that tells a candidate apart.")
             if not value:
                 raise click.BadParameter(f"got {text!r}, expected a value after the =.")
             found[name] = value if kind is str else kind.convert(value, param, ctx)

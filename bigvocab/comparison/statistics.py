@@ -163,8 +163,12 @@ class PairTally:
 
     def _add_floor(self, mass: Floats, labels: npt.NDArray[np.bool_]) -> None:
         self._moments("mass").add(mass)
-        self.floor["mass_max"] = max(self.floor.get("mass_max", 0.0), float(mass.max(initial=0.0)))
-        self.floor["labels"] = self.floor.get("labels", 0) + int(np.count_nonzero(labels))
+        self._join_floor(float(mass.max(initial=0.0)), int(np.count_nonzero(labels)))
+
+    def _join_floor(self, mass_max: float, labels: int) -> None:
+        """NaN, of a row that is kept although it is not finite, is the maximum in any order."""
+        self.floor["mass_max"] = float(np.maximum(self.floor.get("mass_max", 0.0), mass_max))
+        self.floor["labels"] = self.floor.get("labels", 0) + labels
 
     # ---- states
 
@@ -219,8 +223,7 @@ class PairTally:
             self._kept.setdefault(name, []).append(other.kept(name))
         self.worst.merge(other.worst)
         if other.floor:
-            self.floor["mass_max"] = max(self.floor.get("mass_max", 0.0), other.floor["mass_max"])
-            self.floor["labels"] = self.floor.get("labels", 0) + other.floor["labels"]
+            self._join_floor(other.floor["mass_max"], int(other.floor["labels"]))
 
     # ---- metrics
 

@@ -153,6 +153,7 @@ def test_conditions_on_values_that_there_will_not_be(data, condition, words):
         (("--reference", "q8.npy", "--candidate", "q8.npy", "--candidate", "q4.npy"), "several need names"),
         (("--reference", "q8.npy", "--candidate", "q8.npy", "--candidate", "b=q4.npy"), "has no name, but others have"),
         (("--reference", "q8.npy", "--candidate", "a="), "expected a value after the ="),
+        (("--reference", "q8.npy", "--candidate", "reference=q8.npy"), "got the name 'reference'"),
         (("--reference", "q8.npy", "--candidate", "q4.npy", "--weight-column", "w"), "goes with no comparison"),
         (("--reference", "q8.npy", "--candidate", "q4.npy", "--vocab-shard", "1/2"), "goes with no comparison"),
         (("--reference", "q8.npy", "--candidate", "q4.npy", "--top-k", "3"), "needs overlap in '--metrics'"),

@@ -395,6 +395,20 @@ def test_a_llama_file_brings_labels_windows_and_the_floor(llama):
     assert (itself["difference"]["correlation"], itself["flips"]["mcnemar_p"]) == (1.0, 1.0)
 
 
+def test_a_row_of_nan_beside_a_llama_file_is_the_same_in_any_split(llama, tmp_path):
+    bad = np.load(llama / "candidate.npy")
+    bad[90] = np.nan
+    np.save(tmp_path / "bad.npy", bad)
+    job = {"reference": tmp_path / "bad.npy", "candidate": LLAMA / "base.kld", "nonfinite": "keep"}
+    expected = bv.compare(**job)
+    assert math.isnan(expected["floor"]["mass_max"])
+    assert shown(bv.compare(**job, chunk_rows=50, threads=1)) == shown(expected)
+    states = [tmp_path / f"{i}.state" for i in (1, 2)]
+    for i, state in enumerate(states, 1):
+        bv.compare(**job, shard=(i, 2), state=state)
+    assert shown(bv.merge(states)) == shown(bv.merge(states[::-1])) == shown(expected)
+
+
 def test_rows_of_every_position_go_with_a_llama_file(llama):
     scored = np.load(llama / "candidate.npy")
     every = np.full((10, 42, 751), np.nan, np.float32)
