@@ -25,6 +25,9 @@ Floats = npt.NDArray[np.float64]
 Names = tuple[npt.NDArray[Any], list[str]]  # the line of each row, and what the lines are called
 
 RANKS = (1, 5, 10)
+ACCURACIES = (1, 5)  # as an evaluation has them
+_TOPS = ("top_rank_in_candidate", "top_rank_in_reference")
+_OF_LABEL = ("rank_reference", "rank_candidate")
 # Values of which percentiles are reported, and that are kept row by row.
 KEPT = ("kl", "kl_reverse", "js", "tv", "delta_p")
 # Values of which only a mean is reported.
@@ -137,11 +140,11 @@ class PairTally:
         return self.moments.setdefault(name, Moments())
 
     def _add_ranks(self, columns: dict[str, npt.NDArray[Any]]) -> None:
-        for name in ("top_rank_in_candidate", "top_rank_in_reference"):
+        for name in (*_TOPS, *_OF_LABEL):
             if name in columns:
                 counts = self.ranks.setdefault(name, dict.fromkeys(RANKS, 0))
                 for k in RANKS:
-                    counts[k] += int(np.count_nonzero(columns[name] <= k))
+                    counts[k] += int(np.count_nonzero((columns[name] >= 1) & (columns[name] <= k)))
         if "rank_reference" in columns:
             before, after = columns["rank_reference"] == 1, columns["rank_candidate"] == 1
             cases = (before & after, before & ~after, ~before & after, ~before & ~after)
@@ -243,9 +246,9 @@ class PairTally:
         if "delta_p" in self.moments:
             found["delta_p"] = self._delta_p(n)
         found["same_top"] = self._same_top(n)
-        for name, counts in self.ranks.items():
-            shares = {str(k): divide(Fraction(count), n) for k, count in counts.items()}
-            found[name.replace("top_rank", "top")] = shares
+        for name in _TOPS:
+            if name in self.ranks:
+                found[name.replace("top_rank", "top")] = self._shares(name, RANKS, n)
         if self.flips:
             found["flips"] = self._flips(n)
         for name in AVERAGED:
@@ -270,14 +273,17 @@ class PairTally:
     def _side(self, side: str, n: int) -> dict[str, Any]:
         moments = self.moments[f"loss_{side}"]
         mean, error = moments.mean(n), moments.stderr(n)
-        right = self.flips["both_right"] + self.flips["to_wrong" if side == "reference" else "to_right"]
         return {
             "mean": mean,
             "stderr": error,
             "perplexity": exp(mean),
             "perplexity_stderr": exp(mean) * error,
-            "accuracy": {"1": divide(Fraction(right), n)},
+            "accuracy": self._shares(f"rank_{side}", ACCURACIES, n),
         }
+
+    def _shares(self, name: str, ks: tuple[int, ...], n: int) -> dict[str, float]:
+        """The share of rows whose rank is at most k, for each k."""
+        return {str(k): divide(Fraction(self.ranks[name][k]), n) for k in ks}
 
     def _difference(self, n: int) -> dict[str, float]:
         p, q, d = (self.moments[f"loss_{name}"] for name in ("reference", "candidate", "difference"))
@@ -325,7 +331,7 @@ class PairTally:
         found = {"share": share, "stderr": math.sqrt(share * (1 - share) / (n - 1)) if n > 1 else math.nan}
         if len(self.clusters):
             found["cluster_stderr"] = self.clusters.cluster_stderr_of_count("same_top")
-        return found | ({"tied_rows": self.counts["tied_rows"]} if self.ranks else {})
+        return found | ({"tied_rows": self.counts["tied_rows"]} if _TOPS[0] in self.ranks else {})
 
     def _flips(self, n: int) -> dict[str, Any]:
         wrong, right = self.flips["to_wrong"], self.flips["to_right"]

@@ -10,7 +10,7 @@ _SPREAD = (
     "mean", "stderr", "max", "min",
     *(f"percentiles.{p}" for p in ("99.9", "99", "95", "90", "75", "50", "25", "10", "5", "1", "0.1")),
 )  # fmt: skip
-_SIDE = ("mean", "stderr", "perplexity", "perplexity_stderr", "accuracy.1")
+_SIDE = ("mean", "stderr", "perplexity", "perplexity_stderr", "accuracy.1", "accuracy.5")
 _DIFFERENCE = (
     "mean", "stderr", "perplexity_ratio", "perplexity_ratio_stderr", "perplexity", "perplexity_stderr", "correlation",
 )  # fmt: skip

@@ -73,7 +73,7 @@ def test_every_value_against_its_formula():
         assert found[side]["mean"] == pytest.approx(loss.mean(), rel=1e-14)
         assert found[side]["stderr"] == pytest.approx(naive.stderr(loss), rel=1e-12)
         assert found[side]["perplexity_stderr"] == pytest.approx(naive.perplexity_stderr(loss), rel=1e-12)
-        assert found[side]["accuracy"] == {"1": np.mean(columns[f"rank_{side}"] == 1)}
+        assert found[side]["accuracy"] == {str(k): np.mean(columns[f"rank_{side}"] <= k) for k in (1, 5)}
     difference = found["difference"]
     assert difference["mean"] == pytest.approx(d.mean(), rel=1e-13)
     assert difference["stderr"] == pytest.approx(naive.stderr(d), rel=1e-12)

@@ -236,6 +236,18 @@ def test_one_candidate_stands_at_the_top(folder, tmp_path):
     assert (named["name"], named["kl"]) == ("q4", report["kl"])
 
 
+def test_each_side_has_what_an_evaluation_has(folder):
+    found = bv.compare(**pair(folder), candidate_logit_scale=0.9)
+    sides = {name: found["candidates"][name]["candidate"] for name in ("q8", "q4")}
+    sides["reference-*"] = found["candidates"]["q4"]["reference"]
+    for name, side in sides.items():
+        scale = 1.0 if "*" in name else 0.9
+        expected = bv.evaluate(
+            logits=str(folder / f"{name}.npy"), labels=folder / "labels.parquet", logit_scale=scale
+        ).to_dict()
+        assert side == {key: expected[key] for key in side}, name
+
+
 def test_without_labels(folder, tmp_path):
     job = pair(folder) | {"labels": None, "group_column": None, "cluster_column": None}
     report = bv.compare(**job, output=tmp_path / "rows.parquet")
