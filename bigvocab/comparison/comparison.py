@@ -23,7 +23,7 @@ from bigvocab.comparison.specification import (
     comparison_signature,
     specify_comparison,
 )
-from bigvocab.comparison.sums import BlockRows, ComparisonSums, restored_sums, stored_sums
+from bigvocab.comparison.sums import BlockRows, ComparisonSums, refuse_other_kind, restored_sums, stored_sums
 from bigvocab.errors import BigvocabError
 from bigvocab.evaluation.batches import as_batch, label_batch
 from bigvocab.evaluation.compatibility import refuse_difference
@@ -114,7 +114,8 @@ class Comparison:
 
         Raises:
             BigvocabError: rows or classes that differ, a label out of range, a row that is not finite, with its number
-                in the batch; nothing of the batch is counted then. TypeError: arrays of the wrong kind.
+                in the batch, labels or clusters of some batches alone; nothing of the batch is counted then.
+                TypeError: arrays of the wrong kind.
 
         >>> Comparison().update([[0.0, 0.0]], {"q8": [[0.0, 0.0]], "q4": [[0.0, 1.0]]})["q8"]
         array([0.])
@@ -171,6 +172,8 @@ class Comparison:
 
     def _add(self, comparer: Comparer, sides: Sides, blocks: list[Block]) -> dict[str, tuple[Floats, Any]]:
         """Count the blocks of a batch, all of which are there; the kl of each row, and which count."""
+        for block in blocks[:1]:
+            refuse_other_kind({} if self.sums is None else self.sums.beside(), BlockRows(block).beside(), "update")
         if self.sums is None:
             self.sums = comparer.new_sums(sides)
         found = {name: (np.full(sides.num_rows, np.nan), np.zeros(sides.num_rows, bool)) for name in sides.candidates}
@@ -213,6 +216,7 @@ class Comparison:
         comparer = self._comparer_for(tuple(other._comparer.candidates))
         names = ("this comparison", "merge")
         refuse_difference(comparer.options(), other._comparer.options(), names)
+        refuse_other_kind({} if self.sums is None else self.sums.beside(), other.sums.beside(), "merge")
         if self.sums is None:
             self.sums, self.coverage = ComparisonSums.of(comparer.candidates), other.coverage
         else:

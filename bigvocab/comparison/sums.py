@@ -17,7 +17,7 @@ import pyarrow as pa
 from bigvocab.comparison.between import ComparisonTally
 from bigvocab.comparison.blocks import Block
 from bigvocab.comparison.llama_table import LlamaTable
-from bigvocab.errors import FormatError
+from bigvocab.errors import BigvocabError, FormatError
 
 _SMALL = 64  # elements of an array that JSON holds
 _TYPES = ("<f8", "<f4", "<i8", "<i4", "|u1", "|b1")
@@ -56,7 +56,12 @@ class ComparisonSums:
         other.add_to(self)
 
     def add_to(self, sums: ComparisonSums) -> None:
-        """Add all of it to other sums."""
+        """Add all of it to other sums.
+
+        Raises:
+            BigvocabError: labels, or clusters, on one side alone.
+        """
+        refuse_other_kind(sums.beside(), self.beside(), "merge")
         sums.tally.merge(self.tally)
         for name, table in self.tables.items():
             sums.tables.setdefault(name, LlamaTable()).merge(table)
@@ -70,6 +75,16 @@ class ComparisonSums:
         """How many rows were seen, those left out among them."""
         counts = next(iter(self.tally.candidates.values())).counts
         return counts["rows"] + counts["ignored_rows"] + counts["skipped_rows"]
+
+    def beside(self) -> dict[str, bool]:
+        """Whether rows came with labels and with clusters, as far as that is known."""
+        found = {}
+        for tally in self.tally.candidates.values():
+            if tally.moments:
+                found["labels"] = "loss_reference" in tally.moments
+            if tally.counts["rows"]:
+                found["clusters"] = len(tally.clusters) > 0
+        return found
 
     def counts(self) -> dict[str, int]:
         """Rows in the metrics of the candidate that has most, and rows that were left out everywhere."""
@@ -104,11 +119,27 @@ class BlockRows:
 
     block: Block
 
+    def beside(self) -> dict[str, bool]:
+        """As `ComparisonSums.beside`."""
+        every = self.block.rows.values()
+        return {
+            "labels": any(rows.labels is not None for rows in every),
+            "clusters": any(rows.clusters is not None for rows in every),
+        }
+
     def add_to(self, sums: ComparisonSums) -> None:
         """Add the rows to sums."""
         sums.tally.add(self.block.rows)
         for name, table in self.block.tables.items():
             sums.tables.setdefault(name, LlamaTable()).merge(table)
+
+
+def refuse_other_kind(mine: Mapping[str, bool], others: Mapping[str, bool], name: str) -> None:
+    """Raise where some rows came with labels, or clusters, and others without: means over all rows would be wrong."""
+    for what in mine.keys() & others.keys():
+        if mine[what] != others[what]:
+            text = f"got no {what}, expected them" if mine[what] else f"got {what}, expected none"
+            raise BigvocabError(f"{name}: {text}, as with the rows before")
 
 
 def stored_sums(sums: ComparisonSums) -> tuple[dict[str, Any], pa.Table]:

@@ -152,6 +152,8 @@ def test_what_does_not_fit_counts_nothing():
     comparison = bv.Comparison()
     comparison.update(x, others, labels)
     before = shown(comparison.report())
+    unlabelled = bv.Comparison()
+    unlabelled.update(x, others)
     for call, words in (
         (lambda: comparison.update(x, others["q4"], labels), "candidate: got candidate, expected q8, q4, as before"),
         (lambda: comparison.update(x, {**others, "q8": x[:, :5]}, labels), "candidate q8: 5 classes, but reference"),
@@ -161,6 +163,10 @@ def test_what_does_not_fit_counts_nothing():
         (lambda: comparison.update(x * np.nan, others), "reference: row 0 holds a NaN"),
         (lambda: comparison.merge(comparison), "its rows would count twice"),
         (lambda: comparison.merge(fed([(0, 3)])), "metrics is"),
+        (lambda: comparison.update(x, others), "update: got no labels, expected them, as with the rows before"),
+        (lambda: comparison.update(x, others, labels, clusters=labels), "update: got clusters, expected none"),
+        (lambda: comparison.merge(unlabelled), "merge: got no labels"),
+        (lambda: bv.merge([comparison.to_bytes(), unlabelled.to_bytes()]), "merge: got no labels"),
         (lambda: bv.Comparison().to_bytes(), "has seen no batch"),
     ):
         with pytest.raises(bv.BigvocabError, match=words):
