@@ -133,8 +133,8 @@ COMPARE = [
            help="Rows with this label do not count; repeatable."),
     option(MEASURES, "--metrics", metavar="NAMES", default=",".join(DEFAULT_COMPARISON_METRICS), callback=_metrics,
            show_default=True,
-           help=f"Of {', '.join(COMPARISON_METRICS)}. For js, tv, tops and logit_difference a layer makes rows of more "
-                "than 1,048,576 classes twice."),
+           help=f"Of {', '.join(COMPARISON_METRICS)}. js, tv, tops and logit_difference look at rows twice: rows "
+                "beyond the cache are read twice, and a layer makes those of more than 1,048,576 classes twice."),
     option(MEASURES, "--top-k", metavar="K,...", default="1,5", callback=ks_of, show_default=True,
            help="The k of overlap, at most 64."),
     option(MEASURES, "--llama-cpp", is_flag=True, help="llama.cpp's own table as well, to its last digit."),
