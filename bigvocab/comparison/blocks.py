@@ -219,7 +219,7 @@ def _ends(asked: ComparisonSpecification, sides: Sides, start: int, stop: int) -
 
 def _end(asked: ComparisonSpecification, sides: Sides, side: Side, start: int, stop: int) -> LlamaSide | ExactSide:
     if side.file is not None:
-        return LlamaSide(side.file)
+        return LlamaSide(side.file, sides.num_classes)
     if side.made:
         logits = made_logits(side.rows(start, stop, sides.num_classes), asked.threads)
     else:

@@ -47,7 +47,11 @@ class Comparer:
         if asked.llama_cpp and first.file is None:
             wrong = (": needs a llama.cpp logits file for the reference", f", got {first.shown}")
             raise BigvocabError(Keyword("llama_cpp"), *wrong)
-        return Sides.of(first, others, asked.num_classes)
+        sides = Sides.of(first, others, asked.num_classes)
+        if asked.llama_cpp and first.num_classes != sides.num_classes:
+            wrong = (": takes in all classes of a file", f", {first.num_classes} of {first.shown}, got ")
+            raise BigvocabError(Keyword("llama_cpp"), *wrong, Keyword("num_classes", str(sides.num_classes)))
+        return sides
 
     def blocks(self, sides: Sides, batch: LabelBatch, labels_name: str, *, labelled: bool) -> Iterator[Block]:
         """The rows of one batch of labels, block by block; see `compared_blocks`."""

@@ -188,6 +188,7 @@ class Sides:
         files = [side for side in every if side.file is not None]
         leader = files[0].file if files else None
         if leader is not None:
+            _classes(files, num_classes)
             _follow(leader, every)
         for side in every[1:]:
             if len(side.source) != len(reference.source):
@@ -247,9 +248,6 @@ def _classes(sides: Sequence[Side], num_classes: int | None) -> int:
                 raise BigvocabError(f"{side.shown}: {both}", *hint)
         return first.num_classes
     for side in sides:
-        if side.file is not None and side.num_classes != num_classes:
-            got = f": got {num_classes}, but rows of {side.shown} cannot be cut: expected {side.num_classes}"
-            raise BigvocabError(Keyword("num_classes"), got)
         if num_classes > side.num_classes:
             expected = f": got {num_classes}, expected 1 to {side.num_classes}, the classes of {side.shown}"
             raise BigvocabError(Keyword("num_classes"), expected)

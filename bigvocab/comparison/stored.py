@@ -30,6 +30,7 @@ Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 
 _DECODED_BYTES = 4 << 20  # of a side, at a time and thread
+_LEAST_MASS = 1e-4  # of the classes that exist in a row; 16 bits know no less of it
 
 
 @dataclass
@@ -63,19 +64,39 @@ class StoredPairs:
 
 
 class LlamaSide:
-    """Rows of a llama.cpp file as a side, decoded a block at a time."""
+    """Rows of a llama.cpp file as a side, decoded a block at a time.
+
+    Args:
+        file: the file.
+        num_classes: classes from this one on do not exist, and others share their mass; None is all of the file.
+    """
 
     masks = True
 
-    def __init__(self, file: LlamaLogits) -> None:
-        self._file, self.num_classes = file, file.shape[1]
+    def __init__(self, file: LlamaLogits, num_classes: int | None = None) -> None:
+        self._file, self.num_classes = file, file.shape[1] if num_classes is None else num_classes
+
+    def _stored(self, start: int, stop: int) -> npt.NDArray[np.uint16]:
+        """The stored numbers of the classes that exist."""
+        return self._file.rows(start, stop)[:, : self.num_classes]
+
+    def _log_mass(self, start: int, stop: int) -> Floats | float:
+        """The log of what the classes that exist have of the file's mass: 0 where all do."""
+        file, cut = self._file, slice(self.num_classes, None)
+        if self.num_classes == file.shape[1]:
+            return 0.0
+        scales, lowest = (side(start, stop).astype(np.float64)[:, None] for side in (file.scales, file.lowest))
+        stored = file.rows(start, stop)[:, cut].astype(np.float64)
+        there = (stored > 0) | ~file.floored(start, stop)[:, None]
+        cut_mass = np.where(there, np.exp(scales * stored + lowest), 0.0).sum(axis=1)
+        return np.log1p(-np.minimum(cut_mass, 1.0 - _LEAST_MASS))
 
     def decode(self, start: int, stop: int) -> npt.NDArray[Any]:
         """Log probabilities (n, V) less those of the top; -inf below the floor."""
         from bigvocab.kernels import stored_logits
 
-        file, out = self._file, np.empty((stop - start, self._file.shape[1]), np.float32)
-        stored_logits.decode_rows(file.rows(start, stop), file.scales(start, stop), file.floored(start, stop), out)
+        file, out = self._file, np.empty((stop - start, self.num_classes), np.float32)
+        stored_logits.decode_rows(self._stored(start, stop), file.scales(start, stop), file.floored(start, stop), out)
         return out
 
     def own(self, start: int, stop: int, labels: Integers, given: RowStatistics) -> _Own:
@@ -83,14 +104,18 @@ class LlamaSide:
         from bigvocab.kernels import stored_logits
 
         file, rows = self._file, stop - start
-        stored, scales, lowest = file.rows(start, stop), file.scales(start, stop), file.lowest(start, stop)
+        stored, scales, lowest = self._stored(start, stop), file.scales(start, stop), file.lowest(start, stop)
         loss, rank, top = np.empty(rows), np.empty(rows, np.int64), np.empty(rows, np.int64)
         counts = np.empty((rows, 2), np.int64)
         nobody = np.full(rows, -1)
         stored_logits.stored_losses(stored, scales, lowest, labels, loss)
         stored_logits.stored_tops(stored, file.floored(start, stop), labels, nobody, top, counts, rank)
         highest = scales.astype(np.float64) * 65535 + lowest.astype(np.float64)
-        within = np.minimum(np.exp(given.logsumexp + highest), 1.0)
+        mass = self._log_mass(start, stop)
+        within = np.minimum(np.exp(given.logsumexp + highest - mass), 1.0)
+        if self.num_classes < file.shape[1]:
+            loss = np.maximum(loss + mass, 0.0)
+            highest = scales * stored.max(axis=1).astype(np.float64) + lowest.astype(np.float64) - mass
         return _Own(loss, rank, top, given.entropy, np.exp(np.minimum(highest, 0.0)), within, np.ones(rows, bool))
 
     def entropy(self, start: int, stop: int) -> Floats:
@@ -107,7 +132,7 @@ class LlamaSide:
         rows = stop - start
         top, rank, counts = np.empty(rows, np.int64), np.empty(rows, np.int64), np.empty((rows, 2), np.int64)
         nobody = np.full(rows, -1)
-        stored = self._file.rows(start, stop)
+        stored = self._stored(start, stop)
         stored_logits.stored_tops(stored, self._file.floored(start, stop), nobody, others, top, counts, rank)
         return 1 + counts[:, 0], counts[:, 1] > 1
 
@@ -117,7 +142,7 @@ class LlamaSide:
 
     def floored_labels(self, start: int, stop: int, labels: Integers) -> npt.NDArray[np.bool_]:
         """Whether the label lies under the floor."""
-        q = self._file.rows(start, stop)[np.arange(stop - start), np.maximum(labels, 0)]
+        q = self._stored(start, stop)[np.arange(stop - start), np.maximum(labels, 0)]
         return (labels >= 0) & (q == 0) & self._file.floored(start, stop)
 
 

@@ -285,7 +285,7 @@ def open_llama_logits(path: str) -> LlamaLogits:
 def check_same_tokens(reference: LlamaLogits, candidate: LlamaLogits) -> None:
     """Raise unless two files are of the same text: each row of one is then that of the other."""
     mine, others = reference.header._asdict(), candidate.header._asdict()
-    for name in ("version", "context", "num_classes", "windows", "stride"):
+    for name in ("version", "context", "windows", "stride"):
         ours, theirs = mine[name], others[name]
         if ours != theirs:
             raise FormatError(

@@ -354,6 +354,38 @@ def test_classes_that_differ():
         compare(base, np.zeros((200, 750), np.float32))
 
 
+@pytest.mark.parametrize("spread", [1.0, 2.0, 9.0])
+def test_classes_that_do_not_exist(tmp_path, spread):
+    x, y, count = made(20, 50, spread=spread), made(20, 47, 1, spread=spread), 40
+    x[:, 45] += 3  # a good part of the mass, and often the top
+    file = write(tmp_path / "p", x, 22, tokens=np.random.default_rng(0).integers(0, count, 44))
+    write(tmp_path / "q", y, 22, tokens=file.tokens)
+    p, q = (str(tmp_path / name) for name in ("p", "q"))
+    job = {"num_classes": count, "metrics": "kl_reverse,js,tv,delta_p,tops,entropy,overlap"}
+    wanted = bv.compare(reference=x[:, :count], candidate=y[:, :count], labels=file.labels, **job)
+    for reference, candidate in ((p, y), (x, q), (p, q)):
+        found = bv.compare(reference=reference, candidate=candidate, **job)
+        if spread > 2:  # much lies under the floor
+            assert found["kl"]["mean"] < wanted["kl"]["mean"] + 1e-3
+            continue
+        for name in ("kl", "kl_reverse", "js", "tv", "delta_p", "entropy_reference", "entropy_candidate"):
+            assert found[name]["mean"] == pytest.approx(wanted[name]["mean"], rel=2e-3, abs=2e-4), name
+        for side in ("reference", "candidate"):
+            assert found[side]["mean"] == pytest.approx(wanted[side]["mean"], rel=1e-4)
+            assert found[side]["accuracy"] == wanted[side]["accuracy"]
+        for name in ("same_top", "top_in_candidate", "overlap"):
+            assert found[name] | {"cluster_stderr": 0} == wanted[name] | {"cluster_stderr": 0}, name
+        rows = [(line["rows"], line.get("kl_mean", 0)) for line in found["by_confidence"]]
+        expected = [(line["rows"], line.get("kl_mean", 0)) for line in wanted["by_confidence"]]
+        np.testing.assert_allclose(rows, expected, rtol=3e-3, atol=1e-3)
+    assert bv.compare(reference=p, candidate=p, **job)["kl"]["max"] == 0
+    with pytest.raises(BigvocabError, match="llama_cpp: takes in all classes of a file, 50 of .*, got num_classes=.40"):
+        bv.compare(reference=p, candidate=y, num_classes=count, llama_cpp=True)
+    write(tmp_path / "r", x, 22, tokens=np.full(44, 44))
+    with pytest.raises(BigvocabError, match="row 0 is 44, expected a class in"):
+        bv.compare(reference=str(tmp_path / "r"), candidate=y, num_classes=count)
+
+
 # Damage
 
 GOOD = (DATA / "base.kld").read_bytes()
@@ -428,6 +460,7 @@ def test_files_of_different_texts(tmp_path):
     b = write(tmp_path / "b", x, 42, tokens=tokens)
     with pytest.raises(FormatError, match=rf"b: token 50 \(window 1\) is {tokens[50]}, expected {a.tokens[50]} as in"):
         check_same_tokens(a, b)
-    with pytest.raises(FormatError, match="got num classes 31, expected 30"):
-        check_same_tokens(a, write(tmp_path / "c", made(40, 31), 42))
+    write(tmp_path / "c", made(40, 31), 42)
+    with pytest.raises(BigvocabError, match="c: 31 classes, but .*a has 30; expected as many, or num_classes"):
+        bv.compare(reference=str(tmp_path / "a"), candidate=str(tmp_path / "c"))
     check_same_tokens(a, write(tmp_path / "d", made(40, 30, 5), 42, tokens=a.tokens))

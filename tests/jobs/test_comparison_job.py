@@ -489,7 +489,8 @@ def test_what_does_not_fit_is_refused(folder, llama, tmp_path):
         ({**base, "candidate": tmp_path / "doubled.kld"}, bv.FormatError, "second file begins there"),
         ({**base, "candidate": tmp_path / "other.kld"}, bv.FormatError, r"token 1 \(window 0\) is 0, expected"),
         ({**base, "candidate": LLAMA / "candidate.kld", "logit_scale": 2.0}, bv.BigvocabError, "log probabilities"),
-        ({**base, "candidate": llama / "base.npy", "num_classes": 700}, bv.BigvocabError, "cannot be cut"),
+        ({**base, "candidate": llama / "base.npy", "num_classes": 700}, bv.BigvocabError, "expected a class in"),
+        ({**base, "candidate": llama / "base.npy", "num_classes": 752}, bv.BigvocabError, "expected 1 to 751"),
     ]
     for job, kind, words in cases:
         with pytest.raises(kind, match=words):
