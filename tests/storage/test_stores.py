@@ -165,6 +165,64 @@ def test_what_passes_is_tried_again(store, kind, fault, small_ranges):
     assert not faults.plan
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_connections_that_die_at_any_byte(store, kind):
+    """Of an answer about the object, and of one with its bytes: in the status line, the headers, the body."""
+    faults, at = store[0], places(store)[kind]
+    small = np.arange(60, dtype=np.float32).reshape(6, 10)
+    faults.put("/b/small.npy", npy(small))
+    for length in range(0, 190, 11 if kind == "http" else 31):
+        faults.head_cuts = [length]
+        np.testing.assert_array_equal(np.asarray(bv.open_matrix(at("small.npy"))), small)
+        faults.head_cuts = [None, length] if kind == "s3" else []
+        np.testing.assert_array_equal(np.asarray(bv.open_matrix(at("small.npy"))), small)
+        faults.head_cuts = [None, None, length] if kind == "s3" else []
+        np.testing.assert_array_equal(np.asarray(bv.open_matrix(at("small.npy"))), small)
+        assert not faults.head_cuts
+    for length in range(0, 600, 29 if kind == "http" else 130):
+        faults.plan = [f"cut {length}"]
+        np.testing.assert_array_equal(np.asarray(bv.open_matrix(at("small.npy"))), small)
+        assert not faults.plan
+
+
+@pytest.mark.parametrize("status", [403, 405, 501])
+def test_a_server_or_a_signature_for_get_alone(store, status):
+    faults, at = store[0], places(store)["http"]
+    faults.no_head = status
+    expected = bv.evaluate(logits=LOGITS, labels=LABELS)["sum"]
+    assert bv.evaluate(logits=at("logits.npy"), labels=at("labels.npy"))["sum"] == expected
+    with pytest.raises(bv.BigvocabError, match=r"^http://[^\n]*/b/none.npy: cannot be read: \d+ [^\n]*$"):
+        bv.open_matrix(at("none.npy"))
+
+
+def test_a_server_without_ranges_is_not_read_whole(store):
+    faults, at = store[0], places(store)["http"]
+    faults.put("/b/large.npy", npy(np.zeros((64 << 20) // 4, np.float32)))
+    faults.no_ranges = True
+    with pytest.raises(bv.BigvocabError, match=r"large.npy: cannot be read: the server does not answer ranges"):
+        bv.open_matrix(at("large.npy"))
+    assert faults.sent < 32 << 20
+
+
+def test_a_place_that_a_file_has_moved_to_for_now(store, small_ranges):
+    """Signatures of such places end while a long run goes on."""
+    faults, web, _ = store
+    at = places(store)["http"]
+    for place in ("/signed/1.npy", "/signed/2.npy"):
+        faults.put(place, faults.objects["/b/logits.npy"])
+        faults.versions[place] = 1
+    faults.moved["/b/logits.npy"] = f"{web}/signed/1.npy"
+    matrix = bv.open_matrix(at("logits.npy"))
+    np.testing.assert_array_equal(matrix[0:50], LOGITS[0:50])
+    faults.status["/signed/1.npy"] = 403
+    faults.moved["/b/logits.npy"] = f"{web}/signed/2.npy"
+    np.testing.assert_array_equal(matrix[0:ROWS], LOGITS)
+    matrix.check()
+    faults.status["/signed/2.npy"] = 403
+    with pytest.raises(bv.BigvocabError, match=r"/b/logits.npy: cannot be read: 403 Forbidden$"):
+        matrix[0:ROWS]
+
+
 def test_a_number_in_the_name_of_an_object_is_no_status(store):
     answers = ["for 'part-404.npy': SLOW_DOWN", "b/x-403.npy: SLOW_DOWN", "http://b/x-400.npy: reset"]
 
