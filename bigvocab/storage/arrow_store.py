@@ -27,6 +27,8 @@ class ArrowStore:
     def __init__(self, uri: str) -> None:
         self.uri = uri
         base, self._query = uris.split_query(uri)
+        if not urlsplit(base).netloc.rpartition("@")[2] and not base.startswith(("hdfs", "viewfs")):
+            raise Final("names no bucket or container")
         self.system, self.path = _file_system(base, self._query)
         self._file: Any = None
         self._lock = threading.Lock()

@@ -1,6 +1,7 @@
 """Object stores and the web: the same bits as from a disk, few bytes fetched, and faults that are mended or named."""
 
 import io
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -117,6 +118,75 @@ def test_folders_and_globs_in_natural_order(store):
         np.testing.assert_array_equal(np.asarray(bv.open_matrix(place)), LOGITS)
     with pytest.raises(bv.BigvocabError, match=r"s3://c/\?.*: no object matches 'x-\*.npy'"):
         bv.open_matrix(f"s3://c/x-*.npy{query}")
+
+
+def test_globs_with_wildcards_in_folders(store, tmp_path):
+    """As on a disk: `**` of any number of folders, hidden ones left out."""
+    faults, _, query = store
+    names = [
+        "run-1/a/part-2.npy",
+        "run-1/a/part-10.npy",
+        "run-1/part-1.npy",
+        "run-2/a b/part-1.npy",
+        ".run-3/part-1.npy",
+    ]
+    for i, name in enumerate(names):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        np.save(tmp_path / name, LOGITS[10 * i : 10 * i + 10])
+        faults.put(f"/d/x/{name}", npy(LOGITS[10 * i : 10 * i + 10]))
+    for pattern in ("run-*/a/part-*.npy", "*/part-1.npy", "**/part-*.npy", "run-*/**/*.npy", "run-2/a*/part-1.npy"):
+        found = np.asarray(bv.open_matrix(f"s3://d/x/{pattern}{query}"))
+        np.testing.assert_array_equal(found, np.asarray(bv.open_matrix(f"{tmp_path}/{pattern}")))
+    np.testing.assert_array_equal(np.asarray(bv.open_matrix(f"s3://d/x/run-2/a%20b/p*.npy{query}")), LOGITS[30:40])
+    with pytest.raises(bv.BigvocabError, match=r"^s3://d/x/\?.*: no object matches 'none-\*/x.npy'$"):
+        bv.open_matrix(f"s3://d/x/none-*/x.npy{query}")
+
+
+@pytest.mark.parametrize(
+    "uri", ["ftp://me:hunter2@host/x.npy?sig=hunter2", "s3a://b/x.npy", "az://c/x.npy", "hf://x/y"]
+)
+def test_uris_of_other_kinds_are_named(uri, tmp_path):
+    for read in (
+        lambda: bv.open_matrix(uri),
+        lambda: bv.inspect(uri),
+        lambda: bv.open_model(uri),
+        lambda: bv.merge(uri),
+        lambda: bv.evaluate(logits=LOGITS, labels=uri),
+        lambda: bv.evaluate(logits=LOGITS, labels=LABELS, report=uri),
+        lambda: bv.evaluate(logits=LOGITS, labels=LABELS, state=uri),
+        lambda: bv.write_candidates(uri, num_sampled=2, range_max=9, seed=1),
+        lambda: bv.MatrixWriter(uri),
+    ):
+        with pytest.raises(
+            bv.BigvocabError, match=r"\w://\w+/\S+: got a URI of \w+, expected a path, or a URI of s3, gs"
+        ) as caught:
+            read()
+        assert "hunter2" not in str(caught.value)
+
+
+def test_uris_that_are_not_whole(tmp_path):
+    for uri, words in [
+        ("file://x.npy", r"file://x.npy: names a machine, expected file:///folder/file"),
+        ("s3://", r"names no bucket"),
+        ("s3:///x.npy", r"^s3:///x.npy: cannot be read: names no bucket"),
+        (Path("s3://b/x.npy"), r"^s3:/: got a Path of a URI, which cuts its slashes; expected the URI as text"),
+        ("s3://b/x/?foo=1", r"^s3://b/x/: cannot be listed: Unexpected query parameter in S3 URI: 'foo'"),
+        ("s3://b/x-*.npy?foo=1", r"^s3://b/: cannot be listed: Unexpected query parameter in S3 URI: 'foo'"),
+    ]:
+        with pytest.raises(bv.BigvocabError, match=words):
+            bv.open_matrix(uri)
+        with pytest.raises(bv.BigvocabError, match=r"^[^\n]*$"):
+            bv.open_model(uri)
+
+
+@pytest.mark.parametrize("suffix", ["npy", "safetensors", "arrow"])
+def test_matrices_are_written_to_stores(store, suffix):
+    at = places(store)["s3"]
+    with bv.MatrixWriter(at(f"out/x.{suffix}")) as writer:
+        writer.append(LOGITS)
+    np.testing.assert_array_equal(np.asarray(bv.open_matrix(at(f"out/x.{suffix}"))), LOGITS)
+    with pytest.raises(bv.BigvocabError, match=r"x.txt\S*: got the suffix '.txt', expected one of .npy"):
+        bv.MatrixWriter(at("out/x.txt").replace("s3://", "s3://key:hunter2@"))
 
 
 @pytest.mark.parametrize("kind", KINDS)
