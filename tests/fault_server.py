@@ -4,6 +4,7 @@ GET with ranges, HEAD, PUT (whole or in parts) and listings, anonymous. It count
 """
 
 import base64
+import io
 import re
 import socket
 import threading
@@ -20,6 +21,11 @@ class Faults:
         self.buckets = {"/b"}  # of which one may ask whether they are there
         self.versions = {}
         self.plan = []
+        self.head_cuts = []  # after how many bytes the answer to a HEAD ends, taken in order
+        self.no_head = None  # the status of every HEAD
+        self.no_ranges = False  # whole files are sent, whatever was asked for
+        self.sent = 0  # bytes of bodies that somebody took
+        self.moved = {}  # path -> where it has moved to, for now
         self.status = {}  # path -> status for everything
         self.by_query = {}  # query -> content of objects that a query names
         self.key = None  # what every request must be signed with, or the name of its user
@@ -92,13 +98,21 @@ class Handler(BaseHTTPRequestHandler):
         faults = self.server.faults
         if path in faults.buckets:
             return self.answer(200 if self.may() else 403)
+        if faults.no_head is not None:
+            return self.answer(faults.no_head)
+        if path in faults.moved:
+            return self.answer(302, Location=faults.moved[path])
         if not self.refused(path):
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(faults.objects[path])))
-            self.send_header("ETag", faults.etag(path))
-            self.send_header("Last-Modified", "Sat, 28 Nov 2026 00:00:00 GMT")
-            self.end_headers()
+            self.send_cut(faults.head_cuts.pop(0) if faults.head_cuts else None, self.send_head, path)
         return None
+
+    def send_head(self, path):
+        faults = self.server.faults
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(faults.objects[path])))
+        self.send_header("ETag", faults.etag(path))
+        self.send_header("Last-Modified", "Sat, 28 Nov 2026 00:00:00 GMT")
+        self.end_headers()
 
     def do_GET(self):
         path, query = self.split()
@@ -107,14 +121,16 @@ class Handler(BaseHTTPRequestHandler):
             return self.refused(path)
         if "list-type" in query or (path.count("/") <= 2 and "prefix" in query):
             return self.listing(path.strip("/"), query)
+        if path in faults.moved:
+            return self.answer(302, Location=faults.moved[path])
         if self.refused(path):
             return None
         data, etag = faults.objects[path], faults.etag(path)
         if self.headers.get("If-Match", etag) != etag:
             return self.answer(412)
         wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
-        if wanted is None:
-            return self.answer(200, data, ETag=etag)
+        if wanted is None or faults.no_ranges:
+            return self.whole(data, etag)
         first, last = int(wanted[1]), min(int(wanted[2]), len(data) - 1)
         with faults.lock:
             fault = faults.plan.pop(0) if faults.plan else ""
@@ -125,10 +141,34 @@ class Handler(BaseHTTPRequestHandler):
             if faults.gate is not None:
                 faults.lock.wait_for(lambda: faults.most >= faults.gate, 20)
         try:
+            if fault.startswith("cut "):
+                return self.send_cut(int(fault[4:]), self.send_range, path, data, first, last, etag, "")
             return self.send_range(path, data, first, last, etag, fault)
         finally:
             with faults.lock:
                 faults.in_flight -= 1
+
+    def send_cut(self, length, send, *given):
+        """The first bytes of an answer, of its headers or of its body, and then the end of the connection."""
+        if length is None:
+            return send(*given)
+        out, self.wfile = self.wfile, io.BytesIO()
+        send(*given)
+        out.write(self.wfile.getvalue()[:length])
+        out.flush()
+        self.wfile, self.close_connection = out, True
+        self.connection.shutdown(socket.SHUT_RDWR)
+        return None
+
+    def whole(self, data, etag):
+        """All of it, as long as somebody takes it."""
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(data)))
+        self.send_header("ETag", etag)
+        self.end_headers()
+        for at in range(0, len(data), 1 << 16):
+            self.wfile.write(data[at : at + (1 << 16)])
+            self.server.faults.sent += 1 << 16
 
     def send_range(self, path, data, first, last, etag, fault):
         faults = self.server.faults

@@ -12,6 +12,7 @@ from bigvocab.comparison.rules import ONLY
 from bigvocab.comparison.specification import ComparisonSpecification
 from bigvocab.errors import BigvocabError
 from bigvocab.evaluation.batches import arrays_of
+from bigvocab.formats.vectors import vector_type
 from bigvocab.labels.labels import Labels, read_columns
 
 _REFERENCE = "reference"
@@ -24,7 +25,7 @@ def vectors_of_batch(batch: Any) -> tuple[npt.NDArray[Any], dict[str, npt.NDArra
         BigvocabError: columns that are missing.
     """
     table = batch if isinstance(batch, pa.Table) else pa.Table.from_batches([batch])
-    vectors = [field.name for field in table.schema if _is_vector(field.type) and field.name != _REFERENCE]
+    vectors = [field.name for field in table.schema if vector_type(field.type) is not None and field.name != _REFERENCE]
     names = [ONLY] if ONLY in table.column_names else vectors
     listed = ", ".join(f"{field.name!r} ({field.type})" for field in table.schema)
     if _REFERENCE not in table.column_names or not names:
@@ -32,12 +33,6 @@ def vectors_of_batch(batch: Any) -> tuple[npt.NDArray[Any], dict[str, npt.NDArra
         raise BigvocabError(f"batch: no column {missing}; there are: {listed}")
     rest = table.select([name for name in table.column_names if name not in (_REFERENCE, *names)])
     return _rows(table, _REFERENCE), {name: _rows(table, name) for name in names}, rest
-
-
-def _is_vector(kind: pa.DataType) -> bool:
-    storage = kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind
-    listed = pa.types.is_fixed_size_list(storage) or pa.types.is_list(storage) or pa.types.is_large_list(storage)
-    return listed and pa.types.is_floating(storage.value_type)
 
 
 def _rows(table: pa.Table, name: str) -> npt.NDArray[Any]:

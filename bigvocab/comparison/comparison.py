@@ -28,7 +28,7 @@ from bigvocab.errors import BigvocabError
 from bigvocab.evaluation.batches import as_batch, label_batch
 from bigvocab.evaluation.compatibility import refuse_difference
 from bigvocab.evaluation.coverage import Coverage, merged_coverage
-from bigvocab.evaluation.state import State, read_state, state_bytes, write_state
+from bigvocab.evaluation.state import State, content_of, read_state, state_bytes, write_state
 from bigvocab.labels.columns import groups_of
 from bigvocab.labels.labels import LabelBatch
 from bigvocab.labels.leading import flat_batch
@@ -259,9 +259,9 @@ class Comparison:
         return cls._of_state(read_state(path), threads)
 
     @classmethod
-    def from_bytes(cls, data: bytes, *, threads: int | None = None) -> Comparison:
+    def from_bytes(cls, data: bytes | bytearray | memoryview, *, threads: int | None = None) -> Comparison:
         """The comparison that `to_bytes` made bytes of; errors as of `load`."""
-        if not isinstance(data, bytes):
+        if not isinstance(data, bytes | bytearray | memoryview):
             raise TypeError(f"data: expected bytes, got {type(data).__name__}")
         return cls._of_state(read_state(data), threads)
 
@@ -273,7 +273,8 @@ class Comparison:
         comparison._options = {}
         comparison._comparer = Comparer(ComparisonSpecification.from_json(state.given, state.path, threads=threads))
         refuse_difference(state.options, comparison._comparer.identity(), (state.path, "the files there are now"))
-        comparison.sums = restored_sums(state.sums, state.table, state.path)
+        with content_of(state.path):
+            comparison.sums = restored_sums(state.sums, state.table, state.path)
         comparison.coverage, comparison.seen = state.coverage, state.seen
         return comparison
 

@@ -139,7 +139,7 @@ def open_side(name: str, scorer: Scorer, values: Any, label_rows: Callable[[], i
     if scorer.head is not None:
         opening.pop("vocab_shards", None)  # files of a layer are ranges of classes in any case
     source = scorer.source(
-        open_rows(values, shown, layer=asked.sequences.layer, label_rows=label_rows, **opening)
+        open_rows(scorer.with_width(values), shown, layer=asked.sequences.layer, label_rows=label_rows, **opening)
     )  # which is then a Matrix, that has its name
     path = source.files[0]["path"]
     shown = shown if path == "<array>" else path

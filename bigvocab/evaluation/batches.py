@@ -107,7 +107,7 @@ def arrays_of(
 
 
 def _rows(column: Any, name: str) -> npt.NDArray[Any]:
-    """A column of vectors as (N, V)."""
+    """A column of vectors as (N, V); (0, 0) where there are no rows, and a list says by its rows how wide it is."""
     found, place = vector_type(column.type, bfloat16=True), Place("batch", f": column {name!r}")
     if found is None:
         raise BigvocabError(f"batch: column {name!r} is {column.type}, expected a {LISTS} of floats")
@@ -119,7 +119,7 @@ def _rows(column: Any, name: str) -> npt.NDArray[Any]:
             if not width:
                 raise BigvocabError.of_row(place, row - len(chunk), " is empty, expected one number for each class")
             arrays.append(rows.array(found.dtype))
-    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays or [np.zeros((0, width or 1), found.dtype)])
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays or [np.zeros((0, width or 0), found.dtype)])
 
 
 def with_losses(batch: Any, losses: npt.NDArray[np.float64], left_out: npt.NDArray[np.bool_]) -> Any:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from bigvocab import arguments
 from bigvocab.errors import BigvocabError, Keyword
 from bigvocab.evaluation.batches import arrays_of, as_batch, label_batch, with_losses
-from bigvocab.evaluation.compatibility import refuse_difference, refuse_same_draws
+from bigvocab.evaluation.compatibility import refuse_difference, refuse_same_draws, with_told
 from bigvocab.evaluation.coverage import Coverage, merged_coverage
 from bigvocab.evaluation.json_values import as_options
 from bigvocab.evaluation.keywords import EvaluatorOptions, signature
@@ -22,7 +22,7 @@ from bigvocab.evaluation.reporting import make_report
 from bigvocab.evaluation.row_result import RowResult
 from bigvocab.evaluation.scoring import Scorer
 from bigvocab.evaluation.specification import Specification, specify
-from bigvocab.evaluation.state import State, read_state, state_bytes, write_state
+from bigvocab.evaluation.state import State, content_of, read_state, state_bytes, write_state
 from bigvocab.evaluation.stored_tally import restored, stored
 from bigvocab.evaluation.tally import Tally
 from bigvocab.heads.padding import padding_notes
@@ -240,6 +240,11 @@ class Evaluator:
         if other is self:
             raise BigvocabError("merge: got the evaluator itself, expected another; its rows would count twice")
         mine, theirs = self.scorer.options(), other.scorer.options()
+        if self.coverage is None and not self.seen and theirs == with_told(mine, theirs):
+            self.scorer.tell(other.scorer)
+            mine = theirs
+        if other.coverage is None and not other.seen:
+            theirs = with_told(theirs, mine)
         if differing := [name for name in mine | theirs if mine.get(name) != theirs.get(name)]:
             name = differing[0]
             raise BigvocabError(
@@ -304,9 +309,9 @@ class Evaluator:
         return cls._of_state(read_state(path), options)
 
     @classmethod
-    def from_bytes(cls, data: bytes, **options: Unpack[EvaluatorOptions]) -> Evaluator:
+    def from_bytes(cls, data: bytes | bytearray | memoryview, **options: Unpack[EvaluatorOptions]) -> Evaluator:
         """The evaluator that `to_bytes` made bytes of; `options` and errors as of `load`."""
-        if not isinstance(data, bytes):
+        if not isinstance(data, bytes | bytearray | memoryview):
             raise TypeError(f"data: expected bytes, got {type(data).__name__}")
         return cls._of_state(read_state(data), options)
 
@@ -322,7 +327,8 @@ class Evaluator:
         evaluator.scorer = Scorer(Specification.from_json(state.given, state.path, **options))
         names = (state.path, "the options and files given now")
         refuse_difference(state.options, evaluator.scorer.identity(), names)
-        evaluator.tally = restored(state.sums, state.table, evaluator.specification.measures.accuracies)
+        with content_of(state.path):
+            evaluator.tally = restored(state.sums, state.table, evaluator.specification.measures.accuracies)
         evaluator.coverage, evaluator.seen = state.coverage, state.seen
         if state.learned is not None and evaluator.scorer.draws is not None:
             evaluator.scorer.draws.restore(state.learned)

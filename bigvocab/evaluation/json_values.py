@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from bigvocab.arguments import BFLOAT16
-from bigvocab.errors import BigvocabError
+from bigvocab.errors import BigvocabError, FormatError
 from bigvocab.matrices.matrix import Matrix
 from bigvocab.storage import uris
 from bigvocab.storage.remote import remember
@@ -100,6 +100,8 @@ def packed(value: Any) -> Any:
 def from_given(name: str, value: Any, path: str) -> Any:
     """The inverse of `as_given`."""
     if isinstance(value, dict):
+        if not value.keys() & {"npy", "missing"}:
+            raise FormatError(f"{path}: {name} is an option of no kind, expected what bigvocab wrote")
         if "npy" not in value:
             shape = tuple(value["missing"])
             raise BigvocabError(

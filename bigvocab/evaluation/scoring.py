@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
+
 from bigvocab.arguments import parse_bytes
 from bigvocab.catalogue import DEFAULT_SAMPLER, default_metrics
 from bigvocab.errors import BigvocabError, Keyword
@@ -65,9 +67,8 @@ class Scorer:
             label_rows: says how many labels there are, as `open_rows` asks.
             options: as `open_matrix` takes them.
         """
-        matrix = open_rows(
-            values, self.rows_name, layer=self.specification.sequences.layer, label_rows=label_rows, **options
-        )
+        values, which = self.with_width(values), self.specification.sequences.layer
+        matrix = open_rows(values, self.rows_name, layer=which, label_rows=label_rows, **options)
         if self.head is not None:
             source = LinearMatrix(matrix, self.head)
             source.layer = self.head = self._told(self.head, source)
@@ -79,6 +80,14 @@ class Scorer:
             raise BigvocabError(f"{name}: expected 2 dimensions, (rows, classes), got shape {matrix.shape}")
         self._refuse_cut_shards(matrix)
         return matrix
+
+    def with_width(self, values: Any) -> Any:
+        """The values; where they are (0, 0), no rows of lists that say by their rows how wide they are, as the layer
+        has them.
+        """
+        if isinstance(values, np.ndarray) and values.shape == (0, 0):
+            return np.zeros((0, 1 if self.head is None else self.head.shape[1]), values.dtype)
+        return values
 
     def _refuse_cut_shards(self, source: LogitSource) -> None:
         """Raise where a whole file of a set is cut away: each may be padded, and all later ids would be shifted."""
@@ -94,10 +103,16 @@ class Scorer:
                 )
 
     def _told(self, head: OutputLayer, source: LinearMatrix) -> OutputLayer:
-        """The layer for states of this kind: as asked, or told from a few rows."""
-        if head.hidden_states is not None or head.found is None:
+        """The layer for states of this kind: as asked, or told from a few rows, later ones where there is none yet."""
+        if head.hidden_states is not None or head.found is None or not len(source):
             return head
         return head.for_states(tell_of(source.inputs, head.found, source.name))
+
+    def tell(self, other: Scorer) -> None:
+        """Take over where hidden states of the model are from, which rows of the other have told."""
+        if self.head is not None and other.head is not None and self.head.hidden_states is None:
+            if other.head.hidden_states is not None:
+                self.head = self.head.for_states(other.head.hidden_states)
 
     @property
     def model(self) -> dict[str, Any] | None:

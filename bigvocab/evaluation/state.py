@@ -20,10 +20,11 @@ The table has the sums that are many: one line per group, or (of a range of clas
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -161,13 +162,14 @@ def _update(digest: Any, whole: Any, start: int, stop: int) -> None:
 # ---- reading
 
 
-def read_state(source: str | os.PathLike[str] | bytes) -> State:
+def read_state(source: str | os.PathLike[str] | bytes | bytearray | memoryview) -> State:
     """Read a state from a file or its bytes, all of it checked before any of it is used.
 
     Raises:
         BigvocabError: no such file, or one of another version; FormatError: no state, cut short or damaged.
     """
-    if isinstance(source, bytes):
+    if isinstance(source, bytes | bytearray | memoryview):
+        source = bytes(source)
         if not source.startswith(ARROW_FILE) or len(source) < 32:
             raise FormatError(f"bytes: {_NO_STATE.replace('an Arrow IPC file', 'bytes')}")
         _check_digest("bytes", source)
@@ -207,12 +209,36 @@ def _check_digest(shown: str, whole: Any) -> None:
         raise FormatError(f"{shown}: truncated or damaged: its checksum does not fit, so nothing of it can be used")
 
 
+@contextlib.contextmanager
+def content_of(path: str) -> Iterator[None]:
+    """An error of one line for a content that bigvocab never wrote, whatever its checksum says."""
+    try:
+        yield
+    except BigvocabError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        raise FormatError(f"{path}: damaged, or no state that bigvocab wrote: {reason}") from error
+
+
 def parse_state(source: Any, path: str = "state") -> State:
     """A state from bytes that are known to be whole."""
+    with content_of(path):
+        return _parsed(source, path)
+
+
+_KINDS = {"version": int, "task": str, "options": dict, "given": dict, "seen": int, "notes": list, "sums": dict}
+
+
+def _parsed(source: Any, path: str) -> State:
     reader = pa.ipc.open_file(source)
     held = json.loads((reader.schema.metadata or {}).get(KEY, b"{}"))
-    if held.get("format") != FORMAT:
+    if not isinstance(held, dict) or held.get("format") != FORMAT:
         raise FormatError(f"{path}: {_NO_STATE}")
+    held = {"notes": [], "seen": 0, **held}
+    for name in ["version"] if held.get("version") != VERSION else _KINDS:
+        if not isinstance(held[name], _KINDS[name]):
+            raise TypeError(f"{name} is of type {type(held[name]).__name__}, expected {_KINDS[name].__name__}")
     if held["version"] > VERSION:
         raise BigvocabError(
             f"{path}: is of version {held['version']}, of a newer bigvocab; this one reads version {VERSION}"
@@ -223,9 +249,11 @@ def parse_state(source: Any, path: str = "state") -> State:
             "delete it and run the job again"
         )
     coverage = None if held["coverage"] is None else Coverage(**held["coverage"])
-    state = State(held["task"], held["options"], held["given"], held["sums"], reader.read_all(), coverage)
+    table = reader.read_all()
+    table.validate(full=True)
+    state = State(held["task"], held["options"], held["given"], held["sums"], table, coverage)
     state.seen, state.sampled, state.path = held["seen"], held["sampled"], path
-    state.model, state.notes = held.get("model"), held.get("notes", [])
+    state.model, state.notes = held.get("model"), held["notes"]
     if learned := held["learned"]:
         state.learned = {name: from_given(name, value, path) for name, value in learned.items()}
     return state

@@ -111,10 +111,9 @@ def vectors_of(column: Any, place: Place, first_row: int = 0, width: int | None 
             continue
         each = int(np.prod(sizes)) if sizes else 1
         if column.null_count:
-            at = _first_null(column)
-            if starts is not None:  # what lies between rows may be anything
-                raise _null_behind(column, starts, each, place, first_row)
-            raise _null(place, first_row, at, each, bool(sizes))
+            if starts is None:
+                raise _null(place, first_row, _first_null(column), each, bool(sizes))
+            _refuse_nulls_in_rows(column, starts, each, place, first_row)
         if not _is_list(column.type):
             break
         column, size, found = _level(column, place, first_row, each, None if nested else width)
@@ -201,9 +200,9 @@ def _null(place: Place, first_row: int, at: int, each: int, inside: bool) -> For
     return FormatError.of_row(place, first_row + at // each, where)
 
 
-def _null_behind(column: Any, starts: Any, each: int, place: Place, first_row: int) -> FormatError:
+def _refuse_nulls_in_rows(column: Any, starts: Any, each: int, place: Place, first_row: int) -> None:
+    """Raise for a null in a row; what lies between rows may be anything."""
     nulls = column.is_null().to_numpy(zero_copy_only=False)
     for row, start in enumerate(starts):
         if nulls[start : start + each].any():
-            return _null(place, first_row + row, int(np.argmax(nulls[start : start + each])), each, True)
-    return FormatError(f"{place}: a null among the values of its lists; write them without")
+            raise _null(place, first_row + row, int(np.argmax(nulls[start : start + each])), each, True)

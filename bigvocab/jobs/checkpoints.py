@@ -22,7 +22,7 @@ from bigvocab import arguments
 from bigvocab.errors import BigvocabError
 from bigvocab.evaluation.compatibility import refuse_difference
 from bigvocab.evaluation.coverage import Coverage, joined, refuse_other_files, shown_rows
-from bigvocab.evaluation.state import State, read_state, write_lines, write_state
+from bigvocab.evaluation.state import State, content_of, read_state, write_lines, write_state
 from bigvocab.formats.magic import ARROW_STREAM
 from bigvocab.jobs.records import regrouped
 from bigvocab.jobs.stored_states import StoredState
@@ -90,7 +90,9 @@ class Checkpoints:
                 )
         found.path, found.given = self.state.path, self.state.given
         found.coverage.inputs = self.coverage.inputs
-        self.state, self.sums, self.resumed = found, self.task.restored(found), True
+        with content_of(found.path):
+            sums = self.task.restored(found)
+        self.state, self.sums, self.resumed = found, sums, True
         self._saved_rows = self.next_row
         self._before = found.coverage.seconds
 

@@ -6,16 +6,18 @@ import os
 from collections.abc import Iterable
 from typing import Any
 
+import pyarrow as pa
+
 from bigvocab.arguments import integer
 from bigvocab.catalogue import default_metrics
 from bigvocab.comparison.reporting import comparison_report
 from bigvocab.comparison.sums import restored_sums
 from bigvocab.errors import BigvocabError, Keyword
-from bigvocab.evaluation.compatibility import refuse_difference, refuse_same_draws
+from bigvocab.evaluation.compatibility import refuse_difference, refuse_same_draws, with_told
 from bigvocab.evaluation.coverage import merged_coverage, refuse_incomplete, shown_rows
 from bigvocab.evaluation.model_report import with_model
 from bigvocab.evaluation.reporting import make_report, refuse_nothing, shown_options, with_rates
-from bigvocab.evaluation.state import State, read_state
+from bigvocab.evaluation.state import State, content_of, read_state
 from bigvocab.evaluation.stored_tally import Names, restored
 from bigvocab.evaluation.tally import Tally
 from bigvocab.jobs.class_merging import merge_classes
@@ -24,7 +26,9 @@ from bigvocab.reports.report import Report
 from bigvocab.storage import uris
 from bigvocab.storage.output import place_of, refuse_overwriting, write_text
 
-Part = str | os.PathLike[str] | bytes
+Held = str | os.PathLike[str] | bytes
+Part = Held | bytearray | memoryview
+_KINDS = (str, os.PathLike, bytes, bytearray, memoryview)
 
 
 def merge(
@@ -39,7 +43,8 @@ def merge(
 
     Args:
         parts: state files, and bytes of `Evaluator.to_bytes`, in any mix: of ranges of rows, of ranges of classes, or
-            of evaluators fed by `update`.
+            of evaluators fed by `update`. Equal bytes, of one state twice or of equal batches, are refused unless
+            `rows` is given.
         output: losses.parquet of states of ranges of classes; ranges of rows have written theirs.
         report: path of report.json.
         html: path of a page to look at; needs bigvocab[html].
@@ -70,11 +75,11 @@ def merged(
     outputs: dict[str, str | os.PathLike[str] | None],
 ) -> Report:
     """As `merge`, but the outputs "report" and "html" are only checked, not written."""
-    given = [parts] if isinstance(parts, str | os.PathLike | bytes) else list(parts)
+    given = [_part(part) for part in ([parts] if isinstance(parts, _KINDS) else parts)]
     paths = [part for part in given if not isinstance(part, bytes)]
     refuse_overwriting({"output": output, **outputs}, paths)
     check_page(outputs["html"], [os.fspath(path) for path in paths])
-    found, seen, first = _merged(_refuse_twice(given), output)
+    found, seen, first = _merged(_refuse_twice(given), output, counted=rows is not None)
     if rows is not None and seen != integer("rows", rows, 0, 2**62):
         raise BigvocabError(Keyword("rows"), f": all states together have seen {seen} rows, expected {rows}")
     compares = first.task == "compare"
@@ -83,9 +88,20 @@ def merged(
     )
 
 
-def _merged(parts: list[Part], output: str | os.PathLike[str] | None) -> tuple[Report, int, State]:
+def _part(part: Any) -> Held:
+    """A path or bytes, however an engine holds them."""
+    part = part.as_py() if isinstance(part, pa.Scalar) else part
+    if isinstance(part, bytearray | memoryview):
+        return bytes(part)
+    if isinstance(part, str | os.PathLike | bytes):
+        return part
+    raise TypeError(f"merge: expected paths of states, or bytes of to_bytes, got {type(part).__name__}")
+
+
+def _merged(parts: list[Held], output: str | os.PathLike[str] | None, *, counted: bool) -> tuple[Report, int, State]:
     """The report; how many rows were seen, those left out among them; and the first state."""
     whole = read_state(parts[0])
+    met = {part for part in parts[:1] if isinstance(part, bytes)}
     if whole.task == "classes":
         found = merge_classes([whole, *(read_state(part) for part in parts[1:])], output)
         return found, whole.covered().rows, whole
@@ -100,6 +116,7 @@ def _merged(parts: list[Part], output: str | os.PathLike[str] | None) -> tuple[R
     owners = [] if whole.coverage is None else [(one, whole.path) for one in whole.coverage.ranges]
     for part in parts[1:]:
         state = read_state(part)
+        _tell(whole, state)
         refuse_difference(
             {"task": whole.task, **whole.options}, {"task": state.task, **state.options}, (whole.path, state.path)
         )
@@ -107,14 +124,34 @@ def _merged(parts: list[Part], output: str | os.PathLike[str] | None) -> tuple[R
             _refuse_overlap(owners, state)
             owners += [(one, state.path) for one in state.coverage.ranges]
         more = kind.restored(state)
+        twice = isinstance(part, bytes) and part in met and state.coverage is None
+        if twice and not counted and kind.seen(state, more):
+            raise BigvocabError(
+                "bytes: are given twice; merging would count their rows twice; if they are of other rows with equal "
+                "values, expected ",
+                Keyword("rows"),
+                ", the number of all rows",
+            )
+        met |= {part} if isinstance(part, bytes) else set()
         if state.coverage is None and whole.coverage is None:
             kind.refuse_same_rows(whole, sums, more)
         whole.coverage = merged_coverage(whole.coverage, state.coverage, (whole.path, state.path))
-        sums.merge(more)
+        with content_of(state.path):
+            sums.merge(more)
         whole.notes += [note for note in state.notes if note not in whole.notes]
     if whole.coverage is not None:
         refuse_incomplete(whole.coverage, f"{len(parts)} states" if len(parts) > 1 else whole.path)
-    return kind.report(whole, sums), kind.seen(whole, sums), whole
+    with content_of(whole.path):
+        return kind.report(whole, sums), kind.seen(whole, sums), whole
+
+
+def _tell(whole: State, state: State) -> None:
+    """Give a state without rows what rows of the other told of a model."""
+    if state.coverage is None and not state.seen:
+        state.options = with_told(state.options, whole.options)
+    elif whole.coverage is None and not whole.seen:
+        whole.options, whole.given = with_told(whole.options, state.options), state.given
+        whole.model, whole.seen = state.model, state.seen
 
 
 class _Evaluations:
@@ -124,7 +161,8 @@ class _Evaluations:
         self._names = Names()
 
     def restored(self, state: State) -> Any:
-        return restored(state.sums, state.table, tuple(state.options["top_k"]), self._names)
+        with content_of(state.path):
+            return restored(state.sums, state.table, tuple(state.options["top_k"]), self._names)
 
     def refuse_same_rows(self, state: State, mine: Any, theirs: Any) -> None:
         refuse_same_draws(state.options, mine.counts, theirs.counts)
@@ -141,7 +179,8 @@ class _Comparisons:
     """States of the task "compare"."""
 
     def restored(self, state: State) -> Any:
-        return restored_sums(state.sums, state.table, state.path)
+        with content_of(state.path):
+            return restored_sums(state.sums, state.table, state.path)
 
     def refuse_same_rows(self, state: State, mine: Any, theirs: Any) -> None:
         """Rows that came by `update` draw nothing."""
@@ -169,14 +208,14 @@ def tally_report(state: State, tally: Tally) -> Report:
     return with_model(with_rates(report, state.coverage), state.model, state.notes)
 
 
-def _refuse_twice(parts: list[Part]) -> list[Part]:
-    """The parts, none of which is there twice."""
+def _refuse_twice(parts: list[Held]) -> list[Held]:
+    """The parts, of which no path is there twice."""
     seen: set[Any] = set()
     for part in parts:
-        place = part if isinstance(part, bytes) else place_of(part)
-        if place in seen:
-            shown = "bytes" if isinstance(part, bytes) else uris.shown(os.fspath(part))
-            raise BigvocabError(f"{shown}: is given twice; merging would count its rows twice")
+        if isinstance(part, bytes):
+            continue
+        if (place := place_of(part)) in seen:
+            raise BigvocabError(f"{uris.shown(os.fspath(part))}: is given twice; merging would count its rows twice")
         seen.add(place)
     if not parts:
         raise BigvocabError("merge: expected at least one state")

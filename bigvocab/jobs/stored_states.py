@@ -48,13 +48,15 @@ class StoredState:
         if self._owns:
             with contextlib.suppress(BigvocabError):
                 if self._owner() == self._mark:
-                    attempt(self._beside("owner"), store_of(self._beside("owner")).delete, "cannot be removed")
+                    attempt(
+                        self._beside("owner"), lambda: store_of(self._beside("owner")).delete(), "cannot be removed"
+                    )
 
     def fetch(self) -> None:
         """Have the local files as the last checkpoint left them; nothing where there was none."""
         if not is_there(self.uri):
             return
-        self._left = attempt(self.uri, store_of(self.uri).identity)
+        self._left = attempt(self.uri, lambda: store_of(self.uri).identity())
         self.path.write_bytes(_content(self.uri))
         coverage = read_state(self.path).coverage
         wanted = 0 if coverage is None else coverage.lines
@@ -84,7 +86,9 @@ class StoredState:
         found = self._owner()
         if found != self._mark:
             raise BigvocabError(f"{self.shown}: {_described(found)}; expected one run for each state")
-        now: RemoteIdentity | None = attempt(self.uri, store_of(self.uri).identity) if is_there(self.uri) else None
+        now: RemoteIdentity | None = (
+            attempt(self.uri, lambda: store_of(self.uri).identity()) if is_there(self.uri) else None
+        )
         if now != self._left:
             raise BigvocabError(f"{self.shown}: another run has written it; expected one run for each state")
 
@@ -97,7 +101,7 @@ class StoredState:
         """(first byte, URI) of the records that were sent."""
         before, query = uris.split_query(self.uri)
         folder, begin = f"{before.rpartition('/')[0]}/{query}", f"{uris.name_of(self.uri)}.lines-"
-        listed: list[str] = attempt(folder, store_of(folder).list, "cannot be listed")
+        listed: list[str] = attempt(folder, lambda: store_of(folder).list(), "cannot be listed")
         names = {one: uris.name_of(one) for one in listed}
         ends = {one: name.removeprefix(begin) for one, name in names.items() if name.startswith(begin)}
         return sorted((int(end), one) for one, end in ends.items() if end.isdecimal())
@@ -121,12 +125,12 @@ class StoredState:
             _write(self._beside(f"lines-{self._sent:020d}"), piece)
             self._sent = lines
         _write(self.uri, self.path)
-        self._left = attempt(self.uri, store_of(self.uri).identity)
+        self._left = attempt(self.uri, lambda: store_of(self.uri).identity())
 
     def forget_lines(self) -> None:
         """Remove records of a run that has ended."""
         for _, piece in self._pieces():
-            attempt(piece, store_of(piece).delete, "cannot be removed")
+            _remove(piece)
 
     def renamed(self, error: BigvocabError) -> BigvocabError:
         """The error, which calls the local file by the URI."""
@@ -149,3 +153,7 @@ def _content(uri: str) -> bytes:
 
 def _write(uri: str, source: Path) -> None:
     attempt(uri, lambda: store_of(uri).write(source), "cannot be written")
+
+
+def _remove(uri: str) -> None:
+    attempt(uri, lambda: store_of(uri).delete(), "cannot be removed")

@@ -18,6 +18,7 @@ from bigvocab.errors import BigvocabError
 from bigvocab.formats.layout import SUPPORTED, is_supported, parse_dtype
 from bigvocab.formats.magic import NPY
 from bigvocab.matrices.row_source import as_row_source
+from bigvocab.storage import uris
 from bigvocab.storage.output import check_writable, replacing
 
 _NAME = "matrix"  # of the tensor, or the column
@@ -53,9 +54,11 @@ class MatrixWriter:
 
     def __init__(self, path: str | os.PathLike[str], *, dtype: Any = None) -> None:
         self.path = checked_path("path", path)
-        suffix = os.path.splitext(self.path)[1].lower()
+        self._shown = uris.shown(self.path)
+        name = uris.name_of(self.path) if uris.is_remote(self.path) else uris.plain(self.path)
+        suffix = os.path.splitext(name)[1].lower()
         if suffix not in _SINKS:
-            raise BigvocabError(f"{self.path}: got the suffix {suffix!r}, expected one of {', '.join(_SINKS)}")
+            raise BigvocabError(f"{self._shown}: got the suffix {suffix!r}, expected one of {', '.join(_SINKS)}")
         stored = parse_dtype(dtype)
         self.dtype: np.dtype[Any] | None = None if stored is None else stored.dtype.newbyteorder("=")
         if stored is not None and stored.dtype == BFLOAT16:
@@ -74,7 +77,7 @@ class MatrixWriter:
         if self.dtype == BFLOAT16 and self._make is _ArrowSink:
             self._abandon()
             raise BigvocabError(
-                f"{self.path}: Arrow has no bfloat16, which the rows would be; write .npy or .safetensors, or pass "
+                f"{self._shown}: Arrow has no bfloat16, which the rows would be; write .npy or .safetensors, or pass "
                 "dtype='float32'"
             )
 
@@ -86,7 +89,7 @@ class MatrixWriter:
             TypeError: no array of floats. The file is given up after an error.
         """
         if self._closed:
-            raise BigvocabError(f"{self.path}: is closed, so no rows can be appended")
+            raise BigvocabError(f"{self._shown}: is closed, so no rows can be appended")
         try:
             source = as_row_source(rows, "rows")
             self._check(source.dtype, source.shape[1])
@@ -133,7 +136,7 @@ class MatrixWriter:
             return
         if self._sink is None:
             self._abandon()
-            raise BigvocabError(f"{self.path}: no rows were appended, so there is no matrix to write")
+            raise BigvocabError(f"{self._shown}: no rows were appended, so there is no matrix to write")
         try:
             self._sink.close(self.num_rows)
         except BaseException:

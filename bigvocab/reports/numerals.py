@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from bigvocab.errors import printable
+from bigvocab.storage.uris import is_remote, split_query
 
 
 def fixed(number: float, decimals: int = 6) -> str:
@@ -110,10 +111,10 @@ def size(num_bytes: float) -> str:
 
 
 def tail(path: str, width: int) -> str:
-    """The end of a path that is too long, which tells files apart.
+    """The end of a path that is too long, which tells files apart; of a URI without its query.
 
-    >>> tail("/data/run-17/logits.npy", 16)
-    '…n-17/logits.npy'
+    >>> tail("/data/run-17/logits.npy", 16), tail("s3://b/logits.npy?region=eu", 20)
+    ('…n-17/logits.npy', 's3://b/logits.npy')
     """
-    path = printable(path)
+    path = printable(split_query(path)[0] if is_remote(path) else path)
     return path if len(path) <= width else "…" + path[1 - width :]

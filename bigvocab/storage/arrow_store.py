@@ -27,6 +27,8 @@ class ArrowStore:
     def __init__(self, uri: str) -> None:
         self.uri = uri
         base, self._query = uris.split_query(uri)
+        if not urlsplit(base).netloc.rpartition("@")[2] and not base.startswith(("hdfs", "viewfs")):
+            raise Final("names no bucket or container")
         self.system, self.path = _file_system(base, self._query)
         self._file: Any = None
         self._lock = threading.Lock()
@@ -40,7 +42,9 @@ class ArrowStore:
             )
         etag = ""
         if self.system.type_name != "gcs":  # whose time of change is exact, and where opening begins to fetch all
-            with self.system.open_input_file(self.path) as file:
+            with self.system.open_input_file(self.path) as file:  # looks again
+                if file.size() != found.size:  # S3's client takes an answer that is cut short for all of it
+                    raise OSError(f"two answers about its size: {found.size} and {file.size()} bytes")
                 etag = _etag(file)
         return RemoteIdentity(found.size, found.mtime_ns or 0, etag)
 
@@ -60,10 +64,13 @@ class ArrowStore:
         if self.system.type_name == "abfs":
             self.system.get_file_info(self.path)  # raises without credentials; opening would end the process
         file = self.system.open_input_file(self.path)
-        if file.size() != expected.size:
-            raise Final(f"changed while it was read ({expected.size} bytes before, {file.size()} now)")
-        if expected.etag and _etag(file) != expected.etag:
-            raise Final("changed while it was read (another ETag)")
+        size, etag = file.size(), _etag(file)
+        if size != expected.size or expected.etag and etag != expected.etag:
+            if self.identity() == expected:
+                raise OSError("an answer about its size was cut short")
+            if size == expected.size:
+                raise Final("changed while it was read (another ETag)")
+            raise Final(f"changed while it was read ({expected.size} bytes before, {size} now)")
         # Arrow has begun to fetch all of an object of Google's: have it give that up for the last byte.
         file.seek(expected.size - 1)
         return file

@@ -40,7 +40,7 @@ def attempt(uri: str, request: Callable[[], Any], what: str = "cannot be read") 
             if not isinstance(error, _EXPECTED) and not _is_arrow(error):
                 raise
             reason = _one_line(error)
-            if not left or _FINAL.search(_NAMES.sub("", reason)):
+            if not left or _never_passes(error) or _FINAL.search(_NAMES.sub("", reason)):
                 break
         time.sleep(pause)
         pause *= 2
@@ -48,6 +48,11 @@ def attempt(uri: str, request: Callable[[], Any], what: str = "cannot be read") 
 
 
 _EXPECTED = (OSError, http.client.HTTPException, ValueError, NotImplementedError)
+
+
+def _never_passes(error: Exception) -> bool:
+    """Whether Arrow refuses the URI itself, or can do no such thing."""
+    return isinstance(error, NotImplementedError) or type(error).__name__ == "ArrowInvalid"
 
 
 def _is_arrow(error: Exception) -> bool:

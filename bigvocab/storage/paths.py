@@ -89,9 +89,14 @@ def _split_uri(uri: str) -> tuple[str, str | None]:
 def names_one(uri: str) -> bool:
     """Whether a URI means one object: no glob, and no folder by its name (which has no suffix, or ends with /)."""
     before, _ = uris.split_query(uri)
-    if glob.has_magic(before.rpartition("/")[2]):
+    if glob.has_magic(before.rpartition("/")[2]) or _is_tree(before):
         return False
     return uris.on_web(before) or ("." in uris.name_of(uri) and not before.endswith("/"))
+
+
+def _is_tree(before: str) -> bool:
+    """Whether a URI is a glob with a wildcard among its folders."""
+    return any("*" in name for name in before.split("/")[3:-1]) and not uris.on_web(before)
 
 
 def uri_files(uri: str, kinds: Kinds) -> list[str]:
@@ -105,12 +110,16 @@ def uri_files(uri: str, kinds: Kinds) -> list[str]:
     from bigvocab.storage.attempts import attempt
     from bigvocab.storage.stores import store_of
 
+    if _is_tree(before):
+        return _objects_below(before, query)
     place = f"{folder}/{query}"
-    listed: list[str] = attempt(place, store_of(place).list, "cannot be listed")
+    listed: list[str] = attempt(place, lambda: store_of(place).list(), "cannot be listed")
     names = {found: uris.name_of(found) for found in listed}
     if pattern:
         found = [
-            one for one, name in names.items() if fnmatch.fnmatchcase(name, pattern) and not _hidden(name, pattern)
+            one
+            for one, name in names.items()
+            if fnmatch.fnmatchcase(name, unquote(pattern)) and not _hidden(name, pattern)
         ]
     else:
         if (chosen := _dataset_objects(place, names)) is not None:
@@ -129,6 +138,36 @@ def uri_files(uri: str, kinds: Kinds) -> list[str]:
         )
         raise BigvocabError(f"{uris.shown(place)}: {looked}")
     return sorted(found, key=natural_key)
+
+
+def _objects_below(before: str, query: str) -> list[str]:
+    """The objects that a glob means whose folders have wildcards too, `**` of any number of folders among them."""
+    from bigvocab.storage.attempts import attempt
+    from bigvocab.storage.stores import store_of
+
+    parts = before.split("/")
+    fixed = next(at for at, part in enumerate(parts) if at > 2 and "*" in part)
+    root, patterns = "/".join(parts[:fixed]), [unquote(part) for part in parts[fixed:]]
+    place = f"{root}/{query}"
+    listed: list[str] = attempt(place, lambda: store_of(place).list(recursive=True), "cannot be listed")
+    found = []
+    for one in listed:
+        names = [unquote(name) for name in uris.split_query(one)[0][len(root) + 1 :].split("/")]
+        if _fits(names, patterns):
+            found.append(one)
+    if not found:
+        raise BigvocabError(f"{uris.shown(place)}: no object matches {'/'.join(patterns)!r}")
+    return sorted(found, key=natural_key)
+
+
+def _fits(names: list[str], patterns: list[str]) -> bool:
+    """Whether the names of folders and of an object in them fit the patterns, one by one."""
+    if not names or not patterns:
+        return not names and not patterns
+    if patterns[0] == "**":
+        return _fits(names, patterns[1:]) or not _hidden(names[0]) and _fits(names[1:], patterns)
+    fits = fnmatch.fnmatchcase(names[0], patterns[0]) and not _hidden(names[0], patterns[0])
+    return fits and _fits(names[1:], patterns[1:])
 
 
 def _of_kinds(names: Mapping[str, str], kinds: Kinds) -> list[str]:

@@ -31,7 +31,7 @@ def names_in(folder: str) -> list[str]:
     if not uris.is_remote(folder):
         return os.listdir(folder)
     place = within(folder, "")
-    return [uris.name_of(one) for one in attempt(place, store_of(place).list, "cannot be listed")]
+    return [uris.name_of(one) for one in attempt(place, lambda: store_of(place).list(), "cannot be listed")]
 
 
 def within(folder: str, name: str) -> str:

@@ -87,7 +87,7 @@ def whole_uri(shown: str) -> str:
 
 def fingerprint(uri: str) -> str:
     """What tells an object apart from others: its size, and its ETag or time of change."""
-    found: RemoteIdentity = attempt(uri, store_of(whole_uri(uri)).identity)
+    found: RemoteIdentity = attempt(uri, lambda: store_of(whole_uri(uri)).identity())
     told = f"{found.size}:{found.etag or found.changed_ns}"
     return hashlib.blake2b(told.encode(), digest_size=16).hexdigest()
 

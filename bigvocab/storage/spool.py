@@ -157,7 +157,7 @@ def mirror(uri: str, fetched: tuple[str, ...] = _TEXTS) -> str:
 
 def _listed(base: str, query: str) -> list[str]:
     place = f"{base}/{query}"
-    found: list[str] = attempt(place, store_of(place).list, "cannot be listed")
+    found: list[str] = attempt(place, lambda: store_of(place).list(), "cannot be listed")
     return found
 
 
@@ -175,7 +175,7 @@ def _on_the_web(base: str, query: str) -> list[str]:
 def _empty(uri: str, place: str) -> SparseFile | None:
     """A sparse file of an object in a folder; None of one that has no bytes, of which an empty file is all."""
     path = os.path.join(place, uris.name_of(uri))
-    identity: RemoteIdentity = attempt(uri, store_of(uri).identity)
+    identity: RemoteIdentity = attempt(uri, lambda: store_of(uri).identity())
     if identity.size:
         return SparseFile(uri, path, identity)
     open(path, "wb").close()

@@ -6,7 +6,11 @@ import os
 import re
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
+from bigvocab.errors import BigvocabError
+
 _REMOTE = re.compile(r"(s3|gs|gcs|abfs|abfss|hdfs|viewfs|https?)://", re.IGNORECASE)
+_SCHEME = re.compile(r"([a-z][a-z0-9+.-]+)://", re.IGNORECASE)
+_FLATTENED = re.compile(r"(s3|gs|gcs|abfss?|hdfs|viewfs|https?):/(?!/)", re.IGNORECASE)
 # Of a query, what says where and how, and is no secret.
 _SHOWN = {
     "endpoint_override", "scheme", "region", "anonymous", "allow_bucket_creation", "replication", "buffer_size",
@@ -34,10 +38,26 @@ def on_web(path: str) -> bool:
 def plain(path: str) -> str:
     """The path of a file:// URI; anything else as it is.
 
+    Raises:
+        BigvocabError: a URI of another kind.
+
     >>> plain("file:///data/a%20b.npy::x"), plain("a.npy")
     ('/data/a b.npy::x', 'a.npy')
     """
-    return unquote(re.sub(r"^file:(//(localhost)?)?(?=/)", "", path, flags=re.IGNORECASE)) if _is_file(path) else path
+    if is_remote(path):
+        return path
+    if _is_file(path):
+        local = re.sub(r"^file:(//(localhost)?)?(?=/)", "", path, flags=re.IGNORECASE)
+        if local.startswith("//") and not path[5:].startswith("////"):
+            raise BigvocabError(f"{path}: names a machine, expected file:///folder/file")
+        return unquote(local)
+    if found := _SCHEME.match(path):
+        known = "s3, gs, abfs, hdfs, http, https and file"
+        rest = path[found.end() :].rpartition("@")[2].partition("?")[0]
+        raise BigvocabError(f"{found[0]}{rest}: got a URI of {found[1]}, expected a path, or a URI of {known}")
+    if found := _FLATTENED.match(path):
+        raise BigvocabError(f"{found[0]}: got a Path of a URI, which cuts its slashes; expected the URI as text")
+    return path
 
 
 def _is_file(path: str) -> bool:

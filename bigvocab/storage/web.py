@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import http.client
+import io
 import ssl
 import threading
 from email.utils import parsedate_to_datetime
@@ -16,7 +17,25 @@ from bigvocab.storage.attempts import Final
 from bigvocab.storage.file_identity import RemoteIdentity
 
 _TIMEOUT, _REDIRECTS = 60.0, 5
+_GONE = (400, 401, 403, 404, 410)
+_NO_HEAD = (400, 403, 405, 501)  # of servers, or signatures, for GET alone
 _CLOSED = (ConnectionError, ssl.SSLEOFError, ssl.SSLZeroReturnError)  # by the server
+
+
+class _Lines(io.BufferedReader):
+    """What a server sends, of which every line must be whole: a connection that ends within the headers ends them."""
+
+    def readline(self, size: int | None = -1, /) -> bytes:
+        line = super().readline(size)
+        if not line.endswith(b"\n") and (size is None or not 0 <= size <= len(line)):
+            raise ConnectionResetError("the connection ended within an answer")
+        return line
+
+
+class _Answer(http.client.HTTPResponse):
+    def __init__(self, sock: Any, *args: Any, **options: Any) -> None:
+        super().__init__(sock, *args, **options)
+        self.fp: Any = _Lines(self.fp.detach())
 
 
 class HttpStore:
@@ -32,7 +51,10 @@ class HttpStore:
             connection.close()
 
     def _request(self, method: str, headers: dict[str, str]) -> tuple[int, Any, bytes]:
-        """Status, headers and body; connections stay open for the next request."""
+        """Status, headers and body; connections stay open for the next request. A file that is elsewhere for now is
+        asked for there, until that place refuses it: such places have signatures that end.
+        """
+        moved = self._place != self.uri
         for _ in range(_REDIRECTS):
             parts = urlsplit(self._place)
             user, _, host = parts.netloc.rpartition("@")
@@ -42,6 +64,9 @@ class HttpStore:
             target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
             place = (parts.scheme.lower(), host)
             connection, answer = self._answer(place, method, target, given)
+            if answer.status == 200 and "Range" in headers:  # all of the file, however large
+                connection.close()
+                return answer.status, answer.headers, b""
             try:
                 body = answer.read()
             except BaseException:
@@ -54,6 +79,9 @@ class HttpStore:
                     self._idle.append((place, connection))
             if answer.status in (301, 302, 303, 307, 308) and answer.headers.get("Location"):
                 self._place = urljoin(self._place, answer.headers["Location"])
+                continue
+            if moved and answer.status in _GONE:
+                self._place, moved = self.uri, False
                 continue
             return answer.status, answer.headers, body
         raise Final("is redirected again and again")
@@ -70,6 +98,7 @@ class HttpStore:
             if connection is None:
                 kind = http.client.HTTPSConnection if place[0] == "https" else http.client.HTTPConnection
                 connection = kind(place[1], timeout=_TIMEOUT)
+                connection.response_class = _Answer
             try:
                 connection.request(method, target, headers=headers)
                 return connection, connection.getresponse()
@@ -92,10 +121,14 @@ class HttpStore:
     def identity(self) -> RemoteIdentity:
         """Its size, time of change and ETag."""
         status, headers, _ = self._request("HEAD", {"Accept-Encoding": "identity"})
+        length = headers.get("Content-Length", "")
+        if status in _NO_HEAD or status == 200 and not length.isdecimal():
+            asked, found, _ = self._request("GET", {"Range": "bytes=0-0", "Accept-Encoding": "identity"})
+            if asked == 206:
+                status, headers, length = 200, found, found.get("Content-Range", "").rpartition("/")[2]
         if status == 404 and "." not in uris.name_of(self.uri):
             raise Final("404 Not Found; of a folder on a web server, which lists none, name each file")
         _refuse(status, (200,))
-        length = headers.get("Content-Length", "")
         if not length.isdecimal():
             raise Final("the server does not say how long it is")
         changed = 0

@@ -1,6 +1,7 @@
 """States: the same bits from any shards in any order, and an error for what would lose a row or count it twice."""
 
 import cProfile
+import hashlib
 import json
 import random
 import shutil
@@ -344,6 +345,89 @@ def test_a_damaged_state_is_refused(thirds, tmp_path):
     path.write_bytes(whole + b"x")
     with pytest.raises(bv.FormatError, match="truncated or damaged"):
         read_state(path)
+
+
+def forged(whole, change):
+    """Bytes of a state with another content, and the checksum of that."""
+    reader = pa.ipc.open_file(pa.BufferReader(whole))
+    held = json.loads(reader.schema.metadata[b"bigvocab"]) | {"checksum": "0" * 64}
+    table = reader.read_all()
+    table = change(held, table) or table
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, table.schema.with_metadata({"bigvocab": json.dumps(held)})) as writer:
+        writer.write_table(table.replace_schema_metadata({"bigvocab": json.dumps(held)}))
+    content = sink.getvalue().to_pybytes()
+    mark = b'"checksum": "' + b"0" * 64
+    digest = hashlib.blake2b(content, digest_size=32).hexdigest().encode()
+    return content.replace(mark, mark[:-64] + digest)
+
+
+FORGED = {
+    "no version": lambda held, table: held.pop("version") and None,
+    "version": lambda held, table: held.update(version="4"),
+    "no sums": lambda held, table: held.pop("sums") and None,
+    "sums": lambda held, table: held["sums"].update(sums=[]),
+    "options": lambda held, table: held["options"].pop("top_k") and None,
+    "loss": lambda held, table: held["options"].update(loss="none"),
+    "coverage": lambda held, table: held.update(coverage={"a": 1}),
+    "given": lambda held, table: held["given"].update(loss={"a": 1}),
+    "learned": lambda held, table: held.update(learned=[1]),
+    "no column": lambda held, table: table.drop_columns(["live"]),
+    "no digits": lambda held, table: table.drop_columns(["loss_digits"]),
+    "text": lambda held, table: table.set_column(1, "rows", pa.array(["x"] * len(table))),
+}
+
+
+@pytest.mark.parametrize("what", FORGED)
+def test_a_content_that_was_never_written_is_one_line(what):
+    """Where the checksum is right all the same."""
+    evaluator = bv.Evaluator()
+    evaluator.update(np.eye(3), [0, 1, 2], groups=["a", "b", "b"])
+    whole = evaluator.to_bytes()
+    same = forged(whole, lambda held, table: None)
+    assert bv.Evaluator.from_bytes(same).report()["sum"] == evaluator.report()["sum"]
+    bad = forged(whole, FORGED[what])
+    if what == "given":  # which a merge shows, but does not use
+        with pytest.raises(bv.FormatError, match="bytes: loss is an option of no kind"):
+            bv.Evaluator.from_bytes(bad)
+        return
+    for parts in ([bad], [whole, bad], [bad, whole]):
+        with pytest.raises(bv.BigvocabError, match=r"^bytes: [^\n]*$"):
+            bv.merge(parts)
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"x", b"\x80\x04K\x01.", b"a.state", b"ARROW1", b"ARROW1\0\0" + bytes(90), b"PAR1" + bytes(90)]
+)
+def test_bytes_of_something_else(data):
+    for read in (bv.Evaluator.from_bytes, bv.Comparison.from_bytes, bv.merge):
+        with pytest.raises(bv.FormatError, match=r"^bytes: is no state of an evaluation, expected "):
+            read(data)
+
+
+def test_bytes_as_engines_hold_them():
+    evaluator = bv.Evaluator()
+    evaluator.update(np.eye(3), [0, 1, 2])
+    data = evaluator.to_bytes()
+    for one in (bytearray(data), memoryview(data)):
+        assert bv.Evaluator.from_bytes(one).report()["rows"] == 3
+        assert bv.merge(one, rows=3)["rows"] == bv.merge([one])["rows"] == 3
+    assert bv.merge(pa.array([data]), rows=3)["rows"] == 3
+    for other in (None, 3, [None], [3], pa.array([None], pa.binary())):
+        with pytest.raises(TypeError):
+            bv.merge(other)
+
+
+def test_equal_bytes_are_equal_batches_where_all_rows_are_counted():
+    none, one = bv.Evaluator(), bv.Evaluator()
+    one.update([[0.0, 1.0]], [1])
+    none, one = none.to_bytes(), one.to_bytes()
+    assert bv.merge([none, one, none, none])["rows"] == 1
+    assert bv.merge([one, one], rows=2)["rows"] == 2
+    with pytest.raises(bv.BigvocabError, match="bytes: are given twice; .*expected rows, the number of all rows"):
+        bv.merge([one, none, one])
+    with pytest.raises(bv.BigvocabError, match="rows: all states together have seen 2 rows, expected 1"):
+        bv.merge([one, one], rows=1)
 
 
 def test_another_version_is_refused(data, tmp_path, monkeypatch):

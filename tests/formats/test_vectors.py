@@ -160,6 +160,37 @@ def test_rows_that_do_not_fit_are_named(kind, rows, message, tmp_path):
         bv.open_matrix(f"{tmp_path}/x.arrow::logits")
 
 
+def test_nulls_that_no_row_of_a_view_has_are_none_of_it(tmp_path):
+    values = pa.array([None, 1.0, 2.0, None, 3.0, 4.0, None], pa.float32())
+    column = pa.ListViewArray.from_arrays(pa.array([4, 1], INT32), pa.array([2, 2], INT32), values)
+    found = bv.Evaluator().update_batch(table_of(column, [0, 1]))
+    expected = bv.Evaluator().update(np.array([[3, 4], [1, 2]], np.float32), [0, 1])
+    np.testing.assert_array_equal(found["loss"].to_numpy(), expected)
+    column = pa.ListViewArray.from_arrays(pa.array([4, 2], INT32), pa.array([2, 2], INT32), values)
+    with pytest.raises(bv.FormatError, match="row 1 has a null at class 1"):
+        bv.Evaluator().update_batch(table_of(column, [0, 1]))
+
+
+@pytest.mark.parametrize("kind", [kind for kind in COLUMNS if kind not in ("fixed", "tensor")])
+def test_batches_without_rows_have_the_width_of_the_layer(kind):
+    """Lists say by their rows how wide they are."""
+    layer = np.random.default_rng(3).normal(size=(9, CLASSES)).astype(np.float32)
+    table = table_of(COLUMNS[kind]).rename_columns(["inputs", "label"])
+    parts = []
+    for batch in (table.slice(0, 0), table, table.slice(0, 0)):
+        evaluator = bv.Evaluator(weights=layer)
+        assert evaluator.update_batch(batch).num_rows == len(batch)
+        parts.append(evaluator.to_bytes())
+    expected = bv.Evaluator(weights=layer)
+    expected.update(LOGITS, LABELS)
+    assert bv.merge(parts, rows=ROWS)["sum"] == expected.report()["sum"]
+    both = table_of(COLUMNS[kind]).rename_columns(["reference", "label"]).append_column("candidate", COLUMNS[kind])
+    comparison = bv.Comparison(weights=layer)
+    for batch in (both.slice(0, 0), both):
+        comparison.update_batch(batch)
+    assert comparison.report()["rows"] == ROWS
+
+
 def test_the_width_of_the_first_batch_binds_all(tmp_path):
     schema = pa.schema([("x", LIST)])
     with pa.ipc.new_file(tmp_path / "x.arrow", schema) as writer:
@@ -186,6 +217,13 @@ def test_tensors_of_two_dimensions_are_no_rows():
     column = pa.ExtensionArray.from_storage(RayTensorType((2, 3), storage.type), storage)
     with pytest.raises(bv.BigvocabError, match="column 'logits' is .*expected a FixedSizeList"):
         bv.Evaluator().update_batch(pa.table({"logits": column, "label": [0, 1]}))
+
+
+@pytest.mark.parametrize("kind", COLUMNS)
+def test_named_candidates_are_columns_of_every_kind(kind):
+    table = pa.table({"reference": COLUMNS["fixed"], "near": COLUMNS[kind], "label": LABELS})
+    found = bv.Comparison().update_batch(table)
+    assert found["near.kl"].to_pylist() == [0.0] * ROWS
 
 
 # ---- soft labels

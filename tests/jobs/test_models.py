@@ -184,6 +184,24 @@ def test_only_the_tokens_of_the_tokenizer_count(job, tmp_path):
     assert found["model"]["sources"]["num_classes"].endswith("tokenizer.json")
 
 
+def test_workers_without_rows_tell_nothing_of_the_model(job):
+    """Where its states are from is told by rows; what has none agrees with either."""
+    given = job("llama", "after")
+    states, labels = np.load(given["inputs"]), np.load(given["labels"])
+    made = [bv.Evaluator(model=GOLDEN / "llama") for _ in range(4)]
+    made[0].update(states[:0], labels[:0])
+    made[1].update(states, labels)
+    parts = [one.to_bytes() for one in made[:3]]
+    for order in (parts, parts[::-1], [parts[1], parts[0], parts[2]]):
+        merged = bv.merge(order, rows=len(labels))
+        assert values_of(merged) == values_of(made[1].report())
+        assert merged["model"] == made[1].report()["model"]
+    for one in made[:3]:
+        made[3].merge(one)
+    assert made[3].report()["model"] == made[1].report()["model"]
+    assert made[3].report()["sum"] == made[1].report()["sum"]
+
+
 def test_labels_that_are_padding_are_noted(job, tmp_path):
     folder = shutil.copytree(GOLDEN / "llama", tmp_path / "model")
     given = job("llama", "after") | {"model": folder}

@@ -1,6 +1,7 @@
 """Object stores and the web: the same bits as from a disk, few bytes fetched, and faults that are mended or named."""
 
 import io
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -119,6 +120,75 @@ def test_folders_and_globs_in_natural_order(store):
         bv.open_matrix(f"s3://c/x-*.npy{query}")
 
 
+def test_globs_with_wildcards_in_folders(store, tmp_path):
+    """As on a disk: `**` of any number of folders, hidden ones left out."""
+    faults, _, query = store
+    names = [
+        "run-1/a/part-2.npy",
+        "run-1/a/part-10.npy",
+        "run-1/part-1.npy",
+        "run-2/a b/part-1.npy",
+        ".run-3/part-1.npy",
+    ]
+    for i, name in enumerate(names):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        np.save(tmp_path / name, LOGITS[10 * i : 10 * i + 10])
+        faults.put(f"/d/x/{name}", npy(LOGITS[10 * i : 10 * i + 10]))
+    for pattern in ("run-*/a/part-*.npy", "*/part-1.npy", "**/part-*.npy", "run-*/**/*.npy", "run-2/a*/part-1.npy"):
+        found = np.asarray(bv.open_matrix(f"s3://d/x/{pattern}{query}"))
+        np.testing.assert_array_equal(found, np.asarray(bv.open_matrix(f"{tmp_path}/{pattern}")))
+    np.testing.assert_array_equal(np.asarray(bv.open_matrix(f"s3://d/x/run-2/a%20b/p*.npy{query}")), LOGITS[30:40])
+    with pytest.raises(bv.BigvocabError, match=r"^s3://d/x/\?.*: no object matches 'none-\*/x.npy'$"):
+        bv.open_matrix(f"s3://d/x/none-*/x.npy{query}")
+
+
+@pytest.mark.parametrize(
+    "uri", ["ftp://me:hunter2@host/x.npy?sig=hunter2", "s3a://b/x.npy", "az://c/x.npy", "hf://x/y"]
+)
+def test_uris_of_other_kinds_are_named(uri, tmp_path):
+    for read in (
+        lambda: bv.open_matrix(uri),
+        lambda: bv.inspect(uri),
+        lambda: bv.open_model(uri),
+        lambda: bv.merge(uri),
+        lambda: bv.evaluate(logits=LOGITS, labels=uri),
+        lambda: bv.evaluate(logits=LOGITS, labels=LABELS, report=uri),
+        lambda: bv.evaluate(logits=LOGITS, labels=LABELS, state=uri),
+        lambda: bv.write_candidates(uri, num_sampled=2, range_max=9, seed=1),
+        lambda: bv.MatrixWriter(uri),
+    ):
+        with pytest.raises(
+            bv.BigvocabError, match=r"\w://\w+/\S+: got a URI of \w+, expected a path, or a URI of s3, gs"
+        ) as caught:
+            read()
+        assert "hunter2" not in str(caught.value)
+
+
+def test_uris_that_are_not_whole(tmp_path):
+    for uri, words in [
+        ("file://x.npy", r"file://x.npy: names a machine, expected file:///folder/file"),
+        ("s3://", r"names no bucket"),
+        ("s3:///x.npy", r"^s3:///x.npy: cannot be read: names no bucket"),
+        (Path("s3://b/x.npy"), r"^s3:/: got a Path of a URI, which cuts its slashes; expected the URI as text"),
+        ("s3://b/x/?foo=1", r"^s3://b/x/: cannot be listed: Unexpected query parameter in S3 URI: 'foo'"),
+        ("s3://b/x-*.npy?foo=1", r"^s3://b/: cannot be listed: Unexpected query parameter in S3 URI: 'foo'"),
+    ]:
+        with pytest.raises(bv.BigvocabError, match=words):
+            bv.open_matrix(uri)
+        with pytest.raises(bv.BigvocabError, match=r"^[^\n]*$"):
+            bv.open_model(uri)
+
+
+@pytest.mark.parametrize("suffix", ["npy", "safetensors", "arrow"])
+def test_matrices_are_written_to_stores(store, suffix):
+    at = places(store)["s3"]
+    with bv.MatrixWriter(at(f"out/x.{suffix}")) as writer:
+        writer.append(LOGITS)
+    np.testing.assert_array_equal(np.asarray(bv.open_matrix(at(f"out/x.{suffix}"))), LOGITS)
+    with pytest.raises(bv.BigvocabError, match=r"x.txt\S*: got the suffix '.txt', expected one of .npy"):
+        bv.MatrixWriter(at("out/x.txt").replace("s3://", "s3://key:hunter2@"))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_of_a_layer_only_its_own_bytes_are_fetched_once(store, kind):
     from safetensors.numpy import save
@@ -163,6 +233,64 @@ def test_what_passes_is_tried_again(store, kind, fault, small_ranges):
     faults.plan = [fault, "", fault, fault]
     np.testing.assert_array_equal(matrix[0:ROWS], LOGITS)
     assert not faults.plan
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_connections_that_die_at_any_byte(store, kind):
+    """Of an answer about the object, and of one with its bytes: in the status line, the headers, the body."""
+    faults, at = store[0], places(store)[kind]
+    small = np.arange(60, dtype=np.float32).reshape(6, 10)
+    faults.put("/b/small.npy", npy(small))
+    for length in range(0, 190, 11 if kind == "http" else 31):
+        faults.head_cuts = [length]
+        np.testing.assert_array_equal(np.asarray(bv.open_matrix(at("small.npy"))), small)
+        faults.head_cuts = [None, length] if kind == "s3" else []
+        np.testing.assert_array_equal(np.asarray(bv.open_matrix(at("small.npy"))), small)
+        faults.head_cuts = [None, None, length] if kind == "s3" else []
+        np.testing.assert_array_equal(np.asarray(bv.open_matrix(at("small.npy"))), small)
+        assert not faults.head_cuts
+    for length in range(0, 600, 29 if kind == "http" else 130):
+        faults.plan = [f"cut {length}"]
+        np.testing.assert_array_equal(np.asarray(bv.open_matrix(at("small.npy"))), small)
+        assert not faults.plan
+
+
+@pytest.mark.parametrize("status", [403, 405, 501])
+def test_a_server_or_a_signature_for_get_alone(store, status):
+    faults, at = store[0], places(store)["http"]
+    faults.no_head = status
+    expected = bv.evaluate(logits=LOGITS, labels=LABELS)["sum"]
+    assert bv.evaluate(logits=at("logits.npy"), labels=at("labels.npy"))["sum"] == expected
+    with pytest.raises(bv.BigvocabError, match=r"^http://[^\n]*/b/none.npy: cannot be read: \d+ [^\n]*$"):
+        bv.open_matrix(at("none.npy"))
+
+
+def test_a_server_without_ranges_is_not_read_whole(store):
+    faults, at = store[0], places(store)["http"]
+    faults.put("/b/large.npy", npy(np.zeros((64 << 20) // 4, np.float32)))
+    faults.no_ranges = True
+    with pytest.raises(bv.BigvocabError, match=r"large.npy: cannot be read: the server does not answer ranges"):
+        bv.open_matrix(at("large.npy"))
+    assert faults.sent < 32 << 20
+
+
+def test_a_place_that_a_file_has_moved_to_for_now(store, small_ranges):
+    """Signatures of such places end while a long run goes on."""
+    faults, web, _ = store
+    at = places(store)["http"]
+    for place in ("/signed/1.npy", "/signed/2.npy"):
+        faults.put(place, faults.objects["/b/logits.npy"])
+        faults.versions[place] = 1
+    faults.moved["/b/logits.npy"] = f"{web}/signed/1.npy"
+    matrix = bv.open_matrix(at("logits.npy"))
+    np.testing.assert_array_equal(matrix[0:50], LOGITS[0:50])
+    faults.status["/signed/1.npy"] = 403
+    faults.moved["/b/logits.npy"] = f"{web}/signed/2.npy"
+    np.testing.assert_array_equal(matrix[0:ROWS], LOGITS)
+    matrix.check()
+    faults.status["/signed/2.npy"] = 403
+    with pytest.raises(bv.BigvocabError, match=r"/b/logits.npy: cannot be read: 403 Forbidden$"):
+        matrix[0:ROWS]
 
 
 def test_a_number_in_the_name_of_an_object_is_no_status(store):
