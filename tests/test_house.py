@@ -248,6 +248,13 @@ def test_nothing_foreign_is_written_down():
         assert not re.search(r"^(<{7}|>{7}) ", text, re.MULTILINE), name
 
 
+def test_nothing_else_lies_on_top():
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    names = {name.partition("/")[0] for name in listed.stdout.split()}
+    files = {"pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE", ".gitignore"}
+    assert names <= files | {"bigvocab", "tests", "scripts", "data", ".ci"}
+
+
 def test_importing_the_package_is_light():
     heavy = "('numpy', 'numba', 'pyarrow', 'rich')"
     code = f"import bigvocab, bigvocab.command.cli, sys; print([m for m in {heavy} if m in sys.modules])"
