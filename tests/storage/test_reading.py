@@ -304,8 +304,10 @@ def slow_disk(fetched, monkeypatch):
     """A matrix of 200 rows of 1 MiB whose first 100 are being fetched, from a disk that has read so many MiB."""
     matrix, *_ = fetched
     moved, done, ended = threading.Condition(), [1], threading.Event()
+    asked = []
 
     def bring(at):
+        asked.append(at)
         with moved:
             return moved.wait_for(lambda: at - matrix.maps[0].address < done[0] << 20)
 
@@ -317,7 +319,7 @@ def slow_disk(fetched, monkeypatch):
     monkeypatch.setattr(os_advice.advice, "bring", bring)
     fetching = threading.Thread(target=matrix.prefetch, args=(0, 100, ended))
     fetching.start()
-    wait_until(lambda: matrix.maps[0].ahead.busy)
+    wait_until(lambda: matrix.maps[0].ahead.busy and len(asked) > 1)  # the first page was there
     yield matrix, read_to, ended
     read_to(1000)
     fetching.join(10)
