@@ -25,7 +25,7 @@ def comparison_tables(values: _Values, sign: str, width: int) -> Iterator[Any]:
     sides = candidates_of(values)
     yield pairs_table(_head(values, sides, sign), 12, "bold")
     yield ""
-    yield _line_each(sides, sign)
+    yield _line_each(sides, sign, width)
     words = list(_in_words(values, sides))
     if words:
         yield ""
@@ -75,24 +75,32 @@ def _ratio(block: _Values, sign: str, digits: int = 2) -> str:
     return to_error(found["perplexity_ratio"], found["perplexity_ratio"] * _error(found), sign, digits)
 
 
-def _line_each(sides: list[tuple[str, _Values]], sign: str) -> Any:
+def _line_each(sides: list[tuple[str, _Values]], sign: str, width: int) -> Any:
     """One line per candidate."""
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=None, padding=(0, 0, 0, 1), header_style="cyan")
     labelled = all("difference" in block for _, block in sides)
-    table.add_column("candidate", overflow="fold", min_width=9, max_width=24)  # names give way to values
     columns = [*["perplexity", "its ratio"] * labelled, "mean KL", "99.9%", "max", "same\ntop"]
-    for name in columns:
-        table.add_column(name, justify="right", no_wrap=True)
-    for name, block in sides:
+    rows = []
+    for _, block in sides:
         kl = block["kl"]
         cells = []
         if labelled:
             cells = [significant(block["candidate"]["perplexity"]), _ratio(block, sign, 1)]
         cells += [to_error(kl["mean"], _error(kl), sign, 1), _short(kl["percentiles"]["99.9"], 2)]
-        cells += [_short(kl["max"], 2), f"{block['same_top']['share']:.1%}"]
+        rows.append([*cells, _short(kl["max"], 2), f"{block['same_top']['share']:.1%}"])
+    needed = sum(
+        1 + max(len(line) for cell in column for line in cell.split("\n"))
+        for column in zip(columns, *rows, strict=True)
+    )
+    names = 9
+    table.add_column("candidate", overflow="fold", min_width=names, max_width=24)  # names give way to values
+    for name in columns:  # then errors move to a line of their own: no value is cut
+        folded = sign in "".join(row[columns.index(name)] for row in rows) and 1 + names + needed > width
+        table.add_column(name, justify="right", no_wrap=not folded)
+    for (name, _), cells in zip(sides, rows, strict=True):
         table.add_row(Text(printable(name)), *cells)
     return table
 

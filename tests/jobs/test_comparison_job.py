@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -256,6 +257,18 @@ def test_without_labels(folder, tmp_path):
     assert "q4.loss_reference" not in pq.read_schema(tmp_path / "rows.parquet").names
     assert "mean KL" in str(report)
     assert "perplexity" not in str(report)
+
+
+def test_no_value_of_the_table_is_cut_where_digits_are_many():
+    x, labels = np.random.default_rng(1).standard_normal((3000, 5000)) * 0.5, np.arange(3000)
+    report = bv.compare(
+        reference=x, candidate=x + np.random.default_rng(2).standard_normal(x.shape) * 3e-4, labels=labels
+    )
+    lines = str(report).split("\n")
+    first = next(i for i, line in enumerate(lines) if line.lstrip().startswith("candidate")) + 1
+    assert max(map(len, lines)) <= 80
+    assert re.fullmatch(r" candidate +5,\d+\.\d +\d\.\d+ ± \S+ ± \S+ \S+ \S+ \d+\.\d%", lines[first]), lines[first]
+    assert re.fullmatch(r" +0\.0+\d", lines[first + 1]), lines[first + 1]  # the error of the ratio
 
 
 def test_layers_are_as_their_logits():
